@@ -1,0 +1,1 @@
+"""Hardware-aware architecture search for MobileNet-like networks."""

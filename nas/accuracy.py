@@ -1,0 +1,40 @@
+"""What every source of accuracy answers with: trained, predicted, looked up or published."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from search_spaces.block import Architecture
+
+AccuracySource = Literal["measured", "predicted", "published"]
+
+
+@dataclass(frozen=True, slots=True)
+class Accuracy:
+    """Accuracy of one network.
+
+    Attributes:
+        top1: percentage of validation images whose first answer is right, 0 to 100.
+        source: ``measured`` (trained and validated here), ``predicted`` or ``published``.
+        deviation: one standard deviation in percentage points, None where nothing is known of it.
+    """
+
+    top1: float
+    source: AccuracySource
+    deviation: float | None = None
+
+
+class AccuracyError(ValueError):
+    """An architecture whose accuracy this source cannot tell. The message gives the reason."""
+
+
+class AccuracyEstimator(Protocol):
+    """A source of accuracy. Calls may take microseconds (a predictor) or hours (training)."""
+
+    def accuracy(self, architecture: Architecture) -> Accuracy:
+        """Accuracy of a network.
+
+        Raises:
+            AccuracyError: if this source does not cover the architecture.
+        """

@@ -1,0 +1,1 @@
+"""Block tables as data: the MobileNets and the spaces that contain them."""

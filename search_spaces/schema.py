@@ -1,0 +1,181 @@
+"""Reading a search space from plain types, strictly.
+
+Every reader raises :class:`SpaceError` with a message that names the field.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, fields
+from typing import Any, TypeVar, get_args
+
+from search_spaces.block import Activation, ArchitectureError, BlockKind, Head, Stem
+from search_spaces.stage import (
+    BLOCK_FIELDS,
+    Candidate,
+    CandidateStage,
+    HeadChoice,
+    Rounding,
+    Stage,
+    StemChoice,
+)
+
+_T = TypeVar("_T")
+_V = TypeVar("_V", bool, int, float, str)
+
+
+class SpaceError(ValueError):
+    """A description that is no search space. The message names the field."""
+
+
+def read_fields(where: str, cls: type, data: object) -> dict[str, Any]:
+    """The entries of a mapping whose keys are fields of ``cls``; unknown and missing ones are refused."""
+    if not isinstance(data, Mapping):
+        raise SpaceError(f"{where}: expected a mapping of fields, not {type(data).__name__}")
+    known = fields(cls)
+    names = [each.name for each in known]
+    unknown = [name for name in data if name not in names]
+    if unknown:
+        raise SpaceError(f"{where}: unknown field {unknown[0]!r}; known: {', '.join(names)}")
+    for each in known:
+        required = each.default is MISSING and each.default_factory is MISSING
+        if required and each.name not in data:
+            raise SpaceError(f"{where}: field {each.name!r} is missing")
+    return dict(data)
+
+
+def read_list(where: str, data: object, read: Callable[[str, object], _T]) -> tuple[_T, ...]:
+    """Every entry of a list that is not empty, read by ``read``."""
+    if not isinstance(data, list | tuple) or not data:
+        raise SpaceError(f"{where}: expected a list with at least one entry")
+    return tuple(read(f"{where}: entry {number}", entry) for number, entry in enumerate(data, start=1))
+
+
+def scalar(where: str, value: object, kind: type[_V], minimum: float | None = None) -> _V:
+    """One value of the given type; integers are accepted where floats are wanted."""
+    if kind is float and type(value) is int:
+        value = float(value)
+    if type(value) is not kind:
+        raise SpaceError(f"{where}: expected {kind.__name__}, not {value!r}")
+    if minimum is not None and not (isinstance(value, int | float) and minimum <= value < float("inf")):
+        raise SpaceError(f"{where}: must be at least {minimum:g}, not {value!r}")
+    return value
+
+
+def candidates_of(where: str, data: object, kind: type[_V], minimum: float | None = None) -> tuple[_V, ...]:
+    """Distinct values of one type, at least one."""
+    if not isinstance(data, list | tuple) or not data:
+        raise SpaceError(f"{where}: expected a list of candidates, not {data!r}")
+    values = tuple(scalar(where, value, kind, minimum) for value in data)
+    if len(set(values)) < len(values):
+        raise SpaceError(f"{where}: a candidate is listed twice in {list(values)}")
+    return values
+
+
+def _kernel_sides(where: str, data: object) -> tuple[int, ...]:
+    kernels = candidates_of(where, data, int, minimum=1)
+    if any(kernel % 2 == 0 for kernel in kernels):
+        raise SpaceError(f"{where}: kernels must be odd, not {list(kernels)}")
+    return kernels
+
+
+def _member_of(where: str, data: object, choices: tuple[str, ...]) -> tuple[Any, ...]:
+    values = candidates_of(where, data, str)
+    for value in values:
+        if value not in choices:
+            raise SpaceError(f"{where}: {value!r} is not one of {', '.join(choices)}")
+    return values
+
+
+def _stride(where: str, value: object) -> int:
+    if type(value) is not int or value not in (1, 2):
+        raise SpaceError(f"{where}: stride must be 1 or 2, not {value!r}")
+    return value
+
+
+def read_rounding(data: object) -> Rounding:
+    """The field ``rounding``."""
+    where = "search space: rounding"
+    values = read_fields(where, Rounding, data)
+    for name in ("channel_divisor", "expansion_divisor"):
+        if name in values:
+            scalar(f"{where}: {name}", values[name], int, minimum=1)
+    if "expansion_conv_at_one" in values:
+        scalar(f"{where}: expansion_conv_at_one", values["expansion_conv_at_one"], bool)
+    return Rounding(**values)
+
+
+def read_stem(where: str, data: object) -> StemChoice:
+    """One entry of ``stems``."""
+    choice = StemChoice(**read_fields(where, StemChoice, data))
+    try:
+        Stem(choice.channels, choice.activation, choice.kernel)
+    except ArchitectureError as error:
+        raise SpaceError(f"{where}: {error}") from None
+    return choice
+
+
+def read_head(where: str, data: object) -> HeadChoice:
+    """One entry of ``heads``."""
+    choice = HeadChoice(**read_fields(where, HeadChoice, data))
+    scalar(f"{where}: conv_ratio", choice.conv_ratio, float, minimum=0)
+    if choice.conv_ratio and choice.conv_channels:
+        raise SpaceError(f"{where}: give conv_channels or conv_ratio, not both")
+    try:
+        Head(choice.conv_channels, choice.hidden_channels, choice.activation)
+    except ArchitectureError as error:
+        raise SpaceError(f"{where}: {error}") from None
+    return choice
+
+
+def read_stage(where: str, data: object) -> Stage | CandidateStage:
+    """One entry of ``stages``: a list of whole candidates, or lists of candidate values."""
+    if isinstance(data, Mapping) and "candidates" in data:
+        return _read_candidate_stage(where, data)
+    values = read_fields(where, Stage, data)
+    kinds = tuple(kind for kind in get_args(BlockKind) if kind != "skip")
+    readers: dict[str, Callable[[str, object], tuple[Any, ...]]] = {
+        "depths": lambda at, each: candidates_of(at, each, int, minimum=0),
+        "widths": lambda at, each: candidates_of(at, each, int, minimum=1),
+        "kernels": _kernel_sides,
+        "expansions": lambda at, each: candidates_of(at, each, float, minimum=0.1),
+        "se": lambda at, each: candidates_of(at, each, bool),
+        "activations": lambda at, each: _member_of(at, each, get_args(Activation)),
+        "per_block": lambda at, each: _member_of(at, each, tuple(BLOCK_FIELDS)) if each else (),
+    }
+    for name, read in readers.items():
+        if name in values:
+            values[name] = read(f"{where}: {name}", values[name])
+    _stride(where, values["stride"])
+    if values.get("kind", kinds[0]) not in kinds:
+        raise SpaceError(f"{where}: kind must be one of {', '.join(kinds)}, not {values['kind']!r}")
+    stage = Stage(**values)
+    if stage.kind == "depthwise_separable" and stage.expansions != (1.0,):
+        raise SpaceError(f"{where}: a depthwise_separable stage needs expansions: [1]")
+    return stage
+
+
+def _read_candidate_stage(where: str, data: Mapping[Any, Any]) -> CandidateStage:
+    values = read_fields(where, CandidateStage, data)
+    _stride(where, values["stride"])
+    for name in ("width", "layers"):
+        scalar(f"{where}: {name}", values[name], int, minimum=1)
+    values["candidates"] = read_list(f"{where}: candidates", values["candidates"], _read_candidate)
+    labels = [candidate.label for candidate in values["candidates"]]
+    if len(set(labels)) < len(labels):
+        raise SpaceError(f"{where}: two candidates are called the same in {labels}")
+    return CandidateStage(**values)
+
+
+def _read_candidate(where: str, data: object) -> Candidate:
+    values = read_fields(where, Candidate, data)
+    if "expansion" in values:
+        values["expansion"] = scalar(f"{where}: expansion", values["expansion"], float, minimum=0.1)
+    if "name" in values:
+        scalar(f"{where}: name", values["name"], str)
+    candidate = Candidate(**values)
+    try:
+        candidate.build(16, 16, 1, Rounding())
+    except ArchitectureError as error:
+        raise SpaceError(f"{where}: {error}") from None
+    return candidate

@@ -1,0 +1,399 @@
+"""Stages of a search space: what they may contain, how they become blocks, and back again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from search_spaces.block import Activation, Block, BlockKind, Head, Stem, halve, make_divisible
+
+Value = bool | int | float | str
+Parameters = dict[str, Value]
+Chooser = Callable[[str, tuple[Value, ...]], Value]
+
+
+@dataclass(frozen=True, slots=True)
+class Rounding:
+    """How channel counts are rounded.
+
+    Attributes:
+        channel_divisor: widths times the width multiplier become multiples of this.
+        expansion_divisor: expanded channels become multiples of this.
+        expansion_conv_at_one: whether an expansion ratio of 1 still has its 1x1 convolution (FBNet),
+            or none (MobileNetV2 and V3).
+    """
+
+    channel_divisor: int = 8
+    expansion_divisor: int = 8
+    expansion_conv_at_one: bool = False
+
+    def width(self, channels: int, multiplier: float) -> int:
+        """Channels after the global width multiplier."""
+        return make_divisible(channels * multiplier, self.channel_divisor)
+
+    def expand(self, in_channels: int, ratio: float) -> tuple[int, bool]:
+        """Expanded channels, and whether a 1x1 convolution makes them."""
+        if ratio == 1 and not self.expansion_conv_at_one:
+            return in_channels, False
+        return make_divisible(in_channels * ratio, self.expansion_divisor), True
+
+
+@dataclass(frozen=True, slots=True)
+class StemChoice:
+    """A candidate stem, before the width multiplier."""
+
+    channels: int
+    activation: Activation = "relu6"
+    kernel: int = 3
+
+    @property
+    def label(self) -> str:
+        """Value of the parameter ``stem``."""
+        return f"conv{self.kernel}x{self.kernel}-{self.channels}-{self.activation}"
+
+    def build(self, rounding: Rounding, multiplier: float) -> Stem:
+        """The stem at a width multiplier."""
+        return Stem(rounding.width(self.channels, multiplier), self.activation, self.kernel)
+
+
+@dataclass(frozen=True, slots=True)
+class HeadChoice:
+    """A candidate head.
+
+    Attributes:
+        conv_channels: width of the 1x1 convolution; grows with a width multiplier above 1 and never
+            shrinks, as in MobileNetV2. 0: none, unless ``conv_ratio`` is given.
+        conv_ratio: width of the 1x1 convolution as a multiple of the last block's (6 in MobileNetV3).
+        hidden_channels: width of the hidden linear layer, 0 for none.
+        activation: nonlinearity.
+    """
+
+    conv_channels: int = 0
+    conv_ratio: float = 0
+    hidden_channels: int = 0
+    activation: Activation = "relu6"
+
+    @property
+    def label(self) -> str:
+        """Value of the parameter ``head``."""
+        conv = f"{self.conv_ratio:g}x" if self.conv_ratio else str(self.conv_channels)
+        hidden = f"-{self.hidden_channels}" if self.hidden_channels else ""
+        return f"conv{conv}{hidden}-{self.activation}"
+
+    def build(self, rounding: Rounding, multiplier: float, channels: int) -> Head:
+        """The head behind a feature map of ``channels``."""
+        if self.conv_ratio:
+            conv = make_divisible(channels * self.conv_ratio, rounding.channel_divisor)
+        elif self.conv_channels:
+            conv = max(self.conv_channels, rounding.width(self.conv_channels, multiplier))
+        else:
+            conv = 0
+        return Head(conv, self.hidden_channels, self.activation)
+
+
+# Parameters of a Stage that can be chosen once per stage or anew for each block.
+BLOCK_FIELDS = {"kernels": "kernel", "expansions": "expansion", "se": "se", "activations": "activation"}
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """Blocks of one width. Each list holds the candidates of one parameter.
+
+    Attributes:
+        stride: stride of the first block; the others have 1.
+        depths: numbers of blocks; 0 removes the stage, its stride included.
+        widths: output channels before the width multiplier.
+        kernels: sides of the depthwise kernel.
+        expansions: ratios of expanded to input channels.
+        se: squeeze-and-excitation or not.
+        activations: nonlinearities.
+        kind: ``inverted_residual`` or ``depthwise_separable``.
+        per_block: which of kernels, expansions, se and activations each block chooses for itself;
+            the others are chosen once for the stage.
+    """
+
+    stride: int
+    depths: tuple[int, ...]
+    widths: tuple[int, ...]
+    kernels: tuple[int, ...] = (3,)
+    expansions: tuple[float, ...] = (6.0,)
+    se: tuple[bool, ...] = (False,)
+    activations: tuple[Activation, ...] = ("relu6",)
+    kind: BlockKind = "inverted_residual"
+    per_block: tuple[str, ...] = ("expansions",)
+
+    @property
+    def size(self) -> int:
+        """Number of parameter settings."""
+        shared = len(self.widths)
+        each = 1
+        for name in BLOCK_FIELDS:
+            count = len(getattr(self, name))
+            if name in self.per_block:
+                each *= count
+            else:
+                shared *= count
+        return sum(shared * each**depth if depth else 1 for depth in self.depths)
+
+    def parameters(self, prefix: str) -> dict[str, tuple[Value, ...]]:
+        """Every parameter of the stage with its candidates."""
+        names: dict[str, tuple[Value, ...]] = {f"{prefix}.depth": self.depths}
+        if max(self.depths):
+            names[f"{prefix}.width"] = self.widths
+        for plural, name in BLOCK_FIELDS.items():
+            if plural in self.per_block:
+                for number in range(1, max(self.depths) + 1):
+                    names[f"{prefix}.block{number}.{name}"] = getattr(self, plural)
+            elif max(self.depths):
+                names[f"{prefix}.{name}"] = getattr(self, plural)
+        return names
+
+    def compose(
+        self, choose: Chooser, prefix: str, in_channels: int, rounding: Rounding, multiplier: float
+    ) -> list[Block]:
+        """The blocks of the stage, asking ``choose`` for each parameter."""
+        depth = int(choose(f"{prefix}.depth", self.depths))
+        if not depth:
+            return []
+        out = rounding.width(int(choose(f"{prefix}.width", self.widths)), multiplier)
+        shared = {
+            name: choose(f"{prefix}.{name}", getattr(self, plural))
+            for plural, name in BLOCK_FIELDS.items()
+            if plural not in self.per_block
+        }
+        blocks: list[Block] = []
+        for number in range(1, depth + 1):
+            values = shared | {
+                name: choose(f"{prefix}.block{number}.{name}", getattr(self, plural))
+                for plural, name in BLOCK_FIELDS.items()
+                if plural in self.per_block
+            }
+            blocks.append(self._block(values, in_channels, out, self.stride if number == 1 else 1, rounding))
+            in_channels = out
+        return blocks
+
+    def encodings(
+        self, blocks: Sequence[Block], prefix: str, in_channels: int, rounding: Rounding, multiplier: float
+    ) -> Iterator[tuple[int, Parameters]]:
+        """Ways in which this stage makes the first of ``blocks``: (how many, parameters)."""
+        for depth in self.depths:
+            if depth == 0:
+                yield 0, {f"{prefix}.depth": 0}
+            elif depth <= len(blocks):
+                taken = blocks[:depth]
+                widths = [w for w in self.widths if rounding.width(w, multiplier) == taken[0].out_channels]
+                if widths:
+                    values = self._match(taken, prefix, rounding)
+                    if values is not None:
+                        yield depth, {f"{prefix}.depth": depth, f"{prefix}.width": widths[0]} | values
+
+    def reach(
+        self, states: Iterable[tuple[int, int]], rounding: Rounding, multiplier: float
+    ) -> tuple[set[tuple[int, Block]], set[tuple[int, int]]]:
+        """Blocks reachable from (channels, size) states, as (input size, block), and the next states."""
+        found: set[tuple[int, Block]] = set()
+        after: set[tuple[int, int]] = set()
+        outs = {rounding.width(width, multiplier) for width in self.widths}
+        for channels, size in states:
+            if 0 in self.depths:
+                after.add((channels, size))
+            if not max(self.depths):
+                continue
+            next_size = halve(size) if self.stride == 2 else size
+            for out in outs:
+                found |= {(size, block) for block in self._blocks(channels, out, self.stride, rounding)}
+                if max(self.depths) > 1:
+                    found |= {(next_size, block) for block in self._blocks(out, out, 1, rounding)}
+                after.add((out, next_size))
+        return found, after
+
+    def _blocks(self, in_channels: int, out: int, stride: int, rounding: Rounding) -> Iterator[Block]:
+        combinations: list[dict[str, Value]] = [{}]
+        for plural, name in BLOCK_FIELDS.items():
+            combinations = [done | {name: value} for done in combinations for value in getattr(self, plural)]
+        for values in combinations:
+            yield self._block(values, in_channels, out, stride, rounding)
+
+    def _block(
+        self, values: Mapping[str, Any], in_channels: int, out: int, stride: int, rounding: Rounding
+    ) -> Block:
+        expanded, expansion_conv = in_channels, False
+        if self.kind == "inverted_residual":
+            expanded, expansion_conv = rounding.expand(in_channels, values["expansion"])
+        return Block(
+            kind=self.kind,
+            kernel=values["kernel"],
+            in_channels=in_channels,
+            expanded_channels=expanded,
+            out_channels=out,
+            stride=stride,
+            activation=values["activation"],
+            se=values["se"],
+            expansion_conv=expansion_conv,
+        )
+
+    def _match(self, blocks: Sequence[Block], prefix: str, rounding: Rounding) -> Parameters | None:
+        out = blocks[0].out_channels
+
+        def fits(block: Block, number: int, name: str, value: Value) -> bool:
+            # One attribute at a time: build the block with this value and everything else as it is.
+            if name == "expansion":
+                ratio = float(value)
+                made = rounding.expand(block.in_channels, ratio)
+                if self.kind != "inverted_residual":
+                    made = (block.in_channels, False)
+                return made == (block.expanded_channels, block.expansion_conv)
+            return bool(getattr(block, name) == value)
+
+        for number, block in enumerate(blocks, start=1):
+            stride = self.stride if number == 1 else 1
+            if (block.kind, block.out_channels, block.stride) != (self.kind, out, stride):
+                return None
+        result: Parameters = {}
+        for plural, name in BLOCK_FIELDS.items():
+            candidates = getattr(self, plural)
+            if plural in self.per_block:
+                for number, block in enumerate(blocks, start=1):
+                    value = next((v for v in candidates if fits(block, number, name, v)), None)
+                    if value is None:
+                        return None
+                    result[f"{prefix}.block{number}.{name}"] = value
+            else:
+                value = next(
+                    (v for v in candidates if all(fits(b, n, name, v) for n, b in enumerate(blocks, 1))), None
+                )
+                if value is None:
+                    return None
+                result[f"{prefix}.{name}"] = value
+        return result
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A whole candidate block of a :class:`CandidateStage`.
+
+    Attributes:
+        kind: kind of block; ``skip`` is the identity, or a strided 1x1 convolution where it must be.
+        kernel: side of the depthwise kernel.
+        expansion: ratio of expanded to input channels.
+        se: squeeze-and-excitation.
+        activation: nonlinearity.
+        name: value of the parameter; made from the other fields where empty.
+    """
+
+    kind: BlockKind = "inverted_residual"
+    kernel: int = 3
+    expansion: float = 6.0
+    se: bool = False
+    activation: Activation = "relu6"
+    name: str = ""
+
+    @property
+    def label(self) -> str:
+        """Value of the parameter this candidate stands for."""
+        if self.name or self.kind == "skip":
+            return self.name or "skip"
+        parts = [f"k{self.kernel}"]
+        if self.kind == "inverted_residual":
+            parts.append(f"e{self.expansion:g}")
+        else:
+            parts.insert(0, "ds")
+        parts += ["se"] * self.se
+        return "_".join([*parts, self.activation])
+
+    def build(self, in_channels: int, out: int, stride: int, rounding: Rounding) -> Block:
+        """The block in its place."""
+        if self.kind == "skip":
+            return Block("skip", 1, in_channels, in_channels, out, stride, "relu", False, False)
+        expanded, expansion_conv = in_channels, False
+        if self.kind == "inverted_residual":
+            expanded, expansion_conv = rounding.expand(in_channels, self.expansion)
+        return Block(
+            self.kind,
+            self.kernel,
+            in_channels,
+            expanded,
+            out,
+            stride,
+            self.activation,
+            self.se,
+            expansion_conv,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class CandidateStage:
+    """A fixed number of layers of one width, each of which picks a whole candidate block.
+
+    Attributes:
+        stride: stride of the first layer; the others have 1.
+        width: output channels before the width multiplier.
+        layers: number of layers.
+        candidates: the blocks to pick from.
+    """
+
+    stride: int
+    width: int
+    layers: int
+    candidates: tuple[Candidate, ...]
+
+    @property
+    def size(self) -> int:
+        """Number of parameter settings."""
+        settings: int = len(self.candidates) ** self.layers
+        return settings
+
+    def parameters(self, prefix: str) -> dict[str, tuple[Value, ...]]:
+        """Every parameter of the stage with its candidates."""
+        labels = tuple(candidate.label for candidate in self.candidates)
+        return {f"{prefix}.block{number}": labels for number in range(1, self.layers + 1)}
+
+    def compose(
+        self, choose: Chooser, prefix: str, in_channels: int, rounding: Rounding, multiplier: float
+    ) -> list[Block]:
+        """The blocks of the stage, asking ``choose`` for each parameter."""
+        by_label = {candidate.label: candidate for candidate in self.candidates}
+        out = rounding.width(self.width, multiplier)
+        blocks: list[Block] = []
+        for number in range(1, self.layers + 1):
+            candidate = by_label[str(choose(f"{prefix}.block{number}", tuple(by_label)))]
+            blocks.append(candidate.build(in_channels, out, self.stride if number == 1 else 1, rounding))
+            in_channels = out
+        return blocks
+
+    def encodings(
+        self, blocks: Sequence[Block], prefix: str, in_channels: int, rounding: Rounding, multiplier: float
+    ) -> Iterator[tuple[int, Parameters]]:
+        """Ways in which this stage makes the first of ``blocks``: (how many, parameters)."""
+        if len(blocks) < self.layers:
+            return
+        out = rounding.width(self.width, multiplier)
+        result: Parameters = {}
+        for number, block in enumerate(blocks[: self.layers], start=1):
+            stride = self.stride if number == 1 else 1
+            label = next(
+                (c.label for c in self.candidates if c.build(in_channels, out, stride, rounding) == block),
+                None,
+            )
+            if label is None:
+                return
+            result[f"{prefix}.block{number}"] = label
+            in_channels = out
+        yield self.layers, result
+
+    def reach(
+        self, states: Iterable[tuple[int, int]], rounding: Rounding, multiplier: float
+    ) -> tuple[set[tuple[int, Block]], set[tuple[int, int]]]:
+        """Blocks reachable from (channels, size) states, as (input size, block), and the next states."""
+        out = rounding.width(self.width, multiplier)
+        found: set[tuple[int, Block]] = set()
+        after: set[tuple[int, int]] = set()
+        for channels, size in states:
+            next_size = halve(size) if self.stride == 2 else size
+            for candidate in self.candidates:
+                found.add((size, candidate.build(channels, out, self.stride, rounding)))
+                if self.layers > 1:
+                    found.add((next_size, candidate.build(out, out, 1, rounding)))
+            after.add((out, next_size))
+        return found, after

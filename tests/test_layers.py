@@ -1,0 +1,117 @@
+import random
+import warnings
+
+import pytest
+import torch
+import torchvision
+from fvcore.nn import FlopCountAnalysis
+
+from nas.cost import cost, layer_cost
+from nas.layers import LayerKey, LayerKeyError, build_layer, layer_keys, reachable_layer_keys
+from nas.model import TORCHVISION_V2_NORM_EPSILON, Network, WeightsError, load_torchvision_weights
+from search_spaces.block import Architecture, Block, Head, Stem
+from search_spaces.mobilenet import FAMILIES, reference
+from search_spaces.space import SearchSpace
+
+
+def _random_statistics(model: torch.nn.Module) -> None:
+    # Fresh batch norms are identities; give them something to get wrong.
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            assert module.running_mean is not None
+            assert module.running_var is not None
+            module.running_mean.uniform_(-0.5, 0.5)
+            module.running_var.uniform_(0.5, 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "norm_epsilon"),
+    [
+        ("mobilenet_v2", TORCHVISION_V2_NORM_EPSILON),
+        ("mobilenet_v3_large", None),
+        ("mobilenet_v3_small", None),
+    ],
+)
+def test_torchvisions_weights_give_torchvisions_outputs(name: str, norm_epsilon: float | None) -> None:
+    torch.manual_seed(0)
+    theirs = getattr(torchvision.models, name)(weights=None).eval()
+    _random_statistics(theirs)
+    ours = Network(reference(name)).eval()
+    load_torchvision_weights(ours, theirs.state_dict(), norm_epsilon)
+    images = torch.randn(2, 3, 224, 224)
+    with torch.inference_mode():
+        assert torch.allclose(ours(images), theirs(images), rtol=1e-5, atol=1e-6)
+
+
+def test_foreign_weights_are_refused() -> None:
+    network = Network(reference("mobilenet_v3_small"))
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    with pytest.raises(WeightsError, match="tensors"):
+        load_torchvision_weights(network, torchvision.models.mobilenet_v2(weights=None).state_dict())
+    other = Network(reference("mobilenet_v3_small", classes=10)).state_dict()
+    with pytest.raises(WeightsError, match=r"has shape \(10, 1024\)"):
+        load_torchvision_weights(network, other)
+    assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
+
+
+def _fvcore_macs(network: torch.nn.Module, resolution: int) -> int:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        analysis = FlopCountAnalysis(network.eval(), torch.randn(1, 3, resolution, resolution))
+        counted = analysis.unsupported_ops_warnings(False).by_operator()
+    return int(counted["conv"] + counted["linear"])
+
+
+def test_cost_equals_fvcores(mobilenet_space: SearchSpace) -> None:
+    generator = random.Random(11)
+    members = [mobilenet_space.sample(generator) for _ in range(6)]
+    for architecture in [*(reference(name) for name in FAMILIES), *members]:
+        network = Network(architecture)
+        counted = cost(architecture)
+        assert counted.macs == _fvcore_macs(network, architecture.resolution)
+        assert counted.parameters == sum(each.numel() for each in network.parameters())
+
+
+def test_the_network_is_the_sum_of_its_layers() -> None:
+    architecture = reference("mobilenet_v3_large")
+    layers = [build_layer(key) for key in layer_keys(architecture)]
+    assert sum(p.numel() for layer in layers for p in layer.parameters()) == cost(architecture).parameters
+    for key, layer in zip(layer_keys(architecture), layers, strict=True):
+        assert layer_cost(key).parameters == sum(each.numel() for each in layer.parameters())
+
+
+def test_keys_chain_through_the_network(mobilenet_space: SearchSpace) -> None:
+    architecture = mobilenet_space.sample(random.Random(5))
+    features = torch.randn(1, 3, architecture.resolution, architecture.resolution)
+    for key in layer_keys(architecture):
+        assert features.shape == key.input_shape
+        features = build_layer(key).eval()(features)
+    assert features.shape == (1, 1000)
+
+
+def test_every_reachable_key_has_a_text_that_reads_back(mobilenet_space: SearchSpace) -> None:
+    keys = reachable_layer_keys(mobilenet_space)
+    assert len({str(key) for key in keys}) == len(keys)
+    assert all(LayerKey.parse(str(key)) == key for key in keys)
+
+
+def test_keys_of_v1_and_of_strided_skips_read_back() -> None:
+    skip = Block("skip", 1, 24, 24, 40, 2, "relu", False, False)
+    for key in (*layer_keys(reference("mobilenet_v1")), LayerKey(28, 24, skip)):
+        assert LayerKey.parse(str(key)) == key
+
+
+@pytest.mark.parametrize("text", ["", "ir_56", "ir_56_i24_x72_o40_k4_s2_relu", "stem_224_o16_k3_gelu", "a;b"])
+def test_other_texts_name_no_layer(text: str) -> None:
+    with pytest.raises(LayerKeyError, match="names no layer"):
+        LayerKey.parse(text)
+
+
+def test_identities_cost_nothing_and_strided_skips_are_convolutions() -> None:
+    identity = Block("skip", 1, 16, 16, 16, 1, "relu", False, False)
+    strided = Block("skip", 1, 16, 16, 32, 2, "relu", False, False)
+    architecture = Architecture(32, Stem(16), (identity, strided), Head(0), classes=10)
+    assert len(layer_keys(architecture)) == 3
+    network = Network(architecture).eval()
+    assert network(torch.randn(1, 3, 32, 32)).shape == (1, 10)
+    assert cost(architecture).macs == _fvcore_macs(network, 32)

@@ -1,0 +1,174 @@
+import copy
+import random
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+
+from search_spaces.mobilenet import reference
+from search_spaces.schema import SpaceError
+from search_spaces.space import NotInSpaceError, SearchSpace
+
+CONTAINED = [
+    "mobilenet_v2",
+    "mobilenet_v3_large",
+    "mobilenet_v3_small",
+    "mobilenet_v3_large_minimalistic",
+    "mobilenet_v3_small_minimalistic",
+    "mobilenet_v2_075",
+    "mobilenet_v3_large_075",
+]
+
+# As NAS-Bench-Macro: three whole candidates for every layer.
+MACRO: dict[str, Any] = {
+    "name": "macro",
+    "resolutions": [32],
+    "stems": [{"channels": 32}],
+    "stages": [
+        {
+            "stride": 2,
+            "width": width,
+            "layers": layers,
+            "candidates": [
+                {"kind": "skip", "name": "identity"},
+                {"kernel": 3, "expansion": 3},
+                {"kernel": 5, "expansion": 6},
+            ],
+        }
+        for width, layers in ((64, 2), (128, 3), (256, 3))
+    ],
+    "heads": [{"conv_channels": 1280}],
+    "classes": 10,
+}
+
+
+@pytest.mark.parametrize("name", CONTAINED)
+def test_contains_the_mobilenets_exactly(mobilenet_space: SearchSpace, name: str) -> None:
+    encoded = mobilenet_space.encode(reference(name))
+    trial = optuna.trial.FixedTrial(encoded)  # type: ignore[arg-type]
+    assert mobilenet_space.suggest(trial) == reference(name)
+    assert trial.params == encoded
+
+
+def test_does_not_contain_v1_and_says_why(mobilenet_space: SearchSpace) -> None:
+    assert not mobilenet_space.contains(reference("mobilenet_v1"))
+    with pytest.raises(NotInSpaceError, match="does not contain"):
+        mobilenet_space.encode(reference("mobilenet_v1"))
+    with pytest.raises(NotInSpaceError, match="has 1000 classes, not 10"):
+        mobilenet_space.encode(reference("mobilenet_v2", classes=10))
+    with pytest.raises(NotInSpaceError, match="not 200"):
+        mobilenet_space.encode(reference("mobilenet_v2", resolution=200))
+
+
+def test_random_members_survive_encoding(mobilenet_space: SearchSpace) -> None:
+    generator = random.Random(7)
+    for _ in range(200):
+        member = mobilenet_space.sample(generator)
+        assert mobilenet_space.build(mobilenet_space.encode(member)) == member
+
+
+def test_an_optuna_study_suggests_members(mobilenet_space: SearchSpace) -> None:
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1))
+    for _ in range(20):
+        trial = study.ask()
+        architecture = mobilenet_space.suggest(trial)
+        assert mobilenet_space.build(trial.params) == architecture
+        assert set(trial.params) <= set(mobilenet_space.parameters())
+
+
+def test_macro_space_counts_and_lists_its_members() -> None:
+    space = SearchSpace.from_dict(MACRO)
+    members = list(space.members())
+    assert space.size == len(members) == 3**8
+    assert len({architecture for _, architecture in members}) == 3**8
+    for parameters, architecture in members[::500]:
+        assert space.build(parameters) == architecture
+        assert space.build(space.encode(architecture)) == architecture
+
+
+def test_members_of_a_space_with_optional_stages_match_its_size() -> None:
+    small = {
+        **MACRO,
+        "stages": [
+            {"stride": 1, "depths": [0, 2], "widths": [16, 24], "expansions": [3, 6], "se": [False, True]},
+            {"stride": 2, "depths": [1], "widths": [32], "kernels": [3, 5], "per_block": ["kernels"]},
+        ],
+    }
+    space = SearchSpace.from_dict(small)
+    members = list(space.members())
+    assert space.size == len(members) == (1 + 2 * 2 * 4) * 2
+    assert len({architecture for _, architecture in members}) == len(members)
+
+
+def test_yaml_round_trip(mobilenet_space: SearchSpace) -> None:
+    for space in (mobilenet_space, SearchSpace.from_dict(MACRO)):
+        assert SearchSpace.from_dict(space.to_dict()) == space
+
+
+def test_every_member_is_made_of_reachable_parts(mobilenet_space: SearchSpace) -> None:
+    parts = mobilenet_space.reachable()
+    generator = random.Random(3)
+    for _ in range(100):
+        member = mobilenet_space.sample(generator)
+        sizes = member.sizes()
+        assert (member.resolution, member.stem) in parts.stems
+        assert {(size, block) for size, block in zip(sizes, member.blocks, strict=False)} <= parts.blocks
+        assert (sizes[-1], member.out_channels, member.head) in parts.heads
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (("stages", 0, "strid"), 2, "stages: entry 1: unknown field 'strid'"),
+        (("stages", 0, "candidates"), [], "candidates: expected a list with at least one entry"),
+        (("stages", 0, "candidates", 1, "kernel"), 4, "stages: entry 1: candidates: entry 2: block: kernel"),
+        (("stages", 0, "stride"), 3, "stride must be 1 or 2"),
+        (("resolutions",), [32, 32], "listed twice"),
+        (("resolutions",), "32", "expected a list of candidates"),
+        (("stems", 0, "channels"), -1, "channels must be a positive integer"),
+        (("heads", 0, "conv_ratio"), 6, "not both"),
+        (("width_multipliers",), [0], "at least 0.01"),
+        (("colour",), "blue", "unknown field 'colour'"),
+        (("name",), "", "name must be a text"),
+    ],
+)
+def test_a_wrong_field_is_named(path: tuple[Any, ...], value: object, message: str) -> None:
+    description = copy.deepcopy(MACRO)
+    target: Any = description
+    for step in path[:-1]:
+        target = target[step]
+    target[path[-1]] = value
+    with pytest.raises(SpaceError, match=message):
+        SearchSpace.from_dict(description)
+
+
+def test_a_stage_with_wrong_lists_is_named() -> None:
+    stage = {"stride": 1, "depths": [1], "widths": [16]}
+    for change, message in [
+        ({"kernels": [2]}, "kernels must be odd"),
+        ({"activations": ["swish"]}, "'swish' is not one of relu"),
+        ({"per_block": ["width"]}, "'width' is not one of kernels"),
+        ({"kind": "skip"}, "kind must be one of"),
+        ({"kind": "depthwise_separable"}, r"needs expansions: \[1\]"),
+        ({"se": [0]}, "expected bool"),
+    ]:
+        with pytest.raises(SpaceError, match=message):
+            SearchSpace.from_dict({**MACRO, "stages": [{**stage, **change}]})
+
+
+def test_a_missing_or_broken_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SpaceError, match=r"nowhere\.yaml"):
+        SearchSpace.from_yaml(tmp_path / "nowhere.yaml")
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("stages: [")
+    with pytest.raises(SpaceError, match=r"broken\.yaml is not valid YAML"):
+        SearchSpace.from_yaml(broken)
+
+
+def test_build_names_a_wrong_parameter(mobilenet_space: SearchSpace) -> None:
+    encoded = mobilenet_space.encode(reference("mobilenet_v3_large"))
+    with pytest.raises(NotInSpaceError, match=r"'stage4\.depth' is missing"):
+        mobilenet_space.build({name: value for name, value in encoded.items() if name != "stage4.depth"})
+    with pytest.raises(NotInSpaceError, match=r"resolution: 223"):
+        mobilenet_space.build({**encoded, "resolution": 223})
