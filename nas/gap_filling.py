@@ -21,6 +21,7 @@ from sklearn.model_selection import KFold
 from nas.cost import products
 from nas.layers import LayerKey
 from search_spaces.block import Block, Stem, halve
+from search_spaces.errors import InputError
 
 Matrix = NDArray[np.float64]
 
@@ -32,7 +33,7 @@ _BATCH = 4096
 _MINIMUM_ROWS = 8
 
 
-class GapFillingError(ValueError):
+class GapFillingError(InputError):
     """Too few measured layers to predict the others from."""
 
 
@@ -143,12 +144,25 @@ class _Process:
         return standardised
 
 
+def standardised_features(keys: Iterable[LayerKey]) -> dict[str, dict[LayerKey, NDArray[np.float64]]]:
+    """Features of layers, each kind scaled to unit variance: {kind: {key: (features,)}}."""
+    result = {}
+    for kind, members in _by_kind(keys).items():
+        features = np.array([_features(key) for key in members])
+        scale = features.std(axis=0)
+        scale[scale == 0] = 1
+        result[kind] = dict(zip(members, features / scale, strict=True))
+    return result
+
+
 def _by_kind(keys: Iterable[LayerKey]) -> dict[str, list[LayerKey]]:
+    # V1's and V2's blocks are one kind, told apart by features; a strided skip is one of its own.
     kinds: dict[str, list[LayerKey]] = {}
     for key in sorted(keys, key=str):
-        kind = key.part.kind if isinstance(key.part, Block) else type(key.part).__name__.lower()
-        # Identities and strided skips aside, V1's and V2's blocks are one kind with two flags.
-        kinds.setdefault("block" if kind not in ("stem", "head", "skip") else kind, []).append(key)
+        kind = type(key.part).__name__.lower()
+        if isinstance(key.part, Block) and key.part.kind == "skip":
+            kind = "skip"
+        kinds.setdefault(kind, []).append(key)
     return kinds
 
 

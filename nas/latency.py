@@ -12,7 +12,6 @@ import hashlib
 import io
 import json
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from typing import Any, Literal, Protocol, get_args
 from nas.calibration import Calibration
 from nas.layers import LayerKey, LayerKeyError, layer_keys
 from search_spaces.block import Architecture
+from search_spaces.errors import InputError
 
 SCHEMA_VERSION = 1
 LatencySource = Literal["measured", "predicted", "estimated"]
@@ -29,11 +29,11 @@ SOURCES: tuple[LatencySource, ...] = get_args(LatencySource)
 _COLUMNS = ("key", "latency_ms", "spread_ms", "samples", "source")
 
 
-class TableError(ValueError):
+class TableError(InputError):
     """A latency table that cannot be used. The message names the file and what to do."""
 
 
-class MissingKeysError(ValueError):
+class MissingKeysError(InputError):
     """Layers that a table does not hold. The message names the command that measures them."""
 
 
@@ -174,8 +174,8 @@ class LatencyTable:
         missing = self.missing(keys)
         if missing:
             raise MissingKeysError(
-                f"the latency table for {self.header.hardware} lacks {len(missing)} layer(s) of this network, "
-                f"e.g. {missing[0]}; measure them with: {self.profile_command}"
+                f"the latency table for {self.header.hardware} lacks {len(missing)} layer(s) of this "
+                f"network, e.g. {missing[0]}; measure them with: {self.profile_command}"
             )
         return keys
 
@@ -251,7 +251,7 @@ def write_atomically(path: Path, content: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text(content, encoding="utf-8")
-    os.replace(temporary, path)
+    temporary.replace(path)
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -286,5 +286,5 @@ def _read_entries(path: Path, content: str) -> dict[LayerKey, Entry]:
             raise TableError(f"{where}: source {row[4]!r} is not one of {', '.join(SOURCES)}")
         if key in entries:
             raise TableError(f"{where}: {key} is listed twice")
-        entries[key] = Entry(latency_ms, spread_ms, samples, row[4])  # type: ignore[arg-type]
+        entries[key] = Entry(latency_ms, spread_ms, samples, row[4])
     return entries

@@ -23,6 +23,7 @@ from nas.model import Network
 from nas.onnx_graph import INPUT_NAME, onnx_model
 from nas.timing import Runner, onnx_runner
 from search_spaces.block import Architecture
+from search_spaces.errors import InputError
 
 RuntimeName = Literal["onnxruntime", "executorch", "torch", "torch_compile"]
 Precision = Literal["fp32", "int8"]
@@ -33,7 +34,7 @@ PRECISIONS: tuple[str, ...] = get_args(Precision)
 _CALIBRATION_IMAGES = 2
 
 
-class RuntimeUnavailableError(RuntimeError):
+class RuntimeUnavailableError(InputError):
     """A runtime that is not installed, or that cannot do what was asked. The message says what to do."""
 
 
