@@ -84,7 +84,7 @@ def read_lines(path: Path, required: Sequence[str], optional: Sequence[str] = ()
     """
     try:
         with path.open(newline="", encoding="utf-8") as file:
-            rows = [row for row in csv.reader(file)]
+            rows = list(csv.reader(file))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise AccuracyDataError(f"cannot read {path}: {reason}") from None

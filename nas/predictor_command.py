@@ -37,8 +37,7 @@ class FitConfig:
     held_out: float = 0.1
     seed: int = 0
     inducing: int = 128
-    shared_steps: int = 200
-    joint_steps: int = 60
+    steps: int = 200
 
 
 ConfigStore.instance().store(name="predictor_schema", node=FitConfig)
@@ -77,14 +76,14 @@ def fit(settings: FitConfig) -> None:
         networks += read_extra(Path(settings.extra))
     if not 0 < settings.held_out < 1:
         raise AccuracyDataError(f"held_out must lie between 0 and 1, not {settings.held_out:g}")
-    effort = Effort(settings.inducing, settings.shared_steps, settings.joint_steps)
+    effort = Effort(settings.inducing, settings.steps)
     console = Console()
     if settings.evaluate:
         benchmark = leave_benchmark_out(networks, settings.held_out, settings.seed, effort)
         variants = leave_variants_out(networks, settings.seed, effort)
         for table in _tables(benchmark, variants):
             console.print(table)
-    posterior = fit_posterior(fit_benchmark(networks, effort, settings.seed), networks, effort)
+    posterior = fit_posterior(fit_benchmark(networks, effort, settings.seed), networks)
     output = Path(settings.output) if settings.output else SHIPPED_PARAMETERS
     posterior.save(output, _notes(networks))
     console.print(f"wrote {output} ({output.stat().st_size / 1e3:.0f} kB)")
