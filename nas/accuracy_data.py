@@ -241,7 +241,7 @@ def _checked(pairs: Iterable[tuple[Line, TrainedNetwork]]) -> list[TrainedNetwor
         first, top1 = seen.setdefault((network.architecture, network.recipe), (line, network.top1))
         if abs(network.top1 - top1) > REPEAT_TOLERANCE:
             raise line.fail(
-                f"repeats the architecture of line {first.number} with top-1 {network.top1:g} instead of {top1:g}"
+                f"repeats the architecture of line {first.number} with top-1 {network.top1:g}, not {top1:g}"
             )
         networks.append(network)
     return networks

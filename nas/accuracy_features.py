@@ -1,7 +1,7 @@
 """What the accuracy predictor sees of a network: numbers that any MobileNet-like block table has.
 
-Many networks are handled at once as columns of a :class:`BlockArrays`; a single network is a batch of
-one, so that there is only one way of computing a feature.
+Many networks are handled at once in :class:`BlockArrays`; a single network is a batch of one, so that
+there is only one way of computing a feature.
 
 A table of any length is laid onto the seven stages of MobileNetV2 by output stride: one stage each at
 strides 2, 4 and 8, two each at 16 and 32, where the second begins when the width changes. Each stage
@@ -12,16 +12,16 @@ whole network gives resolution, size, width, depth and shares of operators.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nas.accuracy import AccuracyError
-from nas.layers import IMAGE_CHANNELS
-from search_spaces.block import Architecture
+from nas.cost import layer_cost
+from nas.layers import IMAGE_CHANNELS, LayerKey
+from search_spaces.block import Architecture, Block, Head, Stem
 
-Ints = NDArray[np.int64]
 Flags = NDArray[np.bool_]
 Floats = NDArray[np.float64]
 
@@ -55,46 +55,73 @@ FEATURES: tuple[str, ...] = (
 )
 
 
+# What the features take from a block; all zero for an absent one and for an identity.
+BLOCK_VALUES = (
+    "depth",
+    "expanded",
+    "kernel5",
+    "se",
+    "width",
+    "hswish",
+    "separable",
+    "macs",
+    "parameters",
+    "strided",
+    "uncovered",
+)
+_WIDTH, _STRIDED = BLOCK_VALUES.index("width"), BLOCK_VALUES.index("strided")
+_PER_STAGE = 5  # the first of them are summed by stage, the others over the network
+
+
+def block_values(block: Block, size: int) -> tuple[float, ...]:
+    """The :data:`BLOCK_VALUES` of a block whose input has ``size`` pixels a side."""
+    if block.is_identity:
+        return (0.0,) * len(BLOCK_VALUES)
+    spent = layer_cost(LayerKey(size, block.in_channels, block))
+    return (
+        1.0,
+        float(block.expanded_channels),
+        float(block.kernel == 5),
+        float(block.se),
+        float(block.out_channels),
+        float(block.activation == "hswish"),
+        float(block.kind == "depthwise_separable"),
+        float(spent.macs),
+        float(spent.parameters),
+        float(block.stride == 2),
+        float(block.kind == "skip" or block.kernel not in KERNELS),
+    )
+
+
+def stem_values(stem: Stem, resolution: int) -> tuple[float, float, float]:
+    """Channels, MACs and parameters of a stem."""
+    spent = layer_cost(LayerKey(resolution, IMAGE_CHANNELS, stem))
+    return float(stem.channels), float(spent.macs), float(spent.parameters)
+
+
+def head_width(head: Head, in_channels: int) -> int:
+    """Features that enter the classifier."""
+    return head.hidden_channels or head.conv_channels or in_channels
+
+
 @dataclass(frozen=True, slots=True)
 class BlockArrays:
-    """N networks as arrays; blocks are padded to the deepest network, B rows.
+    """N networks as arrays, padded with absent blocks to B rows.
 
     Attributes:
         resolution: (N,) pixels.
-        stem_channels: (N,).
+        stem: (N, 3) :func:`stem_values`.
         head_width: (N,) features that enter the classifier.
-        present: (B, N) whether the network has this block. Identities count as absent.
-        separable: (B, N) V1's depthwise separable block instead of an inverted residual.
-        kernel: (B, N) side of the depthwise kernel.
-        in_channels: (B, N).
-        expanded_channels: (B, N).
-        out_channels: (B, N).
-        stride: (B, N).
-        se: (B, N) squeeze-and-excitation.
-        hswish: (B, N) h-swish rather than ReLU or ReLU6.
-        expansion_conv: (B, N) whether a 1x1 convolution makes the expansion.
+        blocks: (B, N, len(BLOCK_VALUES)).
     """
 
-    resolution: Ints
-    stem_channels: Ints
-    head_width: Ints
-    present: Flags
-    separable: Flags
-    kernel: Ints
-    in_channels: Ints
-    expanded_channels: Ints
-    out_channels: Ints
-    stride: Ints
-    se: Flags
-    hswish: Flags
-    expansion_conv: Flags
+    resolution: Floats
+    stem: Floats
+    head_width: Floats
+    blocks: Floats
 
     def __len__(self) -> int:
         return len(self.resolution)
-
-    def slice(self, start: int, stop: int) -> BlockArrays:
-        """Networks ``start`` to ``stop``."""
-        return BlockArrays(*(getattr(self, each.name)[..., start:stop] for each in fields(self)))
 
     @classmethod
     def from_architectures(cls, architectures: Sequence[Architecture]) -> BlockArrays:
@@ -105,33 +132,30 @@ class BlockArrays:
         """
         for architecture in architectures:
             check_covered(architecture)
-        tables = [[block for block in each.blocks if not block.is_identity] for each in architectures]
-        shape = (max((len(table) for table in tables), default=0), len(tables))
-        kinds = {"present": bool, "separable": bool, "se": bool, "hswish": bool, "expansion_conv": bool}
-        names = [each.name for each in fields(cls)[3:]]
-        blocks = {name: np.ones(shape, kinds.get(name, np.int64)) for name in names}
-        blocks["present"][:] = False
-        for column, table in enumerate(tables):
-            for row, block in enumerate(table):
-                values = {
-                    "present": True,
-                    "separable": block.kind == "depthwise_separable",
-                    "hswish": block.activation == "hswish",
-                }
-                for name in names:
-                    blocks[name][row, column] = values[name] if name in values else getattr(block, name)
+        depth = max((len(each.blocks) for each in architectures), default=0)
+        blocks = np.zeros((depth, len(architectures), len(BLOCK_VALUES)))
+        for column, architecture in enumerate(architectures):
+            sizes = architecture.sizes()
+            for row, (block, size) in enumerate(zip(architecture.blocks, sizes, strict=False)):
+                blocks[row, column] = block_values(block, size)
         return cls(
-            np.array([each.resolution for each in architectures], np.int64),
-            np.array([each.stem.channels for each in architectures], np.int64),
-            np.array(
-                [
-                    each.head.hidden_channels or each.head.conv_channels or each.out_channels
-                    for each in architectures
-                ],
-                np.int64,
-            ),
-            **blocks,
+            np.array([each.resolution for each in architectures], float),
+            np.array([stem_values(each.stem, each.resolution) for each in architectures]),
+            np.array([head_width(each.head, each.out_channels) for each in architectures], float),
+            blocks,
         )
+
+    def covered(self) -> Flags:
+        """(N,) whether :func:`check_covered` would accept the blocks and the resolution."""
+        low, high = RESOLUTIONS
+        strides = 2 ** (1 + self._sum("strided"))
+        covered: Flags = (low <= self.resolution) & (self.resolution <= high) & (strides == OUTPUT_STRIDE)
+        covered &= self._sum("uncovered") == 0
+        return covered
+
+    def _sum(self, name: str) -> Floats:
+        total: Floats = self.blocks[:, :, BLOCK_VALUES.index(name)].sum(0)
+        return total
 
 
 def check_covered(architecture: Architecture) -> None:
@@ -151,9 +175,7 @@ def check_covered(architecture: Architecture) -> None:
             f"the ImageNet predictor knows resolutions of {low} to {high} px, not {architecture.resolution}"
         )
     if architecture.stem.kernel != 3:
-        raise AccuracyError(
-            f"the ImageNet predictor knows 3x3 stems, not {architecture.stem.kernel}x{architecture.stem.kernel}"
-        )
+        raise AccuracyError(f"the ImageNet predictor knows stems of kernel 3, not {architecture.stem.kernel}")
     for number, block in enumerate(architecture.blocks, start=1):
         if block.is_identity:
             continue
@@ -177,99 +199,45 @@ def features(batch: BlockArrays) -> Floats:
     features unlike the data.
     """
     count = len(batch)
-    rows = np.arange(count)
-    depth, expanded, kernel5, se, width = np.zeros((5, count, _STAGES))
-    hswish, separable = np.zeros((2, count))
-    size = (batch.resolution + 1) // 2
-    macs = (size * size * batch.stem_channels * 9 * IMAGE_CHANNELS).astype(float)
-    parameters = (batch.stem_channels * (9 * IMAGE_CHANNELS + 2)).astype(float)
-    level = np.ones(count, np.int64)
-    first_width = np.zeros(count, np.int64)  # of the blocks at this output stride
-    second_half = np.zeros(count, bool)
-    last_width = batch.stem_channels.copy()
-    for present, sep, kernel, ins, exp, out, stride, with_se, hs, conv in zip(
-        batch.present,
-        batch.separable,
-        batch.kernel,
-        batch.in_channels,
-        batch.expanded_channels,
-        batch.out_channels,
-        batch.stride,
-        batch.se,
-        batch.hswish,
-        batch.expansion_conv,
-        strict=True,
-    ):
-        strided = present & (stride == 2)
+    first_stage = np.arange(count) * _STAGES
+    by_stage = np.zeros((count * _STAGES, _PER_STAGE))
+    level = np.ones(count, np.int64)  # logarithm of the output stride
+    first_width = np.zeros(count)  # of the blocks at this output stride
+    narrower_or_wider = np.zeros(count, bool)  # whether the width has changed at this output stride
+    last_width = batch.stem[:, 0].copy()
+    for block in batch.blocks:
+        present, strided, width = block[:, 0] > 0, block[:, _STRIDED] > 0, block[:, _WIDTH]
         level += strided
         begins = strided | (present & (first_width == 0))
-        first_width = np.where(begins, out, first_width)
-        second_half = np.where(begins, False, second_half | (present & (out != first_width)))
+        first_width = np.where(begins, width, first_width)
+        narrower_or_wider = (narrower_or_wider | (present & (width != first_width))) & ~begins
         # Levels 1, 2, 3 are stages 0, 1, 2; levels 4 and 5 have two stages each.
-        stage = np.minimum(np.where(level < 4, level - 1, 2 * level - 5 + second_half), _STAGES - 1)
-        weight = present.astype(float)
-        large = weight * (kernel == 5)
-        depth[rows, stage] += weight
-        expanded[rows, stage] += weight * exp
-        kernel5[rows, stage] += large
-        se[rows, stage] += weight * with_se
-        width[rows, stage] += weight * out
-        hswish += weight * hs
-        separable += weight * sep
-        last_width = np.where(present, out, last_width)
-        macs_here, size = _block_macs(size, strided, kernel, ins, exp, out, conv, with_se)
-        macs += weight * macs_here
-        parameters += weight * _block_parameters(kernel, ins, exp, out, conv, with_se)
+        stage = np.where(level < 4, level - 1, 2 * level - 5 + narrower_or_wider)
+        by_stage[first_stage + np.minimum(stage, _STAGES - 1)] += block[:, :_PER_STAGE]
+        last_width = np.where(present, width, last_width)
 
-    total = np.maximum(depth.sum(1), 1)
-    blocks = np.maximum(depth, 1)
+    depth, expanded, kernel5, se, width = by_stage.reshape(count, _STAGES, _PER_STAGE).transpose(2, 0, 1)
+    hswish, separable, macs, parameters = batch.blocks[:, :, _PER_STAGE:_STRIDED].sum(0).T
+    blocks, total = np.maximum(depth, 1), np.maximum(depth.sum(1), 1)
     has = depth > 0
-    relative_width = np.where(has, np.log(np.where(has, width / blocks, 1) / _WIDTHS), 0)
-    stages = np.stack(
-        [
-            np.log1p(depth),
-            np.where(has, np.log(np.where(has, expanded / blocks, 1) / _EXPANDED), 0),
-            kernel5 / blocks,
-            se / blocks,
-        ],
-        axis=2,
+    relative_width = np.log(np.where(has, width / blocks / _WIDTHS, 1))
+    stages = (
+        np.log1p(depth),
+        np.log(np.where(has, expanded / blocks / _EXPANDED, 1)),
+        kernel5 / blocks,
+        se / blocks,
     )
-    network = np.stack(
-        [
-            np.log(batch.resolution / RESOLUTIONS[1]),
-            np.log(macs / 2e8),
-            np.log(parameters / 2e6),
-            relative_width.sum(1) / np.maximum(has.sum(1), 1),
-            np.log(total / 15),
-            se.sum(1) / total,
-            kernel5.sum(1) / total,
-            hswish / total,
-            separable / total,
-            np.log(batch.head_width / 1280),
-            np.log(last_width / _WIDTHS[-1]),
-        ],
-        axis=1,
+    network = (
+        np.log(batch.resolution / RESOLUTIONS[1]),
+        np.log((macs + batch.stem[:, 1]) / 2e8),
+        np.log((parameters + batch.stem[:, 2]) / 2e6),
+        relative_width.sum(1) / np.maximum(has.sum(1), 1),
+        np.log(total / 15),
+        se.sum(1) / total,
+        kernel5.sum(1) / total,
+        hswish / total,
+        separable / total,
+        np.log(batch.head_width / 1280),
+        np.log(last_width / _WIDTHS[-1]),
     )
-    return np.concatenate([stages.reshape(count, -1), network], axis=1)
-
-
-def _block_macs(
-    size: Ints, strided: Flags, kernel: Ints, ins: Ints, exp: Ints, out: Ints, conv: Flags, se: Flags
-) -> tuple[Ints, Ints]:
-    # nas.cost over many networks at once; a test holds the two together.
-    out_size = np.where(strided, (size + 1) // 2, size)
-    area = out_size * out_size
-    macs = conv * size * size * ins * exp + area * exp * (kernel * kernel + out)
-    return macs + se * 2 * exp * _squeezed(exp), out_size
-
-
-def _block_parameters(kernel: Ints, ins: Ints, exp: Ints, out: Ints, conv: Flags, se: Flags) -> Ints:
-    weights = conv * exp * (ins + 2) + exp * (kernel * kernel + 2) + out * (exp + 2)
-    squeezed = _squeezed(exp)
-    return weights + se * (2 * exp * squeezed + squeezed + exp)
-
-
-def _squeezed(expanded: Ints) -> Ints:
-    # search_spaces.block.squeeze_channels: make_divisible(expanded / 4) on arrays.
-    rounded = np.maximum(8, (expanded + 16) // 32 * 8)
-    return rounded + 8 * (rounded * 40 < expanded * 9)
+    return np.concatenate([np.stack(stages, 2).reshape(count, -1), np.stack(network, 1)], axis=1)

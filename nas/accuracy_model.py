@@ -110,7 +110,7 @@ class Inducing:
     def covariance(self, hyper: Hyperparameters) -> Tensor:
         """Of the M + P values of ``shared`` and the P of ``published``, (M + 2P, M + 2P)."""
         points = torch.cat([self.shared, self.published])
-        blocks = torch.block_diag(
+        blocks: Tensor = torch.block_diag(  # type: ignore[no-untyped-call]
             hyper.shared(points, points), hyper.published(self.published, self.published)
         )
         return blocks + _JITTER * torch.eye(len(blocks), dtype=blocks.dtype)

@@ -25,8 +25,8 @@ _PRIORS: dict[str, tuple[float | tuple[float, float], float]] = {
     "length": (1.5, 1.0),
     "slope": (-2.5, 1.0),
     "published_length": (1.2, 0.7),
-    "published_slope": (-4.0, 1.0),
-    "amplitude": ((-2.7, -3.2), 1.0),
+    "published_slope": (-3.5, 1.0),
+    "amplitude": ((-2.7, -3.0), 1.0),
     "constant": (-1.0, 0.5),
     "noise": (-4.8, 0.4),
 }
@@ -183,7 +183,8 @@ class _Regression:
         )
         fit = 0.5 * (self.target @ self.target - (projected**2).sum())
         complexity = self.precision_cholesky.diagonal().log().sum() + self.log_noise.sum()
-        return fit + complexity + 0.5 * (self.lost * torch.exp(-2 * self.log_noise)).sum()
+        loss: Tensor = fit + complexity + 0.5 * (self.lost * torch.exp(-2 * self.log_noise)).sum()
+        return loss
 
     def posterior(self) -> Posterior:
         """What is shipped."""
