@@ -12,7 +12,7 @@ import random
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from nas.objective import Latency, LatencyModel
+from nas.latency import Latency, LatencyModel
 from search_spaces.block import Architecture
 from search_spaces.space import NotInSpaceError, SearchSpace
 from search_spaces.stage import Parameters, Value

@@ -4,7 +4,7 @@ Only accuracy is uncertain: latency and the other costs of a proposal are known.
 hypervolume improvement therefore has a closed form: between two neighbouring costs of the front, the
 improvement is that of a single objective (Jones et al. 1998, expected improvement).
 
-    process = GaussianProcess.fit(features, accuracies)
+    process = GaussianProcess(features, groups, accuracies, tune(features, groups, accuracies, ...))
     mean, deviation = process.predict(other_features)
     gains = expected_improvement(mean, deviation, costs, front_utilities, front_costs, bounds)
 """
@@ -92,7 +92,7 @@ def tune(
     start: Hyperparameters,
     generator: np.random.Generator,
 ) -> Hyperparameters:
-    """Hyperparameters of the highest marginal likelihood near ``start``, with a weak prior around order one."""
+    """Hyperparameters of high marginal likelihood near ``start``, with a weak prior around order one."""
     if len(targets) > _TUNING_POINTS:
         chosen = generator.choice(len(targets), _TUNING_POINTS, replace=False)
         features, targets = features[chosen], targets[chosen]
@@ -137,14 +137,17 @@ def _kernel(one: Array, other: Array, groups: NDArray[np.intp], hyperparameters:
 
 def _combine(inner: Array, squared: Array, hyperparameters: Hyperparameters) -> Array:
     distance = np.sqrt(5.0 * squared)
-    smooth = (1.0 + distance + distance**2 / 3.0) * np.exp(-distance)
-    return np.exp(hyperparameters.log_linear) * inner + np.exp(hyperparameters.log_smooth) * smooth
+    smooth: Array = (1.0 + distance + distance**2 / 3.0) * np.exp(-distance)
+    covariance: Array = (
+        np.exp(hyperparameters.log_linear) * inner + np.exp(hyperparameters.log_smooth) * smooth
+    )
+    return covariance
 
 
 def _squared(one: Array, other: Array | None) -> Array:
     other = one if other is None else other
-    squared = np.sum(one**2, axis=1)[:, None] + np.sum(other**2, axis=1)[None] - 2 * one @ other.T
-    return np.maximum(squared, 0.0)
+    squared: Array = np.sum(one**2, axis=1)[:, None] + np.sum(other**2, axis=1)[None] - 2 * one @ other.T
+    return np.maximum(squared, 0.0, out=squared)
 
 
 def expected_improvement(
