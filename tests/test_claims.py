@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -51,7 +52,7 @@ run_search(study, small_space(), Pareto(), Logged(), MadeUpLatency(),
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def server() -> Iterator[str]:
     """URL of a database on a server that runs as long as the tests of this file."""
     pytest.importorskip("psycopg", reason="needs the extra `postgres`")
     binaries = next((each for each in BINARIES if (each / "initdb").exists()), None)
@@ -59,19 +60,16 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     if binaries is None and found is None:
         pytest.skip("PostgreSQL is not installed (Debian: apt install postgresql)")
     binaries = binaries or Path(str(found)).parent
-    folder = tmp_path_factory.mktemp("postgres")
     user: str | None = None
+    # Not below pytest's own folders, which only their owner may enter.
+    folder = Path(tempfile.mkdtemp(prefix="postgres"))
     if os.geteuid() == 0:
         # The server refuses to run as root.
         try:
-            account = pwd.getpwnam("postgres")
+            user = pwd.getpwnam("postgres").pw_name
         except KeyError:
             pytest.skip("PostgreSQL does not run as root, and there is no user postgres")
-        user = account.pw_name
-        shutil.chown(folder, account.pw_uid, account.pw_gid)
-        for parent in list(folder.parents)[:3]:
-            if parent.owner() == "root" and parent != Path("/tmp"):
-                parent.chmod(parent.stat().st_mode | 0o111)
+        shutil.chown(folder, user)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -86,6 +84,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     run(*control, "-o", options, "start")
     yield f"postgresql://nas@127.0.0.1:{port}/postgres"
     run(*control, "-m", "immediate", "stop")
+    shutil.rmtree(folder)
 
 
 @pytest.fixture
