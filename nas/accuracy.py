@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from search_spaces.block import Architecture
+from search_spaces.errors import InputError
 
 AccuracySource = Literal["measured", "predicted", "published"]
 
@@ -25,7 +26,7 @@ class Accuracy:
     deviation: float | None = None
 
 
-class AccuracyError(ValueError):
+class AccuracyError(InputError):
     """An architecture whose accuracy this source cannot tell. The message gives the reason."""
 
 

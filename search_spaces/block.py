@@ -14,6 +14,8 @@ from typing import Any, Literal, TypeVar, get_args
 
 import yaml
 
+from search_spaces.errors import InputError
+
 Activation = Literal["relu", "relu6", "hswish"]
 BlockKind = Literal["inverted_residual", "depthwise_separable", "skip"]
 
@@ -24,7 +26,7 @@ _Row = TypeVar("_Row")
 _PAPER_ACTIVATION = {"relu": "RE", "relu6": "R6", "hswish": "HS"}
 
 
-class ArchitectureError(ValueError):
+class ArchitectureError(InputError):
     """A block table that describes no network. The message names the row."""
 
 
