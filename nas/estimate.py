@@ -12,6 +12,7 @@ cross-validated error; ``python -m nas.fit_estimate blocks=CSV`` makes them.
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -22,12 +23,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import lsq_linear
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
 
 from nas.cost import products
 from nas.layers import LayerKey
 from search_spaces.block import Block, Head, halve
+from search_spaces.errors import InputError
 
 SCHEMA = 1
 _BYTES = 4  # of an fp32 value
@@ -43,7 +46,7 @@ TERMS = (
 )
 
 
-class EstimateError(ValueError):
+class EstimateError(InputError):
     """An estimate that does not exist, cannot be read or cannot be adapted."""
 
 
@@ -281,9 +284,12 @@ class AdaptedLayers:
         self._log_factor = float(np.median(ratios))
         features = self._features(measured_ms)
         self._center, self._scale = features.mean(axis=0), features.std(axis=0) + 1e-6
-        kernel = ConstantKernel(0.1, (1e-3, 10.0)) * RBF(3.0, (0.5, 30.0)) + WhiteKernel(0.01, (1e-8, 1.0))
+        kernel = ConstantKernel(0.1, (1e-3, 10.0)) * RBF(3.0, (0.5, 30.0)) + WhiteKernel(0.01, (1e-4, 1.0))
         self._residual = GaussianProcessRegressor(kernel, n_restarts_optimizer=2, random_state=0)
-        self._residual.fit((features - self._center) / self._scale, ratios - self._log_factor)
+        with warnings.catch_warnings():
+            # Few layers leave a hyperparameter at its bound; that is what the bounds are for.
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            self._residual.fit((features - self._center) / self._scale, ratios - self._log_factor)
 
     @property
     def factor(self) -> float:
