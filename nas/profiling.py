@@ -236,7 +236,7 @@ def seconds_needed(target: Target, runtime: Runtime, plan: Plan, rounds: int) ->
         scale += _macs(subject)
     if not subjects:
         return 0.0
-    total_macs = sum(_macs(subject) for subject in (*plan.keys, *plan.networks))
+    total_macs = sum(map(_macs, plan.keys)) + sum(map(_macs, plan.networks))
     count = len(plan.keys) + len(plan.networks)
     return prepare_s / len(subjects) * count + run_s / scale * total_macs * (rounds + 1)
 

@@ -1,0 +1,184 @@
+"""The configuration of all commands: structured schemas, and how a command is started.
+
+Hydra composes YAML files from ``conf/`` into these dataclasses, so an unknown key or a value of the wrong
+type fails before anything runs. Config objects stop at the commands: everything below them takes plain
+typed arguments.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import hydra
+import yaml
+from hydra.core.config_store import ConfigStore
+from hydra.errors import HydraException
+from omegaconf import MISSING, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from rich.console import Console
+
+from nas.timing import MeasurementError
+from search_spaces.errors import InputError
+from search_spaces.space import SearchSpace
+
+# In a checkout the configs lie beside the package, in a wheel inside it.
+_INSIDE = Path(__file__).parent / "conf"
+CONFIG_FOLDER = _INSIDE if _INSIDE.is_dir() else Path(__file__).parent.parent / "conf"
+
+# Groups for which a path to a YAML file of one's own may stand in place of a name.
+_FILE_GROUPS = ("hardware", "search_space")
+
+_C = TypeVar("_C")
+
+
+@dataclass
+class HardwareConfig:
+    """Where networks will run.
+
+    Attributes:
+        name: what tables and reports call it.
+        description: one line for people.
+        cores: processor cores, for information.
+        threads: threads the network may use.
+        host: user@host of a board reached over ssh; null for this machine or a board without network.
+        hosts: several identical boards that share the work.
+        measured_here: whether layers are measured on this machine.
+        estimate: name of a shipped estimate to use while there is no measured table; null for none.
+        temperature_limit_c: boards pause measuring above this.
+    """
+
+    name: str = MISSING
+    description: str = ""
+    cores: int = 1
+    threads: int = 1
+    host: str | None = None
+    hosts: list[str] = field(default_factory=list)
+    measured_here: bool = False
+    estimate: str | None = None
+    temperature_limit_c: float = 75.0
+
+
+@dataclass
+class RuntimeConfig:
+    """What runs networks on the hardware.
+
+    Attributes:
+        name: onnxruntime, executorch, torch or torch_compile.
+        precision: fp32 or int8.
+        threads: threads within an operator.
+    """
+
+    name: str = MISSING
+    precision: str = "fp32"
+    threads: int = 1
+
+
+@dataclass
+class ProfileSettings:
+    """How a latency table is measured.
+
+    Attributes:
+        folder: where tables are kept.
+        max_keys: layers to measure at most; the rest of the space is predicted from them. null: all.
+        networks: random members measured end to end for the calibration.
+        rounds: steady rounds wanted.
+        seed: of the choice of layers, of the networks and of the order of measuring.
+        dry_run: only say what would be measured and how long it would take.
+        kit: write a portable measuring kit to this zip file instead of measuring.
+        import_file: turn a board's result file into a table instead of measuring.
+    """
+
+    folder: str = "results/latency"
+    max_keys: int | None = 1000
+    networks: int = 80
+    rounds: int = 40
+    seed: int = 0
+    dry_run: bool = False
+    kit: str | None = None
+    import_file: str | None = None
+
+
+def read_space(config: Any) -> SearchSpace:
+    """The search space of a composed config."""
+    return SearchSpace.from_dict(OmegaConf.to_container(config, resolve=True))
+
+
+def plain(config: Any, schema: type[_C]) -> _C:
+    """A config node as an object of its dataclass."""
+    made = OmegaConf.to_object(config)
+    assert isinstance(made, schema)
+    return made
+
+
+def command(config_name: str, schema: type, main: Callable[[Any], None]) -> None:
+    """Run a command: compose its config, hand it over, and turn errors into one line and an exit code.
+
+    Args:
+        config_name: YAML file in ``conf/``, without its ending.
+        schema: dataclass the file is checked against; its defaults list names it ``<config_name>_schema``.
+        main: what to do with the composed config.
+    """
+    ConfigStore.instance().store(name=f"{config_name}_schema", node=schema)
+    # Hydra would print several lines and a hint; with this it raises, and we print one.
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+    errors = Console(stderr=True, soft_wrap=True, highlight=False)
+    try:
+        with tempfile.TemporaryDirectory() as own_files:
+            sys.argv[1:] = _with_own_files(sys.argv[1:], Path(own_files))
+            hydra.main(version_base="1.3", config_path=str(CONFIG_FOLDER), config_name=config_name)(main)()
+    except (InputError, MeasurementError) as error:
+        errors.print(f"error: {_one_line(error)}", style="red", markup=False)
+        sys.exit(2)
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
+        errors.print(f"error: {_config_error(error)}", style="red", markup=False)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        errors.print("interrupted; the same command continues where this one stopped", markup=False)
+        sys.exit(130)
+
+
+def _with_own_files(arguments: Sequence[str], folder: Path) -> list[str]:
+    """Let ``group=path/to/own.yaml`` stand for an option: Hydra finds a copy of it in ``folder``."""
+    result = []
+    for argument in arguments:
+        group, _, value = argument.partition("=")
+        if group in _FILE_GROUPS and value.endswith((".yaml", ".yml")):
+            path = Path(value)
+            if not path.is_file():
+                raise InputError(f"{argument}: there is no such file")
+            option = f"own_{path.stem}"
+            (folder / group).mkdir(exist_ok=True)
+            shutil.copy(path, folder / group / f"{option}.yaml")
+            argument = f"{group}={option}"
+        result.append(argument)
+    if any(folder.iterdir()):
+        result.append(f"hydra.searchpath=[file://{folder}]")
+    return result
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())
+
+
+def _config_error(error: Exception) -> str:
+    # Hydra's messages are clear but long: keep what was wrong and what there is instead.
+    cause = error.__cause__ or error.__context__
+    text = str(error)
+    if cause is not None and str(cause) not in text:
+        text += " " + str(cause)
+    lines = [
+        line.strip()
+        for line in text.splitlines()
+        if line.strip()
+        and not line.strip().startswith(
+            ("full_key:", "object_type=", "reference_type=", "Config search path")
+        )
+    ]
+    return " ".join(line for line in lines if not line.startswith(("provider=", "Did you mean")))
