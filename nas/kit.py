@@ -194,7 +194,7 @@ def parse_result(text: str, where: str, hardware: str, runtime: Runtime) -> Resu
     try:
         header, *rest = (json.loads(line) for line in lines)
         schema = header["result"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, LookupError, TypeError):
         raise ResultError(f"{where} is no result file of a kit, or is damaged") from None
     if schema != board_runner.RESULT_SCHEMA:
         raise ResultError(
@@ -221,7 +221,7 @@ def parse_result(text: str, where: str, hardware: str, runtime: Runtime) -> Resu
         missing = header["groups"] - len(groups) - len(problems)
         if missing:
             problems.append(f"{missing} of {header['groups']} groups are missing")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
         if isinstance(error, InputError):
             raise
         raise ResultError(f"{where} is damaged: {error!r}") from None

@@ -16,19 +16,20 @@ from nas.devices import Subject
 from nas.kit import (
     KitError,
     KitSettings,
-    Result,
     ResultError,
     groups_of,
     read_result,
     strip_weights,
     write_kit,
 )
-from nas.layers import LayerKey, build_layer, layer_keys
+from nas.layers import build_layer, layer_keys
 from nas.runtimes import Runtime, graph
 from search_spaces.mobilenet import reference
 
+pytestmark = pytest.mark.usefixtures("unsteady_machine")
+
 NETWORK = reference("mobilenet_v3_small", 64, 10)
-SUBJECTS: list[Subject] = [*dict.fromkeys(layer_keys(NETWORK)), NETWORK]
+SUBJECTS: list[Subject] = [*dict.fromkeys(layer_keys(NETWORK)[:8]), NETWORK]
 RUNTIME = Runtime()
 
 
@@ -54,7 +55,7 @@ def _result(kit: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def measured(tmp_path_factory: pytest.TempPathFactory, unsteady_machine: None) -> Path:
     """A kit of three groups that has been run."""
     kit = _write(tmp_path_factory.mktemp("kit") / "rpi4-kit.zip", groups=3)
     done = _run(kit)
@@ -88,10 +89,10 @@ def test_a_kit_runs_with_nothing_of_this_project_installed(measured: Path) -> No
     found = {subject for group in result.groups for subject in group.subjects}
     assert found == set(SUBJECTS)
     for group in result.groups:
-        assert group.samples_ms.shape == (4, len(group.subjects)) or len(group.samples_ms) >= 2
+        assert group.samples_ms.shape == (4, len(group.subjects))
         assert (group.samples_ms > 0).all()
         assert group.record["runtime_version"] == onnxruntime.__version__
-        assert group.record["discarded_rounds"] >= 0
+        assert group.record["discarded_rounds"] == 0
     assert result.device == conditions.cpu_model()
 
 
@@ -108,12 +109,12 @@ def test_the_same_command_again_measures_nothing_again(measured: Path) -> None:
 
 
 def test_the_runner_goes_on_after_a_power_cut(tmp_path: Path) -> None:
-    kit = _write(tmp_path / "kit.zip", rounds=60)
+    kit = _write(tmp_path / "kit.zip", rounds=25)
     with subprocess.Popen(
         [sys.executable, str(kit)], cwd=tmp_path, stdout=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout
-        next(line for line in process.stdout if " 3 of 60 rounds" in line)
+        next(line for line in process.stdout if " 3 of 25 rounds" in line)
         process.kill()
     journal = tmp_path / "kit-rounds" / "group-0000.jsonl"
     kept = journal.read_bytes()[: journal.read_bytes().rfind(b"\n") + 1]
@@ -251,8 +252,8 @@ def test_throttled_rounds_do_not_count(tmp_path: Path, vcgencmd: Callable[..., N
     done = _run(kit)
     assert done.returncode == 0, done.stderr
     (group,) = read_result(_result(kit), "rpi4", RUNTIME).groups
-    assert group.record["throttled_rounds"] >= 1
-    assert group.record["discarded_rounds"] >= group.record["throttled_rounds"]
+    assert group.record["throttled_rounds"] == group.record["discarded_rounds"] > 0
+    assert len(group.samples_ms) == 4
 
 
 def test_throttled_rounds_only_are_one_clear_line_on_board_and_import(
@@ -305,10 +306,10 @@ def test_a_board_that_stays_hot_is_given_up(temperatures: Callable[..., None]) -
 
 
 def test_a_full_disk_is_one_line_and_keeps_what_was_measured(tmp_path: Path) -> None:
-    kit = _write(tmp_path / "kit.zip", rounds=50)
+    kit = _write(tmp_path / "kit.zip", rounds=20)
     # A limit on the size of files stands in for a full disk: writing past it fails as such.
     limited = "import resource, signal, sys, runpy; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
-    limited += "resource.setrlimit(resource.RLIMIT_FSIZE, (6000, 6000)); sys.argv = sys.argv[1:]; "
+    limited += "resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000)); sys.argv = sys.argv[1:]; "
     limited += "runpy.run_path(sys.argv[0], run_name='__main__')"
     done = subprocess.run(
         [sys.executable, "-c", limited, str(kit)], capture_output=True, text=True, cwd=tmp_path, check=False
@@ -337,9 +338,3 @@ def test_groups_deal_out_layers_and_networks() -> None:
     assert sum(map(len, groups)) == len(SUBJECTS)
     assert max(map(len, groups)) <= 5
     assert {subject for group in groups for subject in group} == set(SUBJECTS)
-
-
-def test_result_type_is_complete(measured: Path) -> None:
-    result = read_result(_result(measured), "rpi4", RUNTIME)
-    assert isinstance(result, Result)
-    assert isinstance(next(iter(result.groups[0].subjects)), LayerKey)
