@@ -82,6 +82,11 @@ class NetworkRecord:
     p90_ms: float
     p99_ms: float
 
+    @property
+    def latencies_ms(self) -> tuple[float, float, float, float]:
+        """Statistic, p50, p90, p99."""
+        return (self.latency_ms, self.p50_ms, self.p90_ms, self.p99_ms)
+
 
 @dataclass(frozen=True, slots=True)
 class ProfileProgress:
@@ -118,7 +123,8 @@ def make_plan(
     wanted = sorted(reachable_layer_keys(space), key=str)
     first = list(dict.fromkeys(key for architecture in references for key in layer_keys(architecture)))
     missing = [key for key in dict.fromkeys([*first, *wanted]) if key not in known]
-    room = len(missing) if max_keys is None else max(0, max_keys - len(known))
+    covered = len(known & {*first, *wanted})
+    room = len(missing) if max_keys is None else max(0, max_keys - covered)
     if len(missing) <= room:
         keys = missing
     else:
@@ -173,26 +179,27 @@ def profile(
         journal.replace(folder / f"samples-{number}.jsonl")
     if table is None:
         raise TableError("there is nothing to measure and no table to extend")
-    table = calibrate(fill_gaps(table, plan.predicted), networks)
+    table = fill_gaps(table, plan.predicted)
+    if plan.networks:
+        table = calibrate(table, networks)
     table.save(folder)
     return table
 
 
 def fill_gaps(table: LatencyTable, keys: Sequence[LayerKey]) -> LatencyTable:
-    """Predict layers from the measured ones; predictions already there are made anew.
+    """Predict layers from the measured ones; predictions of other layers stay as they are.
 
     Raises:
         GapFillingError: if too few layers were measured.
     """
-    stale = [key for key, entry in table.entries.items() if entry.source == "predicted"]
-    wanted = list(dict.fromkeys([*keys, *stale]))
+    measured = {key: each.latency_ms for key, each in table.entries.items() if each.source == "measured"}
+    wanted = [key for key in keys if key not in measured]
     if not wanted:
         return table
-    measured = {key: each.latency_ms for key, each in table.entries.items() if each.source == "measured"}
     filler = GapFiller(measured)
     predicted = {
         key: Entry(each.latency_ms, each.deviation_ms, 0, "predicted")
-        for key, each in filler.predict([key for key in wanted if key not in measured]).items()
+        for key, each in filler.predict(wanted).items()
     }
     summary = {"measured": filler.rows, "predicted": len(predicted), "mean_error": filler.error}
     return table.with_entries(predicted, gap_filling=summary)

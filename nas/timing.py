@@ -211,13 +211,19 @@ def most_stable_statistic(samples_ms: Samples) -> str:
     return min(STATISTICS, key=lambda name: instability(samples_ms, name))
 
 
-def onnx_runner(model: bytes | str, threads: int, seed: int = 0) -> Runner:
+def onnx_runner(
+    model: bytes | str,
+    threads: int,
+    seed: int = 0,
+    weights: Mapping[str, NDArray[np.float32]] | None = None,
+) -> Runner:
     """A call that runs an ONNX model once on a fixed random image, with ONNX Runtime.
 
     Args:
         model: a serialised model, or the path of one.
         threads: threads within an operator; operators run one after the other.
         seed: of the input.
+        weights: weights that were left out of the model, by name.
     """
     import onnxruntime
 
@@ -225,6 +231,9 @@ def onnx_runner(model: bytes | str, threads: int, seed: int = 0) -> Runner:
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
+    if weights:
+        shared = [onnxruntime.OrtValue.ortvalue_from_numpy(values) for values in weights.values()]
+        options.add_external_initializers(list(weights), shared)
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     described = session.get_inputs()[0]
     image = np.random.default_rng(seed).standard_normal(described.shape).astype(np.float32)
