@@ -149,17 +149,32 @@ def strip_weights(model: ModelProto) -> tuple[bytes, list[dict[str, Any]]]:
 
 
 @dataclass(frozen=True, slots=True)
+class Group:
+    """What a board measured of one group of subjects.
+
+    Attributes:
+        number: of the group in its kit, from 0.
+        measurement: the samples.
+        journal: the lines of the board's own journal.
+    """
+
+    number: int
+    measurement: Measurement
+    journal: str
+
+
+@dataclass(frozen=True, slots=True)
 class Result:
     """What a board measured.
 
     Attributes:
         header: the kit's settings, and the board as it described itself.
-        groups: measurements that can be used.
+        groups: what can be used.
         problems: one line for each thing that is missing or cannot be used.
     """
 
     header: Mapping[str, Any]
-    groups: tuple[Measurement, ...]
+    groups: tuple[Group, ...]
     problems: tuple[str, ...]
 
     @property
@@ -206,7 +221,8 @@ def parse_result(text: str, where: str, hardware: str, runtime: Runtime) -> Resu
         for journal, rounds in _journals(rest, header["kit"]):
             names = journal["names"]
             subjects = [_subject(name, header["networks"]) for name in names]
-            label = f"group {journal['identity']['group'] + 1}"
+            number = journal["identity"]["group"]
+            label = f"group {number + 1}"
             if any(len(each.samples_ms) != len(names) for each in rounds):
                 raise ResultError(f"{where} is damaged: a round of {label} has too few samples")
             steady = timing.steady(rounds)
@@ -217,7 +233,10 @@ def parse_result(text: str, where: str, hardware: str, runtime: Runtime) -> Resu
                     f"({throttled} of {len(rounds)} were throttled)"
                 )
                 continue
-            groups.append(_measurement(subjects, steady, rounds, header))
+            measured = _measurement(subjects, steady, rounds, {**header, "group": number})
+            lines_of_group = [journal, *(each.__dict__ for each in rounds)]
+            text_of_group = "".join(json.dumps(line) + "\n" for line in lines_of_group)
+            groups.append(Group(number, measured, text_of_group))
         missing = header["groups"] - len(groups) - len(problems)
         if missing:
             problems.append(f"{missing} of {header['groups']} groups are missing")
@@ -281,7 +300,7 @@ def _measurement(
     ]
     throttled = sum(map(timing.is_throttled, rounds))
     machine = {**board, "runtime_version": board["onnxruntime"], "throttled_rounds": throttled}
-    return measurement(subjects, steady, plain, {"kit": header["kit"], **machine})
+    return measurement(subjects, steady, plain, {"kit": header["kit"], "group": header["group"], **machine})
 
 
 def agreement(measured: Sequence[Measurement], names: Sequence[str]) -> list[float]:

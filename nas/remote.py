@@ -263,6 +263,7 @@ class SshTarget:
         settings: how; the rounds are those asked of :meth:`measure`.
         tolerance: how much boards may differ on the layers that all of them measure.
         on_line: takes (host, line) for the user.
+        session_subjects: see :class:`nas.devices.Target`; what a board with little memory holds.
     """
 
     boards: tuple[Board, ...]
@@ -270,8 +271,7 @@ class SshTarget:
     tolerance: float = 0.05
     on_line: Callable[[str, str], None] = lambda host, line: None
 
-    # How many subjects a board with little memory holds at once.
-    session_subjects = GROUP_SUBJECTS
+    session_subjects: int = GROUP_SUBJECTS
 
     @property
     def device(self) -> str:
@@ -290,6 +290,11 @@ class SshTarget:
                 )
         return str(found[0]["cpu"])
 
+    @property
+    def runtime_version(self) -> str:
+        """Version of ONNX Runtime on the board."""
+        return str(self.boards[0].description["onnxruntime"])
+
     def measure(
         self,
         subjects: Sequence[Subject],
@@ -305,11 +310,12 @@ class SshTarget:
         """
         _ = self.device
         settings = replace(self.settings, rounds=rounds)
+        journal.parent.mkdir(parents=True, exist_ok=True)
         if len(self.boards) == 1:
             journal.write_text(
                 self._measure_on([(self.boards[0], list(subjects))], settings, on_prepared, on_round)[0]
             )
-            return self._read(journal.read_text(), self.boards[0]).groups[0]
+            return self._read(journal.read_text(), self.boards[0]).groups[0].measurement
         common = list(subjects[:: max(1, len(subjects) // COMMON_SUBJECTS)])[:COMMON_SUBJECTS]
         others = [subject for subject in subjects if subject not in set(common)]
         # The common layers first: boards that differ are noticed before hours are spent on the rest.
@@ -322,8 +328,7 @@ class SshTarget:
         texts = self._measure_on(shares, settings, on_prepared, on_round)
         self._check_agreement(texts, common)
         journal.write_text("".join(texts))
-        parts = [self._read(text, board).groups[0] for text, board in zip(texts, self.boards, strict=True)]
-        return joined(subjects, parts)
+        return joined(subjects, self._measurements(texts))
 
     def _measure_on(
         self,
@@ -368,9 +373,20 @@ class SshTarget:
             raise ResultError(f"{board.host}: {'; '.join(result.problems)}")
         return result
 
+    def _measurements(self, texts: Sequence[str]) -> list[Measurement]:
+        return [
+            self._read(text, board).groups[0].measurement
+            for text, board in zip(texts, self.boards, strict=True)
+        ]
+
+    def _measurements(self, texts: Sequence[str]) -> list[Measurement]:
+        return [
+            self._read(text, board).groups[0].measurement
+            for text, board in zip(texts, self.boards, strict=True)
+        ]
+
     def _check_agreement(self, texts: Sequence[str], common: Sequence[Subject]) -> None:
-        measured = [self._read(text, board).groups[0] for text, board in zip(texts, self.boards, strict=True)]
-        differences = agreement(measured, [subject_name(subject) for subject in common])
+        differences = agreement(self._measurements(texts), [subject_name(subject) for subject in common])
         worst = max(range(len(differences)), key=lambda index: abs(differences[index]))
         if abs(differences[worst]) > self.tolerance:
             raise RemoteError(

@@ -86,9 +86,10 @@ def test_weights_made_on_the_board_fit_the_stripped_graph(precision: str) -> Non
 def test_a_kit_runs_with_nothing_of_this_project_installed(measured: Path) -> None:
     result = read_result(_result(measured), "rpi4", RUNTIME)
     assert result.problems == ()
-    found = {subject for group in result.groups for subject in group.subjects}
+    measurements = [group.measurement for group in result.groups]
+    found = {subject for each in measurements for subject in each.subjects}
     assert found == set(SUBJECTS)
-    for group in result.groups:
+    for group in measurements:
         assert group.samples_ms.shape == (4, len(group.subjects))
         assert (group.samples_ms > 0).all()
         assert group.record["runtime_version"] == onnxruntime.__version__
@@ -251,7 +252,7 @@ def test_throttled_rounds_do_not_count(tmp_path: Path, vcgencmd: Callable[..., N
     kit = _write(tmp_path / "kit.zip")
     done = _run(kit)
     assert done.returncode == 0, done.stderr
-    (group,) = read_result(_result(kit), "rpi4", RUNTIME).groups
+    group = read_result(_result(kit), "rpi4", RUNTIME).groups[0].measurement
     assert group.record["throttled_rounds"] == group.record["discarded_rounds"] > 0
     assert len(group.samples_ms) == 4
 
@@ -272,7 +273,7 @@ def test_throttled_rounds_only_are_one_clear_line_on_board_and_import(
     done = _run(kit)
     assert done.returncode == 0, done.stderr
     assert "going on after 8 rounds" in done.stdout
-    assert read_result(_result(kit), "rpi4", RUNTIME).groups[0].record["throttled_rounds"] == 8
+    assert read_result(_result(kit), "rpi4", RUNTIME).groups[0].measurement.record["throttled_rounds"] == 8
 
 
 @pytest.fixture
