@@ -24,6 +24,7 @@ from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
+from nas.boards import Hardware
 from nas.timing import MeasurementError
 from search_spaces.errors import InputError
 from search_spaces.space import SearchSpace
@@ -52,6 +53,8 @@ class HardwareConfig:
         measured_here: whether layers are measured on this machine.
         estimate: name of a shipped estimate to use while there is no measured table; null for none.
         temperature_limit_c: boards pause measuring above this.
+        python: interpreter on the board that has numpy and onnxruntime.
+        tolerance: how much boards that share the work may differ on layers that all of them measure.
     """
 
     name: str = MISSING
@@ -63,6 +66,8 @@ class HardwareConfig:
     measured_here: bool = False
     estimate: str | None = None
     temperature_limit_c: float = 75.0
+    python: str = "python3"
+    tolerance: float = 0.05
 
 
 @dataclass
@@ -199,6 +204,20 @@ class SearchSettings:
     caution: float = 1.0
     seed: int = 0
     require_validation: bool = False
+
+
+def hardware_of(config: HardwareConfig) -> Hardware:
+    """The hardware a config describes."""
+    hosts = [config.host] if config.host else config.hosts
+    return Hardware(
+        name=config.name,
+        measured_here=config.measured_here,
+        hosts=tuple(hosts),
+        python=config.python,
+        estimate=config.estimate,
+        temperature_limit_c=config.temperature_limit_c,
+        tolerance=config.tolerance,
+    )
 
 
 def read_space(config: Any) -> SearchSpace:

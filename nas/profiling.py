@@ -43,8 +43,6 @@ CALIBRATION_REFERENCES = (
     "mobilenet_v3_small",
     "mobilenet_v3_small_075",
 )
-# More subjects than this are measured in several sessions: each holds its weights in memory.
-SESSION_SUBJECTS = 2000
 _FREQUENCY_SAMPLE = 1500
 _SPREAD_SAMPLE = 12
 
@@ -168,7 +166,7 @@ def profile(
     """
     subjects: list[Subject] = [*plan.keys, *plan.networks]
     networks = load_networks(folder) if table is not None else []
-    for group in _sessions(subjects):
+    for group in _sessions(subjects, target.session_subjects):
         identity = hashlib.sha256("\n".join(subject_name(each) for each in group).encode()).hexdigest()[:10]
         journal = folder / f"partial-{identity}.jsonl"
         measured = target.measure(group, rounds, journal, progress.prepared, progress.measured)
@@ -323,7 +321,7 @@ def _add_session(
             hardware=hardware,
             device=target.device,
             runtime=runtime.name,
-            runtime_version=runtime.version(),
+            runtime_version=target.runtime_version,
             precision=runtime.precision,
             threads=runtime.threads,
             created=now,
@@ -409,8 +407,8 @@ def _spread_members(space: SearchSpace, count: int, seed: int) -> list[Architect
     return sorted(chosen, key=lambda architecture: architecture.id) + rest[: max(0, count - len(chosen))]
 
 
-def _sessions(subjects: Sequence[Subject]) -> list[list[Subject]]:
-    count = -(-len(subjects) // SESSION_SUBJECTS)
+def _sessions(subjects: Sequence[Subject], most: int) -> list[list[Subject]]:
+    count = -(-len(subjects) // most)
     # Striding deals layers and networks out evenly.
     return [list(subjects[start::count]) for start in range(count)]
 

@@ -140,7 +140,7 @@ def ready_table(
         StaleTableError: if the table there was measured under other conditions.
         nas.timing.MeasurementError: if the machine did not hold still.
     """
-    table = load_table(folder, hardware, runtime, target.device, runtime.version())
+    table = load_table(folder, hardware, runtime, target.device, target.runtime_version)
     wanted = reachable_layer_keys(space).union(*(layer_keys(each) for each in references))
     if table is not None and not table.missing(wanted):
         return table

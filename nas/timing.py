@@ -27,7 +27,7 @@ JOURNAL_SCHEMA = 1
 ANCHOR_RUNS_PER_ROUND = 3
 # A round counts if its anchor lies within this share of the median anchor of its group ...
 STEADY_TOLERANCE = 0.10
-# ... and at most this many rounds are measured per round asked for.
+# ... and at most this many rounds are measured in one go per round asked for.
 _MAX_ROUNDS_FACTOR = 2
 
 Runner = Callable[[], object]
@@ -140,7 +140,8 @@ def measure(
         for name in names:  # allocations and lazy initialisation are not latency
             runners[name]()
         anchor()
-    while len(steady(journal.rounds)) < rounds and len(journal.rounds) < rounds * _MAX_ROUNDS_FACTOR:
+    most = len(journal.rounds) + rounds * _MAX_ROUNDS_FACTOR
+    while len(steady(journal.rounds)) < rounds and len(journal.rounds) < most:
         order = list(range(len(names)))
         random.Random(seed * 1_000_003 + len(journal.rounds)).shuffle(order)
         anchor_at = [len(order) * index // ANCHOR_RUNS_PER_ROUND for index in range(ANCHOR_RUNS_PER_ROUND)]
@@ -153,6 +154,13 @@ def measure(
         on_round(len(steady(journal.rounds)), rounds)
     found = steady(journal.rounds)
     if len(found) < (rounds + 1) // 2:
+        throttled = [each for each in journal.rounds if is_throttled(each)]
+        if 2 * len(throttled) > len(journal.rounds):
+            reasons = sorted({reason for each in throttled for reason in each.conditions["throttled"]})
+            raise MeasurementError(
+                f"{len(throttled)} of {len(journal.rounds)} rounds were throttled ({', '.join(reasons)}): "
+                "cool the board or use a stronger power supply, then run the same command again"
+            )
         raise MeasurementError(
             f"the machine did not hold still: the anchor network stayed within {STEADY_TOLERANCE:.0%} of its "
             f"median in only {len(found)} of {len(journal.rounds)} rounds; stop other work and try again"
@@ -161,11 +169,17 @@ def measure(
 
 
 def steady(rounds: Sequence[Round]) -> list[Round]:
-    """Rounds whose anchor lies near the median anchor of all rounds."""
+    """Rounds in which nothing was throttled and whose anchor lies near the median anchor of those."""
+    rounds = [each for each in rounds if not is_throttled(each)]
     if not rounds:
         return []
     level = float(np.median([np.median(each.anchor_ms) for each in rounds]))
     return [each for each in rounds if abs(float(np.median(each.anchor_ms)) / level - 1) <= STEADY_TOLERANCE]
+
+
+def is_throttled(measured: Round) -> bool:
+    """Whether the board slowed down during a round (a list of reasons in its conditions)."""
+    return bool(measured.conditions.get("throttled"))
 
 
 def fastest_two_thirds(samples_ms: Samples) -> Samples:
