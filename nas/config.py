@@ -135,6 +135,24 @@ class TrainConfig:
 
 
 @dataclass
+class ImagenetConfig:
+    """Predicted ImageNet accuracy; see :mod:`nas.predictor`.
+
+    Attributes:
+        label: part of the study's name.
+        trials: default of ``search.trials``.
+        minutes: default of ``search.minutes``.
+        parameters: file of fitted parameters, null for the shipped ones.
+    """
+
+    name: str = "imagenet"
+    label: str = MISSING
+    trials: int = 3000
+    minutes: float | None = None
+    parameters: str | None = None
+
+
+@dataclass
 class DatasetConfig:
     """Which images; see :class:`nas.data.DatasetSettings`.
 
@@ -193,6 +211,7 @@ class SearchSettings:
         budget_ms: milliseconds, or the name of a reference.
         references: names of networks to evaluate like candidates.
         caution: standard deviations subtracted from an uncertain accuracy.
+        workers: networks evaluated at once on this machine.
         seed: of sampler and training.
         require_validation: refuse a latency table without a good validation card.
     """
@@ -202,6 +221,7 @@ class SearchSettings:
     budget_ms: str | None = None
     references: list[str] = field(default_factory=list)
     caution: float = 1.0
+    workers: int = 1
     seed: int = 0
     require_validation: bool = False
 
@@ -243,6 +263,7 @@ def command(config_name: str, schema: type, main: Callable[[Any], None]) -> None
     store = ConfigStore.instance()
     store.store(name=f"{config_name}_schema", node=schema)
     store.store(group="accuracy", name="train_schema", node=TrainConfig)
+    store.store(group="accuracy", name="imagenet_schema", node=ImagenetConfig)
     # Hydra would print several lines and a hint; with this it raises, and we print one.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     errors = Console(stderr=True, soft_wrap=True, highlight=False)
