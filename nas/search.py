@@ -28,10 +28,13 @@ from nas.config import (
     SamplerConfig,
     SearchSettings,
     StudyConfig,
+    TrainConfig,
     command,
+    dataset_settings,
     hardware_of,
     plain,
     read_space,
+    recipe_of,
 )
 from nas.console import console, measuring_progress, print_report_summary
 from nas.devices import Target
@@ -44,7 +47,8 @@ from nas.report_writer import write_report
 from nas.runtimes import Runtime
 from nas.storage import close_storage, open_storage, open_study, refresh_study
 from nas.tables import Effort, measure_layers, ready_table, reference_architectures, table_folder
-from nas.train import Recipe, TrainedAccuracy
+from nas.timing import MeasurementError
+from nas.train import TrainedAccuracy
 from nas.validation import Card, load_card
 from search_spaces.block import Architecture
 from search_spaces.errors import InputError
@@ -200,19 +204,11 @@ def _accuracy(
         }
         return space, PublishedFirst(published, predictor), None
     dataset = plain(config.dataset, DatasetConfig)
-    images = data.DatasetSettings(
-        name=dataset.name,  # type: ignore[arg-type]  # DatasetSettings checks it
-        root=Path(dataset.root) if dataset.root else None,
-        validation_share=dataset.validation_share,
-        limit=dataset.limit,
-        workers=dataset.workers,
-        download=dataset.download,
-    )
+    images = dataset_settings(dataset)
     space = space.restricted(dataset.resolutions, data.class_count(images))
     load = functools.cache(functools.partial(data.load, images))
     load(dataset.resolutions[-1])  # a missing or broken dataset is said before anything is measured
-    fields = set(Recipe.__dataclass_fields__) - {"seed"}
-    recipe = Recipe(**{name: config.accuracy[name] for name in fields}, seed=settings.seed)
+    recipe = recipe_of(plain(config.accuracy, TrainConfig), settings.seed)
     return space, TrainedAccuracy(load, recipe), dataset.resolutions[-1]
 
 
@@ -370,7 +366,12 @@ def _measure_front(opened: optuna.Study, table: LatencyTable, latencies: _Latenc
     for _ in range(_FRONT_PASSES):
         front = report_of(opened, importances=False).front
         networks = [each.architecture for each in front if each.architecture]
-        better = latencies.measured(table, networks)
+        try:
+            better = latencies.measured(table, networks)
+        except MeasurementError as error:
+            # A search of hours is not lost because the machine was busy at its end.
+            console.print(f"[yellow]warning: layers of the front stay predicted: {error}[/]")
+            break
         if better is table:
             break
         table = better
