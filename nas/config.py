@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import hydra
+import optuna
 import yaml
 from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException
@@ -24,7 +25,10 @@ from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
+from nas.boards import Hardware
+from nas.data import DatasetSettings
 from nas.timing import MeasurementError
+from nas.train import Recipe
 from search_spaces.errors import InputError
 from search_spaces.space import SearchSpace
 
@@ -52,6 +56,8 @@ class HardwareConfig:
         measured_here: whether layers are measured on this machine.
         estimate: name of a shipped estimate to use while there is no measured table; null for none.
         temperature_limit_c: boards pause measuring above this.
+        python: interpreter on the board that has numpy and onnxruntime.
+        tolerance: how much boards that share the work may differ on layers that all of them measure.
     """
 
     name: str = MISSING
@@ -63,6 +69,8 @@ class HardwareConfig:
     measured_here: bool = False
     estimate: str | None = None
     temperature_limit_c: float = 75.0
+    python: str = "python3"
+    tolerance: float = 0.05
 
 
 @dataclass
@@ -105,6 +113,162 @@ class ProfileSettings:
     import_file: str | None = None
 
 
+@dataclass
+class TrainConfig:
+    """Accuracy by training; see :class:`nas.train.Recipe`.
+
+    Attributes:
+        label: part of the study's name.
+        trials: default of ``search.trials``.
+        minutes: default of ``search.minutes``.
+    """
+
+    name: str = "train"
+    label: str = MISSING
+    trials: int = 1000
+    minutes: float | None = 5.0
+    epochs: int = 6
+    batch_size: int = 64
+    learning_rate: float = 0.003
+    weight_decay: float = 0.01
+    label_smoothing: float = 0.1
+    norm_momentum: float = 0.1
+    device: str = "auto"
+    threads: int = 2
+
+
+@dataclass
+class ImagenetConfig:
+    """Predicted ImageNet accuracy; see :mod:`nas.predictor`.
+
+    Attributes:
+        label: part of the study's name.
+        trials: default of ``search.trials``.
+        minutes: default of ``search.minutes``.
+        parameters: file of fitted parameters, null for the shipped ones.
+    """
+
+    name: str = "imagenet"
+    label: str = MISSING
+    trials: int = 3000
+    minutes: float | None = None
+    parameters: str | None = None
+
+
+@dataclass
+class DatasetConfig:
+    """Which images; see :class:`nas.data.DatasetSettings`.
+
+    Attributes:
+        resolutions: sides candidates choose among, in pixels; references take the last.
+    """
+
+    name: str = MISSING
+    root: str | None = None
+    resolutions: list[int] = field(default_factory=lambda: [32])
+    validation_share: float = 0.25
+    limit: int | None = None
+    workers: int = 2
+    download: bool = False
+
+
+@dataclass
+class SamplerConfig:
+    """How the next network is proposed; see :mod:`nas.samplers`."""
+
+    name: str = MISSING
+
+
+@dataclass
+class ObjectiveConfig:
+    """What a network is worth; see :mod:`nas.objective`."""
+
+    name: str = MISSING
+    third: str | None = None
+    target_ms: float | None = None
+    exponent: float = -0.07
+
+
+@dataclass
+class StudyConfig:
+    """Where the study is kept.
+
+    Attributes:
+        name: what the study is called, and its folder.
+        folder: folder of all studies.
+        storage: database URL for studies of many machines; null: a file.
+    """
+
+    name: str = MISSING
+    folder: str = "results"
+    storage: str | None = None
+
+
+@dataclass
+class SearchSettings:
+    """How long to search, for what, and beside what.
+
+    Attributes:
+        trials: completed candidates wanted in the study.
+        minutes: start no further trial after so long.
+        budget_ms: milliseconds, or the name of a reference.
+        references: names of networks to evaluate like candidates.
+        caution: standard deviations subtracted from an uncertain accuracy.
+        workers: networks evaluated at once on this machine.
+        seed: of sampler and training.
+        require_validation: refuse a latency table without a good validation card.
+    """
+
+    trials: int = 1000
+    minutes: float | None = None
+    budget_ms: str | None = None
+    references: list[str] = field(default_factory=list)
+    caution: float = 1.0
+    workers: int = 1
+    seed: int = 0
+    require_validation: bool = False
+
+
+def hardware_of(config: HardwareConfig) -> Hardware:
+    """The hardware a config describes."""
+    hosts = [config.host] if config.host else config.hosts
+    return Hardware(
+        name=config.name,
+        measured_here=config.measured_here,
+        hosts=tuple(hosts),
+        python=config.python,
+        estimate=config.estimate,
+        temperature_limit_c=config.temperature_limit_c,
+        tolerance=config.tolerance,
+    )
+
+
+def dataset_settings(config: DatasetConfig) -> DatasetSettings:
+    """The images a config describes.
+
+    Raises:
+        DatasetError: if a setting is wrong.
+    """
+    return DatasetSettings(
+        name=config.name,  # type: ignore[arg-type]  # DatasetSettings checks it
+        root=Path(config.root) if config.root else None,
+        validation_share=config.validation_share,
+        limit=config.limit,
+        workers=config.workers,
+        download=config.download,
+    )
+
+
+def recipe_of(config: TrainConfig, seed: int) -> Recipe:
+    """The training recipe of ``accuracy=train``.
+
+    Raises:
+        InputError: if a setting is wrong.
+    """
+    names = set(Recipe.__dataclass_fields__) - {"seed"}
+    return Recipe(**{name: getattr(config, name) for name in names}, seed=seed)
+
+
 def read_space(config: Any) -> SearchSpace:
     """The search space of a composed config."""
     return SearchSpace.from_dict(OmegaConf.to_container(config, resolve=True))
@@ -125,14 +289,18 @@ def command(config_name: str, schema: type, main: Callable[[Any], None]) -> None
         schema: dataclass the file is checked against; its defaults list names it ``<config_name>_schema``.
         main: what to do with the composed config.
     """
-    ConfigStore.instance().store(name=f"{config_name}_schema", node=schema)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    store = ConfigStore.instance()
+    store.store(name=f"{config_name}_schema", node=schema)
+    store.store(group="accuracy", name="train_schema", node=TrainConfig)
+    store.store(group="accuracy", name="imagenet_schema", node=ImagenetConfig)
     # Hydra would print several lines and a hint; with this it raises, and we print one.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     errors = Console(stderr=True, soft_wrap=True, highlight=False)
     try:
         with tempfile.TemporaryDirectory() as own_files:
             sys.argv[1:] = _with_own_files(sys.argv[1:], Path(own_files))
-            hydra.main(version_base="1.3", config_path=str(CONFIG_FOLDER), config_name=config_name)(main)()
+            _compose_and_run(config_name, main)
     except (InputError, MeasurementError) as error:
         errors.print(f"error: {_one_line(error)}", style="red", markup=False)
         sys.exit(2)
@@ -142,6 +310,21 @@ def command(config_name: str, schema: type, main: Callable[[Any], None]) -> None
     except KeyboardInterrupt:
         errors.print("interrupted; the same command continues where this one stopped", markup=False)
         sys.exit(130)
+
+
+def _compose_and_run(config_name: str, main: Callable[[Any], None]) -> None:
+    # Hydra announces every exception of a job on several lines; errors meant for people go around it.
+    failures: list[BaseException] = []
+
+    def guarded(config: Any) -> None:
+        try:
+            main(config)
+        except (InputError, MeasurementError, OmegaConfBaseException, KeyboardInterrupt) as error:
+            failures.append(error)
+
+    hydra.main(version_base="1.3", config_path=str(CONFIG_FOLDER), config_name=config_name)(guarded)()
+    if failures:
+        raise failures[0]
 
 
 def _with_own_files(arguments: Sequence[str], folder: Path) -> list[str]:

@@ -24,6 +24,7 @@ from nas.evolution import Evolution, first_unseen
 from nas.neighbourhood import Candidate, Neighbourhood
 from nas.objective import Objective, directions
 from search_spaces.block import Architecture
+from search_spaces.errors import InputError
 
 
 def _nsga3(seed: int) -> BaseSampler:
@@ -47,7 +48,7 @@ _PATIENCE = 50
 _PATIENCE_GP = 2
 
 
-class SamplerError(ValueError):
+class SamplerError(InputError):
     """A sampler that does not exist. The message lists those that do."""
 
 
@@ -105,7 +106,9 @@ class OptunaProposer:
             if candidate.architecture not in self.seen:
                 self.seen.add(candidate.architecture)
                 return candidate
-        return first_unseen(self._neighbourhood, self.seen)
+        candidate = first_unseen(self._neighbourhood, self.seen)
+        self.seen.add(candidate.architecture)
+        return candidate
 
     def observe(self, candidate: Candidate, values: Sequence[float] | None) -> None:
         """See :class:`Proposer`."""
@@ -129,7 +132,7 @@ def make_proposer(name: str, objective: Objective, neighbourhood: Neighbourhood,
         SamplerError: if there is no such sampler.
     """
     if name == "evolution":
-        return Evolution(neighbourhood, seed)
+        return Evolution(neighbourhood, objective, seed)
     if name not in _OPTUNA_SAMPLERS:
         raise SamplerError(f"unknown sampler {name!r}: known are {', '.join(SAMPLERS)}")
     return OptunaProposer(_OPTUNA_SAMPLERS[name](seed), objective, neighbourhood, seed)
