@@ -22,6 +22,7 @@ import secrets
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Literal
 
 import numpy as np
@@ -126,6 +127,7 @@ def run_search(
     time_limit_s: float | None = None,
     seed: int = 0,
     progress: Callable[[Progress], None] | None = None,
+    dear: bool = False,
     workers: int = 1,
     shared: BaseStorage | None = None,
     lease_s: float = 60.0,
@@ -145,6 +147,8 @@ def run_search(
         time_limit_s: after so many seconds no further candidate is started, None for no limit.
         seed: of the sampler.
         progress: called a few times a second, and at the end.
+        dear: whether telling an accuracy takes longer than a tenth of a second or so: the default
+            sampler then thinks longer about each proposal.
         workers: networks evaluated at once; above 1 each in a process of its own.
         shared: the storage of the study if other processes write to the study too, see
             :mod:`nas.claims`.
@@ -160,7 +164,7 @@ def run_search(
     neighbourhood.fastest()
     # A continued study must not repeat the random choices of its first run, nor machines each other's.
     seed = secrets.randbits(32) if shared is not None else seed + len(study.get_trials(deepcopy=False))
-    proposer = make_proposer(sampler, objective, neighbourhood, seed)
+    proposer = make_proposer(sampler, objective, neighbourhood, seed, dear)
     ledger: Ledger = SoleLedger(study) if shared is None else SharedLedger(study, shared, lease_s)
     wanted = {name: (each, latency.latency(each)) for name, each in references.items()}
     try:
@@ -348,14 +352,10 @@ class _Search:
             )
 
     def _record(self, job: _Job, trial_values: tuple[float, ...] | None) -> bool:
-        trial = optuna.create_trial(
-            state=TrialState.FAIL if trial_values is None else TrialState.COMPLETE,
-            params=job.trial.params,
-            distributions=job.trial.distributions,
-            values=trial_values,
-            user_attrs=job.trial.user_attrs,
-        )
-        trial.datetime_start = job.trial.datetime_start
+        trial = job.trial
+        trial.state = TrialState.FAIL if trial_values is None else TrialState.COMPLETE
+        trial.values = trial_values
+        trial.datetime_complete = datetime.now()
         recorded = self._ledger.finish(job.claim, trial)
         if recorded:
             self._take(trial, job.candidate)
