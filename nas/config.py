@@ -24,6 +24,7 @@ from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
+from nas.boards import Hardware
 from nas.timing import MeasurementError
 from search_spaces.errors import InputError
 from search_spaces.space import SearchSpace
@@ -52,6 +53,8 @@ class HardwareConfig:
         measured_here: whether layers are measured on this machine.
         estimate: name of a shipped estimate to use while there is no measured table; null for none.
         temperature_limit_c: boards pause measuring above this.
+        python: interpreter on the board that has numpy and onnxruntime.
+        tolerance: how much boards that share the work may differ on layers that all of them measure.
     """
 
     name: str = MISSING
@@ -63,6 +66,8 @@ class HardwareConfig:
     measured_here: bool = False
     estimate: str | None = None
     temperature_limit_c: float = 75.0
+    python: str = "python3"
+    tolerance: float = 0.05
 
 
 @dataclass
@@ -105,6 +110,116 @@ class ProfileSettings:
     import_file: str | None = None
 
 
+@dataclass
+class TrainConfig:
+    """Accuracy by training; see :class:`nas.train.Recipe`.
+
+    Attributes:
+        label: part of the study's name.
+        trials: default of ``search.trials``.
+        minutes: default of ``search.minutes``.
+    """
+
+    name: str = "train"
+    label: str = MISSING
+    trials: int = 1000
+    minutes: float | None = 5.0
+    epochs: int = 6
+    batch_size: int = 64
+    learning_rate: float = 0.003
+    weight_decay: float = 0.01
+    label_smoothing: float = 0.1
+    norm_momentum: float = 0.1
+    device: str = "auto"
+    threads: int = 2
+
+
+@dataclass
+class DatasetConfig:
+    """Which images; see :class:`nas.data.DatasetSettings`.
+
+    Attributes:
+        resolutions: sides candidates choose among, in pixels; references take the last.
+    """
+
+    name: str = MISSING
+    root: str | None = None
+    resolutions: list[int] = field(default_factory=lambda: [32])
+    validation_share: float = 0.25
+    limit: int | None = None
+    workers: int = 2
+    download: bool = False
+
+
+@dataclass
+class SamplerConfig:
+    """How the next network is proposed; see :mod:`nas.samplers`."""
+
+    name: str = MISSING
+
+
+@dataclass
+class ObjectiveConfig:
+    """What a network is worth; see :mod:`nas.objective`."""
+
+    name: str = MISSING
+    third: str | None = None
+    target_ms: float | None = None
+    exponent: float = -0.07
+
+
+@dataclass
+class StudyConfig:
+    """Where the study is kept.
+
+    Attributes:
+        name: what the study is called, and its folder.
+        folder: folder of all studies.
+        storage: database URL for studies of many machines; null: a file.
+    """
+
+    name: str = MISSING
+    folder: str = "results"
+    storage: str | None = None
+
+
+@dataclass
+class SearchSettings:
+    """How long to search, for what, and beside what.
+
+    Attributes:
+        trials: completed candidates wanted in the study.
+        minutes: start no further trial after so long.
+        budget_ms: milliseconds, or the name of a reference.
+        references: names of networks to evaluate like candidates.
+        caution: standard deviations subtracted from an uncertain accuracy.
+        seed: of sampler and training.
+        require_validation: refuse a latency table without a good validation card.
+    """
+
+    trials: int = 1000
+    minutes: float | None = None
+    budget_ms: str | None = None
+    references: list[str] = field(default_factory=list)
+    caution: float = 1.0
+    seed: int = 0
+    require_validation: bool = False
+
+
+def hardware_of(config: HardwareConfig) -> Hardware:
+    """The hardware a config describes."""
+    hosts = [config.host] if config.host else config.hosts
+    return Hardware(
+        name=config.name,
+        measured_here=config.measured_here,
+        hosts=tuple(hosts),
+        python=config.python,
+        estimate=config.estimate,
+        temperature_limit_c=config.temperature_limit_c,
+        tolerance=config.tolerance,
+    )
+
+
 def read_space(config: Any) -> SearchSpace:
     """The search space of a composed config."""
     return SearchSpace.from_dict(OmegaConf.to_container(config, resolve=True))
@@ -125,7 +240,9 @@ def command(config_name: str, schema: type, main: Callable[[Any], None]) -> None
         schema: dataclass the file is checked against; its defaults list names it ``<config_name>_schema``.
         main: what to do with the composed config.
     """
-    ConfigStore.instance().store(name=f"{config_name}_schema", node=schema)
+    store = ConfigStore.instance()
+    store.store(name=f"{config_name}_schema", node=schema)
+    store.store(group="accuracy", name="train_schema", node=TrainConfig)
     # Hydra would print several lines and a hint; with this it raises, and we print one.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     errors = Console(stderr=True, soft_wrap=True, highlight=False)

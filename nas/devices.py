@@ -63,6 +63,14 @@ class Target(Protocol):
     def device(self) -> str:
         """Processor or board."""
 
+    @property
+    def runtime_version(self) -> str:
+        """Version of the runtime that the device has."""
+
+    @property
+    def session_subjects(self) -> int:
+        """How many subjects the device holds in memory at once; more are measured in several sessions."""
+
     def measure(
         self,
         subjects: Sequence[Subject],
@@ -92,15 +100,22 @@ class LocalTarget:
     Attributes:
         runtime: what runs the layers.
         seed: of the shuffled order.
+        session_subjects: see :class:`Target`.
     """
 
     runtime: Runtime
     seed: int = 0
+    session_subjects: int = 2000
 
     @property
     def device(self) -> str:
         """Processor of this machine."""
         return cpu_model()
+
+    @property
+    def runtime_version(self) -> str:
+        """Version of the runtime installed here."""
+        return self.runtime.version()
 
     def measure(
         self,
@@ -118,7 +133,7 @@ class LocalTarget:
             {
                 "device": self.device,
                 "runtime": runtime.name,
-                "version": runtime.version(),
+                "version": self.runtime_version,
                 "precision": runtime.precision,
                 "threads": runtime.threads,
             },

@@ -169,6 +169,13 @@ class LatencyTable:
         """The table with further (or better) entries and changed header fields."""
         return LatencyTable(replace(self.header, **header), {**self.entries, **entries}, self.profile_command)
 
+    def digest(self, keys: Iterable[LayerKey]) -> str:
+        """A fingerprint of everything that decides the latency of networks made of ``keys``."""
+        lines = sorted(f"{key} {self.entries[key].latency_ms:.6g}" for key in keys if key in self.entries)
+        calibration = self.header.calibration
+        lines.append(repr(calibration.coefficients) if calibration else "uncalibrated")
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+
     def _keys(self, architecture: Architecture) -> Sequence[LayerKey]:
         keys = layer_keys(architecture)
         missing = self.missing(keys)

@@ -25,9 +25,15 @@ OPSET = 17
 _IR_VERSION = 8
 INPUT_NAME = "input"
 OUTPUT_NAME = "output"
+_SMALLEST_EXTERNAL_WEIGHT = 64
 
 
-def onnx_model(module: nn.Module, input_shape: Sequence[int], name: str = "network") -> onnx.ModelProto:
+def onnx_model(
+    module: nn.Module,
+    input_shape: Sequence[int],
+    name: str = "network",
+    external: dict[str, NDArray[np.float32]] | None = None,
+) -> onnx.ModelProto:
     """The inference graph of a module made by :func:`nas.layers.build_layer` or of a whole network.
 
     Args:
@@ -36,6 +42,9 @@ def onnx_model(module: nn.Module, input_shape: Sequence[int], name: str = "netwo
             initialising thousands of layers would take longer than timing them.
         input_shape: (N, C, H, W) of the one input, which is called ``input``.
         name: name of the graph.
+        external: filled with the weights by name, which are then left out of the model; give them to
+            the session itself (``SessionOptions.add_external_initializers``). Saves copying megabytes
+            three times over where thousands of layers are timed.
 
     Returns:
         A model with one output called ``output``.
@@ -43,18 +52,20 @@ def onnx_model(module: nn.Module, input_shape: Sequence[int], name: str = "netwo
     Raises:
         TypeError: if the module contains a kind of module that the search space does not use.
     """
-    graph = _Graph()
+    graph = _Graph(external)
     last = graph.emit(module, INPUT_NAME)
     # The last node writes the output directly: an Identity would be one more node to time.
     if graph.nodes:
         graph.nodes[-1].output[0] = OUTPUT_NAME
     else:
         graph.add("Identity", [last], output=OUTPUT_NAME)
+    # Sizes are left to the runtime, but not the rank: logits have two dimensions, feature maps four.
+    rank = 2 if graph.nodes[-1].op_type in ("Gemm", "Flatten") else 4
     described = helper.make_graph(
         graph.nodes,
         name,
         [helper.make_tensor_value_info(INPUT_NAME, TensorProto.FLOAT, list(input_shape))],
-        [helper.make_tensor_value_info(OUTPUT_NAME, TensorProto.FLOAT, None)],
+        [helper.make_tensor_value_info(OUTPUT_NAME, TensorProto.FLOAT, [None] * rank)],
         graph.initializers,
     )
     model = helper.make_model(described, opset_imports=[helper.make_opsetid("", OPSET)])
@@ -65,9 +76,10 @@ def onnx_model(module: nn.Module, input_shape: Sequence[int], name: str = "netwo
 class _Graph:
     """Nodes and weights collected while walking a module."""
 
-    def __init__(self) -> None:
+    def __init__(self, external: dict[str, NDArray[np.float32]] | None) -> None:
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: list[onnx.TensorProto] = []
+        self._external = external
 
     def add(self, operator: str, inputs: list[str], output: str | None = None, **attributes: Any) -> str:
         output = output or f"v{len(self.nodes)}"
@@ -76,7 +88,19 @@ class _Graph:
 
     def weight(self, values: NDArray[np.float32]) -> str:
         name = f"w{len(self.initializers)}"
-        self.initializers.append(numpy_helper.from_array(np.ascontiguousarray(values), name))
+        values = np.ascontiguousarray(values)
+        if self._external is None or values.size < _SMALLEST_EXTERNAL_WEIGHT:
+            self.initializers.append(numpy_helper.from_array(values, name))
+            return name
+        self._external[name] = values
+        left_out = TensorProto(
+            name=name,
+            data_type=TensorProto.FLOAT,
+            dims=values.shape,
+            data_location=TensorProto.EXTERNAL,
+            external_data=[onnx.StringStringEntryProto(key="location", value="memory")],
+        )
+        self.initializers.append(left_out)
         return name
 
     def emit(self, module: nn.Module, value: str) -> str:

@@ -43,8 +43,6 @@ CALIBRATION_REFERENCES = (
     "mobilenet_v3_small",
     "mobilenet_v3_small_075",
 )
-# More subjects than this are measured in several sessions: each holds its weights in memory.
-SESSION_SUBJECTS = 2000
 _FREQUENCY_SAMPLE = 1500
 _SPREAD_SAMPLE = 12
 
@@ -82,6 +80,11 @@ class NetworkRecord:
     p90_ms: float
     p99_ms: float
 
+    @property
+    def latencies_ms(self) -> tuple[float, float, float, float]:
+        """Statistic, p50, p90, p99."""
+        return (self.latency_ms, self.p50_ms, self.p90_ms, self.p99_ms)
+
 
 @dataclass(frozen=True, slots=True)
 class ProfileProgress:
@@ -115,10 +118,12 @@ def make_plan(
         table: a table whose measured layers need not be measured again.
     """
     known = {key for key, entry in table.entries.items() if entry.source == "measured"} if table else set()
-    wanted = sorted(reachable_layer_keys(space), key=str)
+    calibrating = [key for each in _calibration_references(space) for key in layer_keys(each)]
+    wanted = sorted(reachable_layer_keys(space).union(calibrating), key=str)
     first = list(dict.fromkeys(key for architecture in references for key in layer_keys(architecture)))
     missing = [key for key in dict.fromkeys([*first, *wanted]) if key not in known]
-    room = len(missing) if max_keys is None else max(0, max_keys - len(known))
+    covered = len(known & {*first, *wanted})
+    room = len(missing) if max_keys is None else max(0, max_keys - covered)
     if len(missing) <= room:
         keys = missing
     else:
@@ -161,7 +166,7 @@ def profile(
     """
     subjects: list[Subject] = [*plan.keys, *plan.networks]
     networks = load_networks(folder) if table is not None else []
-    for group in _sessions(subjects):
+    for group in _sessions(subjects, target.session_subjects):
         identity = hashlib.sha256("\n".join(subject_name(each) for each in group).encode()).hexdigest()[:10]
         journal = folder / f"partial-{identity}.jsonl"
         measured = target.measure(group, rounds, journal, progress.prepared, progress.measured)
@@ -173,26 +178,27 @@ def profile(
         journal.replace(folder / f"samples-{number}.jsonl")
     if table is None:
         raise TableError("there is nothing to measure and no table to extend")
-    table = calibrate(fill_gaps(table, plan.predicted), networks)
+    table = fill_gaps(table, plan.predicted)
+    if plan.networks:
+        table = calibrate(table, networks)
     table.save(folder)
     return table
 
 
 def fill_gaps(table: LatencyTable, keys: Sequence[LayerKey]) -> LatencyTable:
-    """Predict layers from the measured ones; predictions already there are made anew.
+    """Predict layers from the measured ones; predictions of other layers stay as they are.
 
     Raises:
         GapFillingError: if too few layers were measured.
     """
-    stale = [key for key, entry in table.entries.items() if entry.source == "predicted"]
-    wanted = list(dict.fromkeys([*keys, *stale]))
+    measured = {key: each.latency_ms for key, each in table.entries.items() if each.source == "measured"}
+    wanted = [key for key in keys if key not in measured]
     if not wanted:
         return table
-    measured = {key: each.latency_ms for key, each in table.entries.items() if each.source == "measured"}
     filler = GapFiller(measured)
     predicted = {
         key: Entry(each.latency_ms, each.deviation_ms, 0, "predicted")
-        for key, each in filler.predict([key for key in wanted if key not in measured]).items()
+        for key, each in filler.predict(wanted).items()
     }
     summary = {"measured": filler.rows, "predicted": len(predicted), "mean_error": filler.error}
     return table.with_entries(predicted, gap_filling=summary)
@@ -315,7 +321,7 @@ def _add_session(
             hardware=hardware,
             device=target.device,
             runtime=runtime.name,
-            runtime_version=runtime.version(),
+            runtime_version=target.runtime_version,
             precision=runtime.precision,
             threads=runtime.threads,
             created=now,
@@ -349,7 +355,8 @@ def _choose(
     left = room - len(chosen)
     pools = {kind: [key for key in members if key not in taken] for kind, members in by_kind.items()}
     total = sum(len(pool) for pool in pools.values())
-    for kind, pool in sorted(pools.items()):
+    # Small kinds first: stems and heads need a few members each before blocks take the rest.
+    for kind, pool in sorted(pools.items(), key=lambda pair: len(pair[1])):
         share = min(len(pool), max(round(left * len(pool) / total), min(left, _SPREAD_SAMPLE)))
         chosen += _farthest(by_kind[kind], [key for key in by_kind[kind] if key in taken], pool, share)
     return chosen[:room]
@@ -400,8 +407,8 @@ def _spread_members(space: SearchSpace, count: int, seed: int) -> list[Architect
     return sorted(chosen, key=lambda architecture: architecture.id) + rest[: max(0, count - len(chosen))]
 
 
-def _sessions(subjects: Sequence[Subject]) -> list[list[Subject]]:
-    count = -(-len(subjects) // SESSION_SUBJECTS)
+def _sessions(subjects: Sequence[Subject], most: int) -> list[list[Subject]]:
+    count = -(-len(subjects) // most)
     # Striding deals layers and networks out evenly.
     return [list(subjects[start::count]) for start in range(count)]
 

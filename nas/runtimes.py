@@ -16,6 +16,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import onnx
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from nas.layers import LayerKey, build_layer
@@ -114,22 +115,30 @@ def build_module(subject: LayerKey | Architecture) -> nn.Module:
     return module.eval()
 
 
-def graph(subject: LayerKey | Architecture, precision: Precision = "fp32") -> onnx.ModelProto:
-    """The ONNX graph of a layer or network with random weights, as it is timed."""
+def graph(
+    subject: LayerKey | Architecture,
+    precision: Precision = "fp32",
+    external: dict[str, NDArray[np.float32]] | None = None,
+) -> onnx.ModelProto:
+    """The ONNX graph of a layer or network with random weights, as it is timed.
+
+    Args:
+        subject: the layer or network.
+        precision: ``fp32`` or ``int8``.
+        external: see :func:`nas.onnx_graph.onnx_model`; fp32 only.
+    """
     with torch.device("meta"):
         module = build_module(subject)
-    model = onnx_model(module, input_shape(subject))
-    if precision == "int8":
-        generator = np.random.default_rng(0)
-        images = [
-            generator.standard_normal(input_shape(subject)).astype(np.float32)
-            for _ in range(_CALIBRATION_IMAGES)
-        ]
-        return quantize(model, images)
-    return model
+    if precision == "fp32":
+        return onnx_model(module, input_shape(subject), external=external)
+    generator = np.random.default_rng(0)
+    images = [
+        generator.standard_normal(input_shape(subject)).astype(np.float32) for _ in range(_CALIBRATION_IMAGES)
+    ]
+    return quantize(onnx_model(module, input_shape(subject)), images)
 
 
-def quantize(model: onnx.ModelProto, images: list[np.ndarray[Any, np.dtype[np.float32]]]) -> onnx.ModelProto:
+def quantize(model: onnx.ModelProto, images: list[NDArray[np.float32]]) -> onnx.ModelProto:
     """Static int8 quantisation with QDQ nodes, per channel, ranges taken from images.
 
     Args:
@@ -165,7 +174,9 @@ def quantize(model: onnx.ModelProto, images: list[np.ndarray[Any, np.dtype[np.fl
 
 
 def _prepare_onnxruntime(subject: LayerKey | Architecture, runtime: Runtime) -> Runner:
-    return onnx_runner(graph(subject, runtime.precision).SerializeToString(), runtime.threads)
+    weights: dict[str, NDArray[np.float32]] = {}
+    model = graph(subject, runtime.precision, weights)
+    return onnx_runner(model.SerializeToString(), runtime.threads, weights=weights)
 
 
 def _prepare_torch(subject: LayerKey | Architecture, runtime: Runtime) -> Runner:

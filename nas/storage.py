@@ -235,6 +235,13 @@ def open_study(
     return study
 
 
+def refresh_study(study: optuna.Study, fingerprint: Mapping[str, Any], provenance: Mapping[str, Any]) -> None:
+    """Replace fingerprint and provenance after the study's own run changed what they describe."""
+    kept = {"objective_names": study.user_attrs["fingerprint"]["objective_names"]}
+    study.set_user_attr("fingerprint", {**json.loads(json.dumps(dict(fingerprint))), **kept})
+    study.set_user_attr("provenance", dict(provenance))
+
+
 def _changed(name: str, key: str, old: object, new: object) -> str:
     return (
         f"study {name!r} was started with {key} = {_short(old)}, now it is {_short(new)}: "

@@ -27,7 +27,7 @@ JOURNAL_SCHEMA = 1
 ANCHOR_RUNS_PER_ROUND = 3
 # A round counts if its anchor lies within this share of the median anchor of its group ...
 STEADY_TOLERANCE = 0.10
-# ... and at most this many rounds are measured per round asked for.
+# ... and at most this many rounds are measured in one go per round asked for.
 _MAX_ROUNDS_FACTOR = 2
 
 Runner = Callable[[], object]
@@ -140,20 +140,27 @@ def measure(
         for name in names:  # allocations and lazy initialisation are not latency
             runners[name]()
         anchor()
-    while len(steady(journal.rounds)) < rounds and len(journal.rounds) < rounds * _MAX_ROUNDS_FACTOR:
+    most = len(journal.rounds) + rounds * _MAX_ROUNDS_FACTOR
+    while len(steady(journal.rounds)) < rounds and len(journal.rounds) < most:
         order = list(range(len(names)))
         random.Random(seed * 1_000_003 + len(journal.rounds)).shuffle(order)
-        anchor_at = {len(order) * index // ANCHOR_RUNS_PER_ROUND for index in range(ANCHOR_RUNS_PER_ROUND)}
+        anchor_at = [len(order) * index // ANCHOR_RUNS_PER_ROUND for index in range(ANCHOR_RUNS_PER_ROUND)]
         samples = [0.0] * len(names)
         anchors: list[float] = []
         for position, index in enumerate(order):
-            if position in anchor_at:
-                anchors.append(_time_ms(anchor))
+            anchors += [_time_ms(anchor) for _ in range(anchor_at.count(position))]
             samples[index] = _time_ms(runners[names[index]])
-        journal.append(Round(samples, anchors or [_time_ms(anchor)], snapshot()))
+        journal.append(Round(samples, anchors, snapshot()))
         on_round(len(steady(journal.rounds)), rounds)
     found = steady(journal.rounds)
     if len(found) < (rounds + 1) // 2:
+        throttled = [each for each in journal.rounds if is_throttled(each)]
+        if 2 * len(throttled) > len(journal.rounds):
+            reasons = sorted({reason for each in throttled for reason in each.conditions["throttled"]})
+            raise MeasurementError(
+                f"{len(throttled)} of {len(journal.rounds)} rounds were throttled ({', '.join(reasons)}): "
+                "cool the board or use a stronger power supply, then run the same command again"
+            )
         raise MeasurementError(
             f"the machine did not hold still: the anchor network stayed within {STEADY_TOLERANCE:.0%} of its "
             f"median in only {len(found)} of {len(journal.rounds)} rounds; stop other work and try again"
@@ -162,11 +169,17 @@ def measure(
 
 
 def steady(rounds: Sequence[Round]) -> list[Round]:
-    """Rounds whose anchor lies near the median anchor of all rounds."""
+    """Rounds in which nothing was throttled and whose anchor lies near the median anchor of those."""
+    rounds = [each for each in rounds if not is_throttled(each)]
     if not rounds:
         return []
     level = float(np.median([np.median(each.anchor_ms) for each in rounds]))
     return [each for each in rounds if abs(float(np.median(each.anchor_ms)) / level - 1) <= STEADY_TOLERANCE]
+
+
+def is_throttled(measured: Round) -> bool:
+    """Whether the board slowed down during a round (a list of reasons in its conditions)."""
+    return bool(measured.conditions.get("throttled"))
 
 
 def fastest_two_thirds(samples_ms: Samples) -> Samples:
@@ -197,13 +210,19 @@ def most_stable_statistic(samples_ms: Samples) -> str:
     return min(STATISTICS, key=lambda name: instability(samples_ms, name))
 
 
-def onnx_runner(model: bytes | str, threads: int, seed: int = 0) -> Runner:
+def onnx_runner(
+    model: bytes | str,
+    threads: int,
+    seed: int = 0,
+    weights: Mapping[str, NDArray[np.float32]] | None = None,
+) -> Runner:
     """A call that runs an ONNX model once on a fixed random image, with ONNX Runtime.
 
     Args:
         model: a serialised model, or the path of one.
         threads: threads within an operator; operators run one after the other.
         seed: of the input.
+        weights: weights that were left out of the model, by name.
     """
     import onnxruntime
 
@@ -211,6 +230,9 @@ def onnx_runner(model: bytes | str, threads: int, seed: int = 0) -> Runner:
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
+    if weights:
+        shared = [onnxruntime.OrtValue.ortvalue_from_numpy(values) for values in weights.values()]
+        options.add_external_initializers(list(weights), shared)
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     described = session.get_inputs()[0]
     image = np.random.default_rng(seed).standard_normal(described.shape).astype(np.float32)
