@@ -1,6 +1,7 @@
 """How good the samplers are, on tables whose true front is known and on the default space.
 
-    python -m nas.search_benchmark table --seeds 20
+    python -m nas.search_benchmark stages
+    python -m nas.search_benchmark candidates
     python -m nas.search_benchmark space --seeds 5 --evaluations 1000
 
 Accuracy is the ImageNet predictor's, latency the shipped estimate of a Raspberry Pi 4: both come
@@ -15,7 +16,7 @@ import hashlib
 import random
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -97,6 +98,8 @@ CANDIDATES: dict[str, Any] = {
     ],
     "heads": [{"conv_channels": 1280}],
 }
+
+TABLES = {"stages": STAGES, "candidates": CANDIDATES}
 
 
 class EstimatedLatency:
@@ -280,20 +283,16 @@ def _print_row(name: str, rows: Array, worst_of: Sequence[Callable[[Array], floa
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m nas.search_benchmark", description=__doc__)
-    parser.add_argument("what", choices=["table", "space"])
+    parser.add_argument("what", choices=["stages", "candidates", "space"])
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--evaluations", type=int, default=1000)
     parser.add_argument("--samplers", nargs="+", choices=SAMPLERS, default=SAMPLERS)
     options = parser.parse_args(arguments)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     print("Median and, in brackets, worst seed; HV is the share of the true hypervolume in percent.")
-    if options.what == "table":
-        tables: Mapping[str, tuple[dict[str, Any], float]] = {
-            "stages": (STAGES, _SCATTER),
-            "candidates": (CANDIDATES, _SCATTER),
-        }
-        for description, scatter in tables.values():
-            benchmark_table(SearchSpace.from_dict(description), scatter, options.samplers, options.seeds)
+    if options.what in TABLES:
+        space = SearchSpace.from_dict(TABLES[options.what])
+        benchmark_table(space, _SCATTER, options.samplers, options.seeds)
     else:
         path = Path(__file__).parent.parent / "conf" / "search_space" / "mobilenet.yaml"
         benchmark_space(SearchSpace.from_yaml(path), options.samplers, options.seeds, options.evaluations)

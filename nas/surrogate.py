@@ -11,6 +11,7 @@ improvement is that of a single objective (Jones et al. 1998, expected improveme
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from itertools import product
 
@@ -180,8 +181,10 @@ def expected_improvement(
         np.append(np.unique(front_costs[:, axis]), max(bounds[axis], front_costs[:, axis].max()))
         for axis in range(front_costs.shape[1])
     ]
-    low = np.array(list(product(*(each[:-1] for each in edges)))).reshape(-1, len(edges))
-    high = np.array(list(product(*(each[1:] for each in edges)))).reshape(-1, len(edges))
+    # Without costs there is one cell of no dimension, and of size 1.
+    count = math.prod(len(each) - 1 for each in edges)
+    low = np.array(list(product(*(each[:-1] for each in edges)))).reshape(count, len(edges))
+    high = np.array(list(product(*(each[1:] for each in edges)))).reshape(count, len(edges))
     reaches = np.all(front_costs[None] <= low[:, None], axis=2)
     levels = np.where(reaches, front_utilities, front_utilities.min()).max(axis=1)
     sizes = np.prod(np.clip(high - np.maximum(costs[:, None], low), 0.0, None), axis=2)
