@@ -7,7 +7,8 @@ The study is an ordinary Optuna study (see nas.storage). A complete trial has th
 space that count for its network, the values of the objective and these user attributes:
 
     architecture     id of the network
-    kind             "candidate" or "reference"; references do not count towards `trials`
+    kind             "candidate", "reference" or "refinement" (see nas.netadapt); only candidates count
+                     towards `trials` and are bound by the budget
     name             name of the reference, else null
     top1, deviation, accuracy_source, latency_ms, latency_source, macs, parameters
     table            Architecture.to_dict() of a reference (it may lie outside the space)
@@ -19,6 +20,7 @@ cannot be told is a failed trial with the attribute `error`.
 from __future__ import annotations
 
 import secrets
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -42,7 +44,7 @@ from nas.workers import Workers
 from search_spaces.block import Architecture
 from search_spaces.space import SearchSpace
 
-Kind = Literal["candidate", "reference"]
+Kind = Literal["candidate", "reference", "refinement"]
 
 _PROGRESS_INTERVAL_S = 0.25
 _POLL_INTERVAL_S = 0.05
@@ -175,6 +177,28 @@ def run_search(
         ledger.close()
 
 
+def run_proposer(
+    study: optuna.Study,
+    proposer: Proposer,
+    neighbourhood: Neighbourhood,
+    objective: Objective,
+    accuracy: AccuracyEstimator,
+    kind: Kind,
+    progress: Callable[[Progress], None] | None = None,
+    workers: int = 1,
+) -> SearchResult:
+    """Evaluate what a proposer proposes until it has nothing more; trials of another kind than candidates.
+
+    Raises:
+        SearchError: if accuracy cannot be told for many networks in a row.
+    """
+    with Workers[_Job](accuracy, workers) as evaluators:
+        search = _Search(
+            SoleLedger(study), proposer, evaluators, objective, neighbourhood, {}, sys.maxsize, kind
+        )
+        return search.run(None, progress)
+
+
 def remeasure(study: optuna.Study, latencies: Mapping[str, tuple[float, str]]) -> None:
     """Record better latencies of networks than their trials hold: {architecture id: (ms, source)}.
 
@@ -214,7 +238,9 @@ class _Search:
         neighbourhood: Neighbourhood,
         references: Mapping[str, tuple[Architecture, Latency]],
         total: int,
+        kind: Kind = "candidate",
     ) -> None:
+        self._kind = kind
         self._ledger = ledger
         self._proposer = proposer
         self._workers = workers
@@ -281,7 +307,7 @@ class _Search:
                 candidate = self._abandoned.pop() if self._abandoned else self._proposer.propose()
             except SpaceExhaustedError as error:
                 return str(error)
-            if not self._start(candidate.architecture, candidate, candidate.latency, "candidate", None):
+            if not self._start(candidate.architecture, candidate, candidate.latency, self._kind, None):
                 # Taken by another worker, of which the news tell; or not needed now.
                 self._proposer.seen.discard(candidate.architecture)
                 return None
@@ -337,7 +363,7 @@ class _Search:
     # -- finishing -----------------------------------------------------------------------------
 
     def _finish(self, job: _Job, answer: Accuracy | AccuracyError) -> None:
-        candidate = job.trial.user_attrs["kind"] == "candidate"
+        candidate = job.trial.user_attrs["kind"] == self._kind
         self._running.discard(job.trial.user_attrs["architecture"])
         if isinstance(answer, AccuracyError):
             job.trial.user_attrs["error"] = str(answer)
@@ -387,7 +413,7 @@ class _Search:
         if complete:
             self._board.add(trial)
             self._known[attributes["architecture"]] = trial
-            self._done += attributes["kind"] == "candidate"
+            self._done += attributes["kind"] == self._kind
         if candidate is None:
             return
         if trial.state == TrialState.RUNNING:
