@@ -379,12 +379,6 @@ class SshTarget:
             for text, board in zip(texts, self.boards, strict=True)
         ]
 
-    def _measurements(self, texts: Sequence[str]) -> list[Measurement]:
-        return [
-            self._read(text, board).groups[0].measurement
-            for text, board in zip(texts, self.boards, strict=True)
-        ]
-
     def _check_agreement(self, texts: Sequence[str], common: Sequence[Subject]) -> None:
         differences = agreement(self._measurements(texts), [subject_name(subject) for subject in common])
         worst = max(range(len(differences)), key=lambda index: abs(differences[index]))

@@ -17,6 +17,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from nas import data, study
 from nas.accuracy import AccuracyEstimator
+from nas.boards import table_without_measuring
 from nas.config import (
     DatasetConfig,
     HardwareConfig,
@@ -27,11 +28,12 @@ from nas.config import (
     SearchSettings,
     StudyConfig,
     command,
+    hardware_of,
     plain,
     read_space,
 )
 from nas.console import console, measuring_progress
-from nas.devices import LocalTarget
+from nas.devices import Target
 from nas.latency import LatencyTable, write_atomically
 from nas.layers import layer_keys, reachable_layer_keys
 from nas.objective import Budget, MnasNet, Objective, Pareto
@@ -77,26 +79,31 @@ def main(config: Any) -> None:
     references = reference_architectures(space, settings.references, resolution)
     folder = Path(config.study.folder) / config.study.name
 
-    target = LocalTarget(runtime, profiling.seed)
+    board = hardware_of(hardware)
+    target = board.target(runtime, profiling.seed, console.print)
     tables = table_folder(Path(profiling.folder), hardware.name, runtime)
     effort = Effort(profiling.max_keys, profiling.networks, profiling.rounds, profiling.seed)
-    with measuring_progress() as bars:
-        table = ready_table(
-            space,
-            list(references.values()),
-            target,
-            runtime,
-            hardware.name,
-            tables,
-            effort,
-            bars,
-            console.print,
-        )
+    if target is None:
+        keys = reachable_layer_keys(space).union(*(layer_keys(each) for each in references.values()))
+        table = table_without_measuring(board, sorted(keys, key=str), runtime, tables)
+    else:
+        with measuring_progress() as bars:
+            table = ready_table(
+                space,
+                list(references.values()),
+                target,
+                runtime,
+                hardware.name,
+                tables,
+                effort,
+                bars,
+                console.print,
+            )
     budget_ms = _budget_ms(settings.budget_ms, table, space, resolution)
     objective = _objective(plain(config.objective, ObjectiveConfig), settings.caution)
     console.print(f"latency: {table.header.title}")
-    card = load_card(tables)
-    _check_card(card, hardware.name, settings.require_validation)
+    card = None if table.is_estimated else load_card(tables)
+    _check_card(card, table, hardware.name, settings.require_validation)
 
     storage = open_storage(config.study.storage or str(folder / "study.journal"))
     try:
@@ -111,7 +118,8 @@ def main(config: Any) -> None:
         write_atomically(folder / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
         result = _search(opened, config, settings, space, objective, accuracy, table, references, budget_ms)
         console.print(f"stopped: {result.stopped}")
-        table = _measure_front(opened, table, target, runtime, tables, effort)
+        if target is not None:
+            table = _measure_front(opened, table, target, runtime, tables, effort)
         # Measuring the front changed the table: from now on this one is the study's.
         refresh_study(
             opened,
@@ -206,12 +214,22 @@ def _fingerprint(
     return settings
 
 
-def _check_card(card: Card | None, hardware: str, required: bool) -> None:
+def _check_card(card: Card | None, table: LatencyTable, hardware: str, required: bool) -> None:
     """Say how far the table can be trusted.
 
     Raises:
         InputError: if a good card is required and there is none.
     """
+    if table.is_estimated:
+        if required:
+            raise InputError(
+                "search.require_validation=true, but every latency is estimated; "
+                f"measure: {table.profile_command}"
+            )
+        console.print(
+            f"  [yellow]warning: every latency is ESTIMATED; measure instead: {table.profile_command}[/]"
+        )
+        return
     validate = f"python -m nas.validate hardware={hardware}"
     if card is not None and card.is_good:
         console.print(f"  {card.headline}")
@@ -245,7 +263,7 @@ def _provenance(
             "counts": counts,
             "calibration": header.calibration.to_dict() if header.calibration else None,
             "card": card.to_dict() if card else None,
-            "warning": None if card and card.is_good else "no good validation card",
+            "warning": _warning(card, table),
         },
         "accuracy": OmegaConf.to_container(config.accuracy, resolve=True),
         "dataset": config.dataset.name if config.accuracy.name == "train" else None,
@@ -257,6 +275,12 @@ def _provenance(
         "command": "python -m nas.search " + " ".join(sys.argv[1:]),
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
+
+
+def _warning(card: Card | None, table: LatencyTable) -> str | None:
+    if table.is_estimated:
+        return f"every latency is estimated, not measured; measure with: {table.profile_command}"
+    return None if card and card.is_good else "no good validation card"
 
 
 def _version(package: str) -> str | None:
@@ -314,7 +338,7 @@ def _search(
 def _measure_front(
     opened: optuna.Study,
     table: LatencyTable,
-    target: LocalTarget,
+    target: Target,
     runtime: Runtime,
     tables: Path,
     effort: Effort,
