@@ -1,41 +1,87 @@
-"""The default sampler: evolution by single design steps, within the budget, never the same network twice.
+"""The default sampler: evolution by single design steps, guided by what the study has learned so far.
 
-proposer = Evolution(Neighbourhood(space, latency, budget_ms=20.0), seed=0)
-candidate = proposer.propose()
-proposer.observe(candidate, (top1, latency_ms))
+    proposer = Evolution(Neighbourhood(space, latency, budget_ms=20.0), Pareto(), seed=0)
+    candidate = proposer.propose()
+    proposer.observe(candidate, (top1, latency_ms))
+
+It starts from the references, the fastest and the slowest corner of the space within the budget and
+a few random networks. Then a Gaussian process over the networks evaluated so far ranks a pool of new
+ones, all of a small space, else children of the front, by the hypervolume improvement it expects (as
+LINAS, Cummings et al. 2022, and BRP-NAS, Dudziak et al. 2020, rank by predictors of their own). No
+network is proposed twice, none above the budget.
 """
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from nas.neighbourhood import ENUMERABLE, Candidate, Neighbourhood, SpaceExhaustedError
+from nas.cost import cost
+from nas.neighbourhood import Candidate, Neighbourhood, SpaceExhaustedError
+from nas.objective import Objective
 from nas.pareto import front
+from nas.surrogate import Array, GaussianProcess, Hyperparameters, expected_improvement, tune
 from search_spaces.block import Architecture
 from search_spaces.stage import Parameters
 
-_ATTEMPTS = 200
-_RANDOM_START = 16
+# A space of at most this many settings is listed as a whole.
+LISTED = 10_000
+
+_ATTEMPTS = 100
 _CROSSOVER = 0.3
+_RANDOM_START = 12
+# Share of proposals that are plain children of the front, whatever the process thinks of them.
+_UNGUIDED = 0.1
+_POOL = 100
+_POOL_PER_PROPOSAL = 2
+_LISTED_POOL = 2_000
+_TRAINING_POINTS = 500
+_TUNING_GROWTH = 1.5
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """A candidate as the process sees it."""
+
+    candidate: Candidate
+    features: Array
+    costs: tuple[float, ...]
+    factor: float
 
 
 class Evolution:
-    """Parents are drawn from the front, children differ by one to three design steps.
+    """Proposes networks within the budget, each once; see the module's docstring.
 
     Args:
         neighbourhood: the space and the budget.
+        objective: what a network is worth.
         seed: of all random choices.
+        growth: the process learns anew when the study has grown by this share; in between proposals
+            come from one ranking. 0: after each trial, for dear evaluations.
     """
 
-    def __init__(self, neighbourhood: Neighbourhood, seed: int) -> None:
+    def __init__(
+        self, neighbourhood: Neighbourhood, objective: Objective, seed: int, growth: float = 0.05
+    ) -> None:
         self.neighbourhood = neighbourhood
         self.seen: set[Architecture] = set()
+        self._objective = objective
+        self._growth = growth
         self._generator = random.Random(seed)
-        self._candidates: list[Candidate] = []
-        self._losses: list[tuple[float, ...]] = []
+        self._noise = np.random.default_rng(seed)
+        self._encoder = _Encoder(neighbourhood)
+        self._known: list[_Known] = []
+        self._top1: list[float] = []
+        self._front: list[int] = []
+        self._queue: list[Candidate] = []
+        self._ranked_at = 0
+        self._tuned_at = 0
+        self._hyperparameters = Hyperparameters((0.0,) * self._encoder.group_count)
+        self._listed: list[_Known] | None = None
 
     def propose(self) -> Candidate:
         """A candidate within the budget that was never proposed or observed.
@@ -44,46 +90,194 @@ class Evolution:
             BudgetError: if nothing is within the budget.
             SpaceExhaustedError: if nothing new is left.
         """
-        for attempt in range(_ATTEMPTS):
-            candidate = self._candidate(explore=attempt > _ATTEMPTS // 2)
-            if candidate is not None and candidate.architecture not in self.seen:
-                self.seen.add(candidate.architecture)
-                return candidate
-        return first_unseen(self.neighbourhood, self.seen)
+        candidate = self._corner()
+        if candidate is None and len(self._front) and len(self.seen) >= _RANDOM_START:
+            candidate = self._guided() if self._generator.random() >= _UNGUIDED else self._unguided()
+        if candidate is None:
+            candidate = self._random()
+        self.seen.add(candidate.architecture)
+        return candidate
 
     def observe(self, candidate: Candidate, values: Sequence[float] | None) -> None:
         """Learn the values of a candidate (utility first, then costs); None where it has none."""
         self.seen.add(candidate.architecture)
-        if values is not None and candidate.latency.latency_ms <= self.neighbourhood.budget_ms:
-            self._insert(candidate, (-values[0], *values[1:]))
+        if values is None:
+            return
+        known = self._describe(candidate)
+        self._known.append(known)
+        self._top1.append(values[0] / known.factor)
+        if candidate.latency.latency_ms <= self.neighbourhood.budget_ms:
+            indices = [*self._front, len(self._known) - 1]
+            kept = front(np.array([self._losses(index) for index in indices]))
+            self._front = [indices[index] for index in kept]
 
-    def _insert(self, candidate: Candidate, losses: tuple[float, ...]) -> None:
-        # Only the front is kept: parents come from nowhere else.
-        self._candidates.append(candidate)
-        self._losses.append(losses)
-        kept = front(np.array(self._losses))
-        self._candidates = [self._candidates[index] for index in kept]
-        self._losses = [self._losses[index] for index in kept]
+    # -- proposals -----------------------------------------------------------------------------
 
-    def _candidate(self, explore: bool) -> Candidate | None:
+    def _corner(self) -> Candidate | None:
         fastest = self.neighbourhood.fastest()
         if fastest.architecture not in self.seen:
             return fastest
-        if explore or len(self.seen) < _RANDOM_START or not self._candidates:
-            return self.neighbourhood.random(self._generator)
-        return self.neighbourhood.propose(self._child())
+        slowest = self.neighbourhood.slowest()
+        return slowest if slowest.architecture not in self.seen else None
+
+    def _guided(self) -> Candidate | None:
+        due = self._ranked_at + max(1, int(self._growth * self._ranked_at))
+        if len(self._known) >= due or not self._queue:
+            self._rank(max(1, int(self._growth * len(self._known))))
+        while self._queue:
+            candidate = self._queue.pop(0)
+            if candidate.architecture not in self.seen:
+                return candidate
+        return None
+
+    def _unguided(self) -> Candidate | None:
+        for _ in range(_ATTEMPTS):
+            candidate = self.neighbourhood.propose(self._child())
+            if candidate is not None and candidate.architecture not in self.seen:
+                return candidate
+        return None
+
+    def _random(self) -> Candidate:
+        for _ in range(_ATTEMPTS):
+            candidate = self.neighbourhood.random(self._generator)
+            if candidate.architecture not in self.seen:
+                return candidate
+        return first_unseen(self.neighbourhood, self.seen)
 
     def _child(self) -> Parameters:
         generator = self._generator
-        parent = generator.choice(self._candidates)
+        parent = self._known[generator.choice(self._front)].candidate
         genes = dict(parent.genes)
         if generator.random() < _CROSSOVER:
-            other = generator.choice(self._candidates)
+            other = self._known[generator.choice(self._front)].candidate
             genes = {name: generator.choice((value, other.genes[name])) for name, value in genes.items()}
         for _ in range(generator.choice((1, 1, 2, 3))):
             name = generator.choice(list(parent.parameters))
             genes[name] = generator.choice(self.neighbourhood.alternatives(name, genes[name]))
         return genes
+
+    # -- the process ---------------------------------------------------------------------------
+
+    def _rank(self, count: int) -> None:
+        """Fill the queue with the ``count`` proposals that are expected to improve the front most."""
+        self._ranked_at = len(self._known)
+        self._queue = []
+        pool = self._pool(_POOL + _POOL_PER_PROPOSAL * count)
+        if not pool:
+            return
+        process = self._learn()
+        mean, deviation = process.predict(np.array([each.features for each in pool]))
+        factors = np.array([each.factor for each in pool])
+        mean, deviation = mean * factors, deviation * factors
+        costs = np.array([each.costs for each in pool]).reshape(len(pool), -1)
+        utilities = [self._utility(index) for index in self._front]
+        front_costs = [self._known[index].costs for index in self._front]
+        observed = np.array([each.costs for each in self._known]).reshape(len(self._known), -1)
+        bounds = np.maximum(costs.max(axis=0), observed[self._front].max(axis=0))
+        remaining = np.ones(len(pool), dtype=bool)
+        for _ in range(min(count, len(pool))):
+            gains = expected_improvement(
+                mean,
+                deviation,
+                costs,
+                np.array(utilities),
+                np.array(front_costs).reshape(len(utilities), -1),
+                bounds,
+            )
+            best = int(np.argmax(np.where(remaining, gains, -1.0)))
+            remaining[best] = False
+            self._queue.append(pool[best].candidate)
+            # Believe the mean, so that the next proposal improves something else.
+            utilities.append(float(mean[best]))
+            front_costs.append(pool[best].costs)
+
+    def _learn(self) -> GaussianProcess:
+        indices = np.arange(len(self._known))
+        if len(indices) > _TRAINING_POINTS:
+            rest = np.setdiff1d(indices, self._front)
+            room = max(0, _TRAINING_POINTS - len(self._front))
+            indices = np.concatenate([self._front, self._noise.choice(rest, room, replace=False)])
+        features = np.array([self._known[index].features for index in indices])
+        targets = np.array(self._top1)[indices]
+        groups = self._encoder.groups
+        if len(self._known) >= _TUNING_GROWTH * self._tuned_at:
+            self._tuned_at = len(self._known)
+            self._hyperparameters = tune(features, groups, targets, self._hyperparameters, self._noise)
+        return GaussianProcess(features, groups, targets, self._hyperparameters)
+
+    def _pool(self, size: int) -> list[_Known]:
+        if self.neighbourhood.space.size <= LISTED:
+            if self._listed is None:
+                unique = {each.architecture: each for each in self.neighbourhood.members()}
+                self._listed = [self._describe(each) for each in unique.values()]
+            self._listed = [each for each in self._listed if each.candidate.architecture not in self.seen]
+            if len(self._listed) <= _LISTED_POOL:
+                return self._listed
+            return self._generator.sample(self._listed, _LISTED_POOL)
+        found: dict[Architecture, Candidate] = {}
+        for _ in range(size):
+            candidate = self.neighbourhood.propose(self._child())
+            if candidate is not None and candidate.architecture not in self.seen:
+                found[candidate.architecture] = candidate
+        return [self._describe(each) for each in found.values()]
+
+    # -- what is known -------------------------------------------------------------------------
+
+    def _describe(self, candidate: Candidate) -> _Known:
+        counted = cost(candidate.architecture)
+        latency_ms = candidate.latency.latency_ms
+        return _Known(
+            candidate,
+            self._encoder.encode(candidate),
+            self._objective.costs(latency_ms, counted),
+            self._objective.factor(latency_ms),
+        )
+
+    def _utility(self, index: int) -> float:
+        return self._top1[index] * self._known[index].factor
+
+    def _losses(self, index: int) -> tuple[float, ...]:
+        return (-self._utility(index), *self._known[index].costs)
+
+
+class _Encoder:
+    """Features of a candidate: its parameters, and its size relative to the fastest member."""
+
+    group_count = 2
+
+    def __init__(self, neighbourhood: Neighbourhood) -> None:
+        self._columns: dict[str, dict[object, Array]] = {}
+        scale = 1.0 / math.sqrt(len(neighbourhood.choices))
+        widths = []
+        for name, choices in neighbourhood.choices.items():
+            if isinstance(choices[0], str):
+                codes = np.eye(len(choices))
+            else:
+                codes = np.linspace(-1.0, 1.0, len(choices))[:, None]
+                choices = tuple(sorted(choices, key=float))
+            self._columns[name] = dict(zip(choices, codes * scale, strict=True))
+            widths.append(codes.shape[1])
+        starts = np.cumsum([0, *widths])
+        self._slices = {
+            name: slice(starts[index], starts[index + 1]) for index, name in enumerate(self._columns)
+        }
+        self._width = int(starts[-1])
+        self._smallest = self._sizes(neighbourhood.fastest())
+        self.groups = np.array([0] * self._width + [1] * len(self._smallest), dtype=np.intp)
+
+    def encode(self, candidate: Candidate) -> Array:
+        """(features,); parameters of blocks that do not exist are 0, the middle."""
+        row = np.zeros(len(self.groups))
+        for name, value in candidate.parameters.items():
+            row[self._slices[name]] = self._columns[name][value]
+        row[self._width :] = self._sizes(candidate) - self._smallest
+        return row
+
+    @staticmethod
+    def _sizes(candidate: Candidate) -> Array:
+        counted = cost(candidate.architecture)
+        blocks = sum(not block.is_identity for block in candidate.architecture.blocks)
+        return np.log([candidate.latency.latency_ms, counted.macs, counted.parameters, 1 + blocks])
 
 
 def first_unseen(neighbourhood: Neighbourhood, seen: set[Architecture]) -> Candidate:
@@ -92,13 +286,12 @@ def first_unseen(neighbourhood: Neighbourhood, seen: set[Architecture]) -> Candi
     Raises:
         SpaceExhaustedError: if there is none, or none was found.
     """
-    within = "" if neighbourhood.budget_ms == float("inf") else f" within {neighbourhood.budget_ms:g} ms"
-    if neighbourhood.space.size > ENUMERABLE:
+    within = "" if math.isinf(neighbourhood.budget_ms) else f" within {neighbourhood.budget_ms:g} ms"
+    if not neighbourhood.is_small:
         raise SpaceExhaustedError(
             f"found no further network{within} in the space {neighbourhood.space.name!r} after {len(seen)}"
         )
     for candidate in neighbourhood.members():
         if candidate.architecture not in seen:
-            seen.add(candidate.architecture)
             return candidate
     raise SpaceExhaustedError(f"all networks{within} of the space {neighbourhood.space.name!r} are evaluated")

@@ -17,6 +17,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
 from sklearn.model_selection import KFold
+from threadpoolctl import threadpool_limits
 
 from nas.cost import products
 from nas.layers import LayerKey
@@ -111,7 +112,8 @@ class _Process:
         self._log_ms = log_ms
         kernel = ConstantKernel(1.0) * RBF(np.full(features.shape[1], 3.0), (0.3, 1e3)) + WhiteKernel(1e-3)
         chosen = np.random.default_rng(seed).permutation(len(log_ms))[:_ROWS_FOR_LENGTH_SCALES]
-        with warnings.catch_warnings():
+        # Matrices this small are slower on many threads than on one.
+        with warnings.catch_warnings(), threadpool_limits(1):
             # A length scale at its bound only means that the feature does not matter.
             warnings.simplefilter("ignore", ConvergenceWarning)
             process = GaussianProcessRegressor(kernel, normalize_y=True, random_state=seed)

@@ -12,7 +12,7 @@ import random
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from nas.objective import Latency, LatencyModel
+from nas.latency import Latency, LatencyModel
 from search_spaces.block import Architecture
 from search_spaces.space import NotInSpaceError, SearchSpace
 from search_spaces.stage import Parameters, Value
@@ -66,6 +66,7 @@ class Neighbourhood:
         self.budget_ms = math.inf if budget_ms is None else budget_ms
         self._latency = latency
         self._fastest: Candidate | None = None
+        self._slowest: Candidate | None = None
         self.tried = 0
         self.feasible = 0
 
@@ -137,6 +138,17 @@ class Neighbourhood:
             )
         return self._fastest
 
+    def slowest(self) -> Candidate:
+        """The slow corner within the budget: the fastest member, enlarged step by step while it fits."""
+        if self._slowest is None:
+            self._slowest = self._climb(self.fastest())
+        return self._slowest
+
+    @property
+    def is_small(self) -> bool:
+        """Whether listing the whole space is sensible."""
+        return self.space.size <= ENUMERABLE
+
     def random(self, generator: random.Random) -> Candidate:
         """A random candidate; one that is too slow is moved towards the fastest until it fits.
 
@@ -167,6 +179,18 @@ class Neighbourhood:
             candidate = self.propose(parameters)
             if candidate is not None:
                 yield candidate
+
+    def _climb(self, start: Candidate) -> Candidate:
+        best, improved = start, True
+        while improved:
+            improved = False
+            for name, choices in self.choices.items():
+                for value in choices:
+                    if name in best.parameters and value != best.parameters[name]:
+                        other = self.realise(best.genes | {name: value})
+                        if best.latency.latency_ms < other.latency.latency_ms <= self.budget_ms:
+                            best, improved = other, True
+        return best
 
     def _descend(self) -> Candidate:
         def smallest(choices: tuple[Value, ...]) -> Value:

@@ -19,31 +19,12 @@ from typing import Literal, Protocol
 
 from nas.accuracy import Accuracy
 from nas.cost import Cost
-from search_spaces.block import Architecture
+from nas.latency import LatencySource
 
 Direction = Literal["maximize", "minimize"]
 ThirdCost = Literal["parameters", "macs", "model_size_mb"]
 
 _BYTES_PER_PARAMETER = 4  # fp32
-
-
-class Latency(Protocol):
-    """What a latency model answers with."""
-
-    @property
-    def latency_ms(self) -> float:
-        """Milliseconds for one image."""
-
-    @property
-    def source(self) -> str:
-        """``measured``, ``predicted`` or ``estimated``."""
-
-
-class LatencyModel(Protocol):
-    """A source of latency, fast enough to be asked before any training."""
-
-    def latency(self, architecture: Architecture) -> Latency:
-        """Latency of a network."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +40,7 @@ class Evaluation:
 
     accuracy: Accuracy
     latency_ms: float
-    latency_source: str
+    latency_source: LatencySource
     cost: Cost
 
 

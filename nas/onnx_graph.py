@@ -59,11 +59,13 @@ def onnx_model(
         graph.nodes[-1].output[0] = OUTPUT_NAME
     else:
         graph.add("Identity", [last], output=OUTPUT_NAME)
+    # Sizes are left to the runtime, but not the rank: logits have two dimensions, feature maps four.
+    rank = 2 if graph.nodes[-1].op_type in ("Gemm", "Flatten") else 4
     described = helper.make_graph(
         graph.nodes,
         name,
         [helper.make_tensor_value_info(INPUT_NAME, TensorProto.FLOAT, list(input_shape))],
-        [helper.make_tensor_value_info(OUTPUT_NAME, TensorProto.FLOAT, None)],
+        [helper.make_tensor_value_info(OUTPUT_NAME, TensorProto.FLOAT, [None] * rank)],
         graph.initializers,
     )
     model = helper.make_model(described, opset_imports=[helper.make_opsetid("", OPSET)])

@@ -118,7 +118,8 @@ def make_plan(
         table: a table whose measured layers need not be measured again.
     """
     known = {key for key, entry in table.entries.items() if entry.source == "measured"} if table else set()
-    wanted = sorted(reachable_layer_keys(space), key=str)
+    calibrating = [key for each in _calibration_references(space) for key in layer_keys(each)]
+    wanted = sorted(reachable_layer_keys(space).union(calibrating), key=str)
     first = list(dict.fromkeys(key for architecture in references for key in layer_keys(architecture)))
     missing = [key for key in dict.fromkeys([*first, *wanted]) if key not in known]
     covered = len(known & {*first, *wanted})
@@ -354,7 +355,8 @@ def _choose(
     left = room - len(chosen)
     pools = {kind: [key for key in members if key not in taken] for kind, members in by_kind.items()}
     total = sum(len(pool) for pool in pools.values())
-    for kind, pool in sorted(pools.items()):
+    # Small kinds first: stems and heads need a few members each before blocks take the rest.
+    for kind, pool in sorted(pools.items(), key=lambda pair: len(pair[1])):
         share = min(len(pool), max(round(left * len(pool) / total), min(left, _SPREAD_SAMPLE)))
         chosen += _farthest(by_kind[kind], [key for key in by_kind[kind] if key in taken], pool, share)
     return chosen[:room]

@@ -105,7 +105,9 @@ class OptunaProposer:
             if candidate.architecture not in self.seen:
                 self.seen.add(candidate.architecture)
                 return candidate
-        return first_unseen(self._neighbourhood, self.seen)
+        candidate = first_unseen(self._neighbourhood, self.seen)
+        self.seen.add(candidate.architecture)
+        return candidate
 
     def observe(self, candidate: Candidate, values: Sequence[float] | None) -> None:
         """See :class:`Proposer`."""
@@ -129,7 +131,7 @@ def make_proposer(name: str, objective: Objective, neighbourhood: Neighbourhood,
         SamplerError: if there is no such sampler.
     """
     if name == "evolution":
-        return Evolution(neighbourhood, seed)
+        return Evolution(neighbourhood, objective, seed)
     if name not in _OPTUNA_SAMPLERS:
         raise SamplerError(f"unknown sampler {name!r}: known are {', '.join(SAMPLERS)}")
     return OptunaProposer(_OPTUNA_SAMPLERS[name](seed), objective, neighbourhood, seed)

@@ -41,7 +41,7 @@ from nas.report_data import Report, report_of
 from nas.report_writer import write_report
 from nas.runtimes import Runtime
 from nas.storage import close_storage, open_storage, open_study, refresh_study
-from nas.tables import Effort, ready_table, reference_architectures, table_folder
+from nas.tables import Effort, measure_layers, ready_table, reference_architectures, table_folder
 from nas.train import Recipe, TrainedAccuracy
 from nas.validation import Card, load_card
 from search_spaces.block import Architecture

@@ -23,13 +23,14 @@ import optuna
 from optuna.exceptions import ExperimentalWarning
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import BaseJournalBackend
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import IntegrityError, ProgrammingError, SQLAlchemyError
 
 from nas.objective import Objective, directions, names
 from search_spaces.space import SearchSpace
 
 _SYNC_INTERVAL_S = 1.0
 _CONNECT_TIMEOUT_S = 10
+_OPENINGS = 4
 
 
 class StorageError(RuntimeError):
@@ -151,18 +152,24 @@ def open_storage(location: str) -> BaseStorage:
     engine: dict[str, Any] = {"pool_pre_ping": True}
     if url.startswith("postgresql"):
         engine["connect_args"] = {"connect_timeout": _CONNECT_TIMEOUT_S}
-    try:
-        return RDBStorage(url, engine_kwargs=engine)
-    except (ImportError, ModuleNotFoundError) as error:
-        raise StorageError(
-            f"the study storage {_without_password(location)} needs a driver: "
-            f"pip install 'mobilenet-nas[postgres]' ({error})"
-        ) from None
-    except (SQLAlchemyError, RuntimeError, ValueError) as error:
-        reason = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
-        raise StorageError(
-            f"the study storage {_without_password(location)} does not answer: {reason}"
-        ) from None
+    for attempt in range(1, _OPENINGS + 1):
+        try:
+            return RDBStorage(url, engine_kwargs=engine)
+        except ImportError as error:
+            raise StorageError(
+                f"the study storage {_without_password(location)} needs a driver: "
+                f"pip install 'mobilenet-nas[postgres]' ({error})"
+            ) from None
+        except (SQLAlchemyError, RuntimeError, ValueError) as error:
+            # Of machines that start together one creates the tables, the others have to look again.
+            if attempt < _OPENINGS and isinstance(error, IntegrityError | ProgrammingError):
+                time.sleep(attempt)
+                continue
+            reason = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
+            raise StorageError(
+                f"the study storage {_without_password(location)} does not answer: {reason}"
+            ) from None
+    raise AssertionError("unreachable")
 
 
 def close_storage(storage: BaseStorage) -> None:
@@ -209,15 +216,19 @@ def open_study(
     if "fingerprint" not in attributes:
         if attributes or study.get_trials(deepcopy=False):
             raise StudyMismatchError(f"study {name!r} was not made by this project: give another name")
+        # First of all, so that machines which start together agree on whose study it is.
+        study.set_user_attr("fingerprint", wanted)
+        attributes = study.user_attrs
+    plain_space = json.loads(json.dumps(space.to_dict()))
+    if "space" not in attributes:
+        study.set_user_attr("space", plain_space)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
             study.set_metric_names(list(names(objective)))
-        study.set_user_attr("space", space.to_dict())
-        study.set_user_attr("fingerprint", wanted)
         attributes = study.user_attrs
     for key, old, new in _differences(attributes["fingerprint"], wanted):
         raise StudyMismatchError(_changed(name, key, old, new))
-    for key, old, new in _differences(attributes["space"], json.loads(json.dumps(space.to_dict()))):
+    for key, old, new in _differences(attributes["space"], plain_space):
         raise StudyMismatchError(_changed(name, f"search space: {key}", old, new))
     if provenance is not None:
         study.set_user_attr("provenance", dict(provenance))

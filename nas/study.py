@@ -18,28 +18,33 @@ cannot be told is a failed trial with the attribute `error`.
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any, Literal
 
 import numpy as np
 import optuna
+from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from nas.accuracy import AccuracyError, AccuracyEstimator
+from nas.accuracy import Accuracy, AccuracyError, AccuracyEstimator
+from nas.claims import RESULTS, Ledger, SharedLedger, SoleLedger
 from nas.cost import cost
+from nas.latency import Latency, LatencyModel
 from nas.neighbourhood import Candidate, Neighbourhood, SpaceExhaustedError
-from nas.objective import Evaluation, Latency, LatencyModel, Objective, values
+from nas.objective import Evaluation, Objective, values
 from nas.pareto import front, hypervolume
 from nas.samplers import Proposer, distributions, make_proposer
+from nas.workers import Workers
 from search_spaces.block import Architecture
 from search_spaces.space import SearchSpace
 
 Kind = Literal["candidate", "reference"]
 
 _PROGRESS_INTERVAL_S = 0.25
+_POLL_INTERVAL_S = 0.05
 _FAILURES_IN_A_ROW = 20
 
 
@@ -121,6 +126,9 @@ def run_search(
     time_limit_s: float | None = None,
     seed: int = 0,
     progress: Callable[[Progress], None] | None = None,
+    workers: int = 1,
+    shared: BaseStorage | None = None,
+    lease_s: float = 60.0,
 ) -> SearchResult:
     """Evaluate references, then candidates until ``trials`` of them are complete in the study.
 
@@ -134,24 +142,33 @@ def run_search(
         sampler: one of :data:`nas.samplers.SAMPLERS`.
         trials: completed candidates wanted in the study, those of earlier runs included.
         budget_ms: hard bound on the latency of candidates, None for none.
-        time_limit_s: after so many seconds no further trial is started, None for no limit.
+        time_limit_s: after so many seconds no further candidate is started, None for no limit.
         seed: of the sampler.
         progress: called a few times a second, and at the end.
+        workers: networks evaluated at once; above 1 each in a process of its own.
+        shared: the storage of the study if other processes write to the study too, see
+            :mod:`nas.claims`.
+        lease_s: a process sharing the study is taken for dead after so many seconds without a sign.
 
     Raises:
         BudgetError: if the budget is not positive or below the fastest possible latency.
         SamplerError: if there is no such sampler.
         SearchError: if accuracy cannot be told for many candidates in a row.
+        ValueError: if ``workers`` is not positive.
     """
     neighbourhood = Neighbourhood(space, latency, budget_ms)
     neighbourhood.fastest()
-    search = _Search(study, objective, accuracy, neighbourhood, trials, time_limit_s, progress)
-    # A continued study must not repeat the random choices of its first run.
-    search.proposer = make_proposer(sampler, objective, neighbourhood, seed + len(study.get_trials(False)))
-    search.restore()
-    for name, architecture in references.items():
-        search.evaluate_reference(name, architecture, latency.latency(architecture))
-    return search.run()
+    # A continued study must not repeat the random choices of its first run, nor machines each other's.
+    seed = secrets.randbits(32) if shared is not None else seed + len(study.get_trials(deepcopy=False))
+    proposer = make_proposer(sampler, objective, neighbourhood, seed)
+    ledger: Ledger = SoleLedger(study) if shared is None else SharedLedger(study, shared, lease_s)
+    wanted = {name: (each, latency.latency(each)) for name, each in references.items()}
+    try:
+        with Workers[_Job](accuracy, workers) as evaluators:
+            search = _Search(ledger, proposer, evaluators, objective, neighbourhood, wanted, trials)
+            return search.run(time_limit_s, progress)
+    finally:
+        ledger.close()
 
 
 def remeasure(study: optuna.Study, latencies: Mapping[str, tuple[float, str]]) -> None:
@@ -170,175 +187,221 @@ def architecture_of(study: optuna.Study, trial: FrozenTrial) -> Architecture:
     return SearchSpace.from_dict(study.user_attrs["space"]).build(trial.params)
 
 
+@dataclass(frozen=True, eq=False)
+class _Job:
+    """A network being evaluated."""
+
+    architecture: Architecture
+    candidate: Candidate | None
+    evaluation: Callable[[Accuracy], Evaluation]
+    trial: FrozenTrial
+    claim: int
+
+
 class _Search:
     """State of one run."""
 
-    proposer: Proposer
-
     def __init__(
         self,
-        study: optuna.Study,
+        ledger: Ledger,
+        proposer: Proposer,
+        workers: Workers[_Job],
         objective: Objective,
-        accuracy: AccuracyEstimator,
         neighbourhood: Neighbourhood,
-        trials: int,
-        time_limit_s: float | None,
-        progress: Callable[[Progress], None] | None,
+        references: Mapping[str, tuple[Architecture, Latency]],
+        total: int,
     ) -> None:
-        self._study = study
+        self._ledger = ledger
+        self._proposer = proposer
+        self._workers = workers
         self._objective = objective
-        self._accuracy = accuracy
         self._neighbourhood = neighbourhood
-        self._total = trials
-        self._time_limit_s = time_limit_s
-        self._report = progress
-        self._started = time.monotonic()
-        self._reported = self._started
-        self._loop_started = self._started
-        self._done_before = 0
-        self._done = 0
-        self._failed = 0
+        self._wanted = dict(references)
+        self._total = total
+        self._distributions = distributions(neighbourhood)
         self._board = _Board(objective, neighbourhood.budget_ms)
-        self._references: dict[str, FrozenTrial] = {}
         self._known: dict[str, FrozenTrial] = {}
+        self._running: set[str] = set()
+        self._elsewhere: dict[int, str] = {}
+        self._abandoned: list[Candidate] = []
+        self._done = 0
+        self._evaluated = 0
+        self._failed = 0
+        self._failures_in_a_row = 0
 
-    # -- the study so far ----------------------------------------------------------------------
-
-    def restore(self) -> None:
-        """Take up what the study holds already."""
-        for trial in self._study.get_trials(deepcopy=False):
-            attributes = trial.user_attrs
-            if "architecture" not in attributes or not trial.state.is_finished():
+    def run(self, time_limit_s: float | None, report: Callable[[Progress], None] | None) -> SearchResult:
+        """Evaluate until enough is complete, the time is over or nothing new is left."""
+        clock = _Clock(time_limit_s)
+        for trial in self._ledger.news():
+            self._take(trial)
+        clock.start(self._done)
+        while True:
+            stopped = self._start_jobs(clock)
+            for job, answer in self._workers.wait():
+                self._finish(job, answer)
+            if report is not None and clock.report_due():
+                report(self._progress(clock))
+            for trial in self._ledger.news():
+                self._take(trial)
+            if self._workers.in_flight:
                 continue
-            complete = trial.state == TrialState.COMPLETE
-            if trial.params:
-                candidate = self._neighbourhood.realise(trial.params)
-                self.proposer.observe(candidate, trial.values if complete else None)
-            if complete:
-                self._known[attributes["architecture"]] = trial
-                self._board.add(trial)
-                if attributes["kind"] == "reference":
-                    self._references[attributes["name"]] = trial
-                else:
-                    self._done += 1
-        self._done_before = self._done
-
-    # -- one network ---------------------------------------------------------------------------
-
-    def evaluate_reference(self, name: str, architecture: Architecture, latency: Latency) -> None:
-        """Evaluate a reference unless the study holds it; copy the result if it is known as another trial."""
-        if name in self._references:
-            return
-        candidate = self._neighbourhood.encode(architecture)
-        known = self._known.get(architecture.id)
-        attributes = _attributes(architecture, latency, "reference", name)
-        attributes["table"] = architecture.to_dict()
-        started = datetime.now()
-        if known is not None:
-            measured = ("top1", "deviation", "accuracy_source")
-            attributes |= {key: known.user_attrs[key] for key in measured}
-            trial_values: tuple[float, ...] | None = tuple(known.values)
-        else:
-            evaluation = self._evaluate(architecture, latency, attributes)
-            trial_values = None if evaluation is None else values(self._objective, evaluation)
-            if candidate is not None:
-                self.proposer.observe(candidate, trial_values)
-        trial = self._record(candidate, attributes, trial_values, started)
-        self._references[name] = trial
-
-    def run(self) -> SearchResult:
-        """Evaluate candidates until enough are complete, the time is over or none is left."""
-        self._loop_started = time.monotonic()
-        failures = 0
-        stopped = f"{self._total} trials are complete"
-        while self._done < self._total:
-            if self._time_limit_s is not None and time.monotonic() - self._started >= self._time_limit_s:
-                stopped = f"the time limit of {self._time_limit_s:g} s is over"
+            # What other workers still do matters only as long as it may come back to this one.
+            settled = not self._wanted and (self._done >= self._total or not self._elsewhere)
+            if stopped is not None and (settled or clock.over()):
                 break
-            started = datetime.now()
+            if stopped is not None or self._elsewhere:
+                time.sleep(_POLL_INTERVAL_S)
+        final = self._progress(clock)
+        if report is not None:
+            report(final)
+        return SearchResult(final, self._evaluated, self._failed, clock.seconds(), stopped)
+
+    # -- starting ------------------------------------------------------------------------------
+
+    def _start_jobs(self, clock: _Clock) -> str | None:
+        """Give the workers what they can take; why there will be no further job, if so."""
+        for name, (architecture, latency) in list(self._wanted.items()):
+            busy = architecture.id in self._running or architecture.id in self._elsewhere.values()
+            if not busy and self._workers.in_flight < self._workers.count:
+                candidate = self._neighbourhood.encode(architecture)
+                if self._start(architecture, candidate, latency, "reference", name):
+                    self._wanted.pop(name, None)
+        while self._workers.in_flight < self._workers.count:
+            if self._done >= self._total:
+                return f"{self._total} trials are complete"
+            if clock.over():
+                return f"the time limit of {clock.limit_s:g} s is over"
+            if self._done + len(self._running) + len(self._elsewhere) >= self._total:
+                return None
             try:
-                candidate = self.proposer.propose()
+                candidate = self._abandoned.pop() if self._abandoned else self._proposer.propose()
             except SpaceExhaustedError as error:
-                stopped = str(error)
-                break
-            attributes = _attributes(candidate.architecture, candidate.latency, "candidate", None)
-            evaluation = self._evaluate(candidate.architecture, candidate.latency, attributes)
-            trial_values = None if evaluation is None else values(self._objective, evaluation)
-            self.proposer.observe(candidate, trial_values)
-            self._record(candidate, attributes, trial_values, started)
-            failures = 0 if evaluation is not None else failures + 1
-            if failures >= _FAILURES_IN_A_ROW:
-                raise SearchError(
-                    f"the accuracy of {failures} networks in a row cannot be told: {attributes['error']}"
-                )
-        final = self._progress()
-        if self._report is not None:
-            self._report(final)
-        return SearchResult(
-            progress=final,
-            evaluated=self._done - self._done_before,
-            failed=self._failed,
-            seconds=time.monotonic() - self._started,
-            stopped=stopped,
-        )
+                return str(error)
+            if not self._start(candidate.architecture, candidate, candidate.latency, "candidate", None):
+                # Taken by another worker, of which the news tell; or not needed now.
+                self._proposer.seen.discard(candidate.architecture)
+                return None
+        return None
 
-    def _evaluate(
-        self, architecture: Architecture, latency: Latency, attributes: dict[str, Any]
-    ) -> Evaluation | None:
-        counted = cost(architecture)
-        attributes |= {"macs": counted.macs, "parameters": counted.parameters}
-        try:
-            accuracy = self._accuracy.accuracy(architecture)
-        except AccuracyError as error:
-            attributes["error"] = str(error)
-            return None
-        attributes |= {
-            "top1": accuracy.top1,
-            "deviation": accuracy.deviation,
-            "accuracy_source": accuracy.source,
-        }
-        return Evaluation(accuracy, latency.latency_ms, latency.source, counted)
-
-    def _record(
+    def _start(
         self,
+        architecture: Architecture,
         candidate: Candidate | None,
-        attributes: dict[str, Any],
-        trial_values: tuple[float, ...] | None,
-        started: datetime,
-    ) -> FrozenTrial:
-        parameters = candidate.parameters if candidate is not None else {}
+        latency: Latency,
+        kind: Kind,
+        name: str | None,
+    ) -> bool:
+        counted = cost(architecture)
+        attributes: dict[str, Any] = {
+            "architecture": architecture.id,
+            "kind": kind,
+            "name": name,
+            "latency_ms": latency.latency_ms,
+            "latency_source": latency.source,
+            "macs": counted.macs,
+            "parameters": counted.parameters,
+        }
+        if kind == "reference":
+            attributes["table"] = architecture.to_dict()
+        known = self._known.get(attributes["architecture"])
+        if known is not None:
+            attributes |= {key: known.user_attrs[key] for key in RESULTS if key in known.user_attrs}
+        parameters = {} if candidate is None else candidate.parameters
         trial = optuna.create_trial(
-            state=TrialState.FAIL if trial_values is None else TrialState.COMPLETE,
+            state=TrialState.RUNNING,
             params=dict(parameters),
-            distributions=distributions(self._neighbourhood, parameters),
-            values=trial_values,
+            distributions={parameter: self._distributions[parameter] for parameter in parameters},
             user_attrs=attributes,
         )
-        trial.datetime_start = started
-        self._study.add_trial(trial)
-        if trial_values is None:
-            self._failed += attributes["kind"] == "candidate"
+        claim = self._ledger.claim(trial, self._total)
+        if claim is None:
+            return False
+        job = _Job(
+            architecture,
+            candidate,
+            lambda accuracy: Evaluation(accuracy, latency.latency_ms, latency.source, counted),
+            trial,
+            claim,
+        )
+        if known is not None:
+            self._record(job, tuple(known.values))
+            return True
+        self._running.add(attributes["architecture"])
+        self._workers.submit(job, architecture)
+        return True
+
+    # -- finishing -----------------------------------------------------------------------------
+
+    def _finish(self, job: _Job, answer: Accuracy | AccuracyError) -> None:
+        candidate = job.trial.user_attrs["kind"] == "candidate"
+        self._running.discard(job.trial.user_attrs["architecture"])
+        if isinstance(answer, AccuracyError):
+            job.trial.user_attrs["error"] = str(answer)
+            recorded = self._record(job, None)
         else:
-            self._known[attributes["architecture"]] = trial
+            job.trial.user_attrs |= {
+                "top1": answer.top1,
+                "deviation": answer.deviation,
+                "accuracy_source": answer.source,
+            }
+            recorded = self._record(job, values(self._objective, job.evaluation(answer)))
+        if not candidate or not recorded:
+            return
+        failed = isinstance(answer, AccuracyError)
+        self._evaluated += not failed
+        self._failed += failed
+        self._failures_in_a_row = self._failures_in_a_row + 1 if failed else 0
+        if self._failures_in_a_row >= _FAILURES_IN_A_ROW:
+            raise SearchError(
+                f"the accuracy of {_FAILURES_IN_A_ROW} networks in a row cannot be told: {answer}"
+            )
+
+    def _record(self, job: _Job, trial_values: tuple[float, ...] | None) -> bool:
+        trial = optuna.create_trial(
+            state=TrialState.FAIL if trial_values is None else TrialState.COMPLETE,
+            params=job.trial.params,
+            distributions=job.trial.distributions,
+            values=trial_values,
+            user_attrs=job.trial.user_attrs,
+        )
+        trial.datetime_start = job.trial.datetime_start
+        recorded = self._ledger.finish(job.claim, trial)
+        if recorded:
+            self._take(trial, job.candidate)
+        return recorded
+
+    def _take(self, trial: FrozenTrial, candidate: Candidate | None = None) -> None:
+        """Learn of a trial of this worker, of an earlier run or of another worker."""
+        attributes = trial.user_attrs
+        if "architecture" not in attributes:
+            return
+        if trial.state == TrialState.RUNNING:
+            self._elsewhere[trial.number] = attributes["architecture"]
+        else:
+            self._elsewhere.pop(trial.number, None)
+        if candidate is None and trial.params:
+            candidate = self._neighbourhood.realise(trial.params)
+        complete = trial.state == TrialState.COMPLETE
+        if attributes["kind"] == "reference" and (complete or "error" in attributes):
+            self._wanted.pop(attributes["name"], None)
+        if complete:
             self._board.add(trial)
+            self._known[attributes["architecture"]] = trial
             self._done += attributes["kind"] == "candidate"
-        if self._report is not None and time.monotonic() - self._reported >= _PROGRESS_INTERVAL_S:
-            self._report(self._progress())
-            self._reported = time.monotonic()
-        return trial
+        if candidate is None:
+            return
+        if trial.state == TrialState.RUNNING:
+            self._proposer.seen.add(candidate.architecture)
+        elif complete or "error" in attributes:
+            self._proposer.observe(candidate, trial.values if complete else None)
+        elif "abandoned" in attributes and attributes["kind"] == "candidate":
+            self._abandoned.append(candidate)
 
-    # -- how far -------------------------------------------------------------------------------
-
-    def _progress(self) -> Progress:
-        now = time.monotonic()
-        evaluated = self._done - self._done_before
-        seconds = now - self._loop_started
-        rate = evaluated / seconds if evaluated and seconds > 0 else 0.0
-        limits = []
-        if rate:
-            limits.append((self._total - self._done) / rate)
-        if self._time_limit_s is not None:
-            limits.append(max(0.0, self._started + self._time_limit_s - now))
+    def _progress(self, clock: _Clock) -> Progress:
+        rate = clock.rate(self._done)
+        limits = [(self._total - self._done) / rate] if rate else []
+        if clock.limit_s is not None:
+            limits.append(max(0.0, clock.limit_s - clock.seconds()))
         tried = self._neighbourhood.tried
         return Progress(
             done=self._done,
@@ -349,6 +412,38 @@ class _Search:
             hypervolume=self._board.hypervolume(),
             seconds_left=min(limits) if limits else None,
         )
+
+
+class _Clock:
+    """Time since the start, and how fast trials complete."""
+
+    def __init__(self, limit_s: float | None) -> None:
+        self.limit_s = limit_s
+        self._start = self._reported = self._first = time.monotonic()
+        self._done_at_start = 0
+
+    def start(self, done: int) -> None:
+        """Count the rate from here."""
+        self._first, self._done_at_start = time.monotonic(), done
+
+    def seconds(self) -> float:
+        """Since the run began."""
+        return time.monotonic() - self._start
+
+    def over(self) -> bool:
+        """Whether the limit has passed."""
+        return self.limit_s is not None and self.seconds() >= self.limit_s
+
+    def rate(self, done: int) -> float:
+        """Trials per second, 0 before the first."""
+        return (done - self._done_at_start) / max(time.monotonic() - self._first, 1e-9)
+
+    def report_due(self) -> bool:
+        """Whether it is time for progress again."""
+        if time.monotonic() - self._reported < _PROGRESS_INTERVAL_S:
+            return False
+        self._reported = time.monotonic()
+        return True
 
 
 class _Board:
@@ -390,13 +485,3 @@ class _Board:
         # A point on the bound still counts.
         bounds = np.nextafter(bounds, np.inf)
         return hypervolume(losses, np.array([0.0, *bounds])) / (100.0 * float(np.prod(bounds)))
-
-
-def _attributes(architecture: Architecture, latency: Latency, kind: Kind, name: str | None) -> dict[str, Any]:
-    return {
-        "architecture": architecture.id,
-        "kind": kind,
-        "name": name,
-        "latency_ms": latency.latency_ms,
-        "latency_source": latency.source,
-    }

@@ -144,14 +144,13 @@ def measure(
     while len(steady(journal.rounds)) < rounds and len(journal.rounds) < most:
         order = list(range(len(names)))
         random.Random(seed * 1_000_003 + len(journal.rounds)).shuffle(order)
-        anchor_at = {len(order) * index // ANCHOR_RUNS_PER_ROUND for index in range(ANCHOR_RUNS_PER_ROUND)}
+        anchor_at = [len(order) * index // ANCHOR_RUNS_PER_ROUND for index in range(ANCHOR_RUNS_PER_ROUND)]
         samples = [0.0] * len(names)
         anchors: list[float] = []
         for position, index in enumerate(order):
-            if position in anchor_at:
-                anchors.append(_time_ms(anchor))
+            anchors += [_time_ms(anchor) for _ in range(anchor_at.count(position))]
             samples[index] = _time_ms(runners[names[index]])
-        journal.append(Round(samples, anchors or [_time_ms(anchor)], snapshot()))
+        journal.append(Round(samples, anchors, snapshot()))
         on_round(len(steady(journal.rounds)), rounds)
     found = steady(journal.rounds)
     if len(found) < (rounds + 1) // 2:

@@ -169,7 +169,7 @@ class Stage:
                 for plural, name in BLOCK_FIELDS.items()
                 if plural in self.per_block
             }
-            blocks.append(self._block(values, in_channels, out, self.stride if number == 1 else 1, rounding))
+            blocks.append(self.block(values, in_channels, out, self.stride if number == 1 else 1, rounding))
             in_channels = out
         return blocks
 
@@ -213,9 +213,9 @@ class Stage:
         for plural, name in BLOCK_FIELDS.items():
             combinations = [done | {name: value} for done in combinations for value in getattr(self, plural)]
         for values in combinations:
-            yield self._block(values, in_channels, out, stride, rounding)
+            yield self.block(values, in_channels, out, stride, rounding)
 
-    def _block(
+    def block(
         self, values: Mapping[str, Any], in_channels: int, out: int, stride: int, rounding: Rounding
     ) -> Block:
         expanded, expansion_conv = in_channels, False

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import dataclass
 from typing import Any
 
 from nas.accuracy import Accuracy, AccuracyError
 from nas.cost import cost
+from nas.latency import Latency
 from search_spaces.block import Architecture
 from search_spaces.space import SearchSpace
 
@@ -42,18 +42,12 @@ def small_space() -> SearchSpace:
     return SearchSpace.from_dict(SMALL)
 
 
-@dataclass(frozen=True)
-class MadeUpLatencyValue:
-    latency_ms: float
-    source: str = "estimated"
-
-
 class MadeUpLatency:
     """Milliseconds that grow with multiply-accumulates and with the number of blocks."""
 
-    def latency(self, architecture: Architecture) -> MadeUpLatencyValue:
+    def latency(self, architecture: Architecture) -> Latency:
         blocks = sum(not block.is_identity for block in architecture.blocks)
-        return MadeUpLatencyValue(cost(architecture).macs / 1e6 + 0.1 * blocks)
+        return Latency(cost(architecture).macs / 1e6 + 0.1 * blocks, "estimated")
 
 
 class MadeUpAccuracy:

@@ -1,0 +1,124 @@
+"""The command ``python -m nas.predictor fit``."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import hydra
+import torch
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue
+from rich.console import Console
+from rich.table import Table
+
+from nas.accuracy import AccuracyError
+from nas.accuracy_data import AccuracyDataError, TrainedNetwork, read_accel, read_extra, read_published
+from nas.predictor import SHIPPED_PARAMETERS
+from nas.predictor_evaluation import LeftOut, leave_benchmark_out, leave_variants_out
+from nas.predictor_fit import Effort, fit_benchmark, fit_posterior
+
+_USAGE = "usage: python -m nas.predictor fit accel=FILE published=FILE [extra=FILE] [output=FILE] [--help]"
+_PACKAGE = Path(__file__).parent
+_CONFIGS = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent / "conf"
+
+
+@dataclass
+class FitConfig:
+    """Schema of ``conf/predictor.yaml``."""
+
+    accel: str = MISSING
+    published: str = MISSING
+    extra: str | None = None
+    output: str | None = None
+    evaluate: bool = True
+    held_out: float = 0.1
+    seed: int = 0
+    inducing: int = 128
+    steps: int = 200
+
+
+ConfigStore.instance().store(name="predictor_schema", node=FitConfig)
+
+
+@hydra.main(config_path=str(_CONFIGS), config_name="predictor", version_base="1.3")
+def _fit(config: DictConfig) -> None:
+    try:
+        settings = OmegaConf.to_object(config)
+        assert isinstance(settings, FitConfig)
+        fit(settings)
+    except MissingMandatoryValue as error:
+        sys.exit(f"{error.full_key} is missing; {_USAGE}")
+    except (AccuracyDataError, AccuracyError) as error:
+        sys.exit(str(error))
+
+
+def main(arguments: list[str]) -> None:
+    """Run the subcommand; Hydra reads the rest of the command line."""
+    if not arguments or arguments[0] != "fit":
+        sys.exit(_USAGE)
+    del sys.argv[1]
+    _fit()
+
+
+def fit(settings: FitConfig) -> None:
+    """Read, evaluate, fit, save.
+
+    Raises:
+        AccuracyDataError: on a bad file.
+        AccuracyError: for a network that the predictor does not cover.
+    """
+    torch.set_num_threads(1)
+    networks = read_accel(Path(settings.accel)) + read_published(Path(settings.published))
+    if settings.extra:
+        networks += read_extra(Path(settings.extra))
+    if not 0 < settings.held_out < 1:
+        raise AccuracyDataError(f"held_out must lie between 0 and 1, not {settings.held_out:g}")
+    effort = Effort(settings.inducing, settings.steps)
+    console = Console()
+    if settings.evaluate:
+        benchmark = leave_benchmark_out(networks, settings.held_out, settings.seed, effort)
+        variants = leave_variants_out(networks, settings.seed, effort)
+        for table in _tables(benchmark, variants):
+            console.print(table)
+    posterior = fit_posterior(fit_benchmark(networks, effort, settings.seed), networks)
+    output = Path(settings.output) if settings.output else SHIPPED_PARAMETERS
+    posterior.save(output, _notes(networks))
+    console.print(f"wrote {output} ({output.stat().st_size / 1e3:.0f} kB)")
+
+
+def _notes(networks: list[TrainedNetwork]) -> dict[str, str]:
+    published = sum(each.recipe == "mobilenet" for each in networks)
+    return {
+        "benchmark": f"{len(networks) - published} networks of Accel-NASBench's recipe (Apache-2.0)",
+        "published": f"{published} networks of the published MobileNet recipe",
+    }
+
+
+def _tables(benchmark: LeftOut, variants: LeftOut) -> list[Table]:
+    summary = Table("networks left out", "number", "mean error", "worst", "tau", "within 1 sd", "within 2 sd")
+    for name, left_out in (("Accel-NASBench, random", benchmark), ("published, by variant", variants)):
+        summary.add_row(
+            name,
+            str(len(left_out.networks)),
+            f"{left_out.mean_error:.3f}",
+            f"{left_out.worst_error:.2f}",
+            f"{left_out.tau:.3f}",
+            f"{left_out.coverage(1):.0%}",
+            f"{left_out.coverage(2):.0%}",
+        )
+    each = Table("published network left out", "px", "published", "predicted", "sd", "error")
+    for network, top1, deviation, error in zip(
+        variants.networks, variants.predicted, variants.deviation, variants.errors, strict=True
+    ):
+        each.add_row(
+            network.variant,
+            str(network.architecture.resolution),
+            f"{network.top1:.1f}",
+            f"{top1:.1f}",
+            f"{deviation:.1f}",
+            f"{error:+.1f}",
+        )
+    return [summary, each]
