@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import hydra
+import optuna
 import yaml
 from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException
@@ -25,7 +26,9 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 from nas.boards import Hardware
+from nas.data import DatasetSettings
 from nas.timing import MeasurementError
+from nas.train import Recipe
 from search_spaces.errors import InputError
 from search_spaces.space import SearchSpace
 
@@ -135,6 +138,24 @@ class TrainConfig:
 
 
 @dataclass
+class ImagenetConfig:
+    """Predicted ImageNet accuracy; see :mod:`nas.predictor`.
+
+    Attributes:
+        label: part of the study's name.
+        trials: default of ``search.trials``.
+        minutes: default of ``search.minutes``.
+        parameters: file of fitted parameters, null for the shipped ones.
+    """
+
+    name: str = "imagenet"
+    label: str = MISSING
+    trials: int = 3000
+    minutes: float | None = None
+    parameters: str | None = None
+
+
+@dataclass
 class DatasetConfig:
     """Which images; see :class:`nas.data.DatasetSettings`.
 
@@ -193,6 +214,7 @@ class SearchSettings:
         budget_ms: milliseconds, or the name of a reference.
         references: names of networks to evaluate like candidates.
         caution: standard deviations subtracted from an uncertain accuracy.
+        workers: networks evaluated at once on this machine.
         seed: of sampler and training.
         require_validation: refuse a latency table without a good validation card.
     """
@@ -202,6 +224,7 @@ class SearchSettings:
     budget_ms: str | None = None
     references: list[str] = field(default_factory=list)
     caution: float = 1.0
+    workers: int = 1
     seed: int = 0
     require_validation: bool = False
 
@@ -218,6 +241,32 @@ def hardware_of(config: HardwareConfig) -> Hardware:
         temperature_limit_c=config.temperature_limit_c,
         tolerance=config.tolerance,
     )
+
+
+def dataset_settings(config: DatasetConfig) -> DatasetSettings:
+    """The images a config describes.
+
+    Raises:
+        DatasetError: if a setting is wrong.
+    """
+    return DatasetSettings(
+        name=config.name,  # type: ignore[arg-type]  # DatasetSettings checks it
+        root=Path(config.root) if config.root else None,
+        validation_share=config.validation_share,
+        limit=config.limit,
+        workers=config.workers,
+        download=config.download,
+    )
+
+
+def recipe_of(config: TrainConfig, seed: int) -> Recipe:
+    """The training recipe of ``accuracy=train``.
+
+    Raises:
+        InputError: if a setting is wrong.
+    """
+    names = set(Recipe.__dataclass_fields__) - {"seed"}
+    return Recipe(**{name: getattr(config, name) for name in names}, seed=seed)
 
 
 def read_space(config: Any) -> SearchSpace:
@@ -240,16 +289,18 @@ def command(config_name: str, schema: type, main: Callable[[Any], None]) -> None
         schema: dataclass the file is checked against; its defaults list names it ``<config_name>_schema``.
         main: what to do with the composed config.
     """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     store = ConfigStore.instance()
     store.store(name=f"{config_name}_schema", node=schema)
     store.store(group="accuracy", name="train_schema", node=TrainConfig)
+    store.store(group="accuracy", name="imagenet_schema", node=ImagenetConfig)
     # Hydra would print several lines and a hint; with this it raises, and we print one.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     errors = Console(stderr=True, soft_wrap=True, highlight=False)
     try:
         with tempfile.TemporaryDirectory() as own_files:
             sys.argv[1:] = _with_own_files(sys.argv[1:], Path(own_files))
-            hydra.main(version_base="1.3", config_path=str(CONFIG_FOLDER), config_name=config_name)(main)()
+            _compose_and_run(config_name, main)
     except (InputError, MeasurementError) as error:
         errors.print(f"error: {_one_line(error)}", style="red", markup=False)
         sys.exit(2)
@@ -259,6 +310,21 @@ def command(config_name: str, schema: type, main: Callable[[Any], None]) -> None
     except KeyboardInterrupt:
         errors.print("interrupted; the same command continues where this one stopped", markup=False)
         sys.exit(130)
+
+
+def _compose_and_run(config_name: str, main: Callable[[Any], None]) -> None:
+    # Hydra announces every exception of a job on several lines; errors meant for people go around it.
+    failures: list[BaseException] = []
+
+    def guarded(config: Any) -> None:
+        try:
+            main(config)
+        except (InputError, MeasurementError, OmegaConfBaseException, KeyboardInterrupt) as error:
+            failures.append(error)
+
+    hydra.main(version_base="1.3", config_path=str(CONFIG_FOLDER), config_name=config_name)(guarded)()
+    if failures:
+        raise failures[0]
 
 
 def _with_own_files(arguments: Sequence[str], folder: Path) -> list[str]:

@@ -19,6 +19,7 @@ from rich.table import Table
 
 from nas.latency import LatencyTable
 from nas.profiling import ProfileProgress
+from nas.report_writer import ReportFiles, summary_rows
 
 console = Console(highlight=False, soft_wrap=True)
 
@@ -77,3 +78,9 @@ def print_table_summary(table: LatencyTable, folder: Path, next_command: str) ->
     rows["files"] = str(folder)
     rows["next"] = next_command
     console.print(summary_table("latency table", rows))
+
+
+def print_report_summary(files: ReportFiles) -> None:
+    """What a search found beside each reference, and where the files are."""
+    rows = {"latency": files.report.title, **summary_rows(files)}
+    console.print(summary_table(files.report.name, rows))

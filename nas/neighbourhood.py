@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from nas.latency import Latency, LatencyModel
 from search_spaces.block import Architecture
+from search_spaces.errors import InputError
 from search_spaces.space import NotInSpaceError, SearchSpace
 from search_spaces.stage import Parameters, Value
 
@@ -21,7 +22,7 @@ from search_spaces.stage import Parameters, Value
 ENUMERABLE = 100_000
 
 
-class BudgetError(ValueError):
+class BudgetError(InputError):
     """A latency budget that nothing can meet. The message names the fastest possible latency."""
 
 

@@ -275,7 +275,8 @@ def report_of(study: optuna.Study, importances: bool = True) -> Report:
         raise ReportError(f"study {study.study_name!r} holds no complete trial yet")
     # Where the first value of a trial is its accuracy, it is the one the search went by.
     judged = (study.metric_names or ["top1"])[0] == "top1"
-    networks = tuple(_network(trial, space, judged) for trial in complete)
+    remeasured = attributes.get("remeasured") or {}
+    networks = tuple(_network(trial, space, judged, remeasured) for trial in complete)
     provenance = attributes.get("provenance") or {}
     budget = provenance.get("budget_ms")
     budget_ms = float(budget) if isinstance(budget, int | float) else None
@@ -291,8 +292,13 @@ def report_of(study: optuna.Study, importances: bool = True) -> Report:
     )
 
 
-def _network(trial: FrozenTrial, space: SearchSpace, judged: bool) -> NetworkResult:
+def _network(
+    trial: FrozenTrial, space: SearchSpace, judged: bool, remeasured: Mapping[str, tuple[float, str]]
+) -> NetworkResult:
     attributes = trial.user_attrs
+    # Layers of the front are measured after the search; see nas.study.remeasure.
+    predicted = (attributes["latency_ms"], attributes["latency_source"])
+    latency_ms, latency_source = remeasured.get(attributes["architecture"], predicted)
     architecture = None
     if attributes.get("table"):
         architecture = Architecture.from_dict(attributes["table"])
@@ -307,8 +313,8 @@ def _network(trial: FrozenTrial, space: SearchSpace, judged: bool) -> NetworkRes
         judged_top1=trial.values[0] if judged else attributes["top1"],
         deviation=attributes.get("deviation"),
         accuracy_source=attributes["accuracy_source"],
-        latency_ms=attributes["latency_ms"],
-        latency_source=attributes["latency_source"],
+        latency_ms=latency_ms,
+        latency_source=latency_source,
         macs=attributes["macs"],
         parameters=attributes["parameters"],
         resolution=architecture.resolution if architecture else attributes.get("resolution"),

@@ -24,6 +24,7 @@ from nas.evolution import Evolution, first_unseen
 from nas.neighbourhood import Candidate, Neighbourhood
 from nas.objective import Objective, directions
 from search_spaces.block import Architecture
+from search_spaces.errors import InputError
 
 
 def _nsga3(seed: int) -> BaseSampler:
@@ -47,7 +48,7 @@ _PATIENCE = 50
 _PATIENCE_GP = 2
 
 
-class SamplerError(ValueError):
+class SamplerError(InputError):
     """A sampler that does not exist. The message lists those that do."""
 
 

@@ -6,7 +6,8 @@ import datetime
 import functools
 import importlib.metadata
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,8 @@ from omegaconf import OmegaConf
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from nas import data, study
-from nas.accuracy import AccuracyEstimator
-from nas.boards import table_without_measuring
+from nas.accuracy import AccuracyEstimator, PublishedFirst
+from nas.boards import Hardware, table_without_measuring
 from nas.config import (
     DatasetConfig,
     HardwareConfig,
@@ -27,25 +28,31 @@ from nas.config import (
     SamplerConfig,
     SearchSettings,
     StudyConfig,
+    TrainConfig,
     command,
+    dataset_settings,
     hardware_of,
     plain,
     read_space,
+    recipe_of,
 )
-from nas.console import console, measuring_progress
+from nas.console import console, measuring_progress, print_report_summary
 from nas.devices import Target
 from nas.latency import LatencyTable, write_atomically
 from nas.layers import layer_keys, reachable_layer_keys
 from nas.objective import Budget, MnasNet, Objective, Pareto
+from nas.predictor import Predictor, shipped_predictor
 from nas.report_data import Report, report_of
 from nas.report_writer import write_report
 from nas.runtimes import Runtime
 from nas.storage import close_storage, open_storage, open_study, refresh_study
 from nas.tables import Effort, measure_layers, ready_table, reference_architectures, table_folder
-from nas.train import Recipe, TrainedAccuracy
+from nas.timing import MeasurementError
+from nas.train import TrainedAccuracy
 from nas.validation import Card, load_card
 from search_spaces.block import Architecture
 from search_spaces.errors import InputError
+from search_spaces.mobilenet import published_top1
 from search_spaces.space import SearchSpace
 
 _VERSIONS_OF = ("mobilenet-nas", "torch", "torchvision", "optuna", "onnxruntime", "numpy", "scikit-learn")
@@ -72,39 +79,21 @@ class SearchConfig:
 def main(config: Any) -> None:
     """Measure what is missing, search, measure the front, report."""
     settings = plain(config.search, SearchSettings)
-    hardware = plain(config.hardware, HardwareConfig)
+    board = hardware_of(plain(config.hardware, HardwareConfig))
     profiling = plain(config.profile, ProfileSettings)
     runtime = Runtime(config.runtime.name, config.runtime.precision, config.runtime.threads)
     space, accuracy, resolution = _accuracy(config, read_space(config.search_space), settings)
     references = reference_architectures(space, settings.references, resolution)
     folder = Path(config.study.folder) / config.study.name
+    tables = table_folder(Path(profiling.folder), board.name, runtime)
+    latencies = _Latencies(board, runtime, tables, profiling)
 
-    board = hardware_of(hardware)
-    target = board.target(runtime, profiling.seed, console.print)
-    tables = table_folder(Path(profiling.folder), hardware.name, runtime)
-    effort = Effort(profiling.max_keys, profiling.networks, profiling.rounds, profiling.seed)
-    if target is None:
-        keys = reachable_layer_keys(space).union(*(layer_keys(each) for each in references.values()))
-        table = table_without_measuring(board, sorted(keys, key=str), runtime, tables)
-    else:
-        with measuring_progress() as bars:
-            table = ready_table(
-                space,
-                list(references.values()),
-                target,
-                runtime,
-                hardware.name,
-                tables,
-                effort,
-                bars,
-                console.print,
-            )
+    table = latencies.table(space, list(references.values()))
+    console.print(f"latency: {table.header.title}")
+    card = load_card(tables)
+    _check_card(card, table, board, runtime, settings.require_validation)
     budget_ms = _budget_ms(settings.budget_ms, table, space, resolution)
     objective = _objective(plain(config.objective, ObjectiveConfig), settings.caution)
-    console.print(f"latency: {table.header.title}")
-    card = None if table.is_estimated else load_card(tables)
-    _check_card(card, table, hardware.name, settings.require_validation)
-
     storage = open_storage(config.study.storage or str(folder / "study.journal"))
     try:
         opened = open_study(
@@ -116,10 +105,27 @@ def main(config: Any) -> None:
             _provenance(config, table, card, budget_ms),
         )
         write_atomically(folder / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
-        result = _search(opened, config, settings, space, objective, accuracy, table, references, budget_ms)
-        console.print(f"stopped: {result.stopped}")
-        if target is not None:
-            table = _measure_front(opened, table, target, runtime, tables, effort)
+        with _search_progress(settings.trials) as show:
+            result = study.run_search(
+                opened,
+                space,
+                objective,
+                accuracy,
+                table,
+                references,
+                config.sampler.name,
+                settings.trials,
+                budget_ms,
+                settings.minutes * 60 if settings.minutes is not None else None,
+                settings.seed,
+                show,
+                settings.workers,
+                shared=storage if config.study.storage else None,
+            )
+        console.print(
+            f"stopped: {result.stopped} ({result.evaluated:,} candidates in {result.seconds:.0f} s)"
+        )
+        table = _measure_front(opened, table, latencies)
         # Measuring the front changed the table: from now on this one is the study's.
         refresh_study(
             opened,
@@ -129,34 +135,81 @@ def main(config: Any) -> None:
                 "layers": _layers(report_of(opened, importances=False), table),
             },
         )
-        files = write_report(folder, opened)
-        print_report_summary(files)
+        print_report_summary(write_report(folder, opened))
     finally:
         close_storage(storage)
+
+
+@dataclass(frozen=True, slots=True)
+class _Latencies:
+    """Where latencies come from: this machine, a board over SSH, an earlier table or an estimate."""
+
+    board: Hardware
+    runtime: Runtime
+    folder: Path
+    settings: ProfileSettings
+
+    @property
+    def target(self) -> Target | None:
+        """Who can measure, None if nobody can from here."""
+        return self.board.target(self.runtime, self.settings.seed, console.print)
+
+    def table(self, space: SearchSpace, references: Sequence[Architecture]) -> LatencyTable:
+        """A table that covers the space and the references."""
+        target = self.target
+        if target is None:
+            keys = reachable_layer_keys(space).union(*(layer_keys(each) for each in references))
+            return table_without_measuring(self.board, sorted(keys, key=str), self.runtime, self.folder)
+        effort = Effort(
+            self.settings.max_keys, self.settings.networks, self.settings.rounds, self.settings.seed
+        )
+        with measuring_progress() as bars:
+            return ready_table(
+                space,
+                references,
+                target,
+                self.runtime,
+                self.board.name,
+                self.folder,
+                effort,
+                bars,
+                console.print,
+            )
+
+    def measured(self, table: LatencyTable, networks: Sequence[Architecture]) -> LatencyTable:
+        """The table with every layer of these networks measured, where that can be done from here."""
+        keys = {key for each in networks for key, entry in table.layer_latencies(each) if entry.samples == 0}
+        target = self.target
+        if target is None or not keys:
+            return table
+        console.print(f"measuring {len(keys)} layers of the front that were predicted so far")
+        with measuring_progress() as bars:
+            return measure_layers(
+                table, networks, target, self.runtime, self.folder, self.settings.rounds, bars
+            )
 
 
 def _accuracy(
     config: Any, space: SearchSpace, settings: SearchSettings
 ) -> tuple[SearchSpace, AccuracyEstimator, int | None]:
     """The source of accuracy, the space as it suits it, and the references' resolution."""
-    if config.accuracy.name == "train":
-        dataset = plain(config.dataset, DatasetConfig)
-        images = data.DatasetSettings(
-            name=dataset.name,  # type: ignore[arg-type]  # DatasetSettings checks it
-            root=Path(dataset.root) if dataset.root else None,
-            validation_share=dataset.validation_share,
-            limit=dataset.limit,
-            workers=dataset.workers,
-            seed=0,
-            download=dataset.download,
-        )
-        space = space.restricted(dataset.resolutions, data.class_count(images))
-        load = functools.cache(functools.partial(data.load, images))
-        load(dataset.resolutions[-1])
-        fields = set(Recipe.__dataclass_fields__) - {"seed"}
-        recipe = Recipe(**{name: config.accuracy[name] for name in fields}, seed=settings.seed)
-        return space, TrainedAccuracy(load, recipe), dataset.resolutions[-1]
-    raise InputError(f"accuracy={config.accuracy.name} is unknown")
+    if config.accuracy.name == "imagenet":
+        path = config.accuracy.parameters
+        predictor = Predictor.load(Path(path)) if path else shipped_predictor()
+        references = reference_architectures(space, settings.references)
+        published = {
+            architecture: top1
+            for name, architecture in references.items()
+            if (top1 := published_top1(name, architecture.resolution)) is not None
+        }
+        return space, PublishedFirst(published, predictor), None
+    dataset = plain(config.dataset, DatasetConfig)
+    images = dataset_settings(dataset)
+    space = space.restricted(dataset.resolutions, data.class_count(images))
+    load = functools.cache(functools.partial(data.load, images))
+    load(dataset.resolutions[-1])  # a missing or broken dataset is said before anything is measured
+    recipe = recipe_of(plain(config.accuracy, TrainConfig), settings.seed)
+    return space, TrainedAccuracy(load, recipe), dataset.resolutions[-1]
 
 
 def _objective(config: ObjectiveConfig, caution: float) -> Objective:
@@ -214,32 +267,27 @@ def _fingerprint(
     return settings
 
 
-def _check_card(card: Card | None, table: LatencyTable, hardware: str, required: bool) -> None:
+def _check_card(
+    card: Card | None, table: LatencyTable, board: Hardware, runtime: Runtime, required: bool
+) -> None:
     """Say how far the table can be trusted.
 
     Raises:
         InputError: if a good card is required and there is none.
     """
-    if table.is_estimated:
-        if required:
-            raise InputError(
-                "search.require_validation=true, but every latency is estimated; "
-                f"measure: {table.profile_command}"
-            )
-        console.print(
-            f"  [yellow]warning: every latency is ESTIMATED; measure instead: {table.profile_command}[/]"
-        )
-        return
-    validate = f"python -m nas.validate hardware={hardware}"
-    if card is not None and card.is_good:
+    if table.header.statistic == "estimate":
+        problem, remedy = "is estimated, nothing was measured on the board", board.how_to_measure(runtime)
+    elif card is not None and card.is_good:
         console.print(f"  {card.headline}")
         return
-    problem = "no validation card" if card is None else f"a poor validation card ({card.headline})"
-    if required:
-        raise InputError(
-            f"search.require_validation=true, but the latency table has {problem}; run: {validate}"
+    else:
+        problem = (
+            "has no validation card" if card is None else f"has a poor validation card ({card.headline})"
         )
-    console.print(f"  [yellow]warning: the latency table has {problem}; run: {validate}[/]")
+        remedy = f"python -m nas.validate hardware={board.name}"
+    if required:
+        raise InputError(f"search.require_validation=true, but the latency table {problem}; run: {remedy}")
+    console.print(f"  [yellow]warning: the latency table {problem}; better: {remedy}[/]")
 
 
 def _provenance(
@@ -278,9 +326,9 @@ def _provenance(
 
 
 def _warning(card: Card | None, table: LatencyTable) -> str | None:
-    if table.is_estimated:
-        return f"every latency is estimated, not measured; measure with: {table.profile_command}"
-    return None if card and card.is_good else "no good validation card"
+    if table.header.statistic == "estimate":
+        return f"all latencies are estimated; measure with: {table.profile_command}"
+    return None if card and card.is_good else "the latency table has no good validation card"
 
 
 def _version(package: str) -> str | None:
@@ -290,79 +338,45 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _search(
-    opened: optuna.Study,
-    config: Any,
-    settings: SearchSettings,
-    space: SearchSpace,
-    objective: Objective,
-    accuracy: AccuracyEstimator,
-    table: LatencyTable,
-    references: Mapping[str, Architecture],
-    budget_ms: float | None,
-) -> study.SearchResult:
+@contextmanager
+def _search_progress(trials: int) -> Iterator[Callable[[study.Progress], None]]:
     columns = (TextColumn("searching"), BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     with Progress(*columns, console=console) as bars:
-        task = bars.add_task("training references", total=settings.trials)
+        task = bars.add_task("evaluating references", total=trials)
 
         def show(progress: study.Progress) -> None:
             best = progress.best
-            left = "" if progress.seconds_left is None else f", {progress.seconds_left:.0f} s left"
-            bars.update(
-                task,
-                completed=progress.done,
-                description=(
-                    f"{progress.done}/{progress.total} trials, {progress.trials_per_second:.2g}/s, "
-                    f"{progress.feasible_share:.0%} feasible, hypervolume {progress.hypervolume:.3f}"
-                    + (f", best {best.top1:.2f} % at {best.latency_ms:.2f} ms" if best else "")
-                    + left
-                ),
-            )
+            parts = [
+                f"{progress.done:,}/{progress.total:,} trials",
+                f"{progress.trials_per_second:.3g}/s",
+                f"{progress.feasible_share:.0%} feasible",
+                f"hypervolume {progress.hypervolume:.3f}",
+            ]
+            if best is not None:
+                parts.append(f"best {best.top1:.2f} % at {best.latency_ms:.2f} ms")
+            if progress.seconds_left is not None:
+                parts.append(f"{progress.seconds_left:.0f} s left")
+            bars.update(task, completed=progress.done, description=", ".join(parts))
 
-        return study.run_search(
-            opened,
-            space,
-            objective,
-            accuracy,
-            table,
-            references,
-            config.sampler.name,
-            settings.trials,
-            budget_ms,
-            settings.minutes * 60 if settings.minutes is not None else None,
-            settings.seed,
-            show,
-        )
+        yield show
 
 
-def _measure_front(
-    opened: optuna.Study,
-    table: LatencyTable,
-    target: Target,
-    runtime: Runtime,
-    tables: Path,
-    effort: Effort,
-) -> LatencyTable:
+def _measure_front(opened: optuna.Study, table: LatencyTable, latencies: _Latencies) -> LatencyTable:
     """Measure the predicted layers of the networks that are going to be recommended."""
     for _ in range(_FRONT_PASSES):
-        networks = [
-            each.architecture for each in report_of(opened, importances=False).front if each.architecture
-        ]
-        predicted = {
-            key
-            for network in networks
-            for key, entry in table.layer_latencies(network)
-            if entry.source == "predicted"
-        }
-        if not predicted:
+        front = report_of(opened, importances=False).front
+        networks = [each.architecture for each in front if each.architecture]
+        try:
+            better = latencies.measured(table, networks)
+        except MeasurementError as error:
+            # A search of hours is not lost because the machine was busy at its end.
+            console.print(f"[yellow]warning: layers of the front stay predicted: {error}[/]")
             break
-        console.print(f"measuring {len(predicted)} layers of the front that were predicted so far")
-        with measuring_progress() as bars:
-            table = measure_layers(table, networks, target, runtime, tables, effort.rounds, bars)
-        study.remeasure(
-            opened,
-            {each.id: (table.latency(each).latency_ms, table.latency(each).source) for each in networks},
-        )
+        if better is table:
+            break
+        table = better
+        found = {each.id: table.latency(each) for each in networks}
+        study.remeasure(opened, {name: (each.latency_ms, each.source) for name, each in found.items()})
     return table
 
 

@@ -26,6 +26,7 @@ from optuna.storages.journal import BaseJournalBackend
 from sqlalchemy.exc import IntegrityError, ProgrammingError, SQLAlchemyError
 
 from nas.objective import Objective, directions, names
+from search_spaces.errors import InputError
 from search_spaces.space import SearchSpace
 
 _SYNC_INTERVAL_S = 1.0
@@ -33,11 +34,11 @@ _CONNECT_TIMEOUT_S = 10
 _OPENINGS = 4
 
 
-class StorageError(RuntimeError):
+class StorageError(InputError):
     """A storage that cannot be used. The message says which and why."""
 
 
-class StudyMismatchError(RuntimeError):
+class StudyMismatchError(InputError):
     """A study that was started with other settings. The message names the first that differs."""
 
 

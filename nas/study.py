@@ -39,6 +39,7 @@ from nas.pareto import front, hypervolume
 from nas.samplers import Proposer, distributions, make_proposer
 from nas.workers import Workers
 from search_spaces.block import Architecture
+from search_spaces.errors import InputError
 from search_spaces.space import SearchSpace
 
 Kind = Literal["candidate", "reference"]
@@ -48,7 +49,7 @@ _POLL_INTERVAL_S = 0.05
 _FAILURES_IN_A_ROW = 20
 
 
-class SearchError(RuntimeError):
+class SearchError(InputError):
     """A search that cannot go on. The message gives the reason."""
 
 
