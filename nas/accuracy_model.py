@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from nas.accuracy_features import FEATURES, NETWORK_FEATURES
+from search_spaces.errors import InputError
 
 Recipe = Literal["mobilenet", "accel_nasbench"]
 RECIPES: tuple[Recipe, ...] = get_args(Recipe)
@@ -35,7 +36,7 @@ _JITTER = 1e-7
 _NETWORK = slice(len(FEATURES) - len(NETWORK_FEATURES), None)
 
 
-class ParametersError(ValueError):
+class ParametersError(InputError):
     """A parameters file that this version cannot use."""
 
 
