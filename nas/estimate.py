@@ -28,6 +28,7 @@ from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
 
 from nas.cost import products
+from nas.gap_filling import Prediction
 from nas.layers import LayerKey
 from search_spaces.block import Block, Head, halve
 from search_spaces.errors import InputError
@@ -257,7 +258,12 @@ class AdaptedLayers:
     """An estimate adapted to a device by a handful of its measured layers.
 
     The measured layers give a factor, and a Gaussian process on the logarithm of measured over
-    estimated what is left. Far from everything measured it falls back to estimate times factor.
+    estimated what is left. Far from everything measured it falls back to estimate times factor. With
+    few layers this beats a process that knows no physics, also on devices unlike the estimate's.
+
+    Attributes:
+        error: mean absolute relative error of a layer, each measured one predicted from the others.
+        rows: number of measured layers it rests on.
     """
 
     def __init__(self, estimate: EstimatedLayers, measured_ms: Mapping[LayerKey, float]) -> None:
@@ -290,21 +296,25 @@ class AdaptedLayers:
             # Few layers leave a hyperparameter at its bound; that is what the bounds are for.
             warnings.simplefilter("ignore", ConvergenceWarning)
             self._residual.fit((features - self._center) / self._scale, ratios - self._log_factor)
+        self.rows = len(latencies)
+        self.error = float(np.mean(np.abs(np.expm1(-_left_out_errors(self._residual)))))
 
     @property
     def factor(self) -> float:
         """How many times slower than estimated the device is."""
         return float(np.exp(self._log_factor))
 
-    def layer_ms(self, key: LayerKey) -> float:
-        """Latency of one layer in milliseconds."""
-        return float(self.layers_ms([key])[0])
-
-    def layers_ms(self, keys: Iterable[LayerKey]) -> NDArray[np.float64]:
-        """Latencies of many layers at once in milliseconds, shape (number of keys,)."""
-        keys = list(keys)
-        residual = self._residual.predict((self._features(keys) - self._center) / self._scale)
-        return np.asarray(self._prior(keys) * np.exp(self._log_factor + residual), dtype=np.float64)
+    def predict(self, keys: Sequence[LayerKey]) -> dict[LayerKey, Prediction]:
+        """Latencies of layers with one standard deviation."""
+        if not keys:
+            return {}
+        features = (self._features(keys) - self._center) / self._scale
+        residual, deviation = self._residual.predict(features, return_std=True)
+        latencies = self._prior(keys) * np.exp(self._log_factor + residual)
+        return {
+            key: Prediction(float(latency_ms), float(latency_ms * log_deviation))
+            for key, latency_ms, log_deviation in zip(keys, latencies, deviation, strict=True)
+        }
 
     def _prior(self, keys: Iterable[LayerKey]) -> NDArray[np.float64]:
         return np.array([self._estimate.layer_ms(key) for key in keys])
@@ -328,6 +338,14 @@ class AdaptedLayers:
                 ]
             )
         return np.array(rows)
+
+
+def _left_out_errors(process: GaussianProcessRegressor) -> NDArray[np.float64]:
+    """Target minus prediction, each row predicted from the others (Rasmussen & Williams 2006, 5.12)."""
+    covariance = process.kernel_(process.X_train_)
+    inverse = np.linalg.inv(covariance + process.alpha * np.eye(len(covariance)))
+    errors: NDArray[np.float64] = (inverse @ process.y_train_) / np.diag(inverse)
+    return errors
 
 
 @dataclass(frozen=True, slots=True)
@@ -372,7 +390,8 @@ def adaptation_errors(
             order = random.permutation(len(keys))
             used, aside = order[:count], order[count:]
             model = AdaptedLayers(estimate, {keys[index]: truth[index] for index in used})
-            predicted = model.layers_ms(keys[index] for index in aside)
+            found = model.predict([keys[index] for index in aside])
+            predicted = np.array([found[keys[index]].latency_ms for index in aside])
             adapted.append(np.mean(np.abs(predicted / truth[aside] - 1)))
             scaled.append(np.mean(np.abs(model.factor * prior[aside] / truth[aside] - 1)))
         result.append(AdaptationError(count, 100 * float(np.mean(adapted)), 100 * float(np.mean(scaled))))

@@ -8,17 +8,16 @@ expansion, kernel, groups, latency_ms_minus_skip, skip_is_identity``.
 from __future__ import annotations
 
 import csv
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import hydra
 import numpy as np
-from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
+from nas.config import command
+from nas.console import console
 from nas.cost import cost
 from nas.estimate import BlockMeasurement, EstimatedLayers, EstimateError, fit_coefficients
 from nas.layers import LayerKey, layer_keys
@@ -51,13 +50,15 @@ _DETAILS: dict[str, Any] = {
 
 @dataclass
 class FitConfig:
-    """Options of the command."""
+    """Everything ``python -m nas.fit_estimate`` can be told.
 
-    blocks: str = MISSING  # the CSV
+    Attributes:
+        blocks: the CSV.
+        output: file of the coefficients.
+    """
+
+    blocks: str = MISSING
     output: str = str(Path(__file__).parent / "estimates" / "rpi4.json")
-
-
-ConfigStore.instance().store("fit_estimate", FitConfig)
 
 
 def read_blocks(path: Path) -> list[BlockMeasurement]:
@@ -108,33 +109,20 @@ def fit(blocks: list[BlockMeasurement]) -> EstimatedLayers:
     return EstimatedLayers("rpi4", coefficients, _DETAILS | {"cross_validation": validation})
 
 
-@hydra.main(version_base="1.3", config_path=None, config_name="fit_estimate")
-def _run(config: FitConfig) -> None:
-    try:
-        estimate = fit(read_blocks(Path(config.blocks)))
-    except EstimateError as error:
-        sys.exit(str(error))
+def main(config: FitConfig) -> None:
+    """Fit, print the error, write the coefficients."""
+    estimate = fit(read_blocks(Path(config.blocks)))
     output = Path(config.output)
     output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(estimate.to_json())
-    print(estimate.to_json())
+    output.write_text(estimate.to_json(), encoding="utf-8")
+    console.print_json(estimate.to_json())
     for name in ("mobilenet_v1", "mobilenet_v2", "mobilenet_v3_large", "mobilenet_v3_small"):
         network = reference(name)
         latency_ms = sum(estimate.layer_ms(key) for key in layer_keys(network))
-        print(f"{name:20} {cost(network).macs / 1e6:6.0f} M MACs {latency_ms:7.1f} ms (estimated)")
-    print(f"written to {output}")
-
-
-def main() -> None:
-    """Entry point of ``python -m nas.fit_estimate``."""
-    sys.argv += [
-        "hydra.run.dir=.",
-        "hydra.output_subdir=null",
-        "hydra/job_logging=none",
-        "hydra/hydra_logging=none",
-    ]
-    _run()
+        macs_m = cost(network).macs / 1e6
+        console.print(f"{name:20} {macs_m:6.0f} M MACs {latency_ms:7.1f} ms (estimated)")
+    console.print(f"written to {output}")
 
 
 if __name__ == "__main__":
-    main()
+    command("fit_estimate", FitConfig, main)

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from nas.calibration import Calibration, network_features
 from nas.cost import cost, layer_cost
 from nas.devices import Measurement, Subject, Target, subject_name
+from nas.estimate import AdaptedLayers, EstimatedLayers
 from nas.gap_filling import GapFiller, standardised_features
 from nas.latency import Entry, LatencyTable, TableError, TableHeader, write_atomically
 from nas.layers import LayerKey, layer_keys, reachable_layer_keys
@@ -43,6 +44,9 @@ CALIBRATION_REFERENCES = (
     "mobilenet_v3_small",
     "mobilenet_v3_small_075",
 )
+# With fewer measured layers than this the others are predicted by an adapted estimate.
+ADAPT_BELOW = 300
+_PRIOR = "rpi4"
 _FREQUENCY_SAMPLE = 1500
 _SPREAD_SAMPLE = 12
 
@@ -188,14 +192,22 @@ def profile(
 def fill_gaps(table: LatencyTable, keys: Sequence[LayerKey]) -> LatencyTable:
     """Predict layers from the measured ones; predictions of other layers stay as they are.
 
+    Few measured layers adapt the shipped estimate, of whatever device they are: its physics makes up
+    for what they do not tell (see ``results/boards.md``).
+
     Raises:
-        GapFillingError: if too few layers were measured.
+        GapFillingError: if too few layers of a kind were measured.
+        EstimateError: if too few layers were measured at all.
     """
     measured = {key: each.latency_ms for key, each in table.entries.items() if each.source == "measured"}
     wanted = [key for key in keys if key not in measured]
     if not wanted:
         return table
-    filler = GapFiller(measured)
+    filler: AdaptedLayers | GapFiller
+    if len(measured) < ADAPT_BELOW:
+        filler = AdaptedLayers(EstimatedLayers.load(_PRIOR), measured)
+    else:
+        filler = GapFiller(measured)
     predicted = {
         key: Entry(each.latency_ms, each.deviation_ms, 0, "predicted")
         for key, each in filler.predict(wanted).items()

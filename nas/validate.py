@@ -8,13 +8,13 @@ from typing import Any
 
 from rich.table import Table
 
-from nas.config import HardwareConfig, ProfileSettings, RuntimeConfig, command, plain, read_space
+from nas.config import HardwareConfig, ProfileSettings, RuntimeConfig, command, hardware_of, plain, read_space
 from nas.console import console, measuring_progress, summary_table
-from nas.devices import LocalTarget
 from nas.profiling import CALIBRATION_REFERENCES, load_networks
 from nas.runtimes import Runtime
 from nas.tables import Effort, ready_table, reference_architectures, table_folder
 from nas.validation import FAMILY_COLUMNS, family_rows, fresh_networks, save, validate
+from search_spaces.errors import InputError
 from search_spaces.mobilenet import FAMILIES
 
 
@@ -52,7 +52,13 @@ def main(config: Any) -> None:
     space = read_space(config.search_space)
     folder = table_folder(Path(profiling.folder), config.hardware.name, runtime)
     references = reference_architectures(space, dict.fromkeys([*FAMILIES, *CALIBRATION_REFERENCES]))
-    target = LocalTarget(runtime, profiling.seed)
+    board = hardware_of(plain(config.hardware, HardwareConfig))
+    target = board.target(runtime, profiling.seed, console.print)
+    if target is None:
+        raise InputError(
+            f"hardware={board.name} is not this machine; validate it with: python -m nas.validate "
+            f"hardware={board.name} hardware.host=USER@BOARD"
+        )
     effort = Effort(profiling.max_keys, profiling.networks, profiling.rounds, profiling.seed)
     with measuring_progress() as progress:
         table = ready_table(

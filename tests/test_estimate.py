@@ -192,6 +192,22 @@ def test_a_handful_of_layers_adapts_the_estimate(rpi4: EstimatedLayers, keys: li
     assert adapted[2] < 0.5 * errors[2].factor_percent
 
 
+def test_the_stated_error_of_an_adapted_estimate_is_near_the_true_one(
+    rpi4: EstimatedLayers, keys: list[LayerKey]
+) -> None:
+    measured = _other_device(rpi4, keys[:300])
+    used, aside = keys[:100], keys[100:300]
+    model = AdaptedLayers(rpi4, {key: measured[key] for key in used})
+    predicted = model.predict(aside)
+    true_error = np.mean([abs(predicted[key].latency_ms / measured[key] - 1) for key in aside])
+    assert model.rows == 100
+    assert 0.5 * true_error < model.error < 2 * true_error
+    within = [
+        abs(predicted[key].latency_ms - measured[key]) < 2 * predicted[key].deviation_ms for key in aside
+    ]
+    assert np.mean(within) > 0.8
+
+
 def test_adapting_needs_enough_latencies_that_are_some(rpi4: EstimatedLayers, keys: list[LayerKey]) -> None:
     measured = _other_device(rpi4, keys[:12])
     with pytest.raises(EstimateError, match="9 measured layers"):
