@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ REFERENCE_COLOUR = "#d55e00"
 
 # Fixed, so that the same study gives the same bytes.
 _SETTINGS: Any = {"font.size": 8, "svg.fonttype": "none", "svg.hashsalt": "mobilenet-nas"}
+_REFERENCE_MARKERS = "DsP^vX*ph"
 _PNG_DPI = 300
 _INCHES = (5.0, 3.4)
 
@@ -58,45 +60,35 @@ def _draw(axes: Axes, report: Report) -> None:
                 alpha=0.5,
             )
         axes.scatter(latencies, accuracies, s=12, color=FRONT_COLOUR, zorder=3, label="front")
-    if report.references:
+    # Names in the legend, not beside the points: they would cover each other.
+    for reference, marker in zip(report.references, itertools.cycle(_REFERENCE_MARKERS), strict=False):
         axes.scatter(
-            *_coordinates(report.references),
-            s=28,
-            marker="D",
+            *_coordinates((reference,)),
+            s=30,
+            marker=marker,
             color=REFERENCE_COLOUR,
             edgecolors="white",
             linewidths=0.5,
             zorder=4,
-            label="references",
-        )
-    right = axes.get_xlim()[1]
-    for reference in report.references:
-        leftwards = reference.latency_ms > 0.6 * right
-        axes.annotate(
-            reference.label,
-            (reference.latency_ms, reference.top1),
-            xytext=(-5 if leftwards else 5, 4 if leftwards else -9),
-            textcoords="offset points",
-            ha="right" if leftwards else "left",
-            color=REFERENCE_COLOUR,
-            fontsize=7,
+            label=reference.label,
         )
     if report.budget_ms is not None:
         axes.axvline(report.budget_ms, color="black", linestyle="--", linewidth=0.8)
         axes.annotate(
             f"budget {report.budget_ms:.3g} ms",
-            (report.budget_ms, 0.01),
+            (report.budget_ms, 1.0),
             xycoords=("data", "axes fraction"),
-            xytext=(-3, 0),
+            xytext=(0, 2),
             textcoords="offset points",
-            ha="right",
+            ha="center",
             fontsize=7,
         )
     axes.set_xlabel(f"latency in ms ({_sources(report, 'latency_source')})\n{report.title}")
     axes.set_ylabel(f"top-1 accuracy in % ({_sources(report, 'accuracy_source')})")
     axes.grid(linewidth=0.3)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderaxespad=0)
+    # Where networks would be slow and inaccurate there are few points to cover.
+    axes.legend(loc="lower right", fontsize=7, framealpha=0.85, edgecolor="none")
 
 
 def _coordinates(networks: tuple[NetworkResult, ...]) -> tuple[list[float], list[float]]:
