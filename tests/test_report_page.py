@@ -13,7 +13,7 @@ import pytest
 
 from nas.report_data import read_study, report_of
 from nas.report_html import comparison_page, report_page
-from tests.report_cases import made_up_study
+from tests.report_cases import made_up_study, network, report
 from tests.test_report_html import HOSTILE, hostile_report
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
@@ -186,6 +186,16 @@ def test_two_studies_share_a_page(browser: Browser, page: Path, tmp_path: Path) 
     assert one.endswith("(made_up)")
     assert other.endswith("(other)")
     browser.screenshot("comparison")
+
+
+def test_a_study_of_one_reference_beyond_the_budget_can_be_drawn(browser: Browser, tmp_path: Path) -> None:
+    path = tmp_path / "report.html"
+    path.write_text(report_page(report(network(75.0, 10.0, 1, "r"), budget_ms=5.0)), encoding="utf-8")
+    browser.open(path)
+    browser.find("button[data-view=front]").click()
+    assert browser.driver.get_log("browser") == []
+    assert len(browser.all(".point")) == 1
+    assert "no reference to compare with" in browser.find("#pair").text
 
 
 def test_hostile_names_are_shown_and_not_run(browser: Browser, tmp_path: Path) -> None:

@@ -76,8 +76,8 @@
     const xs = [], ys = [];
     studies.forEach((s, study) => {
       const far = 1.3 * (s.budget_ms ?? Math.max(...s.front.map((i) => s.networks.latency_ms[i])));
-      const shown = view === "all" ? s.networks.id.map((_, i) => i)
-        : [...s.front, ...s.references.filter((i) => s.networks.latency_ms[i] <= far)];
+      const near = [...s.front, ...s.references.filter((i) => s.networks.latency_ms[i] <= far)];
+      const shown = view === "front" && near.length ? near : s.networks.id.map((_, i) => i);
       for (const i of shown) {
         const spread = s.onFront.has(i) ? s.networks.deviation[i] || 0 : 0;
         xs.push(s.networks.latency_ms[i]);
@@ -239,7 +239,9 @@
     drawPair();
     for (const button of document.querySelectorAll("button[data-index]")) {
       const chosen = +button.dataset.study === selected.study && +button.dataset.index === selected.index;
-      button.closest("tr")?.classList.toggle("chosen", chosen);
+      const row = button.closest("tr"), list = button.closest(".tall");
+      row?.classList.toggle("chosen", chosen);
+      if (chosen && list) list.scrollTop = row.offsetTop - list.clientHeight / 2;
     }
   }
 
