@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from search_spaces.block import Architecture
+from search_spaces.errors import InputError
 
 AccuracySource = Literal["measured", "predicted", "published"]
 
@@ -25,7 +27,7 @@ class Accuracy:
     deviation: float | None = None
 
 
-class AccuracyError(ValueError):
+class AccuracyError(InputError):
     """An architecture whose accuracy this source cannot tell. The message gives the reason."""
 
 
@@ -38,3 +40,23 @@ class AccuracyEstimator(Protocol):
         Raises:
             AccuracyError: if this source does not cover the architecture.
         """
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedFirst:
+    """Published accuracies where there are any, another source for every other network.
+
+    Attributes:
+        published: ImageNet top-1 in percent of references.
+        otherwise: what answers for the rest.
+    """
+
+    published: Mapping[Architecture, float]
+    otherwise: AccuracyEstimator
+
+    def accuracy(self, architecture: Architecture) -> Accuracy:
+        """See :class:`AccuracyEstimator`."""
+        top1 = self.published.get(architecture)
+        if top1 is not None:
+            return Accuracy(top1, "published")
+        return self.otherwise.accuracy(architecture)

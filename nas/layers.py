@@ -21,6 +21,7 @@ from search_spaces.block import (
     Stem,
     squeeze_channels,
 )
+from search_spaces.errors import InputError
 from search_spaces.space import SearchSpace
 
 IMAGE_CHANNELS = 3
@@ -31,7 +32,7 @@ _NORM_MOMENTUM = 0.01
 _CLASSIFIER_DROPOUT = 0.2
 
 
-class LayerKeyError(ValueError):
+class LayerKeyError(InputError):
     """A text that names no layer."""
 
 

@@ -8,12 +8,13 @@ from torch import Tensor, nn
 
 from nas.layers import build_layer, layer_keys
 from search_spaces.block import Architecture
+from search_spaces.errors import InputError
 
 # torchvision builds MobileNetV2 with PyTorch's own epsilon and MobileNetV3 with TensorFlow's.
 TORCHVISION_V2_NORM_EPSILON = 1e-5
 
 
-class WeightsError(ValueError):
+class WeightsError(InputError):
     """Weights that do not belong to the network."""
 
 

@@ -79,7 +79,7 @@ def random_split(
 ) -> tuple[list[TrainedNetwork], list[TrainedNetwork]]:
     """The benchmark's networks kept for fitting, and a random share of them left out."""
     benchmark = [each for each in networks if each.recipe == "accel_nasbench"]
-    random.Random(seed).shuffle(benchmark)  # noqa: S311
+    random.Random(seed).shuffle(benchmark)
     count = round(share * len(benchmark))
     return benchmark[count:], benchmark[:count]
 

@@ -14,6 +14,8 @@ from typing import Any, Literal, TypeVar, get_args
 
 import yaml
 
+from search_spaces.errors import InputError
+
 Activation = Literal["relu", "relu6", "hswish"]
 BlockKind = Literal["inverted_residual", "depthwise_separable", "skip"]
 
@@ -21,10 +23,11 @@ ACTIVATIONS: tuple[str, ...] = get_args(Activation)
 BLOCK_KINDS: tuple[str, ...] = get_args(BlockKind)
 
 _Row = TypeVar("_Row")
+PAPER_COLUMNS = ("Input", "Operator", "exp size", "#out", "SE", "NL", "s")
 _PAPER_ACTIVATION = {"relu": "RE", "relu6": "R6", "hswish": "HS"}
 
 
-class ArchitectureError(ValueError):
+class ArchitectureError(InputError):
     """A block table that describes no network. The message names the row."""
 
 
@@ -250,53 +253,53 @@ class Architecture:
             raise ArchitectureError(f"not valid YAML: {' '.join(str(error).split())}") from None
         return cls.from_dict(data)
 
-    def to_markdown(self) -> str:
-        """The table as the MobileNetV3 paper prints it (Tables 1 and 2)."""
-        lines = ["| Input | Operator | exp size | #out | SE | NL | s |", "|---|---|---|---|---|---|---|"]
+    def paper_rows(self) -> list[tuple[tuple[str, ...], ...]]:
+        """The table as the MobileNetV3 paper prints it (Tables 1 and 2), cells as in :data:`PAPER_COLUMNS`.
 
-        def row(size: int, channels: int, operator: str, *cells: object) -> None:
-            lines.append(
-                f"| {size}² × {channels} | {operator} | " + " | ".join(str(cell) for cell in cells) + " |"
-            )
+        Returns:
+            For the stem, each block and the head: its printed rows, one for all but the head.
+        """
+
+        def row(size: int, channels: int, operator: str, *cells: object) -> tuple[str, ...]:
+            return (f"{size}² × {channels}", operator, *(str(cell) for cell in cells))
 
         stem, head = self.stem, self.head
-        row(
-            self.resolution,
-            3,
-            f"conv2d, {stem.kernel}×{stem.kernel}",
-            "–",
-            stem.channels,
-            "–",
-            _PAPER_ACTIVATION[stem.activation],
-            2,
+        activation = _PAPER_ACTIVATION[stem.activation]
+        first = row(
+            self.resolution, 3, f"conv2d, {stem.kernel}×{stem.kernel}", "–", stem.channels, "–", activation, 2
         )
+        rows = [(first,)]
         for block, size in zip(self.blocks, self.sizes(), strict=False):
             operator = {
                 "inverted_residual": f"bneck, {block.kernel}×{block.kernel}",
                 "depthwise_separable": f"dw-separable, {block.kernel}×{block.kernel}",
                 "skip": "identity" if block.is_identity else "conv2d, 1×1, linear",
             }[block.kind]
-            skip = block.kind == "skip"
-            row(
-                size,
-                block.in_channels,
-                operator,
+            cells = (
                 block.expanded_channels if block.kind == "inverted_residual" else "–",
                 block.out_channels,
                 "✓" if block.se else "–",
-                "–" if skip else _PAPER_ACTIVATION[block.activation],
+                "–" if block.kind == "skip" else _PAPER_ACTIVATION[block.activation],
                 block.stride,
             )
+            rows.append((row(size, block.in_channels, operator, *cells),))
         size, channels = self.sizes()[-1], self.out_channels
         activation = _PAPER_ACTIVATION[head.activation]
+        last = []
         for _ in range(head.conv_layers if head.conv_channels else 0):
-            row(size, channels, "conv2d, 1×1", "–", head.conv_channels, "–", activation, 1)
+            last.append(row(size, channels, "conv2d, 1×1", "–", head.conv_channels, "–", activation, 1))
             channels = head.conv_channels
-        row(size, channels, f"pool, {size}×{size}", "–", channels, "–", "–", 1)
+        last.append(row(size, channels, f"pool, {size}×{size}", "–", channels, "–", "–", 1))
         if head.hidden_channels:
-            row(1, channels, "linear", "–", head.hidden_channels, "–", activation, 1)
+            last.append(row(1, channels, "linear", "–", head.hidden_channels, "–", activation, 1))
             channels = head.hidden_channels
-        row(1, channels, "linear", "–", self.classes, "–", "–", 1)
+        last.append(row(1, channels, "linear", "–", self.classes, "–", "–", 1))
+        return [*rows, tuple(last)]
+
+    def to_markdown(self) -> str:
+        """The table as the MobileNetV3 paper prints it (Tables 1 and 2)."""
+        lines = [f"| {' | '.join(PAPER_COLUMNS)} |", "|" + "---|" * len(PAPER_COLUMNS)]
+        lines += [f"| {' | '.join(row)} |" for part in self.paper_rows() for row in part]
         return "\n".join(lines) + "\n"
 
 

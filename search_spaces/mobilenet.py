@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 
 from search_spaces.block import Activation, Architecture, Block, Head, Stem, make_divisible
+from search_spaces.errors import InputError
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +150,7 @@ _NAME = re.compile(
 )
 
 
-class UnknownReferenceError(ValueError):
+class UnknownReferenceError(InputError):
     """A name that is not in the family."""
 
 

@@ -10,6 +10,7 @@ from dataclasses import MISSING, fields
 from typing import Any, TypeVar, get_args
 
 from search_spaces.block import Activation, ArchitectureError, BlockKind, Head, Stem
+from search_spaces.errors import InputError
 from search_spaces.stage import (
     BLOCK_FIELDS,
     Candidate,
@@ -24,7 +25,7 @@ _T = TypeVar("_T")
 _V = TypeVar("_V", bool, int, float, str)
 
 
-class SpaceError(ValueError):
+class SpaceError(InputError):
     """A description that is no search space. The message names the field."""
 
 

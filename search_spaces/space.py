@@ -20,6 +20,7 @@ from typing import Any, Protocol
 import yaml
 
 from search_spaces.block import Architecture, Block, Head, Stem, halve
+from search_spaces.errors import InputError
 from search_spaces.schema import (
     SpaceError,
     candidates_of,
@@ -43,7 +44,7 @@ from search_spaces.stage import (
 )
 
 
-class NotInSpaceError(ValueError):
+class NotInSpaceError(InputError):
     """An architecture, or a set of parameters, that the space does not contain."""
 
 

@@ -39,7 +39,8 @@ def test_parameters_are_timms(timm_name: str, name: str) -> None:
     assert cost(reference(name)).parameters == sum(each.numel() for each in theirs.parameters())
 
 
-# MACs and parameters in millions as published in the sources of search_spaces/mobilenet.py.
+# MACs and parameters in millions as published in the sources of search_spaces/mobilenet.py, which cut
+# MACs down to whole millions.
 @pytest.mark.parametrize(
     ("name", "resolution", "macs_m", "params_m"),
     [
@@ -55,7 +56,7 @@ def test_parameters_are_timms(timm_name: str, name: str) -> None:
 )
 def test_cost_is_near_the_published_one(name: str, resolution: int, macs_m: float, params_m: float) -> None:
     counted = cost(reference(name, resolution))
-    assert counted.macs / 1e6 == pytest.approx(macs_m, rel=0.04, abs=0.6)
+    assert counted.macs / 1e6 == pytest.approx(macs_m, rel=0.04, abs=1)
     assert counted.parameters / 1e6 == pytest.approx(params_m, rel=0.03)
 
 

@@ -1,0 +1,207 @@
+"""From summed layers to networks: what a layer pays alone that it does not pay in company.
+
+A lone layer reads its input in the caller's layout and writes its output back to it, starts and ends
+a session, and finds its input in no cache. Inside a network most of that is saved, in proportion to the
+activations at its borders. So the correction is linear in a few physical quantities of the layers,
+
+    network_ms = a · sum(layer_ms) + b · layers + c · input MB + d · output MB + ...
+
+fitted on networks measured end to end in the same rounds as the layers, by ridge regression on relative
+errors. It is linear in each layer, so a network's latency can still be told layer by layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nas.cost import products
+from nas.layers import LayerKey
+from search_spaces.block import Block, Stem, halve
+
+_MEGABYTE = 4 / 1e6  # fp32 values
+FEATURES = (
+    "latency_ms",
+    "layers",
+    "input_mb",
+    "output_mb",
+    "residual_mb",
+    "se_mb",
+    "hswish_mb",
+    "weights_mb",
+    "se_layers",
+    "expanded_mb",
+)
+# With fewer networks than this only latency_ms and layers are fitted.
+_NETWORKS_FOR_ALL_FEATURES = 30
+_RIDGE = 0.01
+
+
+@lru_cache(maxsize=200_000)
+def layer_features(key: LayerKey) -> tuple[float, ...]:
+    """Everything in :data:`FEATURES` but the latency, for one layer; megabytes are of fp32."""
+    part = key.part
+    weights_mb = sum(product.weights for product in products(key)) * _MEGABYTE
+    input_mb = key.in_channels * key.size**2 * _MEGABYTE
+    if isinstance(part, Stem):
+        output_mb = part.channels * halve(key.size) ** 2 * _MEGABYTE
+        hswish_mb = output_mb * (part.activation == "hswish")
+        # The image enters network and lone stem alike.
+        return (1.0, 0.0, output_mb, 0.0, 0.0, hswish_mb, weights_mb, 0.0, 0.0)
+    if not isinstance(part, Block):
+        return (1.0, input_mb, 0.0, 0.0, 0.0, 0.0, weights_mb, 0.0, 0.0)
+    out_pixels = (halve(key.size) if part.stride == 2 else key.size) ** 2
+    output_mb = part.out_channels * out_pixels * _MEGABYTE
+    depthwise_mb = part.expanded_channels * out_pixels * _MEGABYTE
+    expanded_mb = depthwise_mb + part.expanded_channels * key.size**2 * _MEGABYTE * part.expansion_conv
+    return (
+        1.0,
+        input_mb,
+        output_mb,
+        input_mb * part.has_residual,
+        depthwise_mb * part.se,
+        expanded_mb * (part.activation == "hswish"),
+        weights_mb,
+        float(part.se),
+        expanded_mb,
+    )
+
+
+def network_features(keys: Sequence[LayerKey], layers_ms: Sequence[float]) -> NDArray[np.float64]:
+    """The quantities of :data:`FEATURES`, summed over the layers of one network: (features,)."""
+    borders = np.array([layer_features(key) for key in keys]).sum(axis=0)
+    return np.concatenate([[sum(layers_ms)], borders])
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorSummary:
+    """How predictions compare with measurements; shares and errors as fractions, not percent.
+
+    Attributes:
+        networks: number of networks.
+        mape: mean absolute relative error.
+        bias: mean relative error; positive means predicted too slow.
+        within_5_percent: share of networks predicted within 5 %.
+        within_10_percent: share of networks predicted within 10 %.
+        worst: largest absolute relative error.
+        kendall_tau: rank correlation (Kendall's tau-b).
+        spearman_rho: rank correlation (Spearman's rho).
+    """
+
+    networks: int
+    mape: float
+    bias: float
+    within_5_percent: float
+    within_10_percent: float
+    worst: float
+    kendall_tau: float
+    spearman_rho: float
+
+    @classmethod
+    def of(cls, predicted_ms: NDArray[np.float64], measured_ms: NDArray[np.float64]) -> ErrorSummary:
+        """Compare two vectors of latencies, (networks,) each."""
+        from scipy.stats import kendalltau, spearmanr
+
+        errors = predicted_ms / measured_ms - 1
+        size = np.abs(errors)
+        return cls(
+            networks=len(errors),
+            mape=float(size.mean()),
+            bias=float(errors.mean()),
+            within_5_percent=float((size <= 0.05).mean()),
+            within_10_percent=float((size <= 0.10).mean()),
+            worst=float(size.max()),
+            kendall_tau=float(kendalltau(predicted_ms, measured_ms).statistic),
+            spearman_rho=float(spearmanr(predicted_ms, measured_ms).statistic),
+        )
+
+    def __str__(self) -> str:
+        return (
+            f"error {self.mape:.1%} (bias {self.bias:+.1%}, worst {self.worst:.1%}), "
+            f"{self.within_5_percent:.0%} within 5 %, {self.within_10_percent:.0%} within 10 %, "
+            f"Kendall tau {self.kendall_tau:.3f}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """A fitted correction.
+
+    Attributes:
+        coefficients: one per name in :data:`FEATURES`.
+        left_out: error on the networks it was fitted on, each predicted from the others.
+        uncorrected: error of the plain sums on the same networks.
+    """
+
+    coefficients: tuple[float, ...]
+    left_out: ErrorSummary
+    uncorrected: ErrorSummary
+
+    @classmethod
+    def fit(cls, features: NDArray[np.float64], measured_ms: NDArray[np.float64]) -> Calibration:
+        """Fit on networks measured end to end.
+
+        Args:
+            features: (networks, len(FEATURES)) of :func:`network_features`.
+            measured_ms: (networks,) end-to-end latency.
+
+        Raises:
+            ValueError: with fewer than four networks.
+        """
+        networks = len(measured_ms)
+        if networks < 4:
+            raise ValueError(f"a calibration needs at least 4 networks, not {networks}")
+        used = len(FEATURES) if networks >= _NETWORKS_FOR_ALL_FEATURES else 2
+        # Dividing by the measurement makes residuals relative: a small network counts like a large one.
+        design = features[:, :used] / measured_ms[:, None]
+        scale = np.sqrt((design**2).mean(axis=0))
+        scale[scale == 0] = 1
+        design = design / scale
+        # The sum itself is not shrunk towards nothing, the corrections are.
+        penalty = np.diag([0.0] + [_RIDGE] * (used - 1))
+        solve = np.linalg.solve(design.T @ design + penalty, design.T)
+        coefficients = np.zeros(len(FEATURES))
+        coefficients[:used] = solve.sum(axis=1) / scale
+        # Leave-one-out residuals of a ridge regression, in closed form.
+        fitted = design @ solve
+        residuals = (1 - fitted.sum(axis=1)) / (1 - np.diag(fitted))
+        return cls(
+            coefficients=tuple(float(each) for each in coefficients),
+            left_out=ErrorSummary.of(measured_ms * (1 - residuals), measured_ms),
+            uncorrected=ErrorSummary.of(features[:, 0], measured_ms),
+        )
+
+    def network_ms(self, keys: Sequence[LayerKey], layers_ms: Sequence[float]) -> float:
+        """Calibrated latency of a network from the latencies of its layers."""
+        return sum(self.layer_ms(key, layer_ms) for key, layer_ms in zip(keys, layers_ms, strict=True))
+
+    def layer_ms(self, key: LayerKey, layer_ms: float) -> float:
+        """A layer's share of the calibrated latency of any network that contains it."""
+        first, *rest = self.coefficients
+        return first * layer_ms + sum(a * b for a, b in zip(rest, layer_features(key), strict=True))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types; the inverse of :meth:`from_dict`."""
+        return {
+            "features": dict(zip(FEATURES, self.coefficients, strict=True)),
+            "left_out": asdict(self.left_out),
+            "uncorrected": asdict(self.uncorrected),
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Calibration:
+        """Read what :meth:`to_dict` wrote.
+
+        Raises:
+            KeyError: if a field is missing.
+        """
+        return cls(
+            coefficients=tuple(float(data["features"][name]) for name in FEATURES),
+            left_out=ErrorSummary(**data["left_out"]),
+            uncorrected=ErrorSummary(**data["uncorrected"]),
+        )

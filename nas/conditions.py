@@ -1,0 +1,74 @@
+"""Under what conditions a machine measures: processor, governor, clock, temperature, load.
+
+Standard library only: this file also runs on boards, inside the portable kit. What a system does not
+offer is None, never a guess.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+from pathlib import Path
+from typing import Any
+
+_CPU_FOLDER = Path("/sys/devices/system/cpu/cpu0/cpufreq")
+_THERMAL_FOLDER = Path("/sys/class/thermal")
+
+
+def cpu_model() -> str:
+    """Name of the processor (or of the board, where the processor has no name of its own)."""
+    board = _read(Path("/proc/device-tree/model"))
+    if board:
+        return board.strip("\0")
+    found = re.search(r"^(?:model name|Model)\s*:\s*(.+)$", _read(Path("/proc/cpuinfo")) or "", re.MULTILINE)
+    return found[1].strip() if found else platform.processor() or platform.machine()
+
+
+def describe() -> dict[str, Any]:
+    """What stays the same while measuring: machine, system, cores this process may use."""
+    affinity = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
+    return {
+        "cpu": cpu_model(),
+        "machine": platform.machine(),
+        "cores": os.cpu_count(),
+        "affinity": affinity,
+        "system": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+        "memory_mb": _memory_mb("MemTotal"),
+        "governor": (_read(_CPU_FOLDER / "scaling_governor") or "").strip() or None,
+    }
+
+
+def snapshot() -> dict[str, float | None]:
+    """What may change from round to round: clock, temperature, load, free memory."""
+    frequency = _number(_CPU_FOLDER / "scaling_cur_freq")
+    temperature = _number(_THERMAL_FOLDER / "thermal_zone0" / "temp")
+    throttles = _number(Path("/sys/devices/system/cpu/cpu0/thermal_throttle/core_throttle_count"))
+    return {
+        "frequency_mhz": frequency / 1000 if frequency is not None else None,
+        "temperature_c": temperature / 1000 if temperature is not None else None,
+        "throttle_count": throttles,
+        "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+        "free_memory_mb": _memory_mb("MemAvailable"),
+    }
+
+
+def _read(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+
+
+def _number(path: Path) -> float | None:
+    text = _read(path)
+    try:
+        return float(text) if text else None
+    except ValueError:
+        return None
+
+
+def _memory_mb(name: str) -> float | None:
+    found = re.search(rf"^{name}:\s*(\d+) kB", _read(Path("/proc/meminfo")) or "", re.MULTILINE)
+    return int(found[1]) // 1024 if found else None

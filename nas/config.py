@@ -1,0 +1,386 @@
+"""The configuration of all commands: structured schemas, and how a command is started.
+
+Hydra composes YAML files from ``conf/`` into these dataclasses, so an unknown key or a value of the wrong
+type fails before anything runs. Config objects stop at the commands: everything below them takes plain
+typed arguments.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import hydra
+import optuna
+import yaml
+from hydra.core.config_store import ConfigStore
+from hydra.errors import HydraException
+from omegaconf import MISSING, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from rich.console import Console
+
+from nas.boards import Hardware
+from nas.data import DatasetSettings
+from nas.timing import MeasurementError
+from nas.train import Recipe
+from search_spaces.errors import InputError
+from search_spaces.space import SearchSpace
+
+# In a checkout the configs lie beside the package, in a wheel inside it.
+_INSIDE = Path(__file__).parent / "conf"
+CONFIG_FOLDER = _INSIDE if _INSIDE.is_dir() else Path(__file__).parent.parent / "conf"
+
+# Groups for which a path to a YAML file of one's own may stand in place of a name.
+_FILE_GROUPS = ("hardware", "search_space")
+
+_C = TypeVar("_C")
+
+
+@dataclass
+class HardwareConfig:
+    """Where networks will run.
+
+    Attributes:
+        name: what tables and reports call it.
+        description: one line for people.
+        cores: processor cores, for information.
+        threads: threads the network may use.
+        host: user@host of a board reached over ssh; null for this machine or a board without network.
+        hosts: several identical boards that share the work.
+        measured_here: whether layers are measured on this machine.
+        estimate: name of a shipped estimate to use while there is no measured table; null for none.
+        temperature_limit_c: boards pause measuring above this.
+        python: interpreter on the board that has numpy and onnxruntime.
+        tolerance: how much boards that share the work may differ on layers that all of them measure.
+    """
+
+    name: str = MISSING
+    description: str = ""
+    cores: int = 1
+    threads: int = 1
+    host: str | None = None
+    hosts: list[str] = field(default_factory=list)
+    measured_here: bool = False
+    estimate: str | None = None
+    temperature_limit_c: float = 75.0
+    python: str = "python3"
+    tolerance: float = 0.05
+
+
+@dataclass
+class RuntimeConfig:
+    """What runs networks on the hardware.
+
+    Attributes:
+        name: onnxruntime, executorch, torch or torch_compile.
+        precision: fp32 or int8.
+        threads: threads within an operator.
+    """
+
+    name: str = MISSING
+    precision: str = "fp32"
+    threads: int = 1
+
+
+@dataclass
+class ProfileSettings:
+    """How a latency table is measured.
+
+    Attributes:
+        folder: where tables are kept.
+        max_keys: layers to measure at most; the rest of the space is predicted from them. null: all.
+        networks: random members measured end to end for the calibration.
+        rounds: steady rounds wanted.
+        seed: of the choice of layers, of the networks and of the order of measuring.
+        dry_run: only say what would be measured and how long it would take.
+        kit: write a portable measuring kit to this zip file instead of measuring.
+        import_file: turn a board's result file into a table instead of measuring.
+    """
+
+    folder: str = "results/latency"
+    max_keys: int | None = 1000
+    networks: int = 80
+    rounds: int = 40
+    seed: int = 0
+    dry_run: bool = False
+    kit: str | None = None
+    import_file: str | None = None
+
+
+@dataclass
+class TrainConfig:
+    """Accuracy by training; see :class:`nas.train.Recipe`.
+
+    Attributes:
+        label: part of the study's name.
+        trials: default of ``search.trials``.
+        minutes: default of ``search.minutes``.
+    """
+
+    name: str = "train"
+    label: str = MISSING
+    trials: int = 1000
+    minutes: float | None = 5.0
+    epochs: int = 6
+    batch_size: int = 64
+    learning_rate: float = 0.003
+    weight_decay: float = 0.01
+    label_smoothing: float = 0.1
+    norm_momentum: float = 0.1
+    device: str = "auto"
+    threads: int = 2
+
+
+@dataclass
+class ImagenetConfig:
+    """Predicted ImageNet accuracy; see :mod:`nas.predictor`.
+
+    Attributes:
+        label: part of the study's name.
+        trials: default of ``search.trials``.
+        minutes: default of ``search.minutes``.
+        parameters: file of fitted parameters, null for the shipped ones.
+    """
+
+    name: str = "imagenet"
+    label: str = MISSING
+    trials: int = 3000
+    minutes: float | None = None
+    parameters: str | None = None
+
+
+@dataclass
+class TableConfig:
+    """Known accuracies; see :mod:`nas.accuracy_table`.
+
+    Attributes:
+        label: part of the study's name.
+        trials: default of ``search.trials``.
+        minutes: default of ``search.minutes``.
+        path: CSV with a column for each parameter of the space, and ``accuracy``.
+    """
+
+    name: str = "table"
+    label: str = MISSING
+    trials: int = 300
+    minutes: float | None = None
+    path: str = MISSING
+
+
+@dataclass
+class DatasetConfig:
+    """Which images; see :class:`nas.data.DatasetSettings`.
+
+    Attributes:
+        resolutions: sides candidates choose among, in pixels; references take the last.
+    """
+
+    name: str = MISSING
+    root: str | None = None
+    resolutions: list[int] = field(default_factory=lambda: [32])
+    validation_share: float = 0.25
+    limit: int | None = None
+    workers: int = 2
+    download: bool = False
+
+
+@dataclass
+class SamplerConfig:
+    """How the next network is proposed; see :mod:`nas.samplers`."""
+
+    name: str = MISSING
+
+
+@dataclass
+class ObjectiveConfig:
+    """What a network is worth; see :mod:`nas.objective`."""
+
+    name: str = MISSING
+    third: str | None = None
+    target_ms: float | None = None
+    exponent: float = -0.07
+
+
+@dataclass
+class StudyConfig:
+    """Where the study is kept.
+
+    Attributes:
+        name: what the study is called, and its folder.
+        folder: folder of all studies.
+        storage: database URL for studies of many machines; null: a file.
+    """
+
+    name: str = MISSING
+    folder: str = "results"
+    storage: str | None = None
+
+
+@dataclass
+class SearchSettings:
+    """How long to search, for what, and beside what.
+
+    Attributes:
+        trials: completed candidates wanted in the study.
+        minutes: start no further trial after so long.
+        budget_ms: milliseconds, or the name of a reference.
+        references: names of networks to evaluate like candidates.
+        caution: standard deviations subtracted from an uncertain accuracy.
+        workers: networks evaluated at once on this machine.
+        seed: of sampler and training.
+        require_validation: refuse a latency table without a good validation card.
+    """
+
+    trials: int = 1000
+    minutes: float | None = None
+    budget_ms: str | None = None
+    references: list[str] = field(default_factory=list)
+    caution: float = 1.0
+    workers: int = 1
+    seed: int = 0
+    require_validation: bool = False
+
+
+def hardware_of(config: HardwareConfig) -> Hardware:
+    """The hardware a config describes."""
+    hosts = [config.host] if config.host else config.hosts
+    return Hardware(
+        name=config.name,
+        measured_here=config.measured_here,
+        hosts=tuple(hosts),
+        python=config.python,
+        estimate=config.estimate,
+        temperature_limit_c=config.temperature_limit_c,
+        tolerance=config.tolerance,
+    )
+
+
+def dataset_settings(config: DatasetConfig) -> DatasetSettings:
+    """The images a config describes.
+
+    Raises:
+        DatasetError: if a setting is wrong.
+    """
+    return DatasetSettings(
+        name=config.name,  # type: ignore[arg-type]  # DatasetSettings checks it
+        root=Path(config.root) if config.root else None,
+        validation_share=config.validation_share,
+        limit=config.limit,
+        workers=config.workers,
+        download=config.download,
+    )
+
+
+def recipe_of(config: TrainConfig, seed: int) -> Recipe:
+    """The training recipe of ``accuracy=train``.
+
+    Raises:
+        InputError: if a setting is wrong.
+    """
+    names = set(Recipe.__dataclass_fields__) - {"seed"}
+    return Recipe(**{name: getattr(config, name) for name in names}, seed=seed)
+
+
+def read_space(config: Any) -> SearchSpace:
+    """The search space of a composed config."""
+    return SearchSpace.from_dict(OmegaConf.to_container(config, resolve=True))
+
+
+def plain(config: Any, schema: type[_C]) -> _C:
+    """A config node as an object of its dataclass."""
+    made = OmegaConf.to_object(config)
+    assert isinstance(made, schema)
+    return made
+
+
+def command(config_name: str, schema: type, main: Callable[[Any], None]) -> None:
+    """Run a command: compose its config, hand it over, and turn errors into one line and an exit code.
+
+    Args:
+        config_name: YAML file in ``conf/``, without its ending.
+        schema: dataclass the file is checked against; its defaults list names it ``<config_name>_schema``.
+        main: what to do with the composed config.
+    """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    store = ConfigStore.instance()
+    store.store(name=f"{config_name}_schema", node=schema)
+    store.store(group="accuracy", name="train_schema", node=TrainConfig)
+    store.store(group="accuracy", name="imagenet_schema", node=ImagenetConfig)
+    store.store(group="accuracy", name="table_schema", node=TableConfig)
+    # Hydra would print several lines and a hint; with this it raises, and we print one.
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+    errors = Console(stderr=True, soft_wrap=True, highlight=False)
+    try:
+        with tempfile.TemporaryDirectory() as own_files:
+            sys.argv[1:] = _with_own_files(sys.argv[1:], Path(own_files))
+            _compose_and_run(config_name, main)
+    except (InputError, MeasurementError) as error:
+        errors.print(f"error: {_one_line(error)}", style="red", markup=False)
+        sys.exit(2)
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
+        errors.print(f"error: {_config_error(error)}", style="red", markup=False)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        errors.print("interrupted; the same command continues where this one stopped", markup=False)
+        sys.exit(130)
+
+
+def _compose_and_run(config_name: str, main: Callable[[Any], None]) -> None:
+    # Hydra announces every exception of a job on several lines; errors meant for people go around it.
+    failures: list[BaseException] = []
+
+    def guarded(config: Any) -> None:
+        try:
+            main(config)
+        except (InputError, MeasurementError, OmegaConfBaseException, KeyboardInterrupt) as error:
+            failures.append(error)
+
+    hydra.main(version_base="1.3", config_path=str(CONFIG_FOLDER), config_name=config_name)(guarded)()
+    if failures:
+        raise failures[0]
+
+
+def _with_own_files(arguments: Sequence[str], folder: Path) -> list[str]:
+    """Let ``group=path/to/own.yaml`` stand for an option: Hydra finds a copy of it in ``folder``."""
+    result = []
+    for argument in arguments:
+        group, _, value = argument.partition("=")
+        if group in _FILE_GROUPS and value.endswith((".yaml", ".yml")):
+            path = Path(value)
+            if not path.is_file():
+                raise InputError(f"{argument}: there is no such file")
+            option = f"own_{path.stem}"
+            (folder / group).mkdir(exist_ok=True)
+            shutil.copy(path, folder / group / f"{option}.yaml")
+            argument = f"{group}={option}"
+        result.append(argument)
+    if any(folder.iterdir()):
+        result.append(f"hydra.searchpath=[file://{folder}]")
+    return result
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())
+
+
+def _config_error(error: Exception) -> str:
+    # Hydra's messages are clear but long: keep what was wrong and what there is instead.
+    cause = error.__cause__ or error.__context__
+    text = str(error)
+    if cause is not None and str(cause) not in text:
+        text += " " + str(cause)
+    lines = [
+        line.strip()
+        for line in text.splitlines()
+        if line.strip()
+        and not line.strip().startswith(
+            ("full_key:", "object_type=", "reference_type=", "Config search path")
+        )
+    ]
+    return " ".join(line for line in lines if not line.startswith(("provider=", "Did you mean")))

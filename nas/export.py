@@ -1,0 +1,121 @@
+"""``python -m nas.export``: an architecture as an ONNX file, the same graph that was timed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import onnx
+from omegaconf import MISSING
+from safetensors.torch import load_file, save_file
+
+from nas import data
+from nas.config import DatasetConfig, TrainConfig, command, dataset_settings, plain, recipe_of
+from nas.console import console, summary_table
+from nas.cost import cost
+from nas.model import Network, WeightsError
+from nas.onnx_graph import onnx_model
+from nas.runtimes import quantize
+from nas.train import train
+from search_spaces.block import Architecture
+from search_spaces.errors import InputError
+from search_spaces.mobilenet import UnknownReferenceError, reference
+
+_CALIBRATION_BATCH = 100
+
+
+@dataclass
+class ExportSettings:
+    """What to export.
+
+    Attributes:
+        architecture: a YAML file of a study's folder, or the name of a reference.
+        output: the ONNX file; null: beside the YAML, or in the current folder.
+        weights: safetensors file of trained weights; null: random weights, good for timing only.
+        train: train on the dataset first, with the settings of accuracy=train.
+        precision: fp32, or int8 quantised with the dataset's training images.
+        resolution: of a reference; null: 224.
+        classes: of a reference; null: 1000.
+    """
+
+    architecture: str = MISSING
+    output: str | None = None
+    weights: str | None = None
+    train: bool = False
+    precision: str = "fp32"
+    resolution: int | None = None
+    classes: int | None = None
+
+
+@dataclass
+class ExportConfig:
+    """Everything ``python -m nas.export`` can be told."""
+
+    accuracy: Any = None
+    dataset: DatasetConfig = field(default_factory=DatasetConfig)
+    export: ExportSettings = field(default_factory=ExportSettings)
+
+
+def main(config: Any) -> None:
+    """Read, train or load weights, write."""
+    settings = plain(config.export, ExportSettings)
+    if settings.precision not in ("fp32", "int8"):
+        raise InputError(f"export.precision must be fp32 or int8, not {settings.precision}")
+    architecture, name = _read(settings)
+    output = Path(settings.output) if settings.output else Path(f"{name}-{settings.precision}.onnx")
+    rows: dict[str, str] = {}
+    images = dataset_settings(plain(config.dataset, DatasetConfig))
+    network = Network(architecture)
+    if settings.train:
+        split = data.load(images, architecture.resolution)
+        network, top1 = train(architecture, split, recipe_of(plain(config.accuracy, TrainConfig), seed=0))
+        weights = output.with_suffix(".safetensors")
+        weights.parent.mkdir(parents=True, exist_ok=True)
+        save_file({key: value.contiguous() for key, value in network.state_dict().items()}, weights)
+        rows |= {"top-1": f"{top1:.2f} % on unseen images of {images.name}", "weights": str(weights)}
+    elif settings.weights:
+        _load_weights(network, Path(settings.weights))
+    else:
+        rows["weights"] = "random: good for timing, not for recognising anything"
+    network.eval().cpu()
+    model = onnx_model(network, (1, 3, architecture.resolution, architecture.resolution), name)
+    if settings.precision == "int8":
+        batches = data.load(images, architecture.resolution).train.batches(_CALIBRATION_BATCH, False, 0)
+        model = quantize(model, [image[None].numpy() for image in next(batches)[0]])
+    output.parent.mkdir(parents=True, exist_ok=True)
+    onnx.save(model, str(output))
+    counted, side = cost(architecture), architecture.resolution
+    rows |= {
+        "network": f"{counted.parameters / 1e6:.2f} M parameters, {counted.macs / 1e6:.0f} M MACs",
+        "input": f"{model.graph.input[0].name}: 1 x 3 x {side} x {side}",
+        "file": f"{output} ({output.stat().st_size / 1e6:.1f} MB)",
+    }
+    console.print(summary_table(f"exported {name}", rows))
+
+
+def _read(settings: ExportSettings) -> tuple[Architecture, str]:
+    path = Path(settings.architecture)
+    if path.suffix in (".yaml", ".yml"):
+        try:
+            return Architecture.from_yaml(path.read_text(encoding="utf-8")), path.stem
+        except OSError as error:
+            raise InputError(f"cannot read {path}: {error.strerror}") from None
+    try:
+        name = settings.architecture
+        return reference(name, settings.resolution or 224, settings.classes or 1000), name
+    except UnknownReferenceError as error:
+        raise InputError(f"{error}; or give the path of an architecture's YAML file") from None
+
+
+def _load_weights(network: Network, path: Path) -> None:
+    try:
+        network.load_state_dict(load_file(path))
+    except OSError as error:
+        raise WeightsError(f"cannot read {path}: {error.strerror}") from None
+    except Exception as error:  # safetensors raises an exception class of its own for damaged files
+        raise WeightsError(f"{path} does not hold the weights of this network: {error}") from None
+
+
+if __name__ == "__main__":
+    command("export", ExportConfig, main)

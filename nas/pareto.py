@@ -1,0 +1,71 @@
+"""Dominance, fronts and hypervolume. Everything is minimised: negate what is to be maximised.
+
+points = np.array([[-top1, latency_ms], ...])
+best = front(points)                                  # indices, none dominates another
+volume = hypervolume(points, reference=np.array([0.0, budget_ms]))
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+Points = NDArray[np.float64]
+
+
+def dominates(one: Points, other: Points) -> bool:
+    """Whether ``one`` (objectives,) is nowhere worse than ``other`` and somewhere better."""
+    return bool(np.all(one <= other) and np.any(one < other))
+
+
+def front(points: Points) -> NDArray[np.intp]:
+    """Indices of the points (n, objectives) that no other dominates, in the order of the first objective.
+
+    Of equal points only the first is kept.
+    """
+    # In lexicographic order a point can only be dominated by one before it.
+    order = np.lexsort(points.T[::-1])
+    kept: list[int] = []
+    found = np.empty_like(points)
+    for index in order:
+        if not np.any(np.all(found[: len(kept)] <= points[index], axis=1)):
+            found[len(kept)] = points[index]
+            kept.append(int(index))
+    return np.array(kept, dtype=np.intp)
+
+
+def hypervolume(points: Points, reference: Points) -> float:
+    """Volume dominated by ``points`` (n, objectives) and bounded by ``reference`` (objectives,).
+
+    Exact, for one to three objectives. Points beyond the reference count nothing.
+
+    Raises:
+        ValueError: if there are more than three objectives.
+    """
+    objectives = len(reference)
+    if objectives > 3:
+        raise ValueError(f"hypervolume: at most three objectives, not {objectives}")
+    points = points[np.all(points < reference, axis=1)]
+    if not len(points):
+        return 0.0
+    if objectives == 1:
+        return float(reference[0] - points.min())
+    if objectives == 2:
+        return _area(points, reference)
+    # Slices along the last objective: between two consecutive heights the area stays the same.
+    points = points[np.argsort(points[:, 2], kind="stable")]
+    heights = np.append(points[:, 2], reference[2])
+    volume = 0.0
+    for count in range(1, len(points) + 1):
+        thickness = heights[count] - heights[count - 1]
+        if thickness > 0:
+            volume += thickness * _area(points[:count, :2], reference[:2])
+    return volume
+
+
+def _area(points: Points, reference: Points) -> float:
+    points = points[np.lexsort((points[:, 1], points[:, 0]))]
+    # Each step of the staircase reaches as far down as the best point at or before it.
+    lowest = np.minimum.accumulate(points[:, 1])
+    widths = np.diff(np.append(points[:, 0], reference[0]))
+    return float(np.sum(widths * (reference[1] - lowest)))

@@ -1,0 +1,126 @@
+"""``python -m nas.profile``: measure a latency table on the target hardware."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from nas.boards import Hardware, import_result
+from nas.config import (
+    HardwareConfig,
+    ProfileSettings,
+    RuntimeConfig,
+    command,
+    hardware_of,
+    plain,
+    read_space,
+)
+from nas.console import console, measuring_progress, print_table_summary, summary_table
+from nas.kit import groups_of, read_result, write_kit
+from nas.layers import layer_keys, reachable_layer_keys
+from nas.profiling import Plan, make_plan, profile, seconds_needed
+from nas.runtimes import Runtime
+from nas.tables import load_table, profile_command, reference_architectures, table_folder
+from search_spaces.errors import InputError
+from search_spaces.space import SearchSpace
+
+
+@dataclass
+class ProfileConfig:
+    """Everything ``python -m nas.profile`` can be told."""
+
+    hardware: HardwareConfig = field(default_factory=HardwareConfig)
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    search_space: Any = None
+    profile: ProfileSettings = field(default_factory=ProfileSettings)
+
+
+def main(config: Any) -> None:
+    """Measure, predict, calibrate and write the table; or say what that would take."""
+    hardware = plain(config.hardware, HardwareConfig)
+    settings = plain(config.profile, ProfileSettings)
+    runtime = Runtime(config.runtime.name, config.runtime.precision, config.runtime.threads)
+    space = read_space(config.search_space)
+    folder = table_folder(Path(settings.folder), hardware.name, runtime)
+    board = hardware_of(hardware)
+    if settings.import_file:
+        _import(Path(settings.import_file), board, runtime, space, folder)
+        return
+    target = None if settings.kit else board.target(runtime, settings.seed, console.print)
+    if target is None and not settings.kit:
+        raise InputError(
+            f"hardware={board.name} is not this machine; measure it with: {board.how_to_measure(runtime)}"
+        )
+    device, version = (target.device, target.runtime_version) if target else (None, None)
+    table = load_table(folder, hardware.name, runtime, device, version)
+    plan = make_plan(
+        space,
+        reference_architectures(space).values(),
+        settings.max_keys,
+        settings.networks,
+        settings.seed,
+        table,
+    )
+    console.print(
+        f"[bold]{hardware.name}[/] ({device or 'by kit'}), {runtime.name} {version or ''}, "
+        f"{runtime.precision}, {runtime.threads} thread(s); space {space.name}: "
+        f"{len(reachable_layer_keys(space)):,} layers reachable"
+    )
+    seconds = (
+        seconds_needed(target, runtime, plan, settings.rounds) if board.measured_here and target else None
+    )
+    duration = f"about {seconds / 60:.1f} minutes" if seconds is not None else "the board says how long"
+    console.print(
+        f"to measure: {len(plan.keys):,} layers and {len(plan.networks)} networks in {settings.rounds} "
+        f"rounds, {duration}; to predict: {len(plan.predicted):,} layers"
+    )
+    if settings.dry_run:
+        return
+    if target is None:
+        _write_kit(Path(str(settings.kit)), board, runtime, plan, settings)
+        return
+    with measuring_progress() as progress:
+        table = profile(
+            target,
+            runtime,
+            hardware.name,
+            plan,
+            folder,
+            settings.rounds,
+            table,
+            progress,
+            profile_command(hardware.name, runtime),
+        )
+    print_table_summary(table, folder, f"python -m nas.validate hardware={hardware.name}")
+
+
+def _write_kit(path: Path, board: Hardware, runtime: Runtime, plan: Plan, settings: ProfileSettings) -> None:
+    with measuring_progress() as progress:
+        write_kit(
+            path,
+            board.kit_settings(runtime, settings.rounds, settings.seed),
+            groups_of([*plan.keys, *plan.networks]),
+            progress.prepared,
+        )
+    rows = {
+        "kit": f"{path} ({path.stat().st_size / 1e6:.1f} MB)",
+        "on the board": f"python3 {path.name}    (needs: pip install numpy onnxruntime)",
+        "then here": f"{profile_command(board.name, runtime)} profile.import_file={path.stem}-result.jsonl",
+    }
+    console.print(summary_table("measuring kit", rows))
+
+
+def _import(path: Path, board: Hardware, runtime: Runtime, space: SearchSpace, folder: Path) -> None:
+    result = read_result(path, board.name, runtime)
+    for problem in result.problems:
+        console.print(f"[yellow]warning: {path}: {problem}; run the kit again on the board to go on[/]")
+    table = load_table(folder, board.name, runtime, result.device, str(result.header["board"]["onnxruntime"]))
+    references = reference_architectures(space).values()
+    wanted = reachable_layer_keys(space).union(*(layer_keys(each) for each in references))
+    table = import_result(result, runtime, board.name, folder, sorted(wanted, key=str), table)
+    print_table_summary(table, folder, f"python -m nas.search hardware={board.name}")
+
+
+if __name__ == "__main__":
+    command("profile", ProfileConfig, main)

@@ -1,0 +1,66 @@
+"""``python -m nas.report STUDY [OTHER]``: rebuild a study's report, or compare two studies."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nas.config import command, plain
+from nas.console import console, summary_table
+from nas.report_data import ReportError, read_study
+from nas.report_writer import summary_rows, write_comparison, write_report
+
+
+@dataclass
+class ReportConfig:
+    """Everything ``python -m nas.report`` can be told.
+
+    Attributes:
+        study: folder of the study.
+        compare: folder of another study to compare it with, null for none.
+        storage: database both are kept in, null for the files in their folders.
+        output: file of the comparison, null for the default.
+    """
+
+    study: str | None = None
+    compare: str | None = None
+    storage: str | None = None
+    output: str | None = None
+
+
+def main(config: Any) -> None:
+    """Write the report and say where it is."""
+    settings = plain(config, ReportConfig)
+    if settings.study is None:
+        raise ReportError("name the folder of a study, e.g.: python -m nas.report results/digits")
+    folder = Path(settings.study)
+    study = read_study(folder, settings.storage)
+    if settings.compare is None:
+        files = write_report(folder, study)
+        console.print(summary_table(f"report of {study.study_name}", summary_rows(files)))
+        return
+    other = Path(settings.compare)
+    path = Path(settings.output or folder / f"comparison-{other.resolve().name}.html")
+    write_comparison(path, study, read_study(other, settings.storage))
+    console.print(summary_table("comparison", {"studies": f"{folder} and {other}", "page": str(path)}))
+
+
+def with_named_studies(arguments: Sequence[str]) -> list[str]:
+    """Let the folders of one or two studies stand without ``study=`` and ``compare=``."""
+    names = iter(("study", "compare"))
+    named = []
+    for argument in arguments:
+        name = None if argument.startswith("-") or "=" in argument else next(names, None)
+        if name is not None:
+            quoted = argument.replace("\\", "\\\\").replace("'", "\\'")
+            argument = f"{name}='{quoted}'"
+        named.append(argument)
+    return named
+
+
+if __name__ == "__main__":
+    sys.argv[1:] = with_named_studies(sys.argv[1:])
+    command("report", ReportConfig, main)

@@ -1,0 +1,246 @@
+"""Measuring: everything once per round, in shuffled order, every sample kept.
+
+A block timed alone in a hot loop is not what it is inside a network: its weights lie in the cache
+and the branch predictors know it by heart. Here layers and whole networks take turns, one run each
+per round, so that weights arrive as cold as in a real network and a change of clock speed hits all
+alike. One network, the *anchor*, runs several times in every round and shows whether the machine
+held still; rounds in which it did not are measured again.
+
+Needs only Python 3.9, numpy and onnxruntime: this file also runs on boards, inside the portable kit.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+JOURNAL_SCHEMA = 1
+ANCHOR_RUNS_PER_ROUND = 3
+# A round counts if its anchor lies within this share of the median anchor of its group ...
+STEADY_TOLERANCE = 0.10
+# ... and at most this many rounds are measured in one go per round asked for.
+_MAX_ROUNDS_FACTOR = 2
+
+Runner = Callable[[], object]
+Samples = NDArray[np.float64]
+
+
+class MeasurementError(RuntimeError):
+    """A measurement that cannot be used or continued."""
+
+
+@dataclass(frozen=True)
+class Round:
+    """One pass over all subjects.
+
+    Attributes:
+        samples_ms: one latency per subject, in the order of the journal's names.
+        anchor_ms: the anchor's runs in this round.
+        conditions: clock, temperature, load when the round ended.
+    """
+
+    samples_ms: list[float]
+    anchor_ms: list[float]
+    conditions: dict[str, Any]
+
+
+class Journal:
+    """Rounds on disk, one JSON line each, written as they happen; a torn last line is forgotten.
+
+    Args:
+        path: the file; made on the first round.
+        names: subjects in the order of the samples.
+        identity: whatever must not differ when the measurement is continued.
+
+    Raises:
+        MeasurementError: if the file belongs to other subjects or conditions.
+    """
+
+    def __init__(self, path: Path, names: Sequence[str], identity: Mapping[str, Any]) -> None:
+        self.path = path
+        self.rounds: list[Round] = []
+        self._header = {"schema": JOURNAL_SCHEMA, "names": list(names), "identity": dict(identity)}
+        if path.exists():
+            self._load()
+
+    def append(self, measured: Round) -> None:
+        """Keep a round, on disk before this returns."""
+        new = not self.path.exists()
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a", encoding="utf-8") as file:
+            if new:
+                file.write(json.dumps(self._header) + "\n")
+            file.write(json.dumps(measured.__dict__) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        self.rounds.append(measured)
+
+    def _load(self) -> None:
+        content = self.path.read_bytes()
+        kept = content[: content.rfind(b"\n") + 1]
+        if len(kept) < len(content):
+            # The power went while the last round was being written.
+            os.truncate(self.path, len(kept))
+        lines = kept.decode("utf-8").splitlines()
+        if not lines:
+            self.path.unlink()
+            return
+        try:
+            header = json.loads(lines[0])
+            rounds = [Round(**json.loads(line)) for line in lines[1:]]
+        except (ValueError, TypeError):
+            raise MeasurementError(f"{self.path} is damaged; delete it to measure anew") from None
+        for field, value in self._header.items():
+            if header.get(field) != value:
+                raise MeasurementError(
+                    f"{self.path} holds another measurement (its {field} differs); delete it to measure anew"
+                )
+        if any(len(each.samples_ms) != len(header["names"]) for each in rounds):
+            raise MeasurementError(f"{self.path} is damaged; delete it to measure anew")
+        self.rounds = rounds
+
+
+def measure(
+    runners: Mapping[str, Runner],
+    anchor: Runner,
+    journal: Journal,
+    rounds: int,
+    seed: int,
+    snapshot: Callable[[], dict[str, Any]] = dict,
+    on_round: Callable[[int, int], None] = lambda done, wanted: None,
+) -> list[Round]:
+    """Run all subjects in interleaved rounds until ``rounds`` of them were steady.
+
+    Args:
+        runners: what to time, by name, in the order of the journal's names.
+        anchor: the network that shows whether the machine held still.
+        journal: where rounds are kept; rounds it already holds count.
+        rounds: steady rounds wanted.
+        seed: of the shuffled order.
+        snapshot: reads the conditions after each round.
+        on_round: called with (steady rounds so far, rounds wanted).
+
+    Returns:
+        The steady rounds.
+
+    Raises:
+        MeasurementError: if less than half of the rounds wanted were steady.
+    """
+    names = list(runners)
+    if len(steady(journal.rounds)) < rounds:
+        for name in names:  # allocations and lazy initialisation are not latency
+            runners[name]()
+        anchor()
+    most = len(journal.rounds) + rounds * _MAX_ROUNDS_FACTOR
+    while len(steady(journal.rounds)) < rounds and len(journal.rounds) < most:
+        order = list(range(len(names)))
+        random.Random(seed * 1_000_003 + len(journal.rounds)).shuffle(order)
+        anchor_at = [len(order) * index // ANCHOR_RUNS_PER_ROUND for index in range(ANCHOR_RUNS_PER_ROUND)]
+        samples = [0.0] * len(names)
+        anchors: list[float] = []
+        for position, index in enumerate(order):
+            anchors += [_time_ms(anchor) for _ in range(anchor_at.count(position))]
+            samples[index] = _time_ms(runners[names[index]])
+        journal.append(Round(samples, anchors, snapshot()))
+        on_round(len(steady(journal.rounds)), rounds)
+    found = steady(journal.rounds)
+    if len(found) < (rounds + 1) // 2:
+        throttled = [each for each in journal.rounds if is_throttled(each)]
+        if 2 * len(throttled) > len(journal.rounds):
+            reasons = sorted({reason for each in throttled for reason in each.conditions["throttled"]})
+            raise MeasurementError(
+                f"{len(throttled)} of {len(journal.rounds)} rounds were throttled ({', '.join(reasons)}): "
+                "cool the board or use a stronger power supply, then run the same command again"
+            )
+        raise MeasurementError(
+            f"the machine did not hold still: the anchor network stayed within {STEADY_TOLERANCE:.0%} of its "
+            f"median in only {len(found)} of {len(journal.rounds)} rounds; stop other work and try again"
+        )
+    return found
+
+
+def steady(rounds: Sequence[Round]) -> list[Round]:
+    """Rounds in which nothing was throttled and whose anchor lies near the median anchor of those."""
+    rounds = [each for each in rounds if not is_throttled(each)]
+    if not rounds:
+        return []
+    level = float(np.median([np.median(each.anchor_ms) for each in rounds]))
+    return [each for each in rounds if abs(float(np.median(each.anchor_ms)) / level - 1) <= STEADY_TOLERANCE]
+
+
+def is_throttled(measured: Round) -> bool:
+    """Whether the board slowed down during a round (a list of reasons in its conditions)."""
+    return bool(measured.conditions.get("throttled"))
+
+
+def fastest_two_thirds(samples_ms: Samples) -> Samples:
+    """Mean of the fastest two thirds of the rounds: (rounds, subjects) -> (subjects,)."""
+    keep = max(1, len(samples_ms) * 2 // 3)
+    fastest: Samples = np.sort(samples_ms, axis=0)[:keep].mean(axis=0)
+    return fastest
+
+
+STATISTICS: dict[str, Callable[[Samples], Samples]] = {
+    "fastest_two_thirds": fastest_two_thirds,
+    "median": lambda samples: np.median(samples, axis=0),
+    "minimum": lambda samples: samples.min(axis=0),
+}
+
+
+def instability(samples_ms: Samples, statistic: str) -> float:
+    """Median relative difference of a statistic between odd and even rounds, over the subjects."""
+    reduce = STATISTICS[statistic]
+    even, odd = reduce(samples_ms[::2]), reduce(samples_ms[1::2])
+    return float(np.median(np.abs(even / odd - 1)))
+
+
+def most_stable_statistic(samples_ms: Samples) -> str:
+    """The name of the statistic that odd and even rounds agree on best."""
+    if len(samples_ms) < 4:
+        return "fastest_two_thirds"
+    return min(STATISTICS, key=lambda name: instability(samples_ms, name))
+
+
+def onnx_runner(
+    model: bytes | str,
+    threads: int,
+    seed: int = 0,
+    weights: Mapping[str, NDArray[np.float32]] | None = None,
+) -> Runner:
+    """A call that runs an ONNX model once on a fixed random image, with ONNX Runtime.
+
+    Args:
+        model: a serialised model, or the path of one.
+        threads: threads within an operator; operators run one after the other.
+        seed: of the input.
+        weights: weights that were left out of the model, by name.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    if weights:
+        shared = [onnxruntime.OrtValue.ortvalue_from_numpy(values) for values in weights.values()]
+        options.add_external_initializers(list(weights), shared)
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    described = session.get_inputs()[0]
+    image = np.random.default_rng(seed).standard_normal(described.shape).astype(np.float32)
+    feed = {described.name: image}
+    return lambda: session.run(None, feed)
+
+
+def _time_ms(runner: Runner) -> float:
+    start = time.perf_counter()
+    runner()
+    return (time.perf_counter() - start) * 1e3

@@ -1,0 +1,103 @@
+"""``python -m nas.validate``: how far off the latency table is, on networks it has never seen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from nas.config import HardwareConfig, ProfileSettings, RuntimeConfig, command, hardware_of, plain, read_space
+from nas.console import console, measuring_progress, summary_table
+from nas.profiling import CALIBRATION_REFERENCES, load_networks
+from nas.runtimes import Runtime
+from nas.tables import Effort, ready_table, reference_architectures, table_folder
+from nas.validation import FAMILY_COLUMNS, family_rows, fresh_networks, save, validate
+from search_spaces.errors import InputError
+from search_spaces.mobilenet import FAMILIES
+
+
+@dataclass
+class ValidationSettings:
+    """How to validate.
+
+    Attributes:
+        networks: fresh random members besides the references.
+        rounds: steady rounds wanted.
+        seed: of the random members.
+    """
+
+    networks: int = 60
+    rounds: int = 40
+    seed: int = 1
+
+
+@dataclass
+class ValidateConfig:
+    """Everything ``python -m nas.validate`` can be told."""
+
+    hardware: HardwareConfig = field(default_factory=HardwareConfig)
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    search_space: Any = None
+    profile: ProfileSettings = field(default_factory=ProfileSettings)
+    validate: ValidationSettings = field(default_factory=ValidationSettings)
+
+
+def main(config: Any) -> None:
+    """Measure fresh networks, write the card, print the family on this device."""
+    settings = plain(config.validate, ValidationSettings)
+    profiling = plain(config.profile, ProfileSettings)
+    runtime = Runtime(config.runtime.name, config.runtime.precision, config.runtime.threads)
+    space = read_space(config.search_space)
+    folder = table_folder(Path(profiling.folder), config.hardware.name, runtime)
+    references = reference_architectures(space, dict.fromkeys([*FAMILIES, *CALIBRATION_REFERENCES]))
+    board = hardware_of(plain(config.hardware, HardwareConfig))
+    target = board.target(runtime, profiling.seed, console.print)
+    if target is None:
+        raise InputError(
+            f"hardware={board.name} is not this machine; validate it with: python -m nas.validate "
+            f"hardware={board.name} hardware.host=USER@BOARD"
+        )
+    effort = Effort(profiling.max_keys, profiling.networks, profiling.rounds, profiling.seed)
+    with measuring_progress() as progress:
+        table = ready_table(
+            space,
+            list(references.values()),
+            target,
+            runtime,
+            config.hardware.name,
+            folder,
+            effort,
+            progress,
+            console.print,
+        )
+        used = [record.architecture for record in load_networks(folder)]
+        fresh = fresh_networks(space, settings.networks, settings.seed, used)
+        # References are shown; those the calibration was fitted on do not count as fresh.
+        judged = {each.id: each for each in fresh}
+        judged |= {name: each for name, each in references.items() if each not in used}
+        shown = {name: each for name, each in references.items() if each in used}
+        validation = validate(
+            table, judged, shown, target, folder / "validating.jsonl", settings.rounds, progress
+        )
+    save(validation, folder)
+    family = Table(*FAMILY_COLUMNS, title=f"the MobileNets on {table.header.title}", title_justify="left")
+    for row in family_rows(validation):
+        family.add_row(*row)
+    console.print(family)
+    card = validation.card
+    rows = {
+        "calibrated": str(card.calibrated),
+        "sums of layers": str(card.uncorrected),
+        "predicted layers": f"{card.predicted_layers:.0%} of the layers of these networks",
+        "drift since the table": f"{card.drift:+.1%} (taken out)",
+        "verdict": "good" if card.is_good else "poor: profile again with nothing else running",
+        "files": f"{folder}/card.md, card.json, validation.csv, validation.png",
+        "next": f"python -m nas.search hardware={config.hardware.name}",
+    }
+    console.print(summary_table(f"validation on {card.calibrated.networks} fresh networks", rows))
+
+
+if __name__ == "__main__":
+    command("validate", ValidateConfig, main)
