@@ -78,23 +78,17 @@ STAGES: dict[str, Any] = {
     "heads": [{"conv_ratio": 6, "hidden_channels": 1280, "activation": "hswish"}],
 }
 
+_WHOLE_BLOCKS = [{"kernel": 3, "expansion": 3}, {"kernel": 5, "expansion": 6}]
+
 # 6,561 settings: three whole candidates for each of eight layers, as NAS-Bench-Macro (Su et al. 2021).
 CANDIDATES: dict[str, Any] = {
     "name": "candidates",
     "resolutions": [224],
     "stems": [{"channels": 32}],
     "stages": [
-        {
-            "stride": 2,
-            "width": width,
-            "layers": layers,
-            "candidates": [
-                {"kind": "skip", "name": "identity"},
-                {"kernel": 3, "expansion": 3},
-                {"kernel": 5, "expansion": 6},
-            ],
-        }
-        for width, layers in ((32, 2), (64, 3), (160, 3))
+        {"stride": stride, "width": width, "layers": layers, "candidates": [third, *_WHOLE_BLOCKS]}
+        for width in (24, 40, 96, 160)
+        for stride, layers, third in ((2, 1, {"kernel": 3, "expansion": 6}), (1, 1, {"kind": "skip"}))
     ],
     "heads": [{"conv_channels": 1280}],
 }
