@@ -132,10 +132,14 @@ class Evolution:
     def observe(self, candidate: Candidate, values: Sequence[float] | None) -> None:
         """Learn the values of a candidate (utility first, then costs); None where it has none."""
         self.seen.add(candidate.architecture)
-        if values is None:
+        if values is None and not self._top1:
             return
         known = self._describe(candidate)
         self._known.append(known)
+        if values is None:
+            # Whatever kept it from having an accuracy is likely to hold for its neighbours.
+            self._top1.append(min(self._top1))
+            return
         self._top1.append(values[0] / known.factor)
         if candidate.latency.latency_ms <= self.neighbourhood.budget_ms:
             self._within.append(len(self._known) - 1)
