@@ -67,16 +67,15 @@ class Hyperparameters:
 
     def shared(self, left: Tensor, right: Tensor) -> Tensor:
         """Covariance of ``shared`` between (N, D) and (M, D) features, (N, M)."""
-        linear = (left[:, _NETWORK] * torch.exp(2 * self.slope)) @ right[:, _NETWORK].T
         smooth = _squared_exponential(left, right, self.length, self.amplitude[0])
-        return torch.exp(2 * self.constant[0]) + linear + smooth
+        left, right = left[:, _NETWORK], right[:, _NETWORK]
+        return _constant_and_linear(smooth, left, right, self.constant[0], self.slope)
 
     def published(self, left: Tensor, right: Tensor) -> Tensor:
         """Covariance of ``published`` between (N, D) and (M, D) features, (N, M)."""
         left, right = left[:, _NETWORK], right[:, _NETWORK]
-        linear = (left * torch.exp(2 * self.published_slope)) @ right.T
         smooth = _squared_exponential(left, right, self.published_length, self.amplitude[1])
-        return torch.exp(2 * self.constant[1]) + linear + smooth
+        return _constant_and_linear(smooth, left, right, self.constant[1], self.published_slope)
 
     def variance(self, inputs: Tensor, recipe: Recipe) -> Tensor:
         """Prior variance of (N, D) features, (N,)."""
@@ -90,9 +89,20 @@ class Hyperparameters:
 
 
 def _squared_exponential(left: Tensor, right: Tensor, log_length: Tensor, log_amplitude: Tensor) -> Tensor:
+    # Exponent 2 log_amplitude - |left - right|² / 2, as one product of augmented matrices.
     left, right = left / torch.exp(log_length), right / torch.exp(log_length)
-    distance = (left**2).sum(1)[:, None] + (right**2).sum(1) - 2 * left @ right.T
-    return torch.exp(2 * log_amplitude - 0.5 * distance.clamp(min=0))
+    left_part = 2 * log_amplitude - 0.5 * (left**2).sum(1, keepdim=True)
+    right_part = -0.5 * (right**2).sum(1, keepdim=True)
+    augmented = torch.cat([left, left_part, torch.ones_like(left_part)], dim=1)
+    return (augmented @ torch.cat([right, torch.ones_like(right_part), right_part], dim=1).T).exp_()
+
+
+def _constant_and_linear(
+    smooth: Tensor, left: Tensor, right: Tensor, constant: Tensor, slope: Tensor
+) -> Tensor:
+    left = torch.cat([left * torch.exp(2 * slope), torch.exp(2 * constant).expand(len(left), 1)], dim=1)
+    right = torch.cat([right, torch.ones_like(right[:, :1])], dim=1)
+    return torch.addmm(smooth, left, right.T)
 
 
 @dataclass(frozen=True, slots=True)

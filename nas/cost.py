@@ -108,6 +108,7 @@ def layer_cost(key: LayerKey) -> Cost:
     return Cost(sum(part.macs for part in parts), sum(part.parameters for part in parts))
 
 
+@lru_cache(maxsize=10_000)
 def cost(architecture: Architecture) -> Cost:
     """MACs and parameters of a network."""
     parts = [layer_cost(key) for key in layer_keys(architecture)]

@@ -23,7 +23,6 @@ import numpy as np
 from nas.cost import cost
 from nas.neighbourhood import Candidate, Neighbourhood, SpaceExhaustedError
 from nas.objective import Objective
-from nas.pareto import front
 from nas.surrogate import Array, GaussianProcess, Hyperparameters, expected_improvement, tune
 from search_spaces.block import Architecture
 from search_spaces.stage import Parameters
@@ -34,13 +33,39 @@ LISTED = 10_000
 _ATTEMPTS = 100
 _CROSSOVER = 0.3
 _RANDOM_START = 12
-# Share of proposals that are plain children of the front, whatever the process thinks of them.
-_UNGUIDED = 0.1
-_POOL = 100
-_POOL_PER_PROPOSAL = 2
 _LISTED_POOL = 2_000
-_TRAINING_POINTS = 500
+_TRAINING_POINTS = 400
 _TUNING_GROWTH = 1.5
+# A ranking serves several proposals; after so many of its rounds the front is taken to be as believed.
+_ROUNDS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Effort:
+    """How much thought goes into a proposal.
+
+    Attributes:
+        growth: the process learns anew when the study has grown by this share; in between proposals
+            come from one ranking.
+        pool: networks ranked, where the space is too large to be listed.
+        pool_per_proposal: further networks ranked for each proposal wanted.
+        unguided: share of proposals that are plain children of the front.
+        tuning_points: networks on which the process's hyperparameters are tuned.
+    """
+
+    growth: float
+    pool: int
+    pool_per_proposal: float
+    unguided: float
+    tuning_points: int
+
+
+# Training a network takes minutes: think for a second. A predictor takes microseconds: a proposal may
+# take milliseconds, the fewer the more are known already.
+DEAR = Effort(growth=0.0, pool=400, pool_per_proposal=2, unguided=0.1, tuning_points=300)
+CHEAP = Effort(growth=0.1, pool=60, pool_per_proposal=2, unguided=0.1, tuning_points=150)
+_CHEAP_AND_MANY = Effort(growth=0.25, pool=60, pool_per_proposal=1.5, unguided=0.4, tuning_points=150)
+_MANY = 300
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,24 +85,25 @@ class Evolution:
         neighbourhood: the space and the budget.
         objective: what a network is worth.
         seed: of all random choices.
-        growth: the process learns anew when the study has grown by this share; in between proposals
-            come from one ranking. 0: after each trial, for dear evaluations.
+        dear: whether an evaluation takes longer than a tenth of a second or so.
     """
 
     def __init__(
-        self, neighbourhood: Neighbourhood, objective: Objective, seed: int, growth: float = 0.05
+        self, neighbourhood: Neighbourhood, objective: Objective, seed: int, dear: bool = False
     ) -> None:
         self.neighbourhood = neighbourhood
         self.seen: set[Architecture] = set()
         self._objective = objective
-        self._growth = growth
+        self._dear = dear
         self._generator = random.Random(seed)
         self._noise = np.random.default_rng(seed)
         self._encoder = _Encoder(neighbourhood)
         self._known: list[_Known] = []
         self._top1: list[float] = []
         self._front: list[int] = []
+        self._front_losses: Array = np.empty(0)
         self._queue: list[Candidate] = []
+        self._described: dict[Architecture, _Known] = {}
         self._ranked_at = 0
         self._tuned_at = 0
         self._hyperparameters = Hyperparameters((0.0,) * self._encoder.group_count)
@@ -92,7 +118,8 @@ class Evolution:
         """
         candidate = self._corner()
         if candidate is None and len(self._front) and len(self.seen) >= _RANDOM_START:
-            candidate = self._guided() if self._generator.random() >= _UNGUIDED else self._unguided()
+            guided = self._generator.random() >= self._effort.unguided
+            candidate = self._guided() if guided else self._unguided()
         if candidate is None:
             candidate = self._random()
         self.seen.add(candidate.architecture)
@@ -107,9 +134,7 @@ class Evolution:
         self._known.append(known)
         self._top1.append(values[0] / known.factor)
         if candidate.latency.latency_ms <= self.neighbourhood.budget_ms:
-            indices = [*self._front, len(self._known) - 1]
-            kept = front(np.array([self._losses(index) for index in indices]))
-            self._front = [indices[index] for index in kept]
+            self._join_front(len(self._known) - 1)
 
     # -- proposals -----------------------------------------------------------------------------
 
@@ -121,9 +146,10 @@ class Evolution:
         return slowest if slowest.architecture not in self.seen else None
 
     def _guided(self) -> Candidate | None:
-        due = self._ranked_at + max(1, int(self._growth * self._ranked_at))
+        effort = self._effort
+        due = self._ranked_at + max(1, int(effort.growth * self._ranked_at))
         if len(self._known) >= due or not self._queue:
-            self._rank(max(1, int(self._growth * len(self._known))))
+            self._rank(max(1, int(effort.growth * (1 - effort.unguided) * len(self._known))))
         while self._queue:
             candidate = self._queue.pop(0)
             if candidate.architecture not in self.seen:
@@ -161,8 +187,8 @@ class Evolution:
     def _rank(self, count: int) -> None:
         """Fill the queue with the ``count`` proposals that are expected to improve the front most."""
         self._ranked_at = len(self._known)
-        self._queue = []
-        pool = self._pool(_POOL + _POOL_PER_PROPOSAL * count)
+        self._queue, self._described = [], {}
+        pool = self._pool(int(self._effort.pool + self._effort.pool_per_proposal * count))
         if not pool:
             return
         process = self._learn()
@@ -174,22 +200,24 @@ class Evolution:
         front_costs = [self._known[index].costs for index in self._front]
         observed = np.array([each.costs for each in self._known]).reshape(len(self._known), -1)
         bounds = np.maximum(costs.max(axis=0), observed[self._front].max(axis=0))
-        remaining = np.ones(len(pool), dtype=bool)
-        for _ in range(min(count, len(pool))):
+        left = np.arange(len(pool))
+        share = math.ceil(count / _ROUNDS)
+        while len(left) and len(self._queue) < count:
             gains = expected_improvement(
-                mean,
-                deviation,
-                costs,
+                mean[left],
+                deviation[left],
+                costs[left],
                 np.array(utilities),
                 np.array(front_costs).reshape(len(utilities), -1),
                 bounds,
             )
-            best = int(np.argmax(np.where(remaining, gains, -1.0)))
-            remaining[best] = False
-            self._queue.append(pool[best].candidate)
-            # Believe the mean, so that the next proposal improves something else.
-            utilities.append(float(mean[best]))
-            front_costs.append(pool[best].costs)
+            best = left[np.argsort(-gains, kind="stable")[:share]]
+            left = np.setdiff1d(left, best)
+            self._queue += [pool[index].candidate for index in best]
+            self._described |= {pool[index].candidate.architecture: pool[index] for index in best}
+            # Believe the mean, so that the next proposals improve something else.
+            utilities += [float(mean[index]) for index in best]
+            front_costs += [pool[index].costs for index in best]
 
     def _learn(self) -> GaussianProcess:
         indices = np.arange(len(self._known))
@@ -202,7 +230,9 @@ class Evolution:
         groups = self._encoder.groups
         if len(self._known) >= _TUNING_GROWTH * self._tuned_at:
             self._tuned_at = len(self._known)
-            self._hyperparameters = tune(features, groups, targets, self._hyperparameters, self._noise)
+            self._hyperparameters = tune(
+                features, groups, targets, self._hyperparameters, self._noise, self._effort.tuning_points
+            )
         return GaussianProcess(features, groups, targets, self._hyperparameters)
 
     def _pool(self, size: int) -> list[_Known]:
@@ -224,6 +254,9 @@ class Evolution:
     # -- what is known -------------------------------------------------------------------------
 
     def _describe(self, candidate: Candidate) -> _Known:
+        described = self._described.pop(candidate.architecture, None)
+        if described is not None:
+            return described
         counted = cost(candidate.architecture)
         latency_ms = candidate.latency.latency_ms
         return _Known(
@@ -233,11 +266,26 @@ class Evolution:
             self._objective.factor(latency_ms),
         )
 
+    def _join_front(self, index: int) -> None:
+        losses = self._losses(index)
+        others = self._front_losses.reshape(-1, len(losses))
+        if not np.any(np.all(others <= losses, axis=1)):
+            beaten = np.all(losses <= others, axis=1)
+            self._front = [other for other, lost in zip(self._front, beaten, strict=True) if not lost]
+            self._front.append(index)
+            self._front_losses = np.vstack([others[~beaten], losses])
+
+    @property
+    def _effort(self) -> Effort:
+        if self._dear:
+            return DEAR
+        return CHEAP if len(self._known) < _MANY else _CHEAP_AND_MANY
+
     def _utility(self, index: int) -> float:
         return self._top1[index] * self._known[index].factor
 
-    def _losses(self, index: int) -> tuple[float, ...]:
-        return (-self._utility(index), *self._known[index].costs)
+    def _losses(self, index: int) -> Array:
+        return np.array([-self._utility(index), *self._known[index].costs])
 
 
 class _Encoder:

@@ -190,8 +190,15 @@ class Report:
 
     @cached_property
     def answers(self) -> tuple[Answer, ...]:
-        """What the study found in comparison with each reference, fastest reference first."""
-        return tuple(_answer(reference, self.candidates) for reference in self.references)
+        """What the study found beside each reference: first the one that gave the budget, then by latency."""
+        budget_name = self.provenance.get("budget_name")
+        ordered = sorted(self.references, key=lambda reference: reference.name != budget_name)
+        return tuple(_answer(reference, self.candidates) for reference in ordered)
+
+    @cached_property
+    def positions(self) -> dict[int, int]:
+        """Where in :attr:`networks` the network of a trial is, by its number."""
+        return {network.trial: position for position, network in enumerate(self.networks)}
 
     @property
     def title(self) -> str:

@@ -19,7 +19,7 @@ from scipy.stats import kendalltau
 
 from nas.cost import layer_cost
 from nas.layers import LayerKey, layer_keys
-from nas.report_data import Answer, LayerLatency, NetworkResult, Report, section, signed
+from nas.report_data import LayerLatency, NetworkResult, Report, section, signed
 from search_spaces.block import PAPER_COLUMNS, Architecture
 
 _ERROR_ROWS = {
@@ -33,6 +33,7 @@ _ERROR_ROWS = {
     "spearman_rho": "Spearman rho",
 }
 _PERCENTAGES = ("mape", "bias", "within_5_percent", "within_10_percent", "worst")
+_CONDITIONS = ("device", "runtime", "runtime_version", "precision", "threads")
 _SOURCES = {
     "measured": "Latency: timed on this hardware, layer by layer or end to end. "
     "Accuracy: trained and validated here.",
@@ -54,11 +55,11 @@ def report_page(report: Report) -> str:
     body = [
         _element("header", _element("h1", report.name), _element("p", report.title, class_="quiet")),
         _warning(report),
-        _answers(report.answers),
+        _answers(report),
         _plot_card([report]),
         _selected_card(),
-        _front_card(report, 0),
-        _element("div", _hypervolume_card(), _importance_card(report, 0), class_="columns"),
+        _front_card(report),
+        _element("div", _hypervolume_card(), _importance_card(report), class_="columns"),
         _element("div", _validation_card(report), _provenance_card(report), class_="columns"),
         _sources_card([report]),
     ]
@@ -83,14 +84,17 @@ def comparison_page(first: Report, second: Report) -> str:
         _selected_card(),
         _hypervolume_card(),
     ]
-    for make in (_front_card, _importance_card):
-        cards = [make(each, number) for number, each in enumerate(reports)]
-        body.append(_element("div", *cards, class_="columns"))
-    body += [
-        _element("div", *(_validation_card(each) for each in reports), class_="columns"),
-        _element("div", *(_provenance_card(each) for each in reports), class_="columns"),
-        _sources_card(reports),
+    pairs = [
+        [_front_card(each, number, f"Front of {each.name}") for number, each in enumerate(reports)],
+        [
+            _importance_card(each, number, f"What matters in {each.name}")
+            for number, each in enumerate(reports)
+        ],
+        [_validation_card(each, f"Can {each.name}'s latencies be trusted?") for each in reports],
+        [_provenance_card(each, f"Where {each.name} comes from") for each in reports],
     ]
+    body += [_element("div", *pair, class_="columns") for pair in pairs]
+    body.append(_sources_card(reports))
     return _page(f"{first.name} and {second.name}: comparison", body, reports)
 
 
@@ -150,8 +154,7 @@ def _table(heads: Sequence[str], rows: Iterable[Sequence[str]], numbers_from: in
 def _payload(report: Report) -> dict[str, Any]:
     networks = report.networks
     sources = sorted({source for n in networks for source in (n.accuracy_source, n.latency_source)})
-    index = {network.trial: position for position, network in enumerate(networks)}
-    front = [index[network.trial] for network in report.front]
+    front = [report.positions[network.trial] for network in report.front]
     found = [position for position in front if networks[position].kind != "reference"]
     layers = _Layers(report.layers)
     return {
@@ -160,7 +163,7 @@ def _payload(report: Report) -> dict[str, Any]:
         "budget_ms": report.budget_ms,
         "sources": sources,
         "names": {position: n.name for position, n in enumerate(networks) if n.name},
-        "references": [index[network.trial] for network in report.references],
+        "references": [report.positions[network.trial] for network in report.references],
         "front": front,
         "best": found[-1] if found else None,
         "networks": {
@@ -221,9 +224,9 @@ def _warning(report: Report) -> _Markup:
     return _element("p", str(text), class_="warning") if text else _Markup()
 
 
-def _answers(answers: Iterable[Answer]) -> _Markup:
+def _answers(report: Report) -> _Markup:
     cards = []
-    for answer in answers:
+    for answer in report.answers:
         reference = answer.reference
         lines = [_element("h3", reference.label), _element("small", *_facts(reference))]
         for what, result, found, better in (
@@ -232,18 +235,28 @@ def _answers(answers: Iterable[Answer]) -> _Markup:
         ):
             line = [f"At {reference.label}'s {what}: ", _element("b", result, class_="better" * better)]
             if found is not None:
-                line.append(_element("small", f"{found.id}: ", *_facts(found)))
+                line.append(_element("small", _chooser(report, 0, found), " ", *_facts(found)))
             lines.append(_element("p", *line, data_answer=what))
         cards.append(_element("article", *lines, class_="answer"))
     return _element("section", *cards, class_="answers", aria_label="What was found")
 
 
-def _facts(network: NetworkResult) -> Iterator[str]:
+def _facts(network: NetworkResult) -> Iterator[_Markup]:
     deviation = "" if network.deviation is None else f" ± {network.deviation:.2f}"
-    yield f"{network.top1:.2f}{deviation} % "
-    yield _source(network.accuracy_source)
-    yield f", {network.latency_ms:.2f} ms "
-    yield _source(network.latency_source)
+    accuracy = f"{network.top1:.2f}{deviation} % "
+    yield _element("span", accuracy, _source(network.accuracy_source), class_="fact")
+    yield _Markup(", ")
+    yield _milliseconds(network)
+
+
+def _milliseconds(network: NetworkResult) -> _Markup:
+    return _element("span", f"{network.latency_ms:.2f} ms ", _source(network.latency_source), class_="fact")
+
+
+def _chooser(report: Report, study: int, network: NetworkResult) -> _Markup:
+    """A button that selects a network."""
+    place = {"data_study": str(study), "data_index": str(report.positions[network.trial])}
+    return _element("button", network.label, type="button", class_="link", **place)
 
 
 def _source(source: str) -> _Markup:
@@ -266,8 +279,8 @@ def _plot_card(reports: Sequence[Report]) -> _Markup:
                 f"{len(report.candidates):,} candidates{of}",
             ),
             _element("li", _mark("circle", f"front {tone}", r="4.5"), f"front{of} ({len(report.front)})"),
+            _element("li", _mark("path", f"reference {tone}", d="M11 0l6 6l-6 6l-6 -6z"), f"references{of}"),
         ]
-    legend.append(_element("li", _mark("path", "reference", d="M11 0l6 6l-6 6l-6 -6z"), "references"))
     return _card(
         "Accuracy against latency",
         _element("div", *views, class_="controls"),
@@ -309,28 +322,17 @@ def _selected_card() -> _Markup:
     )
 
 
-def _front_card(report: Report, study: int) -> _Markup:
-    index = {network.trial: position for position, network in enumerate(report.networks)}
+def _front_card(report: Report, study: int = 0, title: str = "Front and references") -> _Markup:
     rows = {network.trial: network for network in (*report.front, *report.references)}
     on_front = {network.trial for network in report.front}
     lines = []
     for network in sorted(rows.values(), key=lambda each: each.latency_ms):
-        button = _element(
-            "button",
-            network.label,
-            type="button",
-            class_="link",
-            data_study=str(study),
-            data_index=str(index[network.trial]),
-        )
-        note = (
-            ""
-            if network.kind != "reference"
-            else " reference" + ", on the front" * (network.trial in on_front)
-        )
+        note = ""
+        if network.kind == "reference":
+            note = " reference, on the front" if network.trial in on_front else " reference"
         lines.append(
             (
-                _element("span", button, _element("small", note)),
+                _element("span", _chooser(report, study, network), _element("small", note)),
                 _element("span", f"{network.top1:.2f} ", _source(network.accuracy_source)),
                 _element("span", f"{network.latency_ms:.2f} ", _source(network.latency_source)),
                 f"{network.macs / 1e6:,.0f}",
@@ -338,9 +340,8 @@ def _front_card(report: Report, study: int) -> _Markup:
                 str(network.resolution or "–"),
             )
         )
-    title = f"Front of {report.name} and references" if study else "Front and references"
     heads = ("network", "top-1 in %", "latency in ms", "M MACs", "M parameters", "px")
-    return _card(title, _table(heads, lines), class_="card long")
+    return _card(title, _element("div", _table(heads, lines), class_="tall"), class_="card long")
 
 
 def _hypervolume_card() -> _Markup:
@@ -356,8 +357,7 @@ def _hypervolume_card() -> _Markup:
     )
 
 
-def _importance_card(report: Report, study: int) -> _Markup:
-    title = f"What matters in {report.name}" if study else "What matters"
+def _importance_card(report: Report, study: int = 0, title: str = "What matters") -> _Markup:
     if not report.importances:
         return _card(title, _element("p", "Too few trials to tell parameter importances.", class_="quiet"))
     return _card(
@@ -373,14 +373,14 @@ def _importance_card(report: Report, study: int) -> _Markup:
     )
 
 
-def _validation_card(report: Report) -> _Markup:
+def _validation_card(report: Report, title: str = "Can the latencies be trusted?") -> _Markup:
     latency = section(report.provenance, "latency")
     calibration, card = section(latency, "calibration"), section(latency, "card")
     columns = {
-        "sums of layers": section(calibration, "uncorrected"),
-        "calibrated, left out": section(calibration, "left_out"),
+        "sums": section(calibration, "uncorrected"),
+        "calibrated": section(calibration, "left_out"),
     }
-    columns |= {f"validation, {name}": section(card, name) for name in card}
+    columns |= {f"validated, {name}": section(card, name) for name in card}
     columns = {name: column for name, column in columns.items() if "mape" in column}
     rows = [
         (text, *(_error(field, column.get(field)) for column in columns.values()))
@@ -388,7 +388,16 @@ def _validation_card(report: Report) -> _Markup:
     ]
     children: list[str] = []
     if columns:
-        children.append(_table(("against end-to-end measurements", *columns), rows))
+        children.append(
+            _element(
+                "p",
+                "Latency of whole networks from the table against the same networks measured end to end: "
+                "plain sums of layers; calibrated sums, each network left out of its own calibration; "
+                "and networks measured afresh for validation, where this was done.",
+                class_="quiet",
+            )
+        )
+        children.append(_table(("", *columns), rows))
     else:
         children.append(
             _element(
@@ -401,7 +410,6 @@ def _validation_card(report: Report) -> _Markup:
         **{name: _plain(value) for name, value in card.items() if not isinstance(value, Mapping)},
     }
     children.append(_definitions(entries))
-    title = "Can the latencies be trusted?"
     return _card(title, *children)
 
 
@@ -413,7 +421,7 @@ def _error(field: str, value: object) -> str:
     return str(value) if isinstance(value, int) else f"{value:.3f}"
 
 
-def _provenance_card(report: Report) -> _Markup:
+def _provenance_card(report: Report, title: str = "Where this comes from") -> _Markup:
     provenance = dict(report.provenance)
     command = provenance.pop("command", None)
     hidden = {"layers"}
@@ -429,7 +437,7 @@ def _provenance_card(report: Report) -> _Markup:
     lines: list[str] = [_definitions(found | dict(_flat(entries)))]
     if command:
         lines.append(_element("p", _element("code", str(command))))
-    return _card("Where this comes from", *lines)
+    return _card(title, *lines)
 
 
 def _flat(mapping: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -467,11 +475,11 @@ def _sources_card(reports: Sequence[Report]) -> _Markup:
 
 def _comparison_card(first: Report, second: Report) -> _Markup:
     children: list[str] = []
-    if first.title != second.title:
+    if _conditions(first) != _conditions(second):
         children.append(
             _element(
                 "p",
-                "The two studies have latencies of different tables: compare the answers, "
+                "Their latencies hold for different devices or settings: compare the answers, "
                 "not milliseconds with milliseconds.",
                 class_="warning",
             )
@@ -512,5 +520,6 @@ def _comparison_card(first: Report, second: Report) -> _Markup:
     return _card("Side by side", *children)
 
 
-def _milliseconds(network: NetworkResult) -> _Markup:
-    return _element("span", f"{network.latency_ms:.2f} ms ", _source(network.latency_source))
+def _conditions(report: Report) -> tuple[object, ...]:
+    latency = section(report.provenance, "latency")
+    return (report.provenance.get("hardware"), *(latency.get(name) for name in _CONDITIONS))

@@ -125,14 +125,23 @@ class OptunaProposer:
             )
 
 
-def make_proposer(name: str, objective: Objective, neighbourhood: Neighbourhood, seed: int) -> Proposer:
+def make_proposer(
+    name: str, objective: Objective, neighbourhood: Neighbourhood, seed: int, dear: bool = False
+) -> Proposer:
     """A proposer by the name of its sampler, one of :data:`SAMPLERS`.
+
+    Args:
+        name: the sampler.
+        objective: what a network is worth.
+        neighbourhood: the space and the budget.
+        seed: of all random choices.
+        dear: whether an evaluation takes longer than a tenth of a second or so.
 
     Raises:
         SamplerError: if there is no such sampler.
     """
     if name == "evolution":
-        return Evolution(neighbourhood, objective, seed)
+        return Evolution(neighbourhood, objective, seed, dear)
     if name not in _OPTUNA_SAMPLERS:
         raise SamplerError(f"unknown sampler {name!r}: known are {', '.join(SAMPLERS)}")
     return OptunaProposer(_OPTUNA_SAMPLERS[name](seed), objective, neighbourhood, seed)

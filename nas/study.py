@@ -7,7 +7,8 @@ The study is an ordinary Optuna study (see nas.storage). A complete trial has th
 space that count for its network, the values of the objective and these user attributes:
 
     architecture     id of the network
-    kind             "candidate" or "reference"; references do not count towards `trials`
+    kind             "candidate", "reference" or "refinement" (see nas.netadapt); only candidates count
+                     towards `trials` and are bound by the budget
     name             name of the reference, else null
     top1, deviation, accuracy_source, latency_ms, latency_source, macs, parameters
     table            Architecture.to_dict() of a reference (it may lie outside the space)
@@ -19,9 +20,11 @@ cannot be told is a failed trial with the attribute `error`.
 from __future__ import annotations
 
 import secrets
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Literal
 
 import numpy as np
@@ -42,7 +45,7 @@ from search_spaces.block import Architecture
 from search_spaces.errors import InputError
 from search_spaces.space import SearchSpace
 
-Kind = Literal["candidate", "reference"]
+Kind = Literal["candidate", "reference", "refinement"]
 
 _PROGRESS_INTERVAL_S = 0.25
 _POLL_INTERVAL_S = 0.05
@@ -127,6 +130,7 @@ def run_search(
     time_limit_s: float | None = None,
     seed: int = 0,
     progress: Callable[[Progress], None] | None = None,
+    dear: bool = False,
     workers: int = 1,
     shared: BaseStorage | None = None,
     lease_s: float = 60.0,
@@ -146,6 +150,8 @@ def run_search(
         time_limit_s: after so many seconds no further candidate is started, None for no limit.
         seed: of the sampler.
         progress: called a few times a second, and at the end.
+        dear: whether telling an accuracy takes longer than a tenth of a second or so: the default
+            sampler then thinks longer about each proposal.
         workers: networks evaluated at once; above 1 each in a process of its own.
         shared: the storage of the study if other processes write to the study too, see
             :mod:`nas.claims`.
@@ -161,7 +167,7 @@ def run_search(
     neighbourhood.fastest()
     # A continued study must not repeat the random choices of its first run, nor machines each other's.
     seed = secrets.randbits(32) if shared is not None else seed + len(study.get_trials(deepcopy=False))
-    proposer = make_proposer(sampler, objective, neighbourhood, seed)
+    proposer = make_proposer(sampler, objective, neighbourhood, seed, dear)
     ledger: Ledger = SoleLedger(study) if shared is None else SharedLedger(study, shared, lease_s)
     wanted = {name: (each, latency.latency(each)) for name, each in references.items()}
     try:
@@ -170,6 +176,28 @@ def run_search(
             return search.run(time_limit_s, progress)
     finally:
         ledger.close()
+
+
+def run_proposer(
+    study: optuna.Study,
+    proposer: Proposer,
+    neighbourhood: Neighbourhood,
+    objective: Objective,
+    accuracy: AccuracyEstimator,
+    kind: Kind,
+    progress: Callable[[Progress], None] | None = None,
+    workers: int = 1,
+) -> SearchResult:
+    """Evaluate what a proposer proposes until it has nothing more; trials of another kind than candidates.
+
+    Raises:
+        SearchError: if accuracy cannot be told for many networks in a row.
+    """
+    with Workers[_Job](accuracy, workers) as evaluators:
+        search = _Search(
+            SoleLedger(study), proposer, evaluators, objective, neighbourhood, {}, sys.maxsize, kind
+        )
+        return search.run(None, progress)
 
 
 def remeasure(study: optuna.Study, latencies: Mapping[str, tuple[float, str]]) -> None:
@@ -211,7 +239,9 @@ class _Search:
         neighbourhood: Neighbourhood,
         references: Mapping[str, tuple[Architecture, Latency]],
         total: int,
+        kind: Kind = "candidate",
     ) -> None:
+        self._kind = kind
         self._ledger = ledger
         self._proposer = proposer
         self._workers = workers
@@ -278,7 +308,7 @@ class _Search:
                 candidate = self._abandoned.pop() if self._abandoned else self._proposer.propose()
             except SpaceExhaustedError as error:
                 return str(error)
-            if not self._start(candidate.architecture, candidate, candidate.latency, "candidate", None):
+            if not self._start(candidate.architecture, candidate, candidate.latency, self._kind, None):
                 # Taken by another worker, of which the news tell; or not needed now.
                 self._proposer.seen.discard(candidate.architecture)
                 return None
@@ -334,7 +364,7 @@ class _Search:
     # -- finishing -----------------------------------------------------------------------------
 
     def _finish(self, job: _Job, answer: Accuracy | AccuracyError) -> None:
-        candidate = job.trial.user_attrs["kind"] == "candidate"
+        candidate = job.trial.user_attrs["kind"] == self._kind
         self._running.discard(job.trial.user_attrs["architecture"])
         if isinstance(answer, AccuracyError):
             job.trial.user_attrs["error"] = str(answer)
@@ -358,14 +388,10 @@ class _Search:
             )
 
     def _record(self, job: _Job, trial_values: tuple[float, ...] | None) -> bool:
-        trial = optuna.create_trial(
-            state=TrialState.FAIL if trial_values is None else TrialState.COMPLETE,
-            params=job.trial.params,
-            distributions=job.trial.distributions,
-            values=trial_values,
-            user_attrs=job.trial.user_attrs,
-        )
-        trial.datetime_start = job.trial.datetime_start
+        trial = job.trial
+        trial.state = TrialState.FAIL if trial_values is None else TrialState.COMPLETE
+        trial.values = trial_values
+        trial.datetime_complete = datetime.now()
         recorded = self._ledger.finish(job.claim, trial)
         if recorded:
             self._take(trial, job.candidate)
@@ -388,7 +414,7 @@ class _Search:
         if complete:
             self._board.add(trial)
             self._known[attributes["architecture"]] = trial
-            self._done += attributes["kind"] == "candidate"
+            self._done += attributes["kind"] == self._kind
         if candidate is None:
             return
         if trial.state == TrialState.RUNNING:

@@ -11,6 +11,7 @@ improvement is that of a single objective (Jones et al. 1998, expected improveme
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from itertools import product
 
@@ -23,7 +24,6 @@ from scipy.special import ndtr
 Array = NDArray[np.float64]
 
 _JITTER = 1e-6
-_TUNING_POINTS = 300
 
 
 @dataclass(frozen=True)
@@ -91,10 +91,20 @@ def tune(
     targets: Array,
     start: Hyperparameters,
     generator: np.random.Generator,
+    points: int = 300,
 ) -> Hyperparameters:
-    """Hyperparameters of high marginal likelihood near ``start``, with a weak prior around order one."""
-    if len(targets) > _TUNING_POINTS:
-        chosen = generator.choice(len(targets), _TUNING_POINTS, replace=False)
+    """Hyperparameters of high marginal likelihood near ``start``, with a weak prior around order one.
+
+    Args:
+        features: (networks, features).
+        groups: (features,), see :class:`GaussianProcess`.
+        targets: (networks,).
+        start: where to begin.
+        generator: picks the networks if there are more than ``points``.
+        points: networks used at most; the time grows with the cube.
+    """
+    if len(targets) > points:
+        chosen = generator.choice(len(targets), points, replace=False)
         features, targets = features[chosen], targets[chosen]
     standard = (targets - targets.mean()) / (targets.std() or 1.0)
     centre = Hyperparameters((0.0,) * len(start.log_lengths)).vector()
@@ -171,16 +181,14 @@ def expected_improvement(
         np.append(np.unique(front_costs[:, axis]), max(bounds[axis], front_costs[:, axis].max()))
         for axis in range(front_costs.shape[1])
     ]
-    worst = float(front_utilities.min())
-    gains = np.zeros(len(mean))
-    for cell in product(*(range(len(each) - 1) for each in edges)):
-        low = np.array([edges[axis][index] for axis, index in enumerate(cell)])
-        high = np.array([edges[axis][index + 1] for axis, index in enumerate(cell)])
-        beaten = front_utilities[np.all(front_costs <= low, axis=1)]
-        level = float(beaten.max()) if len(beaten) else worst
-        size = np.prod(np.clip(high - np.maximum(costs, low), 0.0, None), axis=1)
-        reached = np.flatnonzero(size)
-        z = (mean[reached] - level) / deviation[reached]
-        density = np.exp(-0.5 * z**2) / np.sqrt(2 * np.pi)
-        gains[reached] += size[reached] * deviation[reached] * (z * ndtr(z) + density)
+    # Without costs there is one cell of no dimension, and of size 1.
+    count = math.prod(len(each) - 1 for each in edges)
+    low = np.array(list(product(*(each[:-1] for each in edges)))).reshape(count, len(edges))
+    high = np.array(list(product(*(each[1:] for each in edges)))).reshape(count, len(edges))
+    reaches = np.all(front_costs[None] <= low[:, None], axis=2)
+    levels = np.where(reaches, front_utilities, front_utilities.min()).max(axis=1)
+    sizes = np.prod(np.clip(high - np.maximum(costs[:, None], low), 0.0, None), axis=2)
+    z = (mean[:, None] - levels) / deviation[:, None]
+    density = np.exp(-0.5 * z**2) / np.sqrt(2 * np.pi)
+    gains: Array = np.sum(sizes * (z * ndtr(z) + density), axis=1) * deviation
     return gains

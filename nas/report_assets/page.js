@@ -130,7 +130,7 @@
             y1: y(n.top1[i] - n.deviation[i]), y2: y(n.top1[i] + n.deviation[i]) }));
         }
         if (isReference.has(i)) {
-          references.append(draw("path", { class: "point reference",
+          references.append(draw("path", { class: `point reference ${c}`,
             d: `M${px} ${py - 7}l7 7l-7 7l-7 -7z` }));
           boxes.push([px, py, s.names[i] || n.id[i]]);
         } else if (onFront) {
@@ -154,15 +154,16 @@
     markSelection();
   }
 
-  // Names beside their diamonds, moved down until they cover no other name.
+  // Names beside their diamonds, moved until they cover no other name; without their common beginning
+  // where there is little room.
   function labelReferences(group, items, box) {
-    const taken = [];
-    for (const [px, py, text] of items.sort((a, b) => a[1] - b[1])) {
-      const width = text.length * 7;
-      const left = px + 12 + width > box.right;
-      const x0 = left ? px - 12 - width : px + 12;
-      let y0 = py + 4;
-      while (taken.some(([tx, ty, tw]) => Math.abs(ty - y0) < 14 && x0 < tx + tw && tx < x0 + width)) y0 += 5;
+    const taken = items.map(([px, py]) => [px - 7, py + 4, 14]);
+    const narrow = box.right < 560 && items.every((item) => item[2].startsWith("mobilenet_"));
+    for (const [px, py, name] of items.sort((a, b) => a[1] - b[1])) {
+      const text = narrow ? name.slice("mobilenet_".length) : name, width = text.length * 7.2;
+      const left = px + 12 + width > box.right, x0 = left ? px - 12 - width : px + 12;
+      const free = (y) => taken.every(([tx, ty, tw]) => Math.abs(ty - y) > 13 || x0 > tx + tw || tx > x0 + width);
+      const y0 = [0, 9, -9, 16, -16, 24, -24, 32].map((shift) => py + 4 + shift).find(free) ?? py + 4;
       taken.push([x0, y0, width]);
       group.append(draw("text", { class: "reference", x: left ? px - 12 : px + 12, y: y0,
         "text-anchor": left ? "end" : "start" }, text));
@@ -260,13 +261,14 @@
     return groups;
   }
 
-  const order = ["size 1", "size 2", "size 3", "size 4", "size 5", "size 6", "size 7", "head", "pool", "hidden", "classifier"];
+  const after = ["pool", "hidden", "classifier"];
   function aligned(one, two) {
     const a = grouped(one), b = two ? grouped(two) : new Map(), rows = [];
-    for (const part of order) {
+    const sizes = [...new Set([...a.keys(), ...b.keys()])].filter((part) => part.startsWith("size")).sort();
+    for (const part of [...sizes, "head", ...after]) {
       const left = a.get(part) || [], right = b.get(part) || [];
       for (let i = 0; i < Math.max(left.length, right.length); i++) {
-        rows.push({ pair: [left[i], right[i]], down: i === 0 && rows.length > 0 });
+        rows.push({ pair: [left[i], right[i]], down: i === 0 && rows.length > 0 && !after.includes(part) });
       }
     }
     return rows;
@@ -294,8 +296,9 @@
     });
     document.getElementById("pair").replaceChildren(...sides);
     document.getElementById("pair-note").textContent = (timed
-      ? "Bars: milliseconds of each layer inside the network, on one scale for both; striped where predicted or estimated."
-      : "Bars: millions of multiply-accumulates of each layer. Layer latencies are kept for the front and the references only.")
+      ? "Bars: milliseconds of each layer inside the network, on one scale for both, striped where not measured; "
+        + "above each table the same by input size."
+      : "Bars: millions of multiply-accumulates of each layer, as the study keeps layer latencies for its front only.")
       + " Shaded bold cells differ from the other network; rows are aligned where resolution halves.";
   }
 
@@ -305,25 +308,27 @@
     return make("div", { class: "facts" },
       fact(accuracy(n) + " ", source(n.accuracySource)), fact(`${n.latency.toFixed(2)} ms `, source(n.latencySource)),
       fact(`${millions(n.parameters)} parameters`), fact(`${millions(n.macs)} MACs`),
-      fact(n.resolution ? `${n.resolution} px` : ""), fact(n.name ? `id ${n.id}` : `trial ${n.trial}`));
+      fact(n.resolution ? `${n.resolution} px` : ""), fact(n.name ? `id ${n.id}` : `trial ${n.trial}`),
+      fact(studies[n.study].onFront.has(n.index) && n.layers.length ? make("code", {}, `architectures/${n.id}.yaml`) : ""));
   }
 
   // All of a network's time as one bar, cut where resolution halves.
   function strip(network, value, total, timed) {
-    const svg = draw("svg", { class: "strip", viewBox: "0 0 400 22", height: 22, preserveAspectRatio: "none" });
-    let from = 0;
+    const svg = draw("svg", { class: "strip", height: 22 });
     const parts = new Map();
     network.layers.forEach((layer, position) => {
       const head = position === network.layers.length - 1;
       const name = head ? "head" : layer.rows[0][0].split(" ")[0];
       parts.set(name, (parts.get(name) || 0) + Math.max(0, value(layer)));
     });
+    let from = 0;
     for (const [name, sum] of parts) {
-      const width = (sum / total) * 400;
+      const share = (100 * sum) / total;
       const text = `${name}: ${sum.toFixed(2)} ${timed ? "ms" : "M MACs"}`;
-      svg.append(draw("rect", { x: from, y: 0, width, height: 22 }, draw("title", {}, text)));
-      if (width > name.length * 6.4 + 6) svg.append(draw("text", { x: from + width / 2, y: 15 }, name));
-      from += width;
+      const part = draw("g", {}, draw("rect", { x: `${from}%`, y: 0, width: `${share}%`, height: 22 }), draw("title", {}, text));
+      if (share > 1.6 * name.length) part.append(draw("text", { x: `${from + share / 2}%`, y: 15 }, name));
+      svg.append(part);
+      from += share;
     }
     return svg;
   }
@@ -354,12 +359,9 @@
   }
 
   function timeCell(layer, amount, largest) {
-    const width = (Math.max(0, amount) / largest) * 100;
-    const svg = draw("svg", { viewBox: "0 0 100 12", height: 12, preserveAspectRatio: "none", "aria-hidden": "true" },
-      draw("rect", { x: 0, y: 1, width, height: 10 }));
-    if (layer.source && layer.source !== "measured") {
-      for (let x = 2; x < width; x += 4) svg.append(draw("line", { class: "stripe", x1: x, x2: x, y1: 1, y2: 11 }));
-    }
+    const guessed = layer.source && layer.source !== "measured";
+    const svg = draw("svg", { height: 12, "aria-hidden": "true" },
+      draw("rect", { class: guessed ? "guessed" : "", y: 0, width: `${(100 * Math.max(0, amount)) / largest}%`, height: 12 }));
     const text = amount.toFixed(amount < 10 ? 2 : 1);
     return make("td", { class: "time", title: layer.source ? `${text} ms, ${layer.source}` : `${text} M MACs` },
       make("div", { class: "timed" }, svg, make("span", {}, text)));
@@ -370,13 +372,17 @@
     const place = document.getElementById("hypervolume");
     if (!place || !studies.some((s) => s.hypervolume.length)) return;
     const [svg, box] = canvas(place, 260, "Hypervolume over trials");
-    const values = studies.flatMap((s) => s.hypervolume.map((p) => 100 * p[1]));
     const last = Math.max(1, ...studies.map((s) => s.hypervolume.at(-1)?.[0] || 0));
-    const low = Math.min(...values), high = Math.max(...values), pad = (high - low) * 0.05 || 1;
+    // The leap of the first trials would flatten all that follows: start the axis behind it.
+    const early = (s) => s.hypervolume.filter((p) => p[0] <= last / 50).at(-1) || s.hypervolume[0];
+    const low = 100 * Math.min(...studies.map((s) => early(s)?.[1] ?? 1));
+    const high = 100 * Math.max(...studies.map((s) => s.hypervolume.at(-1)?.[1] || 0));
+    const pad = (high - low) * 0.06 || 1;
     const { x, y } = axes(svg, box, [0, last], [low - pad, high + pad], "trials", "% of the box");
     studies.forEach((s, study) => {
-      const line = s.hypervolume.map(([trial, v], i) => i ? `H${x(trial).toFixed(1)}V${y(100 * v).toFixed(1)}`
-        : `M${x(trial).toFixed(1)} ${y(100 * v).toFixed(1)}`);
+      const height = (share) => Math.min(box.bottom, y(100 * share)).toFixed(1);
+      const line = s.hypervolume.map(([trial, share], i) =>
+        i ? `H${x(trial).toFixed(1)}V${height(share)}` : `M${x(trial).toFixed(1)} ${height(share)}`);
       svg.append(draw("path", { class: `frontline ${classes[study]}`, d: line.join("") }));
     });
     place.replaceChildren(svg);
@@ -388,10 +394,10 @@
       const most = Math.max(1e-9, ...all.flatMap((row) => [row[1], row[2]]));
       place.replaceChildren(...all.map(([name, forAccuracy, forLatency]) => make("div", { class: "bar" },
         make("span", {}, name),
-        draw("svg", { viewBox: "0 0 100 14", preserveAspectRatio: "none", role: "img",
+        draw("svg", { height: 14, role: "img",
           "aria-label": `${name}: accuracy ${Math.round(100 * forAccuracy)} %, latency ${Math.round(100 * forLatency)} %` },
-        draw("rect", { class: "one", x: 0, y: 0, width: (100 * forAccuracy) / most, height: 7 }),
-        draw("rect", { class: "two", x: 0, y: 9, width: (100 * forLatency) / most, height: 4 })),
+        draw("rect", { class: "one", y: 0, width: `${(100 * forAccuracy) / most}%`, height: 7 }),
+        draw("rect", { class: "two", y: 9, width: `${(100 * forLatency) / most}%`, height: 4 })),
         make("span", {}, `${Math.round(100 * forAccuracy)} %`))));
     }
   }
