@@ -156,6 +156,24 @@ class ImagenetConfig:
 
 
 @dataclass
+class TableConfig:
+    """Known accuracies; see :mod:`nas.accuracy_table`.
+
+    Attributes:
+        label: part of the study's name.
+        trials: default of ``search.trials``.
+        minutes: default of ``search.minutes``.
+        path: CSV with a column for each parameter of the space, and ``accuracy``.
+    """
+
+    name: str = "table"
+    label: str = MISSING
+    trials: int = 300
+    minutes: float | None = None
+    path: str = MISSING
+
+
+@dataclass
 class DatasetConfig:
     """Which images; see :class:`nas.data.DatasetSettings`.
 
@@ -294,6 +312,7 @@ def command(config_name: str, schema: type, main: Callable[[Any], None]) -> None
     store.store(name=f"{config_name}_schema", node=schema)
     store.store(group="accuracy", name="train_schema", node=TrainConfig)
     store.store(group="accuracy", name="imagenet_schema", node=ImagenetConfig)
+    store.store(group="accuracy", name="table_schema", node=TableConfig)
     # Hydra would print several lines and a hint; with this it raises, and we print one.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     errors = Console(stderr=True, soft_wrap=True, highlight=False)

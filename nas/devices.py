@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -139,12 +140,24 @@ class LocalTarget:
             },
         )
         runners = {}
+        started = time.monotonic()
         for done, subject in enumerate(subjects, start=1):
             runners[subject_name(subject)] = runtime.runner(subject)
             on_prepared(done, len(subjects))
+        prepared = time.monotonic()
         before = snapshot()
         steady_rounds = measure(runners, runtime.runner(ANCHOR), kept, rounds, self.seed, snapshot, on_round)
-        return measurement(subjects, steady_rounds, kept.rounds, {**describe(), "before": before})
+        return measurement(
+            subjects,
+            steady_rounds,
+            kept.rounds,
+            {
+                **describe(),
+                "before": before,
+                "preparing_s": round(prepared - started, 1),
+                "measuring_s": round(time.monotonic() - prepared, 1),
+            },
+        )
 
 
 def measurement(

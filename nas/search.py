@@ -18,6 +18,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from nas import data, study
 from nas.accuracy import AccuracyEstimator, PublishedFirst
+from nas.accuracy_table import AccuracyTable
 from nas.boards import Hardware, table_without_measuring
 from nas.config import (
     DatasetConfig,
@@ -113,13 +114,14 @@ def main(config: Any) -> None:
                 accuracy,
                 table,
                 references,
-                config.sampler.name,
-                settings.trials,
-                budget_ms,
-                settings.minutes * 60 if settings.minutes is not None else None,
-                settings.seed,
-                show,
-                settings.workers,
+                sampler=config.sampler.name,
+                trials=settings.trials,
+                budget_ms=budget_ms,
+                time_limit_s=settings.minutes * 60 if settings.minutes is not None else None,
+                seed=settings.seed,
+                progress=show,
+                dear=config.accuracy.name == "train",
+                workers=settings.workers,
                 shared=storage if config.study.storage else None,
             )
         console.print(
@@ -203,6 +205,8 @@ def _accuracy(
             if (top1 := published_top1(name, architecture.resolution)) is not None
         }
         return space, PublishedFirst(published, predictor), None
+    if config.accuracy.name == "table":
+        return space, AccuracyTable(space, Path(config.accuracy.path)), None
     dataset = plain(config.dataset, DatasetConfig)
     images = dataset_settings(dataset)
     space = space.restricted(dataset.resolutions, data.class_count(images))

@@ -218,6 +218,7 @@ class Stage:
     def block(
         self, values: Mapping[str, Any], in_channels: int, out: int, stride: int, rounding: Rounding
     ) -> Block:
+        """The block of chosen values: kernel, expansion, se and activation."""
         expanded, expansion_conv = in_channels, False
         if self.kind == "inverted_residual":
             expanded, expansion_conv = rounding.expand(in_channels, values["expansion"])

@@ -1,0 +1,186 @@
+"""``python -m nas.latency_benchmark``: how true tables are, with every layer measured and with a thousand.
+
+One interleaved measurement of layers and networks serves both questions. The correction from layers to
+networks is fitted on random members of the space; all figures are of networks kept aside, every reference
+at several widths and resolutions among them.
+"""
+
+from __future__ import annotations
+
+import datetime
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nas.calibration import Calibration, ErrorSummary
+from nas.config import HardwareConfig, RuntimeConfig, command, plain, read_space
+from nas.console import console, measuring_progress, summary_table
+from nas.devices import LocalTarget
+from nas.latency import LatencyTable, write_atomically
+from nas.layers import layer_keys
+from nas.profiling import (
+    NetworkRecord,
+    Plan,
+    features_of,
+    fill_gaps,
+    load_networks,
+    make_plan,
+    profile,
+)
+from nas.runtimes import Runtime, graph
+from nas.tables import reference_architectures
+from nas.validation import fresh_networks
+from search_spaces.block import Architecture
+from search_spaces.mobilenet import FAMILIES
+from search_spaces.space import SearchSpace
+
+_WIDTHS = ("", "_050", "_075")
+
+
+@dataclass
+class BenchmarkSettings:
+    """What to measure.
+
+    Attributes:
+        kept_aside: networks the figures are of, references included.
+        calibrating: random members the correction is fitted on.
+        max_keys: layers measured in the second question; the rest is predicted.
+        rounds: steady rounds.
+        seed: of the random members.
+        folder: where the samples and the result go.
+    """
+
+    kept_aside: int = 200
+    calibrating: int = 80
+    max_keys: int = 1000
+    rounds: int = 40
+    seed: int = 7
+    folder: str = "results/latency-benchmark"
+
+
+@dataclass
+class BenchmarkConfig:
+    """Everything ``python -m nas.latency_benchmark`` can be told."""
+
+    hardware: HardwareConfig = field(default_factory=HardwareConfig)
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    search_space: Any = None
+    benchmark: BenchmarkSettings = field(default_factory=BenchmarkSettings)
+
+
+def main(config: Any) -> None:
+    """Measure, answer both questions, write the figures with their conditions."""
+    settings = plain(config.benchmark, BenchmarkSettings)
+    runtime = Runtime(config.runtime.name, config.runtime.precision, config.runtime.threads)
+    space = read_space(config.search_space)
+    kept = _kept_aside(space, settings)
+    calibrating = fresh_networks(space, settings.calibrating, settings.seed + 1, kept)
+    references = list(reference_architectures(space).values())
+    subset = make_plan(space, references, settings.max_keys, 0, settings.seed).keys
+    keys = dict.fromkeys([*subset, *(key for each in (*kept, *calibrating) for key in layer_keys(each))])
+    folder = Path(settings.folder) / f"{runtime.name}-{runtime.precision}-{runtime.threads}t"
+    plan = Plan(tuple(keys), (*kept, *calibrating))
+    console.print(f"measuring {len(keys):,} layers and {len(plan.networks)} networks")
+    with measuring_progress() as bars:
+        table = profile(
+            LocalTarget(runtime, settings.seed),
+            runtime,
+            config.hardware.name,
+            plan,
+            folder,
+            settings.rounds,
+            progress=bars,
+        )
+    records = {record.architecture: record for record in load_networks(folder)}
+    chosen = [records[each] for each in calibrating]
+    judged = [records[each] for each in kept]
+    few = LatencyTable(table.header, {key: table.entries[key] for key in subset})
+    few = fill_gaps(few, list(keys))
+    rows = {
+        "every layer measured": _judge(table, chosen, judged),
+        f"{settings.max_keys:,} measured, the rest predicted": _judge(few, chosen, judged),
+    }
+    text = _markdown(rows, table, few, settings, runtime, kept)
+    write_atomically(folder.with_suffix(".md"), text)
+    console.print(summary_table("latency benchmark", {name: str(error[1]) for name, error in rows.items()}))
+    console.print(f"written to {folder.with_suffix('.md')}")
+
+
+def _kept_aside(space: SearchSpace, settings: BenchmarkSettings) -> list[Architecture]:
+    """Every reference at three widths and each resolution from 128 on, then random members."""
+    resolutions = [side for side in space.resolutions if side >= 128]
+    found = [
+        architecture
+        for side in resolutions
+        for width in _WIDTHS
+        for architecture in reference_architectures(space, [name + width for name in FAMILIES], side).values()
+    ][: settings.kept_aside // 2]
+    wide = space.restricted(resolutions)
+    return found + fresh_networks(wide, settings.kept_aside - len(found), settings.seed, found)
+
+
+def _judge(
+    table: LatencyTable, calibrating: list[NetworkRecord], judged: list[NetworkRecord]
+) -> tuple[ErrorSummary, ErrorSummary]:
+    """Errors on networks kept aside: of the plain sums, and calibrated."""
+    actual = np.array([record.latency_ms for record in calibrating])
+    fitted = Calibration.fit(features_of(table, [each.architecture for each in calibrating]), actual)
+    features = features_of(table, [each.architecture for each in judged])
+    measured = np.array([record.latency_ms for record in judged])
+    predicted = features @ np.array(fitted.coefficients)
+    return ErrorSummary.of(features[:, 0], measured), ErrorSummary.of(predicted, measured)
+
+
+def _markdown(
+    rows: dict[str, tuple[ErrorSummary, ErrorSummary]],
+    table: LatencyTable,
+    few: LatencyTable,
+    settings: BenchmarkSettings,
+    runtime: Runtime,
+    kept: list[Architecture],
+) -> str:
+    header = table.header
+    preparing_s = sum(session["preparing_s"] for session in header.sessions)
+    measuring_s = sum(session["measuring_s"] for session in header.sessions)
+    subjects = sum(session["subjects"] for session in header.sessions)
+    discarded = sum(session["discarded_rounds"] for session in header.sessions)
+    lines = [
+        f"# Latency benchmark: {header.title}",
+        "",
+        f"Command: `python -m nas.latency_benchmark runtime={runtime.name} "
+        f"runtime.precision={runtime.precision} benchmark.kept_aside={settings.kept_aside} "
+        f"benchmark.calibrating={settings.calibrating}`, "
+        f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}. {len(kept)} networks kept aside (every reference "
+        f"among them), correction fitted on {settings.calibrating} others, {settings.rounds} rounds.",
+        "",
+        "| layers | prediction | mean error | bias | within 5 % | within 10 % | worst | tau | rho |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, errors in rows.items():
+        for label, error in zip(("plain sum", "calibrated"), errors, strict=True):
+            lines.append(
+                f"| {name} | {label} | {error.mape:.2%} | {error.bias:+.2%} | {error.within_5_percent:.1%} | "
+                f"{error.within_10_percent:.1%} | {error.worst:.1%} | {error.kendall_tau:.4f} | "
+                f"{error.spearman_rho:.4f} |"
+            )
+    sizes = [len(graph(each, runtime.precision).SerializeToString()) / 1e6 for each in kept[:6]]
+    lines += [
+        "",
+        f"- Predicted layers: {few.header.gap_filling.get('mean_error', 0):.1%} mean error in "
+        "cross-validation.",
+        f"- Statistic: {header.statistic}, the most stable between odd and even rounds. "
+        f"Rounds measured again because the anchor moved: {discarded}.",
+        f"- Cost: {subjects / (preparing_s + measuring_s):.1f} layers and networks a second; "
+        f"{measuring_s:.0f} s measuring, {preparing_s:.0f} s building graphs and sessions "
+        f"({measuring_s / (preparing_s + measuring_s):.0%} of the time is measuring).",
+        "- Size of the graphs of "
+        + ", ".join(f"{name} {size:.1f} MB" for name, size in zip(FAMILIES, sizes, strict=False))
+        + ".",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    command("latency_benchmark", BenchmarkConfig, main)

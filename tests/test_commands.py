@@ -1,0 +1,261 @@
+import csv
+import importlib
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import optuna
+import pytest
+import yaml
+from hydra import compose, initialize_config_dir
+
+from nas.config import CONFIG_FOLDER, command
+from nas.report_data import read_study, report_of
+from search_spaces.block import Architecture
+from search_spaces.space import SearchSpace
+
+COMMANDS = {
+    "search": "SearchConfig",
+    "profile": "ProfileConfig",
+    "validate": "ValidateConfig",
+    "export": "ExportConfig",
+    "latency_benchmark": "BenchmarkConfig",
+}
+
+TINY_SPACE = {
+    "name": "tiny",
+    "resolutions": [16],
+    "stems": [{"channels": 8}],
+    "stages": [
+        {"stride": 2, "depths": [1, 2], "widths": [8, 16], "expansions": [2, 3], "se": [False, True]},
+        {"stride": 2, "depths": [0, 1], "widths": [24], "kernels": [3, 5], "activations": ["hswish"]},
+    ],
+    "heads": [{"conv_channels": 64}],
+}
+QUICK = [
+    "accuracy=train",
+    "dataset=synthetic",
+    "dataset.resolutions=[16]",
+    "accuracy.epochs=1",
+    "accuracy.threads=1",
+    "search.references=[mobilenet_v1_025,mobilenet_v3_small_050]",
+    "search.trials=5",
+    "search.seed=3",
+    "profile.max_keys=40",
+    "profile.networks=4",
+    "profile.rounds=4",
+]
+
+
+@dataclass
+class Outcome:
+    code: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Outcome]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
+    """Runs ``python -m nas.<name>`` in this process, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "400")
+
+    def run_command(name: str, *arguments: str) -> Outcome:
+        module = importlib.import_module(f"nas.{name}")
+        monkeypatch.setattr(sys, "argv", [f"nas.{name}", *arguments])
+        capfd.readouterr()
+        try:
+            command(name, getattr(module, COMMANDS[name]), module.main)
+            code = 0
+        except SystemExit as error:
+            code = int(error.code or 0)
+        found = capfd.readouterr()
+        return Outcome(code, found.out, found.err)
+
+    return run_command
+
+
+def _refused(outcome: Outcome, *parts: str) -> None:
+    """One clear line on the error output, an exit code, no traceback, nothing written."""
+    assert outcome.code == 2, outcome
+    (line,) = [each for each in outcome.err.splitlines() if each.strip()]
+    assert line.startswith("error: ")
+    assert "Traceback" not in outcome.out + outcome.err
+    for part in parts:
+        assert part in line, line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["search.trails=3"], ["trails"]),
+        (["search.trials=many"], ["many", "search.trials"]),
+        (["hardware=toaster"], ["hardware/toaster", "rpi4"]),
+        (["accuracy=magic"], ["accuracy/magic", "train"]),
+        (["search.references=[mobilenet_v9]"], ["mobilenet_v9", "mobilenet_v3_large"]),
+        (["search_space=nowhere.yaml"], ["nowhere.yaml", "no such file"]),
+        (["search_space.stages=[]"], ["stages", "at least one entry"]),
+        (["search_space.colour=blue"], ["colour"]),
+        (["accuracy=train", "dataset=imagefolder"], ["dataset.root"]),
+        (["accuracy=train", "dataset=imagefolder", "dataset.root=nowhere"], ["there is no folder nowhere"]),
+        (["runtime.precision=fp7"], ["fp7", "int8"]),
+        (["hardware=rpi5"], ["hardware=rpi5", "nas.profile"]),
+        (["hardware=rpi4", "search.budget_ms=0", "search.trials=1"], ["0"]),
+        (["hardware=rpi4", "search.budget_ms=0.01", "search.trials=1"], ["0.01", "ms"]),
+        (["hardware=rpi4", "search.budget_ms=mobilenet_v7"], ["mobilenet_v7"]),
+        (["accuracy=table", "accuracy.path=nowhere.csv", "hardware=rpi4"], ["nowhere.csv"]),
+    ],
+)
+def test_bad_input_is_one_clear_line(
+    run: Run, tmp_path: Path, arguments: list[str], parts: list[str]
+) -> None:
+    _refused(run("search", *arguments), *parts)
+    assert not list(tmp_path.glob("results/**/report.html"))
+    assert not list(tmp_path.glob("results/**/table.csv"))
+
+
+def test_an_empty_class_folder_is_named(run: Run, tmp_path: Path) -> None:
+    for name in ("cats", "dogs"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+    _refused(
+        run("search", "accuracy=train", "dataset=imagefolder", "dataset.root=images"),
+        "cats",
+        "holds no image",
+    )
+
+
+def test_a_space_of_ones_own_with_a_wrong_field_is_named(run: Run, tmp_path: Path) -> None:
+    stages = [{**TINY_SPACE["stages"][0], "depth": [1]}]  # type: ignore[index]
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump({**TINY_SPACE, "stages": stages}))
+    _refused(run("search", "search_space=mine.yaml"), "stages: entry 1: unknown field 'depth'")
+    (tmp_path / "mine.yaml").write_text("stages: [")
+    outcome = run("search", "search_space=mine.yaml")
+    assert outcome.code == 2
+    assert "Traceback" not in outcome.err
+
+
+def test_a_dry_run_says_how_many_layers_and_how_long(run: Run, tmp_path: Path) -> None:
+    outcome = run("profile", "profile.dry_run=true", "search_space.resolutions=[96]", "profile.max_keys=50")
+    assert outcome.code == 0, outcome
+    assert "to measure: 50 layers" in outcome.out
+    assert "minutes" in outcome.out
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_search_ends_in_a_report_and_continues(run: Run, tmp_path: Path) -> None:
+    space = tmp_path / "tiny.yaml"
+    space.write_text(yaml.safe_dump(TINY_SPACE))
+    first = run("search", f"search_space={space}", *QUICK)
+    assert first.code == 0, first
+    assert "no latency table yet" in first.out
+    study = tmp_path / "results" / "host-tiny-synthetic"
+    for name in ("report.html", "pareto.png", "pareto.csv", "config.yaml", "study.journal"):
+        assert (study / name).stat().st_size > 0, name
+    rows = list(csv.DictReader((study / "pareto.csv").open()))
+    assert {row["name"] for row in rows if row["kind"] == "reference"} == {
+        "mobilenet_v1_025",
+        "mobilenet_v3_small_050",
+    }
+    assert {row["latency_source"] for row in rows} == {"measured"}
+    assert {row["accuracy_source"] for row in rows} == {"measured"}
+    report = report_of(read_study(study), importances=False)
+    assert len(report.candidates) == 5
+    tiny = SearchSpace.from_dict(TINY_SPACE).restricted(classes=4)
+    for network in report.candidates:
+        assert network.architecture is not None
+        assert tiny.contains(network.architecture)
+    for path in (study / "architectures").glob("*.yaml"):
+        assert Architecture.from_yaml(path.read_text()).id == path.stem
+
+    # The same command again adds nothing, more trials are added to the study, anything else is refused.
+    again = run("search", f"search_space={space}", *QUICK)
+    assert again.code == 0, again
+    assert "no latency table yet" not in again.out
+    assert len(report_of(read_study(study), importances=False).candidates) == 5
+    more = run("search", f"search_space={space}", *QUICK, "search.trials=7")
+    assert more.code == 0, more
+    report = report_of(read_study(study), importances=False)
+    assert len(report.candidates) == len({each.id for each in report.candidates}) == 7
+    _refused(run("search", f"search_space={space}", *QUICK, "accuracy.epochs=2"), "epochs", "another name")
+    trained = study / "architectures"
+    architecture = next(iter(trained.glob("*.yaml")))
+    exported = run(
+        "export",
+        f"export.architecture={architecture}",
+        "export.train=true",
+        "dataset=synthetic",
+        "accuracy.epochs=1",
+        "export.output=out/net.onnx",
+    )
+    assert exported.code == 0, exported
+    assert (tmp_path / "out" / "net.onnx").stat().st_size > 1000
+    assert (tmp_path / "out" / "net.safetensors").exists()
+
+
+def test_a_budget_nothing_can_meet_names_the_fastest_latency(run: Run) -> None:
+    outcome = run("search", "hardware=rpi4", "search.budget_ms=0.5", "search.trials=1")
+    _refused(outcome, "ms")
+
+
+def test_exports_refuse_what_they_cannot_read(run: Run, tmp_path: Path) -> None:
+    _refused(run("export", "export.architecture=nowhere.yaml"), "nowhere.yaml")
+    _refused(run("export", "export.architecture=mobilenet_v9"), "mobilenet_v9")
+    _refused(run("export"), "architecture")
+    (tmp_path / "weights.safetensors").write_bytes(b"no weights")
+    _refused(
+        run("export", "export.architecture=mobilenet_v3_small", "export.weights=weights.safetensors"),
+        "weights.safetensors",
+    )
+
+
+def _option_files() -> list[Path]:
+    return sorted(path.relative_to(CONFIG_FOLDER) for path in CONFIG_FOLDER.rglob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", _option_files(), ids=str)
+def test_every_yaml_composes_and_names_the_command_that_uses_it(path: Path) -> None:
+    text = (CONFIG_FOLDER / path).read_text()
+    assert text.startswith("#")
+    if path.name == "hydra_base.yaml":
+        return
+    assert "python -m nas." in text.split("\n\n")[0].split("defaults:")[0]
+    for module in ("search", "profile", "validate", "export", "latency_benchmark", "report"):
+        importlib.import_module(f"nas.{module}")
+    from hydra.core.config_store import ConfigStore
+
+    from nas.config import ImagenetConfig, TableConfig, TrainConfig
+
+    store = ConfigStore.instance()
+    for name, schema in COMMANDS.items():
+        store.store(name=f"{name}_schema", node=getattr(importlib.import_module(f"nas.{name}"), schema))
+    for name, node in (("train", TrainConfig), ("imagenet", ImagenetConfig), ("table", TableConfig)):
+        store.store(group="accuracy", name=f"{name}_schema", node=node)
+    with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
+        if len(path.parts) == 1:
+            if path.stem in COMMANDS:
+                compose(path.stem)
+        else:
+            config = compose("search", [f"{path.parts[0]}={path.stem}"])
+            assert path.parts[0] in config
+
+
+def test_the_study_opens_in_optuna(run: Run, tmp_path: Path) -> None:
+    arguments = ["hardware=rpi4", "search.trials=20", "search.budget_ms=60", "search_space.resolutions=[224]"]
+    outcome = run("search", *arguments)
+    assert outcome.code == 0, outcome
+    assert "estimated" in outcome.out.lower()
+    journal = tmp_path / "results" / "rpi4-mobilenet-imagenet" / "study.journal"
+    storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(journal)))
+    study = optuna.load_study(study_name=None, storage=storage)
+    candidates = [trial for trial in study.trials if trial.user_attrs.get("kind") == "candidate"]
+    assert len(candidates) == 20
+    assert all(trial.user_attrs["latency_ms"] <= 60 for trial in candidates)
+    assert {trial.user_attrs["latency_source"] for trial in study.trials} == {"estimated"}
+    rows = list(csv.DictReader((journal.parent / "pareto.csv").open()))
+    sources = {row["name"]: row["accuracy_source"] for row in rows}
+    assert sources["mobilenet_v3_large"] == "published"
+    assert sources[""] == "predicted"
