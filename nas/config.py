@@ -100,7 +100,7 @@ class ProfileSettings:
         seed: of the choice of layers, of the networks and of the order of measuring.
         dry_run: only say what would be measured and how long it would take.
         kit: write a portable measuring kit to this zip file instead of measuring.
-        import_file: turn a board's result file into a table instead of measuring.
+        import_file: turn a board's result file into a table instead of measuring; ``profile.import=``.
     """
 
     folder: str = "results/latency"
@@ -359,7 +359,8 @@ def _with_own_files(arguments: Sequence[str], folder: Path) -> list[str]:
             (folder / group).mkdir(exist_ok=True)
             shutil.copy(path, folder / group / f"{option}.yaml")
             argument = f"{group}={option}"
-        result.append(argument)
+        # A dataclass cannot have a field called `import`.
+        result.append(argument.replace("profile.import=", "profile.import_file=", 1))
     if any(folder.iterdir()):
         result.append(f"hydra.searchpath=[file://{folder}]")
     return result
