@@ -10,13 +10,14 @@ from pathlib import Path
 
 from nas.accuracy_model import RECIPES, Recipe
 from search_spaces.block import Architecture, ArchitectureError, Block, Head, Stem
+from search_spaces.errors import InputError
 from search_spaces.mobilenet import UnknownReferenceError, reference
 
 # Two trainings of one network on ImageNet differ by a few tenths of a point.
 REPEAT_TOLERANCE = 1.0
 
 
-class AccuracyDataError(ValueError):
+class AccuracyDataError(InputError):
     """A file of accuracies that cannot be used. The message names the file, the line and the reason."""
 
 

@@ -25,12 +25,13 @@ from nas.neighbourhood import Candidate, Neighbourhood, SpaceExhaustedError
 from nas.objective import Objective
 from nas.study import Progress, SearchResult, run_proposer
 from search_spaces.block import Architecture
+from search_spaces.errors import InputError
 from search_spaces.space import SearchSpace
 
 _SHRINKABLE = re.compile(r"stage\d+\.(block\d+\.)?(expansion|width)")
 
 
-class RefinementError(ValueError):
+class RefinementError(InputError):
     """A network that cannot be refined. The message gives the reason."""
 
 

@@ -31,6 +31,9 @@ from search_spaces.errors import InputError
 from search_spaces.space import SearchSpace
 
 STUDY_FILE = "study.journal"
+# Study attribute with references that are no trials: networks of other families, measured end to end,
+# with the accuracy their authors publish; see nas.torchvision_reference.
+PUBLISHED = "published"
 # fANOVA on this many trials takes a few seconds; on all of a long study it would take minutes.
 _TRIALS_FOR_IMPORTANCE = 300
 _FEWEST_FOR_IMPORTANCE = 20
@@ -45,7 +48,7 @@ class NetworkResult:
     """What the study knows of one network.
 
     Attributes:
-        trial: number of its trial.
+        trial: number of its trial, negative for published references, which are no trials.
         id: id of its architecture.
         kind: ``candidate`` or ``reference``.
         name: name of a reference, else None.
@@ -144,7 +147,7 @@ class Report:
 
     Attributes:
         name: name of the study.
-        networks: all complete trials in the order of the study.
+        networks: all complete trials in the order of the study, then published references.
         failed: number of trials whose accuracy could not be told.
         budget_ms: bound on latency, None without one.
         hypervolume: (trial number, share of the box between 0 and 100 % and between 0 ms and the budget
@@ -177,11 +180,11 @@ class Report:
 
     @cached_property
     def front(self) -> tuple[NetworkResult, ...]:
-        """Networks within the budget that no other one dominates, by latency, references included."""
+        """Trials within the budget that no other one dominates, by latency, references included."""
         within = [
             network
             for network in self.networks
-            if self.budget_ms is None or network.latency_ms <= self.budget_ms
+            if network.trial >= 0 and (self.budget_ms is None or network.latency_ms <= self.budget_ms)
         ]
         if not within:
             return ()
@@ -289,11 +292,11 @@ def report_of(study: optuna.Study, importances: bool = True) -> Report:
     budget_ms = float(budget) if isinstance(budget, int | float) else None
     return Report(
         name=study.study_name,
-        networks=networks,
+        networks=networks + _published(attributes.get(PUBLISHED) or {}),
         failed=sum(trial.state == TrialState.FAIL for trial in trials),
         budget_ms=budget_ms,
         hypervolume=_hypervolume_over_trials(networks, budget_ms),
-        importances=_importances(complete) if importances else (),
+        importances=parameter_importances(complete) if importances else (),
         layers=_layer_latencies(section(provenance, "layers")),
         provenance=provenance,
     )
@@ -326,6 +329,28 @@ def _network(
         parameters=attributes["parameters"],
         resolution=architecture.resolution if architecture else attributes.get("resolution"),
         architecture=architecture,
+    )
+
+
+def _published(references: Mapping[str, Mapping[str, Any]]) -> tuple[NetworkResult, ...]:
+    return tuple(
+        NetworkResult(
+            trial=-number,
+            id=name,
+            kind="reference",
+            name=name,
+            top1=each["top1"],
+            judged_top1=each["top1"],
+            deviation=None,
+            accuracy_source="published",
+            latency_ms=each["latency_ms"],
+            latency_source=each["latency_source"],
+            macs=each["macs"],
+            parameters=each["parameters"],
+            resolution=each["resolution"],
+            architecture=None,
+        )
+        for number, (name, each) in enumerate(references.items(), start=1)
     )
 
 
@@ -377,11 +402,12 @@ def _hypervolume_over_trials(
     return tuple(steps)
 
 
-def _importances(trials: Sequence[FrozenTrial]) -> tuple[Importance, ...]:
-    """Functional ANOVA (Hutter et al. 2014) on a bounded number of candidates.
+def parameter_importances(trials: Sequence[FrozenTrial]) -> tuple[Importance, ...]:
+    """Importances for accuracy and for latency by functional ANOVA (Hutter et al. 2014), highest first.
 
     Optuna leaves out parameters that some trials lack. Here a network lacks what does not count for
     it (the third block of a stage of two), so "absent" becomes one more choice of each parameter.
+    A bounded number of candidates is looked at, evenly taken from all; too few give nothing.
     """
     candidates = [trial for trial in trials if trial.user_attrs["kind"] != "reference" and trial.params]
     if len(candidates) < _FEWEST_FOR_IMPORTANCE:

@@ -380,8 +380,8 @@ def _validation_card(report: Report, title: str = "Can the latencies be trusted?
         "sums": section(calibration, "uncorrected"),
         "calibrated": section(calibration, "left_out"),
     }
-    columns |= {f"validated, {name}": section(card, name) for name in card}
-    columns = {name: column for name, column in columns.items() if "mape" in column}
+    columns |= {f"fresh, {name}": section(card, name) for name in ("uncorrected", "calibrated")}
+    columns = {name: column for name, column in columns.items() if column}
     rows = [
         (text, *(_error(field, column.get(field)) for column in columns.values()))
         for field, text in _ERROR_ROWS.items()
@@ -407,7 +407,11 @@ def _validation_card(report: Report, title: str = "Can the latencies be trusted?
     counts = section(latency, "counts")
     entries = {
         "layers of the table": ", ".join(f"{count:,} {source}" for source, count in counts.items() if count),
-        **{name: _plain(value) for name, value in card.items() if not isinstance(value, Mapping)},
+        "validated": str(card.get("created", ""))[:10],
+        "drift since the table": _error("bias", card["drift"]) if "drift" in card else "",
+        "predicted layers in them": _error("worst", card["predicted_layers"])
+        if "predicted_layers" in card
+        else "",
     }
     children.append(_definitions(entries))
     return _card(title, *children)

@@ -75,7 +75,9 @@
   function limits() {
     const xs = [], ys = [];
     studies.forEach((s, study) => {
-      const shown = view === "all" ? s.networks.id.map((_, i) => i) : [...s.front, ...s.references];
+      const far = 1.3 * (s.budget_ms ?? Math.max(...s.front.map((i) => s.networks.latency_ms[i])));
+      const shown = view === "all" ? s.networks.id.map((_, i) => i)
+        : [...s.front, ...s.references.filter((i) => s.networks.latency_ms[i] <= far)];
       for (const i of shown) {
         const spread = s.onFront.has(i) ? s.networks.deviation[i] || 0 : 0;
         xs.push(s.networks.latency_ms[i]);
@@ -109,8 +111,9 @@
       if (s.budget_ms != null) {
         const px = x(s.budget_ms);
         dots.append(draw("line", { class: "budget", x1: px, x2: px, y1: box.top, y2: box.bottom }));
-        labels.append(draw("text", { class: "label", x: px - 5, y: box.bottom - 8 - 14 * study,
-          "text-anchor": "end" }, `budget ${s.budget_ms.toFixed(1)} ms`));
+        const atLeft = px < box.left + 110;
+        labels.append(draw("text", { class: "label", x: atLeft ? px + 5 : px - 5, y: box.bottom - 8 - 14 * study,
+          "text-anchor": atLeft ? "start" : "end" }, `budget ${s.budget_ms.toFixed(1)} ms`));
       }
       if (s.front.length) {
         let line = "";
@@ -196,7 +199,7 @@
       make("div", {}, `${millions(network.parameters)} parameters`),
       make("div", {}, `${millions(network.macs)} MACs`),
     );
-    if (network.name) tip.append(make("div", {}, `id ${network.id}`));
+    if (network.name && network.name !== network.id) tip.append(make("div", {}, `id ${network.id}`));
     marks.append(draw("circle", { class: "hovered", cx: point[0], cy: point[1], r: 8 }));
     const right = point[0] > holder.clientWidth / 2;
     tip.style.left = right ? "auto" : `${point[0] + 14}px`;
@@ -308,13 +311,14 @@
     return make("div", { class: "facts" },
       fact(accuracy(n) + " ", source(n.accuracySource)), fact(`${n.latency.toFixed(2)} ms `, source(n.latencySource)),
       fact(`${millions(n.parameters)} parameters`), fact(`${millions(n.macs)} MACs`),
-      fact(n.resolution ? `${n.resolution} px` : ""), fact(n.name ? `id ${n.id}` : `trial ${n.trial}`),
+      fact(n.resolution ? `${n.resolution} px` : ""), fact(!n.name ? `trial ${n.trial}` : n.name === n.id ? "" : `id ${n.id}`),
       fact(studies[n.study].onFront.has(n.index) && n.layers.length ? make("code", {}, `architectures/${n.id}.yaml`) : ""));
   }
 
   // All of a network's time as one bar, cut where resolution halves.
   function strip(network, value, total, timed) {
-    const svg = draw("svg", { class: "strip", height: 22 });
+    const svg = draw("svg", { class: "strip", height: 22 }), room = document.getElementById("pair").clientWidth;
+    const width = room > 900 ? room / 2 : room; // two columns, or one on a phone
     const parts = new Map();
     network.layers.forEach((layer, position) => {
       const head = position === network.layers.length - 1;
@@ -326,7 +330,7 @@
       const share = (100 * sum) / total;
       const text = `${name}: ${sum.toFixed(2)} ${timed ? "ms" : "M MACs"}`;
       const part = draw("g", {}, draw("rect", { x: `${from}%`, y: 0, width: `${share}%`, height: 22 }), draw("title", {}, text));
-      if (share > 1.6 * name.length) part.append(draw("text", { x: `${from + share / 2}%`, y: 15 }, name));
+      if ((share * width) / 100 > 7 * name.length + 4) part.append(draw("text", { x: `${from + share / 2}%`, y: 15 }, name));
       svg.append(part);
       from += share;
     }

@@ -1,0 +1,43 @@
+import subprocess
+import sys
+from pathlib import Path
+
+from nas.report import with_named_studies
+from tests.report_cases import made_up_study
+
+
+def test_studies_may_be_named_by_their_folders_alone() -> None:
+    assert with_named_studies(["results/a", "results/b", "--cfg", "job"]) == [
+        "study='results/a'",
+        "compare='results/b'",
+        "--cfg",
+        "job",
+    ]
+    assert with_named_studies(["study=results/a"]) == ["study=results/a"]
+    assert with_named_studies(["it's"]) == [r"study='it\'s'"]
+
+
+def test_the_command_rebuilds_everything_from_the_study(tmp_path: Path) -> None:
+    folder = tmp_path / "my study, 1"
+    made_up_study(folder, trials=5)
+    command = [sys.executable, "-m", "nas.report", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert {path.name for path in folder.iterdir()} == {
+        "study.journal",
+        "report.html",
+        "summary.md",
+        "pareto.csv",
+        "pareto.png",
+        "pareto.svg",
+        "architectures",
+    }
+    assert "beside mobilenet_v1" in done.stdout
+
+
+def test_a_folder_without_a_study_is_one_line(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "nas.report", str(tmp_path), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "there is no study in" in done.stderr
+    assert "Traceback" not in done.stderr
