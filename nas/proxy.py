@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from nas.accuracy import AccuracyError
+from nas.accuracy import Accuracy, AccuracyError
 from nas.cost import cost
 from nas.model import Network
 from search_spaces.block import Architecture
@@ -118,3 +118,23 @@ def proxy_scorer(name: ProxyName, resolution: int = 64) -> Callable[[Architectur
     if name not in PROXIES:
         raise AccuracyError(f"unknown proxy {name!r}: known are {', '.join(PROXIES)}")
     return lambda architecture: proxy_score(architecture, name, resolution)
+
+
+@dataclass(frozen=True, slots=True)
+class ProxyAccuracy:
+    """A score in place of an accuracy, marked ``proxy``: it ranks networks, it is no percentage.
+
+    Attributes:
+        name: one of :data:`PROXIES`.
+        resolution: pixels a side at which networks are scored.
+    """
+
+    name: ProxyName
+    resolution: int = 64
+
+    def __post_init__(self) -> None:
+        proxy_scorer(self.name, self.resolution)
+
+    def accuracy(self, architecture: Architecture) -> Accuracy:
+        """See :class:`nas.accuracy.AccuracyEstimator`."""
+        return Accuracy(proxy_score(architecture, self.name, self.resolution), "proxy")
