@@ -9,7 +9,7 @@ from typing import Literal, Protocol
 from search_spaces.block import Architecture
 from search_spaces.errors import InputError
 
-AccuracySource = Literal["measured", "predicted", "published"]
+AccuracySource = Literal["measured", "predicted", "published", "proxy"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,8 +17,9 @@ class Accuracy:
     """Accuracy of one network.
 
     Attributes:
-        top1: percentage of validation images whose first answer is right, 0 to 100.
-        source: ``measured`` (trained and validated here), ``predicted`` or ``published``.
+        top1: percentage of validation images whose first answer is right, 0 to 100; of a ``proxy`` a score
+            without unit.
+        source: ``measured`` (trained and validated here), ``predicted``, ``published`` or ``proxy``.
         deviation: one standard deviation in percentage points, None where nothing is known of it.
     """
 

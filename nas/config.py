@@ -100,7 +100,7 @@ class ProfileSettings:
         seed: of the choice of layers, of the networks and of the order of measuring.
         dry_run: only say what would be measured and how long it would take.
         kit: write a portable measuring kit to this zip file instead of measuring.
-        import_file: turn a board's result file into a table instead of measuring.
+        import_file: turn a board's result file into a table instead of measuring; ``profile.import=``.
     """
 
     folder: str = "results/latency"
@@ -174,6 +174,26 @@ class TableConfig:
 
 
 @dataclass
+class ProxyConfig:
+    """Training-free scores; see :mod:`nas.proxy`.
+
+    Attributes:
+        label: part of the study's name.
+        trials: default of ``search.trials``.
+        minutes: default of ``search.minutes``.
+        score: naswot or synflow.
+        resolution: pixels a side at which networks are scored.
+    """
+
+    name: str = "proxy"
+    label: str = MISSING
+    trials: int = 300
+    minutes: float | None = None
+    score: str = "synflow"
+    resolution: int = 64
+
+
+@dataclass
 class DatasetConfig:
     """Which images; see :class:`nas.data.DatasetSettings`.
 
@@ -233,6 +253,9 @@ class SearchSettings:
         references: names of networks to evaluate like candidates.
         caution: standard deviations subtracted from an uncertain accuracy.
         workers: networks evaluated at once on this machine.
+        refine: netadapt shrinks a network of the front after the search; null: no refinement.
+        refine_from: reference or id on the front to begin with; null: the slowest of the front.
+        refine_to_ms: latency to shrink it to; null: the budget.
         seed: of sampler and training.
         require_validation: refuse a latency table without a good validation card.
     """
@@ -243,6 +266,9 @@ class SearchSettings:
     references: list[str] = field(default_factory=list)
     caution: float = 1.0
     workers: int = 1
+    refine: str | None = None
+    refine_from: str | None = None
+    refine_to_ms: float | None = None
     seed: int = 0
     require_validation: bool = False
 
@@ -259,6 +285,14 @@ def hardware_of(config: HardwareConfig) -> Hardware:
         temperature_limit_c=config.temperature_limit_c,
         tolerance=config.tolerance,
     )
+
+
+ACCURACY_SCHEMAS: dict[str, type] = {
+    "imagenet": ImagenetConfig,
+    "proxy": ProxyConfig,
+    "table": TableConfig,
+    "train": TrainConfig,
+}
 
 
 def dataset_settings(config: DatasetConfig) -> DatasetSettings:
@@ -310,9 +344,8 @@ def command(config_name: str, schema: type, main: Callable[[Any], None]) -> None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     store = ConfigStore.instance()
     store.store(name=f"{config_name}_schema", node=schema)
-    store.store(group="accuracy", name="train_schema", node=TrainConfig)
-    store.store(group="accuracy", name="imagenet_schema", node=ImagenetConfig)
-    store.store(group="accuracy", name="table_schema", node=TableConfig)
+    for name, node in ACCURACY_SCHEMAS.items():
+        store.store(group="accuracy", name=f"{name}_schema", node=node)
     # Hydra would print several lines and a hint; with this it raises, and we print one.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     errors = Console(stderr=True, soft_wrap=True, highlight=False)
@@ -359,7 +392,8 @@ def _with_own_files(arguments: Sequence[str], folder: Path) -> list[str]:
             (folder / group).mkdir(exist_ok=True)
             shutil.copy(path, folder / group / f"{option}.yaml")
             argument = f"{group}={option}"
-        result.append(argument)
+        # A dataclass cannot have a field called `import`.
+        result.append(argument.replace("profile.import=", "profile.import_file=", 1))
     if any(folder.iterdir()):
         result.append(f"hydra.searchpath=[file://{folder}]")
     return result

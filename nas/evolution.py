@@ -38,6 +38,9 @@ _TRAINING_POINTS = 400
 _TUNING_GROWTH = 1.5
 # A ranking serves several proposals; after so many of its rounds the front is taken to be as believed.
 _ROUNDS = 8
+# Parents where there is no front, the cells of a front of more than two objectives at most.
+_RUNNERS_UP = 20
+_CELLS_PER_COST = 25
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +103,7 @@ class Evolution:
         self._encoder = _Encoder(neighbourhood)
         self._known: list[_Known] = []
         self._top1: list[float] = []
+        self._within: list[int] = []
         self._front: list[int] = []
         self._front_losses: Array = np.empty(0)
         self._queue: list[Candidate] = []
@@ -128,12 +132,17 @@ class Evolution:
     def observe(self, candidate: Candidate, values: Sequence[float] | None) -> None:
         """Learn the values of a candidate (utility first, then costs); None where it has none."""
         self.seen.add(candidate.architecture)
-        if values is None:
+        if values is None and not self._top1:
             return
         known = self._describe(candidate)
         self._known.append(known)
+        if values is None:
+            # Whatever kept it from having an accuracy is likely to hold for its neighbours.
+            self._top1.append(min(self._top1))
+            return
         self._top1.append(values[0] / known.factor)
         if candidate.latency.latency_ms <= self.neighbourhood.budget_ms:
+            self._within.append(len(self._known) - 1)
             self._join_front(len(self._known) - 1)
 
     # -- proposals -----------------------------------------------------------------------------
@@ -172,15 +181,23 @@ class Evolution:
 
     def _child(self) -> Parameters:
         generator = self._generator
-        parent = self._known[generator.choice(self._front)].candidate
+        parents = self._parents()
+        parent = self._known[generator.choice(parents)].candidate
         genes = dict(parent.genes)
         if generator.random() < _CROSSOVER:
-            other = self._known[generator.choice(self._front)].candidate
+            other = self._known[generator.choice(parents)].candidate
             genes = {name: generator.choice((value, other.genes[name])) for name, value in genes.items()}
         for _ in range(generator.choice((1, 1, 2, 3))):
             name = generator.choice(list(parent.parameters))
             genes[name] = generator.choice(self.neighbourhood.alternatives(name, genes[name]))
         return genes
+
+    def _parents(self) -> list[int]:
+        if self._objective.cost_names:
+            return self._front
+        # Without costs the front is a single network; its runners-up keep the search from narrowing.
+        utilities = np.array([self._utility(index) for index in self._within])
+        return [self._within[rank] for rank in np.argsort(-utilities, kind="stable")[:_RUNNERS_UP]]
 
     # -- the process ---------------------------------------------------------------------------
 
@@ -203,12 +220,16 @@ class Evolution:
         left = np.arange(len(pool))
         share = math.ceil(count / _ROUNDS)
         while len(left) and len(self._queue) < count:
+            known = np.arange(len(utilities))
+            if costs.shape[1] > 1 and len(known) > _CELLS_PER_COST:
+                # Cells are combinations of costs: a part of the front has to do.
+                known = self._noise.choice(known, _CELLS_PER_COST, replace=False)
             gains = expected_improvement(
                 mean[left],
                 deviation[left],
                 costs[left],
-                np.array(utilities),
-                np.array(front_costs).reshape(len(utilities), -1),
+                np.array(utilities)[known],
+                np.array(front_costs).reshape(len(utilities), -1)[known],
                 bounds,
             )
             best = left[np.argsort(-gains, kind="stable")[:share]]

@@ -133,11 +133,6 @@ class LatencyTable:
         self.entries = dict(entries)
         self.profile_command = profile_command
 
-    @property
-    def is_estimated(self) -> bool:
-        """Whether nothing in it was measured."""
-        return all(entry.source == "estimated" for entry in self.entries.values())
-
     def missing(self, keys: Iterable[LayerKey]) -> list[LayerKey]:
         """Those of ``keys`` the table does not hold."""
         return [key for key in keys if key not in self.entries]

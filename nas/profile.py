@@ -106,7 +106,7 @@ def _write_kit(path: Path, board: Hardware, runtime: Runtime, plan: Plan, settin
     rows = {
         "kit": f"{path} ({path.stat().st_size / 1e6:.1f} MB)",
         "on the board": f"python3 {path.name}    (needs: pip install numpy onnxruntime)",
-        "then here": f"{profile_command(board.name, runtime)} profile.import_file={path.stem}-result.jsonl",
+        "then here": f"{profile_command(board.name, runtime)} profile.import={path.stem}-result.jsonl",
     }
     console.print(summary_table("measuring kit", rows))
 

@@ -407,13 +407,15 @@ def _calibration_references(space: SearchSpace) -> list[Architecture]:
 
 def _spread_members(space: SearchSpace, count: int, seed: int) -> list[Architecture]:
     """Random members, evenly spread over the logarithm of their MACs."""
+    if not count:
+        return []
     generator = random.Random(seed)
     pool = [space.sample(generator) for _ in range(count * 8)]
     pool.sort(key=lambda architecture: cost(architecture).macs)
     logs = np.log([cost(architecture).macs for architecture in pool])
     # Half evenly over the range of sizes, half as they come, where most members are.
     even = np.searchsorted(logs, np.linspace(logs[0], logs[-1], (count + 1) // 2))
-    chosen = {pool[min(int(index), len(pool) - 1)] for index in even} if count else set()
+    chosen = {pool[min(int(index), len(pool) - 1)] for index in even}
     rest = [architecture for architecture in pool if architecture not in chosen]
     generator.shuffle(rest)
     return sorted(chosen, key=lambda architecture: architecture.id) + rest[: max(0, count - len(chosen))]

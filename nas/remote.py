@@ -7,7 +7,6 @@ so far are on the board; it is called again and goes on there.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import shlex
@@ -16,6 +15,7 @@ import subprocess
 import tempfile
 import threading
 import time
+import zipfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 
 from nas import conditions
+from nas.board_runner import MANIFEST
 from nas.devices import Measurement, Subject, subject_name
 from nas.kit import GROUP_SUBJECTS, KitSettings, Result, ResultError, agreement, parse_result, write_kit
 from nas.timing import MeasurementError
@@ -195,7 +196,9 @@ class Board:
 
     @staticmethod
     def _folder(kit: Path) -> str:
-        return f"{_FOLDER}/{hashlib.sha256(kit.read_bytes()).hexdigest()[:12]}"
+        # By the kit's identity, not its bytes: the same command makes the same kit with other dates in it.
+        with zipfile.ZipFile(kit) as opened:
+            return f"{_FOLDER}/{json.loads(opened.read(MANIFEST))['kit']}"
 
     @property
     def _python(self) -> str:

@@ -41,8 +41,10 @@ from nas.console import console, measuring_progress, print_report_summary
 from nas.devices import Target
 from nas.latency import LatencyTable, write_atomically
 from nas.layers import layer_keys, reachable_layer_keys
+from nas.netadapt import refine
 from nas.objective import Budget, MnasNet, Objective, Pareto
 from nas.predictor import Predictor, shipped_predictor
+from nas.proxy import ProxyAccuracy
 from nas.report_data import Report, report_of
 from nas.report_writer import write_report
 from nas.runtimes import Runtime
@@ -127,6 +129,8 @@ def main(config: Any) -> None:
         console.print(
             f"stopped: {result.stopped} ({result.evaluated:,} candidates in {result.seconds:.0f} s)"
         )
+        if settings.refine:
+            _refine(opened, space, objective, accuracy, table, settings, references, budget_ms)
         table = _measure_front(opened, table, latencies)
         # Measuring the front changed the table: from now on this one is the study's.
         refresh_study(
@@ -205,6 +209,8 @@ def _accuracy(
             if (top1 := published_top1(name, architecture.resolution)) is not None
         }
         return space, PublishedFirst(published, predictor), None
+    if config.accuracy.name == "proxy":
+        return space, ProxyAccuracy(config.accuracy.score, config.accuracy.resolution), None
     if config.accuracy.name == "table":
         return space, AccuracyTable(space, Path(config.accuracy.path)), None
     dataset = plain(config.dataset, DatasetConfig)
@@ -363,6 +369,49 @@ def _search_progress(trials: int) -> Iterator[Callable[[study.Progress], None]]:
             bars.update(task, completed=progress.done, description=", ".join(parts))
 
         yield show
+
+
+def _refine(
+    opened: optuna.Study,
+    space: SearchSpace,
+    objective: Objective,
+    accuracy: AccuracyEstimator,
+    table: LatencyTable,
+    settings: SearchSettings,
+    references: Mapping[str, Architecture],
+    budget_ms: float | None,
+) -> None:
+    """Shrink a network of the study to a latency; every network on the way becomes a trial."""
+    if settings.refine != "netadapt":
+        raise InputError(f"search.refine must be netadapt or null, not {settings.refine}")
+    target_ms = settings.refine_to_ms or budget_ms
+    if target_ms is None:
+        raise InputError("search.refine=netadapt needs search.refine_to_ms or search.budget_ms")
+    front = {each.label: each.architecture for each in report_of(opened, importances=False).front}
+    found: dict[str, Architecture | None] = {**front, **references}
+    start = found.get(settings.refine_from or next(reversed(front)))
+    if start is None:
+        raise InputError(
+            f"search.refine_from={settings.refine_from} is neither a reference nor on the front "
+            f"({', '.join(front)})"
+        )
+    with _search_progress(0) as show:
+        refinement = refine(
+            opened,
+            space,
+            objective,
+            accuracy,
+            table,
+            start,
+            target_ms,
+            progress=show,
+            workers=settings.workers,
+        )
+    last = refinement.path[-1]
+    console.print(
+        f"NetAdapt: {len(refinement.path) - 1} steps to {last.latency_ms:.2f} ms, top-1 {last.top1:.2f} %"
+        + ("" if refinement.reached else "; the target was not reached, nothing is left to shrink")
+    )
 
 
 def _measure_front(opened: optuna.Study, table: LatencyTable, latencies: _Latencies) -> LatencyTable:

@@ -3,6 +3,8 @@
     python -m nas.search_benchmark stages
     python -m nas.search_benchmark candidates
     python -m nas.search_benchmark space --seeds 5 --evaluations 1000
+    python -m nas.search_benchmark throughput            # durable trials per second, 3,000 trials
+    python -m nas.search_benchmark workers               # 2 against 1 with trials of a second
 
 Accuracy is the ImageNet predictor's, latency the shipped estimate of a Raspberry Pi 4: both come
 with the project, so that the figures can be reproduced anywhere. A table also carries the scatter of
@@ -15,6 +17,8 @@ import argparse
 import hashlib
 import random
 import sys
+import tempfile
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -26,6 +30,8 @@ import numpy as np
 import optuna
 from numpy.typing import NDArray
 
+from nas.accuracy import Accuracy, AccuracyError
+from nas.config import CONFIG_FOLDER
 from nas.cost import cost
 from nas.estimate import EstimatedLayers
 from nas.latency import Latency
@@ -35,6 +41,8 @@ from nas.objective import Budget, Objective, Pareto
 from nas.pareto import front, hypervolume
 from nas.predictor import shipped_predictor
 from nas.samplers import Proposer, make_proposer
+from nas.storage import close_storage, open_storage, open_study
+from nas.study import Progress, run_search
 from search_spaces.block import Architecture
 from search_spaces.mobilenet import reference
 from search_spaces.space import SearchSpace
@@ -78,23 +86,17 @@ STAGES: dict[str, Any] = {
     "heads": [{"conv_ratio": 6, "hidden_channels": 1280, "activation": "hswish"}],
 }
 
+_WHOLE_BLOCKS = [{"kernel": 3, "expansion": 3}, {"kernel": 5, "expansion": 6}]
+
 # 6,561 settings: three whole candidates for each of eight layers, as NAS-Bench-Macro (Su et al. 2021).
 CANDIDATES: dict[str, Any] = {
     "name": "candidates",
     "resolutions": [224],
     "stems": [{"channels": 32}],
     "stages": [
-        {
-            "stride": 2,
-            "width": width,
-            "layers": layers,
-            "candidates": [
-                {"kind": "skip", "name": "identity"},
-                {"kernel": 3, "expansion": 3},
-                {"kernel": 5, "expansion": 6},
-            ],
-        }
-        for width, layers in ((32, 2), (64, 3), (160, 3))
+        {"stride": stride, "width": width, "layers": layers, "candidates": [third, *_WHOLE_BLOCKS]}
+        for width in (24, 40, 96, 160)
+        for stride, layers, third in ((2, 1, {"kernel": 3, "expansion": 6}), (1, 1, {"kind": "skip"}))
     ],
     "heads": [{"conv_channels": 1280}],
 }
@@ -195,7 +197,13 @@ def losses(
     rows = []
 
     def evaluate(candidate: Candidate) -> None:
-        top1, latency_ms = table[candidate.architecture], candidate.latency.latency_ms
+        latency_ms = candidate.latency.latency_ms
+        try:
+            top1 = table[candidate.architecture]
+        except AccuracyError:
+            # Unlike everything the predictor knows; does not count, as in a search.
+            chosen.observe(candidate, None)
+            return
         chosen.observe(candidate, (top1, *objective.costs(latency_ms, cost(candidate.architecture))))
         rows.append((-top1, latency_ms))
 
@@ -268,6 +276,58 @@ def benchmark_space(space: SearchSpace, samplers: Sequence[str], seeds: int, eva
         _print_row(name, rows, worst_of=(min,) * len(marks))
 
 
+def benchmark_throughput(space: SearchSpace, trials: int = 3_000) -> None:
+    """Completed trials per second of a search with a durable study, proposals and all."""
+    with tempfile.TemporaryDirectory() as folder:
+        storage = open_storage(str(Path(folder) / "study.journal"))
+        study = open_study(storage, "throughput", Pareto(), space, {})
+        result = run_search(
+            study, space, Pareto(), shipped_predictor(), EstimatedLatency(), {}, trials=trials
+        )
+        close_storage(storage)
+    rate = result.evaluated / result.seconds
+    print(f"\n{result.evaluated} trials in {result.seconds:.1f} s: {rate:.0f} a second")
+
+
+class Second:
+    """Takes a second for any network."""
+
+    def accuracy(self, architecture: Architecture) -> Accuracy:
+        """The number of blocks."""
+        time.sleep(1.0)
+        return Accuracy(float(len(architecture.blocks)), "measured")
+
+
+def benchmark_workers(space: SearchSpace, trials: int = 30) -> None:
+    """Trials per second of 1 and of 2 workers where each trial takes a second."""
+    seconds = []
+    for workers in (1, 2):
+        study = optuna.create_study(directions=["maximize", "minimize"])
+        # The first trials include the start of the worker processes: a fixed cost, not the rate.
+        marks: list[tuple[int, float]] = []
+
+        def mark(progress: Progress, marks: list[tuple[int, float]] = marks) -> None:
+            marks.append((progress.done, time.monotonic()))
+
+        run_search(
+            study,
+            space,
+            Pareto(),
+            Second(),
+            EstimatedLatency(),
+            {},
+            trials=trials,
+            workers=workers,
+            dear=True,
+            progress=mark,
+        )
+        started = [each for each in marks if each[0] > 0]
+        rate = (started[-1][0] - started[0][0]) / (started[-1][1] - started[0][1])
+        seconds.append(rate)
+        print(f"{workers} workers: {rate:.2f} trials a second")
+    print(f"ratio {seconds[1] / seconds[0]:.2f}")
+
+
 def _share(points: Array, best: Array, bound: Array) -> float:
     return 100 * hypervolume(points, bound) / hypervolume(best, bound)
 
@@ -283,7 +343,7 @@ def _print_row(name: str, rows: Array, worst_of: Sequence[Callable[[Array], floa
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m nas.search_benchmark", description=__doc__)
-    parser.add_argument("what", choices=["stages", "candidates", "space"])
+    parser.add_argument("what", choices=["stages", "candidates", "space", "throughput", "workers"])
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--evaluations", type=int, default=1000)
     parser.add_argument("--samplers", nargs="+", choices=SAMPLERS, default=SAMPLERS)
@@ -293,9 +353,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.what in TABLES:
         space = SearchSpace.from_dict(TABLES[options.what])
         benchmark_table(space, _SCATTER, options.samplers, options.seeds)
+        return
+    space = SearchSpace.from_yaml(CONFIG_FOLDER / "search_space" / "mobilenet.yaml")
+    if options.what == "space":
+        benchmark_space(space, options.samplers, options.seeds, options.evaluations)
+    elif options.what == "throughput":
+        benchmark_throughput(space)
     else:
-        path = Path(__file__).parent.parent / "conf" / "search_space" / "mobilenet.yaml"
-        benchmark_space(SearchSpace.from_yaml(path), options.samplers, options.seeds, options.evaluations)
+        benchmark_workers(space)
 
 
 if __name__ == "__main__":

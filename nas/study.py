@@ -382,9 +382,9 @@ class _Search:
         self._evaluated += not failed
         self._failed += failed
         self._failures_in_a_row = self._failures_in_a_row + 1 if failed else 0
-        if self._failures_in_a_row >= _FAILURES_IN_A_ROW:
+        if self._failures_in_a_row >= max(_FAILURES_IN_A_ROW, self._evaluated):
             raise SearchError(
-                f"the accuracy of {_FAILURES_IN_A_ROW} networks in a row cannot be told: {answer}"
+                f"the accuracy of {self._failures_in_a_row} networks in a row cannot be told: {answer}"
             )
 
     def _record(self, job: _Job, trial_values: tuple[float, ...] | None) -> bool:

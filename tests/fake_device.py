@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 
 from nas.cost import layer_cost
 from nas.devices import Measurement, Subject, measurement, subject_name
@@ -36,6 +37,8 @@ class FakeTarget:
     noise: float = 0.0
     speed: float = 1.0
     device: str = "fake cpu"
+    runtime_version: str = onnxruntime.__version__
+    session_subjects: int = 2000
     asked: int = 0
 
     def measure(

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from hydra import compose, initialize_config_dir
 
-from nas.config import CONFIG_FOLDER, command
+from nas.config import ACCURACY_SCHEMAS, CONFIG_FOLDER, command
 from nas.report_data import read_study, report_of
 from search_spaces.block import Architecture
 from search_spaces.space import SearchSpace
@@ -227,12 +227,10 @@ def test_every_yaml_composes_and_names_the_command_that_uses_it(path: Path) -> N
         importlib.import_module(f"nas.{module}")
     from hydra.core.config_store import ConfigStore
 
-    from nas.config import ImagenetConfig, TableConfig, TrainConfig
-
     store = ConfigStore.instance()
     for name, schema in COMMANDS.items():
         store.store(name=f"{name}_schema", node=getattr(importlib.import_module(f"nas.{name}"), schema))
-    for name, node in (("train", TrainConfig), ("imagenet", ImagenetConfig), ("table", TableConfig)):
+    for name, node in ACCURACY_SCHEMAS.items():
         store.store(group="accuracy", name=f"{name}_schema", node=node)
     with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
         if len(path.parts) == 1:

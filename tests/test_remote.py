@@ -181,6 +181,10 @@ def test_a_board_that_stays_away_keeps_what_it_measured(server: Server, tmp_path
     (folder,) = server.left_over("board-a")
     kept = (folder / "kit-rounds" / "group-0000.jsonl").read_text().count("samples_ms")
     assert kept >= 1
+    time.sleep(2.1)  # zip files date their entries to two seconds: the same kit, made again later
+    before = kit.read_bytes()
+    write_kit(kit, replace(SETTINGS, rounds=15), [SUBJECTS])
+    assert kit.read_bytes() != before
     lines: list[str] = []
     assert board.measure(kit, lines.append).count("samples_ms") == 15
     assert any("going on after" in line for line in lines)
