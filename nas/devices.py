@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from nas.conditions import cpu_model, describe, snapshot
 from nas.layers import LayerKey
 from nas.runtimes import Runtime
-from nas.timing import Journal, Round, measure
+from nas.timing import Journal, Round, measure, round_order, without_drift
 from search_spaces.block import Architecture
 from search_spaces.mobilenet import reference
 
@@ -38,23 +38,18 @@ class Measurement:
         samples_ms: (rounds, subjects), steady rounds only, every sample.
         anchor_ms: (rounds,) median of the anchor's runs in each round.
         record: rounds, conditions and device, for the table's header.
+        orders: the order in which the subjects of each round ran; None if drift is taken out already.
     """
 
     subjects: tuple[Subject, ...]
     samples_ms: NDArray[np.float64]
     anchor_ms: NDArray[np.float64]
     record: dict[str, Any]
+    orders: tuple[tuple[int, ...], ...] | None = None
 
     def steadied(self) -> NDArray[np.float64]:
-        """Samples without the drift that all subjects share: (rounds, subjects).
-
-        A round in which everything ran 3 % slower says something about the machine, not about the
-        layers: each round is divided by its median ratio to the layers' own medians.
-        """
-        levels = np.median(self.samples_ms, axis=0)
-        drift = np.median(self.samples_ms / levels, axis=1, keepdims=True)
-        steadied: NDArray[np.float64] = self.samples_ms / drift
-        return steadied
+        """Samples without the drift that all subjects share: (rounds, subjects)."""
+        return self.samples_ms if self.orders is None else without_drift(self.samples_ms, self.orders)
 
 
 class Target(Protocol):
@@ -176,6 +171,7 @@ def measurement(
         subjects=tuple(subjects),
         samples_ms=np.array([each.samples_ms for each in kept]),
         anchor_ms=anchors,
+        orders=tuple(tuple(round_order(each.shuffle, len(subjects))) for each in kept),
         record={
             "rounds": len(kept),
             "discarded_rounds": len(all_rounds) - len(kept),

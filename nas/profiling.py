@@ -48,6 +48,9 @@ CALIBRATION_REFERENCES = (
 ADAPT_BELOW = 300
 _PRIOR = "rpi4"
 _FREQUENCY_SAMPLE = 1500
+# Layers measured again in every further session.
+_LINKS = 60
+_FEWEST_LINKS = 10
 _SPREAD_SAMPLE = 12
 
 
@@ -170,7 +173,10 @@ def profile(
     """
     subjects: list[Subject] = [*plan.keys, *plan.networks]
     networks = load_networks(folder) if table is not None else []
-    for group in _sessions(subjects, target.session_subjects):
+    for part in _sessions(subjects, target.session_subjects):
+        # Another day, another clock speed: layers measured before tie the sessions together.
+        links = link_keys(table) if table is not None else []
+        group = [*part, *(key for key in links if key not in part)]
         identity = hashlib.sha256("\n".join(subject_name(each) for each in group).encode()).hexdigest()[:10]
         journal = folder / f"partial-{identity}.jsonl"
         measured = target.measure(group, rounds, journal, progress.prepared, progress.measured)
@@ -293,6 +299,40 @@ def network_records(measured: Measurement, statistic: str) -> list[NetworkRecord
     return records
 
 
+def link_keys(table: LatencyTable) -> list[LayerKey]:
+    """Measured layers to measure again with others, spread evenly from the fastest to the slowest."""
+    measured = sorted(
+        (key for key in table.entries if is_measured(table, key)),
+        key=lambda key: (table.entries[key].latency_ms, str(key)),
+    )
+    chosen = np.linspace(0, len(measured) - 1, min(_LINKS, len(measured))).round().astype(int)
+    return [measured[index] for index in chosen]
+
+
+def table_level(table: LatencyTable, measured: Measurement) -> float:
+    """What a session's latencies must be multiplied by to be at the table's level.
+
+    The median over the layers both hold; with too few of them, the ratio of the anchor networks.
+    """
+    reduced = STATISTICS[table.header.statistic](measured.steadied())
+    ratios = [
+        table.entries[subject].latency_ms / reduced[column]
+        for column, subject in enumerate(measured.subjects)
+        if isinstance(subject, LayerKey) and is_measured(table, subject)
+    ]
+    if len(ratios) >= _FEWEST_LINKS:
+        return float(np.median(ratios))
+    if not table.header.sessions:
+        return 1.0
+    return float(table.header.sessions[0]["anchor_ms"] / measured.record["anchor_ms"])
+
+
+def is_measured(table: LatencyTable, key: LayerKey) -> bool:
+    """Whether the table holds a measurement of a layer."""
+    entry = table.entries.get(key)
+    return entry is not None and entry.source == "measured"
+
+
 def _add_session(
     table: LatencyTable | None,
     measured: Measurement,
@@ -307,10 +347,7 @@ def _add_session(
         **measured.record,
         "instability": {name: instability(samples, name) for name in STATISTICS} if len(samples) > 3 else {},
     }
-    # Another day, another clock speed: the anchor ties sessions together.
-    level = 1.0
-    if table is not None and table.header.sessions:
-        level = table.header.sessions[0]["anchor_ms"] / measured.record["anchor_ms"]
+    level = 1.0 if table is None else table_level(table, measured)
     record["scaled_by"] = level
     reduced = STATISTICS[statistic](samples) * level
     quartiles = np.percentile(samples, [25, 75], axis=0) * level
@@ -322,7 +359,7 @@ def _add_session(
             "measured",
         )
         for column, subject in enumerate(measured.subjects)
-        if isinstance(subject, LayerKey)
+        if isinstance(subject, LayerKey) and not (table and is_measured(table, subject))
     }
     found = [
         replace(each, latency_ms=each.latency_ms * level) for each in network_records(measured, statistic)

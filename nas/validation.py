@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 
 from nas.calibration import ErrorSummary
 from nas.cost import cost
-from nas.devices import Target
+from nas.devices import Subject, Target
 from nas.latency import LatencyTable, TableError, write_atomically
-from nas.profiling import NetworkRecord, ProfileProgress, network_records
+from nas.profiling import NetworkRecord, ProfileProgress, link_keys, network_records, table_level
 from nas.timing import MeasurementError
 from search_spaces.block import Architecture
 from search_spaces.mobilenet import published_top1
@@ -42,8 +42,8 @@ class Card:
     Attributes:
         title: device, runtime, precision, threads and date of the table.
         created: date of the validation, ISO 8601.
-        drift: how much slower (positive) or faster the anchor network ran than when the table was
-            measured; errors are stated after taking it out.
+        drift: how much slower (positive) or faster layers of the table ran than when it was measured;
+            errors are stated after taking it out.
         calibrated: error of the calibrated prediction.
         uncorrected: error of the plain sum of layers.
         predicted_layers: share of the networks' layers that are predicted, not measured.
@@ -144,9 +144,10 @@ def validate(
     judged = slice(len(networks))
     raw_ms = np.array([table.raw_ms(each) for each in architectures])
     predicted_ms = np.array([table.latency(each).latency_ms for each in architectures])
-    measured = target.measure(architectures, rounds, journal, progress.prepared, progress.measured)
+    subjects: list[Subject] = [*architectures, *link_keys(table)]
+    measured = target.measure(subjects, rounds, journal, progress.prepared, progress.measured)
     journal.unlink()
-    level = measured.record["anchor_ms"] / table.header.sessions[0]["anchor_ms"]
+    level = 1 / table_level(table, measured)
     records = tuple(
         NetworkRecord(each.architecture, *(value / level for value in each.latencies_ms))
         for each in network_records(measured, table.header.statistic)
@@ -244,7 +245,7 @@ def _markdown(validation: Validation) -> str:
         f"{card.calibrated.networks} networks that played no part in the calibration, measured end to end on "
         f"{card.created[:10]}, {card.conditions['rounds']} interleaved rounds. "
         f"{card.predicted_layers:.0%} of their layers are predicted, the others measured. Since the table "
-        f"was measured the anchor network drifted by {card.drift:+.1%}, which is taken out.",
+        f"was measured the machine drifted by {card.drift:+.1%}, which is taken out.",
         "",
         "| | calibrated | plain sum of layers |",
         "|---|---|---|",

@@ -139,3 +139,26 @@ def test_onnx_runner_runs_the_graph() -> None:
     for key in layer_keys(reference("mobilenet_v3_small", 64))[:4]:
         (output,) = Runtime().runner(key)()  # type: ignore[misc]
         assert np.isfinite(output).all()
+
+
+def test_drift_that_neighbours_share_is_taken_out() -> None:
+    generator = np.random.default_rng(0)
+    exact = generator.uniform(0.05, 10, 300)
+    orders = [timing.round_order(seed, 300) for seed in range(30)]
+    samples = np.empty((30, 300))
+    for index, order in enumerate(orders):
+        # The clock falls by a third for a part of every round, at another time in each.
+        speed = np.ones(300)
+        start = int(generator.integers(0, 150))
+        speed[start : start + 150] = 1.5
+        samples[index, order] = exact[order] * speed * np.exp(0.01 * generator.standard_normal(300))
+    found = np.median(timing.without_drift(samples, orders), axis=0) / exact
+    plain = np.median(samples, axis=0) / exact
+    assert np.std(found / np.median(found)) < 0.01
+    assert np.std(plain / np.median(plain)) > 0.1
+
+
+def test_no_drift_is_invented() -> None:
+    exact = np.linspace(1, 2, 100)
+    orders = [timing.round_order(seed, 100) for seed in range(10)]
+    assert timing.without_drift(np.tile(exact, (10, 1)), orders) == pytest.approx(np.tile(exact, (10, 1)))
