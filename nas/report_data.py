@@ -204,6 +204,14 @@ class Report:
         return {network.trial: position for position, network in enumerate(self.networks)}
 
     @property
+    def caution(self) -> float:
+        """How many deviations the search took off uncertain accuracies."""
+        for network in self.networks:
+            if network.deviation:
+                return (network.top1 - network.judged_top1) / network.deviation
+        return 0.0
+
+    @property
     def title(self) -> str:
         """One line: device, runtime, precision, threads, date; empty where unknown."""
         return str(section(self.provenance, "latency").get("title") or self.provenance.get("hardware") or "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ _SETTINGS: Any = {"font.size": 8, "svg.fonttype": "none", "svg.hashsalt": "mobil
 _REFERENCE_MARKERS = "DsP^vX*ph"
 _PNG_DPI = 300
 _INCHES = (5.0, 3.4)
+_LABEL_CHARACTERS = 75
 
 
 def save_pareto_figures(report: Report, folder: Path) -> list[Path]:
@@ -83,7 +85,8 @@ def _draw(axes: Axes, report: Report) -> None:
             ha="center",
             fontsize=7,
         )
-    axes.set_xlabel(f"latency in ms ({_sources(report, 'latency_source')})\n{report.title}")
+    title = textwrap.fill(report.title, _LABEL_CHARACTERS)
+    axes.set_xlabel(f"latency in ms ({_sources(report, 'latency_source')})\n{title}")
     axes.set_ylabel(f"top-1 accuracy in % ({_sources(report, 'accuracy_source')})")
     axes.grid(linewidth=0.3)
     axes.spines[["top", "right"]].set_visible(False)

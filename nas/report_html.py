@@ -293,10 +293,20 @@ def _plot_card(reports: Sequence[Report]) -> _Markup:
                 f"latency {_counts(report, 'latency_source')}. "
                 for report in reports
             ),
+            *(_caution(report) for report in reports),
             "Error bars: one standard deviation, on the front and references. "
             "Click a point, or walk along the front with the arrow keys.",
             class_="quiet",
         ),
+    )
+
+
+def _caution(report: Report) -> str:
+    if not report.caution:
+        return ""
+    return (
+        f"The front of {report.name} goes by accuracy less {report.caution:.2g} standard deviations, as its "
+        "search did, so the most accurate points need not be on it. "
     )
 
 

@@ -113,6 +113,13 @@ def test_sources_are_named_beside_numbers() -> None:
     assert "as its authors report it" in page
 
 
+def test_a_cautious_front_is_explained() -> None:
+    sure = report(network(75.0, 10.0, 1))
+    cautious = report(replace(network(75.0, 10.0, 1), judged_top1=74.25))
+    assert "less 1.5 standard deviations" in report_page(cautious)
+    assert "standard deviations" not in report_page(sure)
+
+
 def test_studies_of_different_devices_are_not_compared_in_milliseconds() -> None:
     def on(device: str) -> Report:
         return report(network(75.0, 10.0, 1, "r"), provenance={"latency": {"device": device}})
