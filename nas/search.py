@@ -51,6 +51,12 @@ from nas.runtimes import Runtime
 from nas.storage import close_storage, open_storage, open_study, refresh_study
 from nas.tables import Effort, measure_layers, ready_table, reference_architectures, table_folder
 from nas.timing import MeasurementError
+from nas.torchvision_reference import (
+    is_torchvision,
+    measure_end_to_end,
+    record,
+    torchvision_reference,
+)
 from nas.train import TrainedAccuracy
 from nas.validation import Card, load_card
 from search_spaces.block import Architecture
@@ -85,6 +91,8 @@ def main(config: Any) -> None:
     board = hardware_of(plain(config.hardware, HardwareConfig))
     profiling = plain(config.profile, ProfileSettings)
     runtime = Runtime(config.runtime.name, config.runtime.precision, config.runtime.threads)
+    foreign = [torchvision_reference(name) for name in settings.references if is_torchvision(name)]
+    settings.references = [name for name in settings.references if not is_torchvision(name)]
     space, accuracy, resolution = _accuracy(config, read_space(config.search_space), settings)
     references = reference_architectures(space, settings.references, resolution)
     folder = Path(config.study.folder) / config.study.name
@@ -132,6 +140,10 @@ def main(config: Any) -> None:
         if settings.refine:
             _refine(opened, space, objective, accuracy, table, settings, references, budget_ms)
         table = _measure_front(opened, table, latencies)
+        if foreign:
+            journal = folder / "torchvision.jsonl"
+            record(opened, foreign, measure_end_to_end(foreign, table, runtime, journal))
+            journal.unlink()
         # Measuring the front changed the table: from now on this one is the study's.
         refresh_study(
             opened,
