@@ -24,6 +24,10 @@ Subject = LayerKey | Architecture
 ANCHOR = reference("mobilenet_v3_small")
 
 
+# Weights, their repacked copy and buffers of a session, layers and networks mixed as in a profile.
+_MEGABYTES_PER_SUBJECT = 4
+
+
 def subject_name(subject: Subject) -> str:
     """How journals and result files call a layer or a network."""
     return str(subject) if isinstance(subject, LayerKey) else f"network_{subject.id}"
@@ -96,12 +100,15 @@ class LocalTarget:
     Attributes:
         runtime: what runs the layers.
         seed: of the shuffled order.
-        session_subjects: see :class:`Target`.
     """
 
     runtime: Runtime
     seed: int = 0
-    session_subjects: int = 2000
+
+    @property
+    def session_subjects(self) -> int:
+        """See :class:`Target`: what half of the free memory and more holds, a few megabytes each."""
+        return max(300, int((snapshot()["free_memory_mb"] or 0) / _MEGABYTES_PER_SUBJECT))
 
     @property
     def device(self) -> str:
