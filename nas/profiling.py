@@ -134,7 +134,8 @@ def make_plan(
     if len(missing) <= room:
         keys = missing
     else:
-        keys = _choose(space, [key for key in first if key not in known], missing, known, room, seed)
+        new = [[key for key in dict.fromkeys(each) if key not in known] for each in (first, calibrating)]
+        keys = _choose(space, *new, missing, known, room, seed)
     chosen = set(keys) | known
     members = _spread_members(space, networks, seed) if keys or table is None else []
     return Plan(
@@ -385,19 +386,21 @@ def _add_session(
 def _choose(
     space: SearchSpace,
     first: Sequence[LayerKey],
+    calibrating: Sequence[LayerKey],
     missing: Sequence[LayerKey],
     known: Iterable[LayerKey],
     room: int,
     seed: int,
 ) -> list[LayerKey]:
-    """References first, then the most frequent layers, then the ones farthest from all chosen."""
+    """References, layers of the calibration, the most frequent ones, then those farthest from all chosen."""
     chosen = list(first[:room])
     generator = random.Random(seed)
     counts: Counter[LayerKey] = Counter()
     for _ in range(_FREQUENCY_SAMPLE):
         counts.update(layer_keys(space.sample(generator)))
     taken = set(chosen) | set(known)
-    frequent = [key for key, _ in counts.most_common() if key not in taken]
+    frequent = [key for key in (*calibrating, *(key for key, _ in counts.most_common())) if key not in taken]
+    frequent = list(dict.fromkeys(frequent))
     chosen += frequent[: (room - len(chosen)) // 3]
     taken |= set(chosen)
     by_kind = standardised_features([*missing, *known])
