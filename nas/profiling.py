@@ -134,8 +134,8 @@ def make_plan(
     if len(missing) <= room:
         keys = missing
     else:
-        new = [[key for key in dict.fromkeys(each) if key not in known] for each in (first, calibrating)]
-        keys = _choose(space, *new, missing, known, room, seed)
+        unknown_first = [key for key in first if key not in known]
+        keys = _choose(space, unknown_first, calibrating, missing, known, room, seed)
     chosen = set(keys) | known
     members = _spread_members(space, networks, seed) if keys or table is None else []
     return Plan(
