@@ -408,8 +408,11 @@ def _choose(
     pools = {kind: [key for key in members if key not in taken] for kind, members in by_kind.items()}
     total = sum(len(pool) for pool in pools.values())
     # Small kinds first: stems and heads need a few members each before blocks take the rest.
-    for kind, pool in sorted(pools.items(), key=lambda pair: len(pair[1])):
-        share = min(len(pool), max(round(left * len(pool) / total), min(left, _SPREAD_SAMPLE)))
+    ascending = sorted(pools.items(), key=lambda pair: len(pair[1]))
+    for kind, pool in ascending:
+        share = max(round(left * len(pool) / total), min(left, _SPREAD_SAMPLE))
+        if kind == ascending[-1][0]:
+            share = room - len(chosen)
         chosen += _farthest(by_kind[kind], [key for key in by_kind[kind] if key in taken], pool, share)
     return chosen[:room]
 
@@ -428,7 +431,7 @@ def _farthest(
     for key in taken:
         distance = np.minimum(distance, ((points - features[key]) ** 2).sum(axis=1))
     found = []
-    for _ in range(count):
+    for _ in range(min(count, len(pool))):
         index = int(distance.argmax())
         found.append(pool[index])
         distance = np.minimum(distance, ((points - points[index]) ** 2).sum(axis=1))
