@@ -435,6 +435,7 @@ def _farthest(
         index = int(distance.argmax())
         found.append(pool[index])
         distance = np.minimum(distance, ((points - points[index]) ** 2).sum(axis=1))
+        distance[index] = -1  # layers with equal features are at no distance: never take one twice
     return found
 
 

@@ -57,6 +57,7 @@ def test_a_plan_spreads_over_sizes_and_kinds(small_space: SearchSpace) -> None:
 def test_what_a_table_holds_is_not_measured_again(small_space: SearchSpace, tmp_path: Path) -> None:
     target = FakeTarget()
     first = make_plan(small_space, [], 100, 6, seed=0)
+    assert len(set(first.keys)) == 100
     table = profile(target, Runtime(), "fake", first, tmp_path, 4)
     again = make_plan(small_space, [], 100, 6, seed=0, table=table)
     assert not again.keys
