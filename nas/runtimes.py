@@ -7,6 +7,7 @@ The runtime belongs to the hardware. PyTorch eager is no proxy for a deployed mo
 from __future__ import annotations
 
 import importlib.metadata
+import logging
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -159,18 +160,23 @@ def quantize(model: onnx.ModelProto, images: list[NDArray[np.float32]]) -> onnx.
         def get_next(self) -> dict[str, Any] | None:
             return next(self._left, None)
 
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "int8.onnx"
-        quantize_static(
-            model,
-            str(path),
-            Images(),
-            quant_format=QuantFormat.QDQ,
-            per_channel=True,
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-        )
-        return onnx.load(str(path))
+    # It advises every caller to optimise the graph first; ours has nothing left to fuse.
+    logging.disable(logging.WARNING)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "int8.onnx"
+            quantize_static(
+                model,
+                str(path),
+                Images(),
+                quant_format=QuantFormat.QDQ,
+                per_channel=True,
+                activation_type=QuantType.QUInt8,
+                weight_type=QuantType.QInt8,
+            )
+            return onnx.load(str(path))
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def _prepare_onnxruntime(subject: LayerKey | Architecture, runtime: Runtime) -> Runner:
