@@ -33,6 +33,12 @@ def subject_name(subject: Subject) -> str:
     return str(subject) if isinstance(subject, LayerKey) else f"network_{subject.id}"
 
 
+def deal_out(subjects: Sequence[Subject], most: int) -> list[list[Subject]]:
+    """Groups of at most ``most`` subjects; striding shares out layers and networks evenly."""
+    count = -(-len(subjects) // most)
+    return [list(subjects[start::count]) for start in range(count)]
+
+
 @dataclass(frozen=True, slots=True)
 class Measurement:
     """Samples of one measuring session.

@@ -20,7 +20,7 @@ import numpy as np
 from onnx import ModelProto, TensorProto
 
 from nas import board_runner, conditions, timing
-from nas.devices import ANCHOR, Measurement, Subject, measurement, subject_name
+from nas.devices import ANCHOR, Measurement, Subject, deal_out, measurement, subject_name
 from nas.layers import LayerKey
 from nas.runtimes import Runtime, graph
 from search_spaces.block import Architecture
@@ -61,9 +61,8 @@ class KitSettings:
 
 
 def groups_of(subjects: Sequence[Subject], size: int = GROUP_SUBJECTS) -> list[list[Subject]]:
-    """Deal subjects out into groups, layers and networks evenly."""
-    count = -(-len(subjects) // size)
-    return [list(subjects[start::count]) for start in range(count)]
+    """Deal subjects out into groups a board can hold."""
+    return deal_out(subjects, size)
 
 
 def write_kit(

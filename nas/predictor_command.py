@@ -16,13 +16,12 @@ from rich.table import Table
 
 from nas.accuracy import AccuracyError
 from nas.accuracy_data import AccuracyDataError, TrainedNetwork, read_accel, read_extra, read_published
+from nas.config import CONFIG_FOLDER
 from nas.predictor import SHIPPED_PARAMETERS
 from nas.predictor_evaluation import LeftOut, leave_benchmark_out, leave_variants_out
 from nas.predictor_fit import Effort, fit_benchmark, fit_posterior
 
 _USAGE = "usage: python -m nas.predictor fit accel=FILE published=FILE [extra=FILE] [output=FILE] [--help]"
-_PACKAGE = Path(__file__).parent
-_CONFIGS = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent / "conf"
 
 
 @dataclass
@@ -43,7 +42,7 @@ class FitConfig:
 ConfigStore.instance().store(name="predictor_schema", node=FitConfig)
 
 
-@hydra.main(config_path=str(_CONFIGS), config_name="predictor", version_base="1.3")
+@hydra.main(config_path=str(CONFIG_FOLDER), config_name="predictor", version_base="1.3")
 def _fit(config: DictConfig) -> None:
     try:
         settings = OmegaConf.to_object(config)

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from nas.calibration import Calibration, network_features
 from nas.cost import cost, layer_cost
-from nas.devices import Measurement, Subject, Target, subject_name
+from nas.devices import Measurement, Subject, Target, deal_out, subject_name
 from nas.estimate import AdaptedLayers, EstimatedLayers
 from nas.gap_filling import GapFiller, standardised_features
 from nas.latency import Entry, LatencyTable, TableError, TableHeader, write_atomically
@@ -174,7 +174,7 @@ def profile(
     """
     subjects: list[Subject] = [*plan.keys, *plan.networks]
     networks = load_networks(folder) if table is not None else []
-    for part in _sessions(subjects, target.session_subjects):
+    for part in deal_out(subjects, target.session_subjects):
         # Another day, another clock speed: layers measured before tie the sessions together.
         links = link_keys(table) if table is not None else []
         group = [*part, *(key for key in links if key not in part)]
@@ -463,12 +463,6 @@ def _spread_members(space: SearchSpace, count: int, seed: int) -> list[Architect
     rest = [architecture for architecture in pool if architecture not in chosen]
     generator.shuffle(rest)
     return sorted(chosen, key=lambda architecture: architecture.id) + rest[: max(0, count - len(chosen))]
-
-
-def _sessions(subjects: Sequence[Subject], most: int) -> list[list[Subject]]:
-    count = -(-len(subjects) // most)
-    # Striding deals layers and networks out evenly.
-    return [list(subjects[start::count]) for start in range(count)]
 
 
 def _macs(subject: Subject) -> int:

@@ -6,10 +6,9 @@ Every reader raises :class:`SpaceError` with a message that names the field.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, fields
 from typing import Any, TypeVar, get_args
 
-from search_spaces.block import Activation, ArchitectureError, BlockKind, Head, Stem
+from search_spaces.block import Activation, ArchitectureError, BlockKind, Head, Stem, check_fields
 from search_spaces.errors import InputError
 from search_spaces.stage import (
     BLOCK_FIELDS,
@@ -31,17 +30,11 @@ class SpaceError(InputError):
 
 def read_fields(where: str, cls: type, data: object) -> dict[str, Any]:
     """The entries of a mapping whose keys are fields of ``cls``; unknown and missing ones are refused."""
-    if not isinstance(data, Mapping):
-        raise SpaceError(f"{where}: expected a mapping of fields, not {type(data).__name__}")
-    known = fields(cls)
-    names = [each.name for each in known]
-    unknown = [name for name in data if name not in names]
-    if unknown:
-        raise SpaceError(f"{where}: unknown field {unknown[0]!r}; known: {', '.join(names)}")
-    for each in known:
-        required = each.default is MISSING and each.default_factory is MISSING
-        if required and each.name not in data:
-            raise SpaceError(f"{where}: field {each.name!r} is missing")
+    try:
+        check_fields(where, cls, data)
+    except ArchitectureError as error:
+        raise SpaceError(str(error)) from None
+    assert isinstance(data, Mapping)
     return dict(data)
 
 
