@@ -14,8 +14,8 @@ from rich.table import Table
 
 from nas.config import command
 from nas.console import console
-from nas.estimate import EstimatedLayers, adaptation_errors
-from nas.latency import LatencyTable
+from nas.latency.estimate import EstimatedLayers, adaptation_errors
+from nas.latency.table import LatencyTable
 
 
 @dataclass

@@ -25,10 +25,10 @@ from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
-from nas.boards import Hardware
+from nas.accuracy.training import Recipe
+from nas.boards.hardware import Hardware
 from nas.data import DatasetSettings
-from nas.timing import MeasurementError
-from nas.train import Recipe
+from nas.latency.timing import MeasurementError
 from search_spaces.errors import InputError
 from search_spaces.space import SearchSpace
 
@@ -115,7 +115,7 @@ class ProfileSettings:
 
 @dataclass
 class TrainConfig:
-    """Accuracy by training; see :class:`nas.train.Recipe`.
+    """Accuracy by training; see :class:`nas.accuracy.training.Recipe`.
 
     Attributes:
         label: part of the study's name.
@@ -139,7 +139,7 @@ class TrainConfig:
 
 @dataclass
 class ImagenetConfig:
-    """Predicted ImageNet accuracy; see :mod:`nas.predictor`.
+    """Predicted ImageNet accuracy; see :mod:`nas.accuracy.predictor`.
 
     Attributes:
         label: part of the study's name.
@@ -157,7 +157,7 @@ class ImagenetConfig:
 
 @dataclass
 class TableConfig:
-    """Known accuracies; see :mod:`nas.accuracy_table`.
+    """Known accuracies; see :mod:`nas.accuracy.table`.
 
     Attributes:
         label: part of the study's name.
@@ -175,7 +175,7 @@ class TableConfig:
 
 @dataclass
 class ProxyConfig:
-    """Training-free scores; see :mod:`nas.proxy`.
+    """Training-free scores; see :mod:`nas.accuracy.proxy`.
 
     Attributes:
         label: part of the study's name.
@@ -212,7 +212,7 @@ class DatasetConfig:
 
 @dataclass
 class SamplerConfig:
-    """How the next network is proposed; see :mod:`nas.samplers`."""
+    """How the next network is proposed; see :mod:`nas.engine.samplers`."""
 
     name: str = MISSING
 

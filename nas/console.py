@@ -17,9 +17,9 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from nas.latency import LatencyTable
-from nas.profiling import ProfileProgress
-from nas.report_writer import ReportFiles, summary_rows
+from nas.latency.profiling import ProfileProgress
+from nas.latency.table import LatencyTable
+from nas.reporting.writer import ReportFiles, summary_rows
 
 console = Console(highlight=False, soft_wrap=True)
 

@@ -11,13 +11,13 @@ from omegaconf import MISSING
 from safetensors.torch import load_file, save_file
 
 from nas import data
+from nas.accuracy.training import train
 from nas.config import DatasetConfig, TrainConfig, command, dataset_settings, plain, recipe_of
 from nas.console import console, summary_table
 from nas.cost import cost
+from nas.latency.onnx_graph import onnx_model
+from nas.latency.runtimes import quantize
 from nas.model import Network, WeightsError
-from nas.onnx_graph import onnx_model
-from nas.runtimes import quantize
-from nas.train import train
 from search_spaces.block import Architecture
 from search_spaces.errors import InputError
 from search_spaces.mobilenet import UnknownReferenceError, reference

@@ -19,7 +19,7 @@ from omegaconf import MISSING
 from nas.config import command
 from nas.console import console
 from nas.cost import cost
-from nas.estimate import BlockMeasurement, EstimatedLayers, EstimateError, fit_coefficients
+from nas.latency.estimate import BlockMeasurement, EstimatedLayers, EstimateError, fit_coefficients
 from nas.layers import LayerKey, layer_keys
 from search_spaces.block import Block
 from search_spaces.mobilenet import reference
@@ -58,7 +58,7 @@ class FitConfig:
     """
 
     blocks: str = MISSING
-    output: str = str(Path(__file__).parent / "estimates" / "rpi4.json")
+    output: str = str(Path(__file__).parent / "latency" / "estimates" / "rpi4.json")
 
 
 def read_blocks(path: Path) -> list[BlockMeasurement]:

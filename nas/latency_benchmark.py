@@ -14,13 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from nas.calibration import Calibration, ErrorSummary
 from nas.config import HardwareConfig, RuntimeConfig, command, plain, read_space
 from nas.console import console, measuring_progress, summary_table
-from nas.devices import LocalTarget
-from nas.latency import LatencyTable, write_atomically
-from nas.layers import layer_keys
-from nas.profiling import (
+from nas.latency.calibration import Calibration, ErrorSummary
+from nas.latency.devices import LocalTarget
+from nas.latency.profiling import (
     NetworkRecord,
     Plan,
     features_of,
@@ -29,9 +27,11 @@ from nas.profiling import (
     make_plan,
     profile,
 )
-from nas.runtimes import Runtime, graph
-from nas.tables import reference_architectures
-from nas.validation import fresh_networks
+from nas.latency.provision import reference_architectures
+from nas.latency.runtimes import Runtime, graph
+from nas.latency.table import LatencyTable, write_atomically
+from nas.latency.validation import fresh_networks
+from nas.layers import layer_keys
 from search_spaces.block import Architecture
 from search_spaces.mobilenet import FAMILIES
 from search_spaces.space import SearchSpace

@@ -6,7 +6,7 @@ is what lets a sampler judge a proposal before it is evaluated.
 
     objective = Pareto()                  # accuracy against latency
     objective = Pareto(third="macs")      # ... and multiply-accumulates
-    objective = Budget()                  # accuracy alone; the budget itself is hard, see nas.study
+    objective = Budget()                  # accuracy alone; the budget itself is hard, see nas.engine.study
     objective = MnasNet(target_ms=20.0)   # accuracy x (latency / target)^-0.07
 
     study values of a trial: values(objective, evaluation), in the order of names(objective)
@@ -17,9 +17,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from nas.accuracy import Accuracy
+from nas.accuracy.estimator import Accuracy
 from nas.cost import Cost
-from nas.latency import LatencySource
+from nas.latency.table import LatencySource
 
 Direction = Literal["maximize", "minimize"]
 ThirdCost = Literal["parameters", "macs", "model_size_mb"]

@@ -1,99 +1,108 @@
-"""ImageNet top-1 of a block table in microseconds, with the deviation to be expected.
-
-    python -m nas.predictor fit accel=accel_nasbench_imagenet.csv published=published_imagenet.csv
-
-rebuilds the shipped parameters and prints how well they predict networks left out.
-"""
+"""``python -m nas.predictor fit``: fit the ImageNet predictor and judge it on networks left out."""
 
 from __future__ import annotations
 
 import sys
-from functools import lru_cache
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
+from omegaconf import MISSING
+from rich.table import Table
 
-from nas.accuracy import Accuracy, AccuracyError
-from nas.accuracy_features import BlockArrays, features
-from nas.accuracy_model import Posterior
-from search_spaces.block import Architecture
+from nas.accuracy.evaluation import LeftOut, leave_benchmark_out, leave_variants_out
+from nas.accuracy.fit import Effort, fit_benchmark, fit_posterior
+from nas.accuracy.predictor import SHIPPED_PARAMETERS
+from nas.accuracy.records import AccuracyDataError, TrainedNetwork, read_accel, read_extra, read_published
+from nas.config import command, plain
+from nas.console import console
 
-SHIPPED_PARAMETERS = Path(__file__).parent / "predictor.safetensors"
-
-# Beyond this the network is unlike everything that was fitted; the widest variant left out in the
-# evaluation (a quarter of the width of MobileNetV1) is at half of it.
-MAX_DEVIATION = 5.0
-
-
-class Predictor:
-    """Top-1 under the published MobileNet recipe (tensorflow/models, research/slim/nets), 1000 classes.
-
-    Args:
-        posterior: fitted parameters.
-    """
-
-    def __init__(self, posterior: Posterior) -> None:
-        self._posterior = posterior
-
-    @classmethod
-    def load(cls, path: Path = SHIPPED_PARAMETERS) -> Predictor:
-        """Read fitted parameters.
-
-        Raises:
-            ParametersError: if the file cannot be read or is of another version.
-        """
-        return cls(Posterior.load(path))
-
-    def predict(self, architecture: Architecture) -> tuple[float, float]:
-        """Top-1 of one training run and its standard deviation, in percentage points.
-
-        Raises:
-            AccuracyError: if the architecture is far outside the data, giving the reason.
-        """
-        top1, deviation = self.predict_batch(BlockArrays.from_architectures([architecture]))
-        if np.isnan(top1[0]):
-            raise AccuracyError(
-                "the network is unlike everything the ImageNet predictor was fitted on: its standard "
-                f"deviation is above {MAX_DEVIATION:g} points"
-            )
-        return float(top1[0]), float(deviation[0])
-
-    def accuracy(self, architecture: Architecture) -> Accuracy:
-        """The prediction as the objective wants it.
-
-        Raises:
-            AccuracyError: if the architecture is far outside the data, giving the reason.
-        """
-        top1, deviation = self.predict(architecture)
-        return Accuracy(top1, "predicted", deviation)
-
-    @torch.inference_mode()
-    def predict_batch(self, batch: BlockArrays) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Top-1 and standard deviation of N networks, (N,) each, in percentage points.
-
-        Both are NaN for networks that :meth:`predict` refuses. A few thousand networks at once are
-        fastest: their matrices then stay in the processor's cache.
-        """
-        mean, spread = self._posterior.predict(torch.from_numpy(features(batch)))
-        top1, deviation = mean.numpy(), spread.numpy()
-        refused = ~(batch.covered() & (deviation <= MAX_DEVIATION))
-        top1[refused] = deviation[refused] = np.nan
-        return top1, deviation
+_USAGE = "usage: python -m nas.predictor fit accel=FILE published=FILE [extra=FILE] [output=FILE] [--help]"
 
 
-@lru_cache(maxsize=1)
-def shipped_predictor() -> Predictor:
-    """The predictor with the parameters that come with the package.
+@dataclass
+class FitConfig:
+    """Schema of ``conf/predictor.yaml``."""
+
+    accel: str = MISSING
+    published: str = MISSING
+    extra: str | None = None
+    output: str | None = None
+    evaluate: bool = True
+    held_out: float = 0.1
+    seed: int = 0
+    inducing: int = 128
+    steps: int = 200
+
+
+def fit(settings: FitConfig) -> None:
+    """Read, evaluate, fit, save.
 
     Raises:
-        ParametersError: if they are missing or of another version.
+        AccuracyDataError: on a bad file.
+        AccuracyError: for a network that the predictor does not cover.
     """
-    return Predictor.load()
+    torch.set_num_threads(1)
+    networks = read_accel(Path(settings.accel)) + read_published(Path(settings.published))
+    if settings.extra:
+        networks += read_extra(Path(settings.extra))
+    if not 0 < settings.held_out < 1:
+        raise AccuracyDataError(f"held_out must lie between 0 and 1, not {settings.held_out:g}")
+    effort = Effort(settings.inducing, settings.steps)
+    if settings.evaluate:
+        benchmark = leave_benchmark_out(networks, settings.held_out, settings.seed, effort)
+        variants = leave_variants_out(networks, settings.seed, effort)
+        for table in _tables(benchmark, variants):
+            console.print(table)
+    posterior = fit_posterior(fit_benchmark(networks, effort, settings.seed), networks)
+    output = Path(settings.output) if settings.output else SHIPPED_PARAMETERS
+    posterior.save(output, _notes(networks))
+    console.print(f"wrote {output} ({output.stat().st_size / 1e3:.0f} kB)")
+
+
+def _notes(networks: list[TrainedNetwork]) -> dict[str, str]:
+    published = sum(each.recipe == "mobilenet" for each in networks)
+    return {
+        "benchmark": f"{len(networks) - published} networks of Accel-NASBench's recipe (Apache-2.0)",
+        "published": f"{published} networks of the published MobileNet recipe",
+    }
+
+
+def _tables(benchmark: LeftOut, variants: LeftOut) -> list[Table]:
+    summary = Table("networks left out", "number", "mean error", "worst", "tau", "within 1 sd", "within 2 sd")
+    for name, left_out in (("Accel-NASBench, random", benchmark), ("published, by variant", variants)):
+        summary.add_row(
+            name,
+            str(len(left_out.networks)),
+            f"{left_out.mean_error:.3f}",
+            f"{left_out.worst_error:.2f}",
+            f"{left_out.tau:.3f}",
+            f"{left_out.coverage(1):.0%}",
+            f"{left_out.coverage(2):.0%}",
+        )
+    each = Table("published network left out", "px", "published", "predicted", "sd", "error")
+    for network, top1, deviation, error in zip(
+        variants.networks, variants.predicted, variants.deviation, variants.errors, strict=True
+    ):
+        each.add_row(
+            network.variant,
+            str(network.architecture.resolution),
+            f"{network.top1:.1f}",
+            f"{top1:.1f}",
+            f"{deviation:.1f}",
+            f"{error:+.1f}",
+        )
+    return [summary, each]
+
+
+def main(config: Any) -> None:
+    """Read the files named in the configuration, evaluate, fit and save."""
+    fit(plain(config, FitConfig))
 
 
 if __name__ == "__main__":
-    from nas.predictor_command import main
-
-    main(sys.argv[1:])
+    if sys.argv[1:2] != ["fit"]:
+        sys.exit(_USAGE)
+    del sys.argv[1]
+    command("predictor", FitConfig, main)

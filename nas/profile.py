@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nas.boards import Hardware, import_result
+from nas.boards.hardware import Hardware, import_result
+from nas.boards.kit import groups_of, read_result, write_kit
 from nas.config import (
     HardwareConfig,
     ProfileSettings,
@@ -17,11 +18,10 @@ from nas.config import (
     read_space,
 )
 from nas.console import console, measuring_progress, print_table_summary, summary_table
-from nas.kit import groups_of, read_result, write_kit
+from nas.latency.profiling import Plan, make_plan, profile, seconds_needed
+from nas.latency.provision import load_table, profile_command, reference_architectures, table_folder
+from nas.latency.runtimes import Runtime
 from nas.layers import layer_keys, reachable_layer_keys
-from nas.profiling import Plan, make_plan, profile, seconds_needed
-from nas.runtimes import Runtime
-from nas.tables import load_table, profile_command, reference_architectures, table_folder
 from search_spaces.errors import InputError
 from search_spaces.space import SearchSpace
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from nas.config import command, plain
 from nas.console import console, summary_table
-from nas.report_data import ReportError, read_study
-from nas.report_writer import summary_rows, write_comparison, write_report
+from nas.reporting.data import ReportError, read_study
+from nas.reporting.writer import summary_rows, write_comparison, write_report
 
 
 @dataclass

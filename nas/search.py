@@ -16,10 +16,13 @@ import optuna
 from omegaconf import OmegaConf
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from nas import data, study
-from nas.accuracy import AccuracyEstimator, PublishedFirst
-from nas.accuracy_table import AccuracyTable
-from nas.boards import Hardware, table_without_measuring
+from nas import data
+from nas.accuracy.estimator import AccuracyEstimator, PublishedFirst
+from nas.accuracy.predictor import Predictor, shipped_predictor
+from nas.accuracy.proxy import ProxyAccuracy
+from nas.accuracy.table import AccuracyTable
+from nas.accuracy.training import TrainedAccuracy
+from nas.boards.hardware import Hardware, table_without_measuring
 from nas.config import (
     DatasetConfig,
     HardwareConfig,
@@ -38,27 +41,25 @@ from nas.config import (
     recipe_of,
 )
 from nas.console import console, measuring_progress, print_report_summary
-from nas.devices import Target
-from nas.latency import LatencyTable, write_atomically
+from nas.engine import study
+from nas.engine.netadapt import refine
+from nas.engine.storage import close_storage, open_storage, open_study, refresh_study
+from nas.latency.devices import Target
+from nas.latency.provision import Effort, measure_layers, ready_table, reference_architectures, table_folder
+from nas.latency.runtimes import Runtime
+from nas.latency.table import LatencyTable, write_atomically
+from nas.latency.timing import MeasurementError
+from nas.latency.validation import Card, load_card
 from nas.layers import layer_keys, reachable_layer_keys
-from nas.netadapt import refine
 from nas.objective import Budget, MnasNet, Objective, Pareto
-from nas.predictor import Predictor, shipped_predictor
-from nas.proxy import ProxyAccuracy
-from nas.report_data import Report, report_of
-from nas.report_writer import write_report
-from nas.runtimes import Runtime
-from nas.storage import close_storage, open_storage, open_study, refresh_study
-from nas.tables import Effort, measure_layers, ready_table, reference_architectures, table_folder
-from nas.timing import MeasurementError
-from nas.torchvision_reference import (
+from nas.reporting.data import Report, report_of
+from nas.reporting.torchvision_reference import (
     is_torchvision,
     measure_end_to_end,
     record,
     torchvision_reference,
 )
-from nas.train import TrainedAccuracy
-from nas.validation import Card, load_card
+from nas.reporting.writer import write_report
 from search_spaces.block import Architecture
 from search_spaces.errors import InputError
 from search_spaces.mobilenet import published_top1

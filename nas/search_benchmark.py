@@ -30,19 +30,19 @@ import numpy as np
 import optuna
 from numpy.typing import NDArray
 
-from nas.accuracy import Accuracy, AccuracyError
+from nas.accuracy.estimator import Accuracy, AccuracyError
+from nas.accuracy.predictor import shipped_predictor
 from nas.config import CONFIG_FOLDER
 from nas.cost import cost
-from nas.estimate import EstimatedLayers
-from nas.latency import Latency
+from nas.engine.neighbourhood import Candidate, Neighbourhood
+from nas.engine.pareto import front, hypervolume
+from nas.engine.samplers import Proposer, make_proposer
+from nas.engine.storage import close_storage, open_storage, open_study
+from nas.engine.study import Progress, run_search
+from nas.latency.estimate import EstimatedLayers
+from nas.latency.table import Latency
 from nas.layers import layer_keys
-from nas.neighbourhood import Candidate, Neighbourhood
 from nas.objective import Budget, Objective, Pareto
-from nas.pareto import front, hypervolume
-from nas.predictor import shipped_predictor
-from nas.samplers import Proposer, make_proposer
-from nas.storage import close_storage, open_storage, open_study
-from nas.study import Progress, run_search
 from search_spaces.block import Architecture
 from search_spaces.mobilenet import reference
 from search_spaces.space import SearchSpace

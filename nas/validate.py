@@ -10,10 +10,10 @@ from rich.table import Table
 
 from nas.config import HardwareConfig, ProfileSettings, RuntimeConfig, command, hardware_of, plain, read_space
 from nas.console import console, measuring_progress, summary_table
-from nas.profiling import CALIBRATION_REFERENCES, load_networks
-from nas.runtimes import Runtime
-from nas.tables import Effort, ready_table, reference_architectures, table_folder
-from nas.validation import FAMILY_COLUMNS, family_rows, fresh_networks, save, validate
+from nas.latency.profiling import CALIBRATION_REFERENCES, load_networks
+from nas.latency.provision import Effort, ready_table, reference_architectures, table_folder
+from nas.latency.runtimes import Runtime
+from nas.latency.validation import FAMILY_COLUMNS, family_rows, fresh_networks, save, validate
 from search_spaces.errors import InputError
 from search_spaces.mobilenet import FAMILIES
 

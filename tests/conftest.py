@@ -4,7 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from nas import board_runner, conditions, kit, timing
+from nas.boards import kit
+from nas.latency import timing
 from search_spaces.space import SearchSpace
 
 CONF = Path(__file__).parent.parent / "conf"
@@ -25,5 +26,5 @@ def unsteady_machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
     lenient.write_text(source.replace(line, "STEADY_TOLERANCE = 1e9\n"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(timing, "STEADY_TOLERANCE", 1e9)
-        patch.setattr(kit, "_PACKAGE", (conditions, SimpleNamespace(__file__=str(lenient)), board_runner))
+        patch.setitem(kit._MODULES, "latency/timing.py", SimpleNamespace(__file__=str(lenient)))
         yield

@@ -11,7 +11,7 @@ import yaml
 from hydra import compose, initialize_config_dir
 
 from nas.config import ACCURACY_SCHEMAS, CONFIG_FOLDER, command
-from nas.report_data import read_study, report_of
+from nas.reporting.data import read_study, report_of
 from search_spaces.block import Architecture
 from search_spaces.space import SearchSpace
 

@@ -1,6 +1,6 @@
 import pytest
 
-from nas.accuracy import Accuracy
+from nas.accuracy.estimator import Accuracy
 from nas.cost import Cost
 from nas.objective import Budget, Evaluation, MnasNet, Pareto, directions, names, values
 

@@ -1,0 +1,1 @@
+"""Where accuracies come from: training, the ImageNet predictor, known tables, training-free scores."""

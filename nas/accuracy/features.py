@@ -1,0 +1,243 @@
+"""What the accuracy predictor sees of a network: numbers that any MobileNet-like block table has.
+
+Many networks are handled at once in :class:`BlockArrays`; a single network is a batch of one, so that
+there is only one way of computing a feature.
+
+A table of any length is laid onto the seven stages of MobileNetV2 by output stride: one stage each at
+strides 2, 4 and 8, two each at 16 and 32, where the second begins when the width changes. Each stage
+gives its depth, mean expanded width, share of 5x5 kernels and share of squeeze-and-excitation; the
+whole network gives resolution, size, width, depth and shares of operators.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nas.accuracy.estimator import AccuracyError
+from nas.cost import layer_cost
+from nas.layers import IMAGE_CHANNELS, LayerKey
+from search_spaces.block import Architecture, Block, Head, Stem
+
+Flags = NDArray[np.bool_]
+Floats = NDArray[np.float64]
+
+CLASSES = 1000
+RESOLUTIONS = (96, 224)
+KERNELS = (3, 5)
+OUTPUT_STRIDE = 32
+
+_STAGES = 7
+# Typical expanded and output widths of a stage (MobileNetV2's skeleton): features are relative to them.
+_EXPANDED = np.array([96, 72, 144, 240, 448, 560, 960])
+_WIDTHS = np.array([16, 24, 40, 80, 112, 192, 320])
+
+STAGE_FEATURES = ("depth", "expanded", "kernel5", "se")
+NETWORK_FEATURES = (
+    "resolution",
+    "macs",
+    "parameters",
+    "width",
+    "depth",
+    "se",
+    "kernel5",
+    "hswish",
+    "separable",
+    "head_width",
+    "last_width",
+)
+FEATURES: tuple[str, ...] = (
+    *(f"stage{stage}.{name}" for stage in range(1, _STAGES + 1) for name in STAGE_FEATURES),
+    *NETWORK_FEATURES,
+)
+
+
+# What the features take from a block; all zero for an absent one and for an identity.
+BLOCK_VALUES = (
+    "depth",
+    "expanded",
+    "kernel5",
+    "se",
+    "width",
+    "hswish",
+    "separable",
+    "macs",
+    "parameters",
+    "strided",
+    "uncovered",
+)
+_WIDTH, _STRIDED = BLOCK_VALUES.index("width"), BLOCK_VALUES.index("strided")
+_PER_STAGE = 5  # the first of them are summed by stage, the others over the network
+
+
+def block_values(block: Block, size: int) -> tuple[float, ...]:
+    """The :data:`BLOCK_VALUES` of a block whose input has ``size`` pixels a side."""
+    if block.is_identity:
+        return (0.0,) * len(BLOCK_VALUES)
+    spent = layer_cost(LayerKey(size, block.in_channels, block))
+    return (
+        1.0,
+        float(block.expanded_channels),
+        float(block.kernel == 5),
+        float(block.se),
+        float(block.out_channels),
+        float(block.activation == "hswish"),
+        float(block.kind == "depthwise_separable"),
+        float(spent.macs),
+        float(spent.parameters),
+        float(block.stride == 2),
+        float(block.kind == "skip" or block.kernel not in KERNELS),
+    )
+
+
+def stem_values(stem: Stem, resolution: int) -> tuple[float, float, float]:
+    """Channels, MACs and parameters of a stem."""
+    spent = layer_cost(LayerKey(resolution, IMAGE_CHANNELS, stem))
+    return float(stem.channels), float(spent.macs), float(spent.parameters)
+
+
+def head_width(head: Head, in_channels: int) -> int:
+    """Features that enter the classifier."""
+    return head.hidden_channels or head.conv_channels or in_channels
+
+
+@dataclass(frozen=True, slots=True)
+class BlockArrays:
+    """N networks as arrays, padded with absent blocks to B rows.
+
+    Attributes:
+        resolution: (N,) pixels.
+        stem: (N, 3) :func:`stem_values`.
+        head_width: (N,) features that enter the classifier.
+        blocks: (B, N, len(BLOCK_VALUES)).
+    """
+
+    resolution: Floats
+    stem: Floats
+    head_width: Floats
+    blocks: Floats
+
+    def __len__(self) -> int:
+        return len(self.resolution)
+
+    @classmethod
+    def from_architectures(cls, architectures: Sequence[Architecture]) -> BlockArrays:
+        """The arrays of given networks.
+
+        Raises:
+            AccuracyError: if one is far outside what the predictor was fitted on, giving the reason.
+        """
+        for architecture in architectures:
+            check_covered(architecture)
+        depth = max((len(each.blocks) for each in architectures), default=0)
+        blocks = np.zeros((depth, len(architectures), len(BLOCK_VALUES)))
+        for column, architecture in enumerate(architectures):
+            sizes = architecture.sizes()
+            for row, (block, size) in enumerate(zip(architecture.blocks, sizes, strict=False)):
+                blocks[row, column] = block_values(block, size)
+        return cls(
+            np.array([each.resolution for each in architectures], float),
+            np.array([stem_values(each.stem, each.resolution) for each in architectures]),
+            np.array([head_width(each.head, each.out_channels) for each in architectures], float),
+            blocks,
+        )
+
+    def covered(self) -> Flags:
+        """(N,) whether :func:`check_covered` would accept the blocks and the resolution."""
+        low, high = RESOLUTIONS
+        strides = 2 ** (1 + self._sum("strided"))
+        covered: Flags = (low <= self.resolution) & (self.resolution <= high) & (strides == OUTPUT_STRIDE)
+        covered &= self._sum("uncovered") == 0
+        return covered
+
+    def _sum(self, name: str) -> Floats:
+        total: Floats = self.blocks[:, :, BLOCK_VALUES.index(name)].sum(0)
+        return total
+
+
+def check_covered(architecture: Architecture) -> None:
+    """Refuse what no fitted network resembles.
+
+    Raises:
+        AccuracyError: giving the reason.
+    """
+    low, high = RESOLUTIONS
+    stride = 2
+    if architecture.classes != CLASSES:
+        raise AccuracyError(
+            f"the ImageNet predictor knows networks of {CLASSES} classes, not {architecture.classes}"
+        )
+    if not low <= architecture.resolution <= high:
+        raise AccuracyError(
+            f"the ImageNet predictor knows resolutions of {low} to {high} px, not {architecture.resolution}"
+        )
+    if architecture.stem.kernel != 3:
+        raise AccuracyError(f"the ImageNet predictor knows stems of kernel 3, not {architecture.stem.kernel}")
+    for number, block in enumerate(architecture.blocks, start=1):
+        if block.is_identity:
+            continue
+        if block.kind == "skip":
+            raise AccuracyError(f"row {number}: the ImageNet predictor knows no strided or widening skip")
+        if block.kernel not in KERNELS:
+            raise AccuracyError(
+                f"row {number}: the ImageNet predictor knows kernels 3 and 5, not {block.kernel}"
+            )
+        stride *= block.stride
+    if stride != OUTPUT_STRIDE:
+        raise AccuracyError(
+            f"the ImageNet predictor knows networks that reduce the image by {OUTPUT_STRIDE}, not by {stride}"
+        )
+
+
+def features(batch: BlockArrays) -> Floats:
+    """Features of N networks, (N, len(FEATURES)), in the order of :data:`FEATURES`.
+
+    Logarithms of positive quantities, shares in 0 to 1. No clipping: a network unlike the data gives
+    features unlike the data.
+    """
+    count = len(batch)
+    first_stage = np.arange(count) * _STAGES
+    by_stage = np.zeros((count * _STAGES, _PER_STAGE))
+    level = np.ones(count, np.int64)  # logarithm of the output stride
+    first_width = np.zeros(count)  # of the blocks at this output stride
+    narrower_or_wider = np.zeros(count, bool)  # whether the width has changed at this output stride
+    last_width = batch.stem[:, 0].copy()
+    for block in batch.blocks:
+        present, strided, width = block[:, 0] > 0, block[:, _STRIDED] > 0, block[:, _WIDTH]
+        level += strided
+        begins = strided | (present & (first_width == 0))
+        first_width = np.where(begins, width, first_width)
+        narrower_or_wider = (narrower_or_wider | (present & (width != first_width))) & ~begins
+        # Levels 1, 2, 3 are stages 0, 1, 2; levels 4 and 5 have two stages each.
+        stage = np.where(level < 4, level - 1, 2 * level - 5 + narrower_or_wider)
+        by_stage[first_stage + np.minimum(stage, _STAGES - 1)] += block[:, :_PER_STAGE]
+        last_width = np.where(present, width, last_width)
+
+    depth, expanded, kernel5, se, width = by_stage.reshape(count, _STAGES, _PER_STAGE).transpose(2, 0, 1)
+    hswish, separable, macs, parameters = batch.blocks[:, :, _PER_STAGE:_STRIDED].sum(0).T
+    blocks, total = np.maximum(depth, 1), np.maximum(depth.sum(1), 1)
+    has = depth > 0
+    relative_width = np.log(np.where(has, width / blocks / _WIDTHS, 1))
+    stages = (
+        np.log1p(depth),
+        np.log(np.where(has, expanded / blocks / _EXPANDED, 1)),
+        kernel5 / blocks,
+        se / blocks,
+    )
+    network = (
+        np.log(batch.resolution / RESOLUTIONS[1]),
+        np.log((macs + batch.stem[:, 1]) / 2e8),
+        np.log((parameters + batch.stem[:, 2]) / 2e6),
+        relative_width.sum(1) / np.maximum(has.sum(1), 1),
+        np.log(total / 15),
+        se.sum(1) / total,
+        kernel5.sum(1) / total,
+        hswish / total,
+        separable / total,
+        np.log(batch.head_width / 1280),
+        np.log(last_width / _WIDTHS[-1]),
+    )
+    return np.concatenate([np.stack(stages, 2).reshape(count, -1), np.stack(network, 1)], axis=1)

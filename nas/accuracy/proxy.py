@@ -1,0 +1,140 @@
+"""Training-free scores of networks: cheap, honest about being no accuracies.
+
+Rank correlation with the networks of Accel-NASBench is written down in ``results/accuracy.md``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from nas.accuracy.estimator import Accuracy, AccuracyError
+from nas.cost import cost
+from nas.model import Network
+from search_spaces.block import Architecture
+
+ProxyName = Literal["naswot", "synflow", "macs"]
+PROXIES: tuple[ProxyName, ...] = get_args(ProxyName)
+
+
+def naswot(network: nn.Module, images: Tensor) -> float:
+    """How differently the activations of an untrained network separate a batch; higher is better.
+
+    Log-determinant of the kernel that counts, for two images, the units that are on or off for both
+    (Mellor et al. 2021, "Neural Architecture Search without Training", arXiv 2006.04647).
+
+    Args:
+        network: freshly initialised; its batch normalisations run on batch statistics.
+        images: (N, 3, H, W), e.g. normal noise.
+    """
+    count = len(images)
+    kernel = torch.zeros(count, count, dtype=torch.float64)
+
+    def add(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        on = (inputs[0].detach().flatten(1) > 0).double()
+        kernel.add_(on @ on.T + (1 - on) @ (1 - on).T)
+
+    activations = (nn.ReLU, nn.ReLU6, nn.Hardswish)
+    hooks = [
+        each.register_forward_pre_hook(add) for each in network.modules() if isinstance(each, activations)
+    ]
+    try:
+        with torch.no_grad():
+            network.train()(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return float(torch.linalg.slogdet(kernel).logabsdet)
+
+
+def synflow(network: nn.Module, resolution: int) -> float:
+    """Logarithm of the summed path strengths of an untrained network; higher is better.
+
+    All weights made positive, one image of ones, and the sum of weight times gradient (Tanaka et al.
+    2020, arXiv 2006.05467; as a score of architectures Abdelfattah et al. 2021, arXiv 2101.08134).
+    Batch normalisation is passed through, and so is ReLU6, which positive features would saturate.
+    The network is changed: its weights become absolute.
+    """
+    network = network.eval().double()
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d | nn.ReLU6):
+            module.forward = _pass  # type: ignore[method-assign]
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.abs_()
+    images = torch.ones(1, 3, resolution, resolution, dtype=torch.float64)
+    weights = list(network.parameters())
+    gradients = torch.autograd.grad(network(images).sum(), weights, allow_unused=True)
+    total = sum(
+        float((weight.detach() * gradient).abs().sum())
+        for weight, gradient in zip(weights, gradients, strict=True)
+        if gradient is not None
+    )
+    return math.log(total) if total > 0 else -math.inf
+
+
+def _pass(input: Tensor) -> Tensor:  # noqa: A002
+    return input
+
+
+def proxy_score(
+    architecture: Architecture, name: ProxyName, resolution: int = 64, images: int = 16, seed: int = 0
+) -> float:
+    """The score of an architecture at initialisation; higher is better, the unit is arbitrary.
+
+    Args:
+        architecture: the network.
+        name: ``naswot``, ``synflow`` or ``macs`` (their logarithm: the score to beat).
+        resolution: pixels a side at which it is scored; smaller is faster.
+        images: batch of normal noise for NASWOT.
+        seed: of weights and noise.
+
+    Raises:
+        AccuracyError: if there is no such score.
+    """
+    if name == "macs":
+        return math.log(cost(architecture).macs)
+    if name not in PROXIES:
+        raise AccuracyError(f"unknown proxy {name!r}: known are {', '.join(PROXIES)}")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = Network(replace(architecture, resolution=resolution))
+        if name == "synflow":
+            return synflow(network, resolution)
+        return naswot(network, torch.randn(images, 3, resolution, resolution))
+
+
+def proxy_scorer(name: ProxyName, resolution: int = 64) -> Callable[[Architecture], float]:
+    """A score as a function of the architecture alone.
+
+    Raises:
+        AccuracyError: if there is no such score.
+    """
+    if name not in PROXIES:
+        raise AccuracyError(f"unknown proxy {name!r}: known are {', '.join(PROXIES)}")
+    return lambda architecture: proxy_score(architecture, name, resolution)
+
+
+@dataclass(frozen=True, slots=True)
+class ProxyAccuracy:
+    """A score in place of an accuracy, marked ``proxy``: it ranks networks, it is no percentage.
+
+    Attributes:
+        name: one of :data:`PROXIES`.
+        resolution: pixels a side at which networks are scored.
+    """
+
+    name: ProxyName
+    resolution: int = 64
+
+    def __post_init__(self) -> None:
+        proxy_scorer(self.name, self.resolution)
+
+    def accuracy(self, architecture: Architecture) -> Accuracy:
+        """See :class:`nas.accuracy.estimator.AccuracyEstimator`."""
+        return Accuracy(proxy_score(architecture, self.name, self.resolution), "proxy")

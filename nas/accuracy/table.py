@@ -1,0 +1,105 @@
+"""Known accuracies from a CSV: benchmarks, and grids that somebody has trained.
+
+The file has one column per parameter of the search space, named as in the study, and a column
+``accuracy`` in percent. Cells of inactive parameters (of blocks that do not exist) may stay empty.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from nas.accuracy.estimator import Accuracy, AccuracyError
+from nas.accuracy.records import REPEAT_TOLERANCE, Line, read_lines
+from search_spaces.block import Architecture
+from search_spaces.space import NotInSpaceError, SearchSpace
+from search_spaces.stage import Parameters, Value
+
+_ACCURACY = "accuracy"
+_Key = tuple[tuple[str, Value], ...]
+
+
+class AccuracyTable:
+    """Accuracies looked up by the parameters of a search space.
+
+    Args:
+        space: the space whose parameters name the columns.
+        path: the CSV file.
+
+    Raises:
+        AccuracyDataError: on an unknown or missing column, a missing or wrong value, an accuracy
+            outside 0 to 100, or repeated architectures that disagree.
+    """
+
+    def __init__(self, space: SearchSpace, path: Path) -> None:
+        self._space, self._path = space, path
+        candidates = space.parameters()
+        texts = {name: {_text(value): value for value in values} for name, values in candidates.items()}
+        self._top1: dict[_Key, float] = {}
+        lines: dict[_Key, Line] = {}
+        for line in read_lines(path, [_ACCURACY], list(candidates)):
+            top1 = line.number_in(_ACCURACY, 0, 100)
+            key = self._read(line, texts)
+            first = lines.setdefault(key, line)
+            if abs(self._top1.setdefault(key, top1) - top1) > REPEAT_TOLERANCE:
+                raise line.fail(
+                    f"repeats the architecture of line {first.number} with accuracy {top1:g}, "
+                    f"not {self._top1[key]:g}"
+                )
+
+    def __len__(self) -> int:
+        return len(self._top1)
+
+    def _read(self, line: Line, texts: dict[str, dict[str, Value]]) -> _Key:
+        active: Parameters = {}
+
+        def choose(name: str, choices: tuple[Value, ...]) -> Value:
+            cell = line.cells.get(name, "").strip()
+            if not cell:
+                raise line.fail(f"{name} is empty or missing, but this architecture has it")
+            if _text(cell) not in texts[name]:
+                raise line.fail(f"{name}: {cell!r} is not among {list(choices)}")
+            active[name] = texts[name][_text(cell)]
+            return active[name]
+
+        self._space.compose(choose)
+        return tuple(active.items())
+
+    def accuracy(self, architecture: Architecture) -> Accuracy:
+        """The accuracy in the table, as measured.
+
+        Raises:
+            AccuracyError: if the table does not hold the architecture.
+        """
+        try:
+            return self.of_parameters(self._space.encode(architecture))
+        except NotInSpaceError as error:
+            raise AccuracyError(str(error)) from None
+
+    def of_parameters(self, parameters: Parameters) -> Accuracy:
+        """The same, by the parameters of a study's trial; superfluous (inactive) ones are ignored.
+
+        Raises:
+            AccuracyError: if the table does not hold them.
+        """
+        active: Parameters = {}
+
+        def choose(name: str, choices: tuple[Value, ...]) -> Value:
+            if parameters.get(name) not in choices:
+                raise AccuracyError(f"{name}: {parameters.get(name)!r} is not among {list(choices)}")
+            active[name] = parameters[name]
+            return active[name]
+
+        self._space.compose(choose)
+        top1 = self._top1.get(tuple(active.items()))
+        if top1 is None:
+            raise AccuracyError(f"{self._path} holds no accuracy of this architecture")
+        return Accuracy(top1, "measured")
+
+
+def _text(value: Value) -> str:
+    # 3, 3.0 and "3.0" are one number: pandas writes 3.0 where a column has empty cells.
+    text = str(value).lower()
+    try:
+        return f"{float(text):g}"
+    except ValueError:
+        return text

@@ -1,0 +1,1 @@
+"""The search: durable studies, samplers, budgets, workers, NetAdapt."""

@@ -1,0 +1,483 @@
+"""What to measure, and how measurements become a latency table.
+
+Layers and whole networks are measured together; the networks calibrate the sums of layers. A large
+space has tens of thousands of layers: then a well-chosen subset is measured and the rest predicted.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+import random
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nas.cost import cost, layer_cost
+from nas.latency.calibration import Calibration, network_features
+from nas.latency.devices import Measurement, Subject, Target, deal_out, subject_name
+from nas.latency.estimate import AdaptedLayers, EstimatedLayers
+from nas.latency.gap_filling import GapFiller, standardised_features
+from nas.latency.runtimes import Runtime
+from nas.latency.table import Entry, LatencyTable, TableError, TableHeader, write_atomically
+from nas.latency.timing import STATISTICS, instability, most_stable_statistic
+from nas.layers import LayerKey, layer_keys, reachable_layer_keys
+from search_spaces.block import Architecture
+from search_spaces.mobilenet import reference
+from search_spaces.space import SearchSpace
+
+# Networks measured end to end besides random members, at the largest and a middle resolution.
+CALIBRATION_REFERENCES = (
+    "mobilenet_v1",
+    "mobilenet_v1_050",
+    "mobilenet_v2",
+    "mobilenet_v2_050",
+    "mobilenet_v3_large",
+    "mobilenet_v3_large_075",
+    "mobilenet_v3_small",
+    "mobilenet_v3_small_075",
+)
+# With fewer measured layers than this the others are predicted by an adapted estimate.
+ADAPT_BELOW = 300
+_PRIOR = "rpi4"
+_FREQUENCY_SAMPLE = 1500
+# Layers measured again in every further session.
+_LINKS = 60
+_FEWEST_LINKS = 10
+_SPREAD_SAMPLE = 12
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a profile measures and what it predicts.
+
+    Attributes:
+        keys: layers to measure.
+        networks: networks to measure end to end, for the calibration.
+        predicted: layers to predict from the measured ones.
+    """
+
+    keys: tuple[LayerKey, ...]
+    networks: tuple[Architecture, ...]
+    predicted: tuple[LayerKey, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkRecord:
+    """A network measured end to end.
+
+    Attributes:
+        architecture: the network.
+        latency_ms: the table's statistic over the rounds.
+        p50_ms: median.
+        p90_ms: 90th percentile.
+        p99_ms: 99th percentile.
+    """
+
+    architecture: Architecture
+    latency_ms: float
+    p50_ms: float
+    p90_ms: float
+    p99_ms: float
+
+    @property
+    def latencies_ms(self) -> tuple[float, float, float, float]:
+        """Statistic, p50, p90, p99."""
+        return (self.latency_ms, self.p50_ms, self.p90_ms, self.p99_ms)
+
+
+@dataclass(frozen=True, slots=True)
+class ProfileProgress:
+    """Called while measuring, to draw progress bars.
+
+    Attributes:
+        prepared: (subjects ready, subjects in all).
+        measured: (steady rounds, rounds wanted).
+    """
+
+    prepared: Callable[[int, int], None] = lambda done, total: None
+    measured: Callable[[int, int], None] = lambda done, wanted: None
+
+
+def make_plan(
+    space: SearchSpace,
+    references: Iterable[Architecture],
+    max_keys: int | None,
+    networks: int,
+    seed: int,
+    table: LatencyTable | None = None,
+) -> Plan:
+    """Choose what to measure for a space.
+
+    Args:
+        space: the space to cover.
+        references: networks whose layers come first, inside the space or not.
+        max_keys: layers to measure at most, None for all.
+        networks: random members to measure for the calibration.
+        seed: of the random members.
+        table: a table whose measured layers need not be measured again.
+    """
+    known = {key for key, entry in table.entries.items() if entry.source == "measured"} if table else set()
+    calibrating = [key for each in _calibration_references(space) for key in layer_keys(each)]
+    wanted = sorted(reachable_layer_keys(space).union(calibrating), key=str)
+    first = list(dict.fromkeys(key for architecture in references for key in layer_keys(architecture)))
+    missing = [key for key in dict.fromkeys([*first, *wanted]) if key not in known]
+    covered = len(known & {*first, *wanted})
+    room = len(missing) if max_keys is None else max(0, max_keys - covered)
+    if len(missing) <= room:
+        keys = missing
+    else:
+        unknown_first = [key for key in first if key not in known]
+        keys = _choose(space, unknown_first, calibrating, missing, known, room, seed)
+    chosen = set(keys) | known
+    members = _spread_members(space, networks, seed) if keys or table is None else []
+    return Plan(
+        keys=tuple(keys),
+        networks=tuple(dict.fromkeys([*_calibration_references(space), *members])) if members else (),
+        predicted=tuple(key for key in dict.fromkeys([*first, *wanted]) if key not in chosen),
+    )
+
+
+def profile(
+    target: Target,
+    runtime: Runtime,
+    hardware: str,
+    plan: Plan,
+    folder: Path,
+    rounds: int,
+    table: LatencyTable | None = None,
+    progress: ProfileProgress = ProfileProgress(),
+    profile_command: str = "python -m nas.profile",
+) -> LatencyTable:
+    """Measure what the plan says, extend or make the table, calibrate it and write it.
+
+    Args:
+        target: the device.
+        runtime: what runs the layers on it.
+        hardware: name of the hardware config.
+        plan: what to measure.
+        folder: where table, networks and samples are kept.
+        rounds: steady rounds wanted.
+        table: the table to extend.
+        progress: callbacks for progress bars.
+        profile_command: what error messages tell the user to type for missing layers.
+
+    Raises:
+        nas.latency.timing.MeasurementError: if the machine did not hold still.
+    """
+    subjects: list[Subject] = [*plan.keys, *plan.networks]
+    networks = load_networks(folder) if table is not None else []
+    for part in deal_out(subjects, target.session_subjects):
+        # Another day, another clock speed: layers measured before tie the sessions together.
+        links = link_keys(table) if table is not None else []
+        group = [*part, *(key for key in links if key not in part)]
+        identity = hashlib.sha256("\n".join(subject_name(each) for each in group).encode()).hexdigest()[:10]
+        journal = folder / f"partial-{identity}.jsonl"
+        measured = target.measure(group, rounds, journal, progress.prepared, progress.measured)
+        table, found = _add_session(table, measured, target, runtime, hardware, profile_command)
+        networks += found
+        number = len(table.header.sessions)
+        table.save(folder)
+        _save_networks(folder, networks)
+        journal.replace(folder / f"samples-{number}.jsonl")
+    if table is None:
+        raise TableError("there is nothing to measure and no table to extend")
+    table = fill_gaps(table, plan.predicted)
+    if plan.networks:
+        table = calibrate(table, networks)
+    table.save(folder)
+    return table
+
+
+def fill_gaps(table: LatencyTable, keys: Sequence[LayerKey]) -> LatencyTable:
+    """Predict layers from the measured ones; predictions of other layers stay as they are.
+
+    Few measured layers adapt the shipped estimate, of whatever device they are: its physics makes up
+    for what they do not tell (see ``results/boards.md``).
+
+    Raises:
+        GapFillingError: if too few layers of a kind were measured.
+        EstimateError: if too few layers were measured at all.
+    """
+    measured = {key: each.latency_ms for key, each in table.entries.items() if each.source == "measured"}
+    wanted = [key for key in keys if key not in measured]
+    if not wanted:
+        return table
+    filler: AdaptedLayers | GapFiller
+    if len(measured) < ADAPT_BELOW:
+        filler = AdaptedLayers(EstimatedLayers.load(_PRIOR), measured)
+    else:
+        filler = GapFiller(measured)
+    predicted = {
+        key: Entry(each.latency_ms, each.deviation_ms, 0, "predicted")
+        for key, each in filler.predict(wanted).items()
+    }
+    summary = {"measured": filler.rows, "predicted": len(predicted), "mean_error": filler.error}
+    return table.with_entries(predicted, gap_filling=summary)
+
+
+def calibrate(table: LatencyTable, networks: Sequence[NetworkRecord]) -> LatencyTable:
+    """Fit the correction from summed layers on networks whose layers the table holds."""
+    usable = [each for each in networks if not table.missing(layer_keys(each.architecture))]
+    if len(usable) < 4:
+        return table
+    features = features_of(table, [each.architecture for each in usable])
+    return table.with_entries(
+        {}, calibration=Calibration.fit(features, np.array([each.latency_ms for each in usable]))
+    )
+
+
+def features_of(table: LatencyTable, architectures: Sequence[Architecture]) -> NDArray[np.float64]:
+    """Calibration features of networks: (networks, features)."""
+    rows = []
+    for architecture in architectures:
+        layers = table.layer_latencies(architecture)
+        rows.append(network_features([key for key, _ in layers], [entry.latency_ms for _, entry in layers]))
+    return np.array(rows)
+
+
+def seconds_needed(target: Target, runtime: Runtime, plan: Plan, rounds: int) -> float:
+    """A rough forecast of how long a plan takes on this machine, from a short trial of its parts."""
+    generator = random.Random(0)
+    sample = generator.sample(plan.keys, min(8, len(plan.keys))) if plan.keys else []
+    subjects: list[Subject] = [*sample, *plan.networks[:2]]
+    prepare_s = run_s = 0.0
+    scale = 0
+    for subject in subjects:
+        start = time.perf_counter()
+        runner = runtime.runner(subject)
+        prepare_s += time.perf_counter() - start
+        runner()
+        start = time.perf_counter()
+        runner()
+        run_s += time.perf_counter() - start
+        scale += _macs(subject)
+    if not subjects:
+        return 0.0
+    total_macs = sum(map(_macs, plan.keys)) + sum(map(_macs, plan.networks))
+    count = len(plan.keys) + len(plan.networks)
+    return prepare_s / len(subjects) * count + run_s / scale * total_macs * (rounds + 1)
+
+
+def load_networks(folder: Path) -> list[NetworkRecord]:
+    """The networks measured end to end for a table, none if there is no file.
+
+    Raises:
+        TableError: if the file is damaged.
+    """
+    path = folder / "networks.json"
+    if not path.exists():
+        return []
+    try:
+        return [
+            NetworkRecord(
+                Architecture.from_dict(each["architecture"]),
+                *(float(each[name]) for name in ("latency_ms", "p50_ms", "p90_ms", "p99_ms")),
+            )
+            for each in json.loads(path.read_text(encoding="utf-8"))
+        ]
+    except (ValueError, KeyError, TypeError) as error:
+        raise TableError(f"{path} is damaged ({error}); delete the folder and profile again") from None
+
+
+def network_records(measured: Measurement, statistic: str) -> list[NetworkRecord]:
+    """The networks among a measurement's subjects with their latencies and percentiles."""
+    samples = measured.steadied()
+    reduced = STATISTICS[statistic](samples)
+    records = []
+    for column, subject in enumerate(measured.subjects):
+        if isinstance(subject, Architecture):
+            # Percentiles are of what really happened, drift included.
+            p50, p90, p99 = np.percentile(measured.samples_ms[:, column], [50, 90, 99])
+            records.append(NetworkRecord(subject, float(reduced[column]), float(p50), float(p90), float(p99)))
+    return records
+
+
+def link_keys(table: LatencyTable) -> list[LayerKey]:
+    """Measured layers to measure again with others, spread evenly from the fastest to the slowest."""
+    measured = sorted(
+        (key for key in table.entries if is_measured(table, key)),
+        key=lambda key: (table.entries[key].latency_ms, str(key)),
+    )
+    chosen = np.linspace(0, len(measured) - 1, min(_LINKS, len(measured))).round().astype(int)
+    return [measured[index] for index in chosen]
+
+
+def table_level(table: LatencyTable, measured: Measurement) -> float:
+    """What a session's latencies must be multiplied by to be at the table's level.
+
+    The median over the layers both hold; with too few of them, the ratio of the anchor networks.
+    """
+    reduced = STATISTICS[table.header.statistic](measured.steadied())
+    ratios = [
+        table.entries[subject].latency_ms / reduced[column]
+        for column, subject in enumerate(measured.subjects)
+        if isinstance(subject, LayerKey) and is_measured(table, subject)
+    ]
+    if len(ratios) >= _FEWEST_LINKS:
+        return float(np.median(ratios))
+    if not table.header.sessions:
+        return 1.0
+    return float(table.header.sessions[0]["anchor_ms"] / measured.record["anchor_ms"])
+
+
+def is_measured(table: LatencyTable, key: LayerKey) -> bool:
+    """Whether the table holds a measurement of a layer."""
+    entry = table.entries.get(key)
+    return entry is not None and entry.source == "measured"
+
+
+def _add_session(
+    table: LatencyTable | None,
+    measured: Measurement,
+    target: Target,
+    runtime: Runtime,
+    hardware: str,
+    profile_command: str,
+) -> tuple[LatencyTable, list[NetworkRecord]]:
+    samples = measured.steadied()
+    statistic = table.header.statistic if table else most_stable_statistic(samples)
+    record = {
+        **measured.record,
+        "instability": {name: instability(samples, name) for name in STATISTICS} if len(samples) > 3 else {},
+    }
+    level = 1.0 if table is None else table_level(table, measured)
+    record["scaled_by"] = level
+    reduced = STATISTICS[statistic](samples) * level
+    quartiles = np.percentile(samples, [25, 75], axis=0) * level
+    entries = {
+        subject: Entry(
+            float(reduced[column]),
+            float(quartiles[1, column] - quartiles[0, column]),
+            len(samples),
+            "measured",
+        )
+        for column, subject in enumerate(measured.subjects)
+        if isinstance(subject, LayerKey) and not (table and is_measured(table, subject))
+    }
+    found = [
+        replace(each, latency_ms=each.latency_ms * level) for each in network_records(measured, statistic)
+    ]
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    if table is None:
+        header = TableHeader(
+            hardware=hardware,
+            device=target.device,
+            runtime=runtime.name,
+            runtime_version=target.runtime_version,
+            precision=runtime.precision,
+            threads=runtime.threads,
+            created=now,
+            statistic=statistic,
+            sessions=(record,),
+        )
+        return LatencyTable(header, entries, profile_command), found
+    sessions = (*table.header.sessions, record)
+    return table.with_entries(entries, created=now, sessions=sessions), found
+
+
+def _choose(
+    space: SearchSpace,
+    first: Sequence[LayerKey],
+    calibrating: Sequence[LayerKey],
+    missing: Sequence[LayerKey],
+    known: Iterable[LayerKey],
+    room: int,
+    seed: int,
+) -> list[LayerKey]:
+    """References, layers of the calibration, the most frequent ones, then those farthest from all chosen."""
+    chosen = list(first[:room])
+    generator = random.Random(seed)
+    counts: Counter[LayerKey] = Counter()
+    for _ in range(_FREQUENCY_SAMPLE):
+        counts.update(layer_keys(space.sample(generator)))
+    taken = set(chosen) | set(known)
+    frequent = [key for key in (*calibrating, *(key for key, _ in counts.most_common())) if key not in taken]
+    frequent = list(dict.fromkeys(frequent))
+    chosen += frequent[: (room - len(chosen)) // 3]
+    taken |= set(chosen)
+    by_kind = standardised_features([*missing, *known])
+    left = room - len(chosen)
+    pools = {kind: [key for key in members if key not in taken] for kind, members in by_kind.items()}
+    total = sum(len(pool) for pool in pools.values())
+    # Small kinds first: stems and heads need a few members each before blocks take the rest.
+    ascending = sorted(pools.items(), key=lambda pair: len(pair[1]))
+    for kind, pool in ascending:
+        share = max(round(left * len(pool) / total), min(left, _SPREAD_SAMPLE))
+        if kind == ascending[-1][0]:
+            share = room - len(chosen)
+        chosen += _farthest(by_kind[kind], [key for key in by_kind[kind] if key in taken], pool, share)
+    return chosen[:room]
+
+
+def _farthest(
+    features: Mapping[LayerKey, NDArray[np.float64]],
+    taken: Sequence[LayerKey],
+    pool: Sequence[LayerKey],
+    count: int,
+) -> list[LayerKey]:
+    """Greedy farthest-point choice of ``count`` layers from ``pool`` (Gonzalez 1985)."""
+    if not pool or count <= 0:
+        return []
+    points = np.array([features[key] for key in pool])
+    distance = np.full(len(pool), np.inf)
+    for key in taken:
+        distance = np.minimum(distance, ((points - features[key]) ** 2).sum(axis=1))
+    found = []
+    for _ in range(min(count, len(pool))):
+        index = int(distance.argmax())
+        found.append(pool[index])
+        distance = np.minimum(distance, ((points - points[index]) ** 2).sum(axis=1))
+        distance[index] = -1  # layers with equal features are at no distance: never take one twice
+    return found
+
+
+def _calibration_references(space: SearchSpace) -> list[Architecture]:
+    ordered = sorted(space.resolutions, reverse=True)
+    resolutions = dict.fromkeys([ordered[0], ordered[len(ordered) // 2]])
+    return [
+        reference(name, resolution, space.classes)
+        for name in CALIBRATION_REFERENCES
+        for resolution in resolutions
+    ]
+
+
+def _spread_members(space: SearchSpace, count: int, seed: int) -> list[Architecture]:
+    """Random members, evenly spread over the logarithm of their MACs."""
+    if not count:
+        return []
+    generator = random.Random(seed)
+    pool = [space.sample(generator) for _ in range(count * 8)]
+    pool.sort(key=lambda architecture: cost(architecture).macs)
+    logs = np.log([cost(architecture).macs for architecture in pool])
+    # Half evenly over the range of sizes, half as they come, where most members are.
+    even = np.searchsorted(logs, np.linspace(logs[0], logs[-1], (count + 1) // 2))
+    chosen = {pool[min(int(index), len(pool) - 1)] for index in even}
+    rest = [architecture for architecture in pool if architecture not in chosen]
+    generator.shuffle(rest)
+    return sorted(chosen, key=lambda architecture: architecture.id) + rest[: max(0, count - len(chosen))]
+
+
+def _macs(subject: Subject) -> int:
+    return layer_cost(subject).macs if isinstance(subject, LayerKey) else cost(subject).macs
+
+
+def _save_networks(folder: Path, networks: Sequence[NetworkRecord]) -> None:
+    rows: list[dict[str, Any]] = [
+        {
+            "architecture": each.architecture.to_dict(),
+            "latency_ms": each.latency_ms,
+            "p50_ms": each.p50_ms,
+            "p90_ms": each.p90_ms,
+            "p99_ms": each.p99_ms,
+        }
+        for each in networks
+    ]
+    write_atomically(folder / "networks.json", json.dumps(rows) + "\n")

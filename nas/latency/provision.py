@@ -1,0 +1,191 @@
+"""Where latency tables are kept, and whether one belongs to the hardware it is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from nas.latency.devices import Target
+from nas.latency.profiling import Plan, ProfileProgress, make_plan, profile
+from nas.latency.runtimes import Runtime
+from nas.latency.table import LatencyTable, TableError
+from nas.layers import layer_keys, reachable_layer_keys
+from search_spaces.block import Architecture
+from search_spaces.mobilenet import FAMILIES, reference
+from search_spaces.space import SearchSpace
+
+
+@dataclass(frozen=True, slots=True)
+class Effort:
+    """How much to measure.
+
+    Attributes:
+        max_keys: layers at most, None for all.
+        networks: random members measured end to end.
+        rounds: steady rounds.
+        seed: of the choice.
+    """
+
+    max_keys: int | None = 1000
+    networks: int = 80
+    rounds: int = 40
+    seed: int = 0
+
+
+class StaleTableError(TableError):
+    """A table measured under other conditions than those asked for."""
+
+
+def table_folder(root: Path, hardware: str, runtime: Runtime) -> Path:
+    """The folder of the table of a hardware, runtime, precision and thread count."""
+    return root / f"{hardware}-{runtime.name}-{runtime.precision}-{runtime.threads}t"
+
+
+def profile_command(hardware: str, runtime: Runtime) -> str:
+    """The command that measures what a table lacks."""
+    parts = ["python -m nas.profile", f"hardware={hardware}"]
+    if runtime.name != "onnxruntime":
+        parts.append(f"runtime={runtime.name}")
+    if runtime.precision != "fp32":
+        parts.append(f"runtime.precision={runtime.precision}")
+    if runtime.threads != 1:
+        parts.append(f"hardware.threads={runtime.threads}")
+    return " ".join(parts)
+
+
+def load_table(
+    folder: Path, hardware: str, runtime: Runtime, device: str | None = None, version: str | None = None
+) -> LatencyTable | None:
+    """The table in a folder, None if there is none.
+
+    Args:
+        folder: see :func:`table_folder`.
+        hardware: name of the hardware config.
+        runtime: what the table is wanted for.
+        device: processor or board it must have been measured on, None where this is not known.
+        version: version of the runtime it must have been measured with, None where this is not known.
+
+    Raises:
+        StaleTableError: naming everything in which the table differs.
+        TableError: if the table is damaged.
+    """
+    command = profile_command(hardware, runtime)
+    if not (folder / "table.json").exists():
+        return None
+    table = LatencyTable.load(folder, command)
+    differences = staleness(table, runtime, device, version)
+    if differences:
+        raise StaleTableError(
+            f"the latency table in {folder} is for {'; '.join(differences)}; "
+            f"move it away and measure anew with: {command}"
+        )
+    return table
+
+
+def staleness(
+    table: LatencyTable, runtime: Runtime, device: str | None = None, version: str | None = None
+) -> list[str]:
+    """Every respect in which a table does not fit, in words."""
+    header = table.header
+    pairs: Iterable[tuple[str, object, object]] = (
+        ("device", header.device, device),
+        ("runtime", header.runtime, runtime.name),
+        (f"{header.runtime} version", header.runtime_version, version),
+        ("threads", header.threads, runtime.threads),
+        ("precision", header.precision, runtime.precision),
+    )
+    return [
+        f"{what} {has}, not {wanted}" for what, has, wanted in pairs if wanted is not None and has != wanted
+    ]
+
+
+def reference_architectures(
+    space: SearchSpace, names: Iterable[str] = FAMILIES, resolution: int | None = None
+) -> dict[str, Architecture]:
+    """References by name, at the resolution given, the papers' 224 or the space's largest.
+
+    Raises:
+        UnknownReferenceError: if a name is not of the family.
+    """
+    side = resolution or (224 if 224 in space.resolutions else max(space.resolutions))
+    return {name: reference(name, side, space.classes) for name in names}
+
+
+def ready_table(
+    space: SearchSpace,
+    references: Sequence[Architecture],
+    target: Target,
+    runtime: Runtime,
+    hardware: str,
+    folder: Path,
+    effort: Effort,
+    progress: ProfileProgress,
+    say: Callable[[str], None],
+) -> LatencyTable:
+    """A table that covers a space and its references, measured now as far as it is not there yet.
+
+    Args:
+        space: every layer it can reach will be in the table.
+        references: so will theirs.
+        target: the device.
+        runtime: what runs the layers on it.
+        hardware: name of the hardware config.
+        folder: where the table is kept, see :func:`table_folder`.
+        effort: how much to measure.
+        progress: callbacks for progress bars.
+        say: told in one line what is going to be measured.
+
+    Raises:
+        StaleTableError: if the table there was measured under other conditions.
+        nas.latency.timing.MeasurementError: if the machine did not hold still.
+    """
+    table = load_table(folder, hardware, runtime, target.device, target.runtime_version)
+    wanted = reachable_layer_keys(space).union(*(layer_keys(each) for each in references))
+    if table is not None and not table.missing(wanted):
+        return table
+    plan = make_plan(space, references, effort.max_keys, effort.networks, effort.seed, table)
+    what = "no latency table yet" if table is None else "the latency table lacks layers of this space"
+    say(
+        f"{what}: measuring {len(plan.keys):,} layers and {len(plan.networks)} networks on "
+        f"{target.device}, predicting {len(plan.predicted):,} from them"
+    )
+    return profile(
+        target,
+        runtime,
+        hardware,
+        plan,
+        folder,
+        effort.rounds,
+        table,
+        progress,
+        profile_command(hardware, runtime),
+    )
+
+
+def measure_layers(
+    table: LatencyTable,
+    architectures: Iterable[Architecture],
+    target: Target,
+    runtime: Runtime,
+    folder: Path,
+    rounds: int,
+    progress: ProfileProgress,
+) -> LatencyTable:
+    """The table with every layer of some networks measured instead of predicted.
+
+    Raises:
+        nas.latency.timing.MeasurementError: if the machine did not hold still.
+    """
+    keys = {
+        key: None
+        for architecture in architectures
+        for key, entry in table.layer_latencies(architecture)
+        if entry.source == "predicted"
+    }
+    if not keys:
+        return table
+    plan = Plan(keys=tuple(keys), networks=())
+    return profile(
+        target, runtime, table.header.hardware, plan, folder, rounds, table, progress, table.profile_command
+    )

@@ -1,0 +1,288 @@
+"""How wrong is a latency table? Fresh networks, measured end to end, against what the table says.
+
+The answer is kept beside the table as its *validation card* (``card.json``, ``card.md``,
+``validation.csv``, ``validation.png``); a search shows its headline and warns where there is none.
+"""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import io
+import json
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nas.cost import cost
+from nas.latency.calibration import ErrorSummary
+from nas.latency.devices import Subject, Target
+from nas.latency.profiling import NetworkRecord, ProfileProgress, link_keys, network_records, table_level
+from nas.latency.table import LatencyTable, TableError, write_atomically
+from nas.latency.timing import MeasurementError
+from search_spaces.block import Architecture
+from search_spaces.mobilenet import published_top1
+from search_spaces.space import SearchSpace
+
+CARD_SCHEMA = 1
+# What a search is content with; anything worse is called poor.
+_GOOD_WITHIN_10_PERCENT = 0.95
+_GOOD_KENDALL_TAU = 0.90
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """A table's validation card.
+
+    Attributes:
+        title: device, runtime, precision, threads and date of the table.
+        created: date of the validation, ISO 8601.
+        drift: how much slower (positive) or faster layers of the table ran than when it was measured;
+            errors are stated after taking it out.
+        calibrated: error of the calibrated prediction.
+        uncorrected: error of the plain sum of layers.
+        predicted_layers: share of the networks' layers that are predicted, not measured.
+        conditions: record of the measuring session.
+    """
+
+    title: str
+    created: str
+    drift: float
+    calibrated: ErrorSummary
+    uncorrected: ErrorSummary
+    predicted_layers: float
+    conditions: Mapping[str, Any]
+
+    @property
+    def is_good(self) -> bool:
+        """Whether a search need not warn."""
+        calibrated = self.calibrated
+        return (
+            calibrated.within_10_percent >= _GOOD_WITHIN_10_PERCENT
+            and calibrated.kendall_tau >= _GOOD_KENDALL_TAU
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types."""
+        return asdict(self)
+
+    @property
+    def headline(self) -> str:
+        """One line for consoles and reports."""
+        return f"validated on {self.calibrated.networks} fresh networks: {self.calibrated}"
+
+
+@dataclass(frozen=True, slots=True)
+class Validation:
+    """A card with the networks behind it.
+
+    Attributes:
+        card: the summary.
+        names: names of references, ids of other networks.
+        records: the networks as measured, at the table's level.
+        predicted_ms: calibrated prediction for each.
+        raw_ms: plain sum of layers for each.
+    """
+
+    card: Card
+    names: tuple[str, ...]
+    records: tuple[NetworkRecord, ...]
+    predicted_ms: NDArray[np.float64]
+    raw_ms: NDArray[np.float64]
+
+
+def fresh_networks(
+    space: SearchSpace, count: int, seed: int, used: Sequence[Architecture]
+) -> list[Architecture]:
+    """Random members that played no part in the calibration."""
+    generator = random.Random(f"validation {seed}")
+    known = set(used)
+    found: list[Architecture] = []
+    for _ in range(count * 100):
+        if len(found) == count:
+            break
+        member = space.sample(generator)
+        if member not in known:
+            known.add(member)
+            found.append(member)
+    return found
+
+
+def validate(
+    table: LatencyTable,
+    networks: Mapping[str, Architecture],
+    shown: Mapping[str, Architecture],
+    target: Target,
+    journal: Path,
+    rounds: int,
+    progress: ProfileProgress = ProfileProgress(),  # noqa: B008 - frozen
+) -> Validation:
+    """Measure networks end to end and compare them with a table.
+
+    Args:
+        table: must hold all their layers.
+        networks: what the table is judged by: by name, at least four, none used in its calibration.
+        shown: networks measured along with them, but not judged.
+        target: the device the table was measured on.
+        journal: where rounds are kept while measuring.
+        rounds: steady rounds wanted.
+        progress: callbacks for progress bars.
+
+    Raises:
+        MissingKeysError: if the table lacks a layer.
+        MeasurementError: if the machine did not hold still, or there are too few networks.
+    """
+    if len(networks) < 4:
+        raise MeasurementError(f"a validation needs at least 4 networks, not {len(networks)}")
+    names = (*networks, *shown)
+    architectures = (*networks.values(), *shown.values())
+    judged = slice(len(networks))
+    raw_ms = np.array([table.raw_ms(each) for each in architectures])
+    predicted_ms = np.array([table.latency(each).latency_ms for each in architectures])
+    subjects: list[Subject] = [*architectures, *link_keys(table)]
+    measured = target.measure(subjects, rounds, journal, progress.prepared, progress.measured)
+    journal.unlink()
+    level = 1 / table_level(table, measured)
+    records = tuple(
+        NetworkRecord(each.architecture, *(value / level for value in each.latencies_ms))
+        for each in network_records(measured, table.header.statistic)
+    )
+    actual_ms = np.array([each.latency_ms for each in records])
+    sources = [entry.source for each in networks.values() for _, entry in table.layer_latencies(each)]
+    card = Card(
+        title=table.header.title,
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        drift=level - 1,
+        calibrated=ErrorSummary.of(predicted_ms[judged], actual_ms[judged]),
+        uncorrected=ErrorSummary.of(raw_ms[judged], actual_ms[judged]),
+        predicted_layers=sum(source != "measured" for source in sources) / len(sources),
+        conditions=measured.record,
+    )
+    return Validation(card, names, records, predicted_ms, raw_ms)
+
+
+def save(validation: Validation, folder: Path) -> None:
+    """Write the card, its networks and the plot of predicted against measured latency."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(
+        ("name", "id", "resolution", "predicted_ms", "sum_ms", "measured_ms", "p50_ms", "p90_ms", "p99_ms")
+    )
+    for name, record, predicted_ms, raw_ms in zip(
+        validation.names, validation.records, validation.predicted_ms, validation.raw_ms, strict=True
+    ):
+        numbers = (predicted_ms, raw_ms, *record.latencies_ms)
+        architecture = record.architecture
+        writer.writerow(
+            (name, architecture.id, architecture.resolution, *(f"{number:.5g}" for number in numbers))
+        )
+    write_atomically(folder / "validation.csv", text.getvalue())
+    _plot(validation, folder / "validation.png")
+    card = validation.card
+    write_atomically(folder / "card.md", _markdown(validation))
+    content = {"schema_version": CARD_SCHEMA, **card.to_dict()}
+    write_atomically(folder / "card.json", json.dumps(content, indent=1) + "\n")
+
+
+def load_card(folder: Path) -> Card | None:
+    """The validation card beside a table, None if there is none.
+
+    Raises:
+        TableError: if the card is damaged.
+    """
+    path = folder / "card.json"
+    if not path.exists():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content.pop("schema_version") != CARD_SCHEMA:
+            raise ValueError("another schema version")
+        for name in ("calibrated", "uncorrected"):
+            content[name] = ErrorSummary(**content[name])
+        return Card(**content)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise TableError(
+            f"{path} is damaged ({error}); validate again with: python -m nas.validate"
+        ) from None
+
+
+def family_rows(validation: Validation) -> list[tuple[str, str, str, str, str, str, str]]:
+    """The MobileNets on this device: name, published top-1, parameters, MACs, p50, p90, predicted."""
+    rows = []
+    for name, record, predicted_ms in zip(
+        validation.names, validation.records, validation.predicted_ms, strict=True
+    ):
+        if name.startswith("mobilenet_"):
+            counted = cost(record.architecture)
+            published = published_top1(name, record.architecture.resolution)
+            rows.append(
+                (
+                    name,
+                    "–" if published is None else f"{published:.1f}",
+                    f"{counted.parameters / 1e6:.2f}",
+                    f"{counted.macs / 1e6:.0f}",
+                    f"{record.p50_ms:.2f}",
+                    f"{record.p90_ms:.2f}",
+                    f"{predicted_ms:.2f}",
+                )
+            )
+    return rows
+
+
+FAMILY_COLUMNS = ("network", "top-1 % (published)", "params M", "MACs M", "p50 ms", "p90 ms", "predicted ms")
+
+
+def _markdown(validation: Validation) -> str:
+    card = validation.card
+    lines = [
+        f"# Validation of the latency table: {card.title}",
+        "",
+        f"{card.calibrated.networks} networks that played no part in the calibration, measured end to end on "
+        f"{card.created[:10]}, {card.conditions['rounds']} interleaved rounds. "
+        f"{card.predicted_layers:.0%} of their layers are predicted, the others measured. Since the table "
+        f"was measured the machine drifted by {card.drift:+.1%}, which is taken out.",
+        "",
+        "| | calibrated | plain sum of layers |",
+        "|---|---|---|",
+    ]
+    for label, attribute, form in (
+        ("mean absolute error", "mape", ".1%"),
+        ("bias", "bias", "+.1%"),
+        ("within 5 %", "within_5_percent", ".0%"),
+        ("within 10 %", "within_10_percent", ".0%"),
+        ("worst", "worst", ".1%"),
+        ("Kendall tau", "kendall_tau", ".3f"),
+        ("Spearman rho", "spearman_rho", ".3f"),
+    ):
+        values = (format(getattr(each, attribute), form) for each in (card.calibrated, card.uncorrected))
+        lines.append(f"| {label} | {' | '.join(values)} |")
+    rows = family_rows(validation)
+    if rows:
+        lines += ["", f"| {' | '.join(FAMILY_COLUMNS)} |", "|---" * len(FAMILY_COLUMNS) + "|"]
+        lines += [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def _plot(validation: Validation, path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    actual = np.array([record.latency_ms for record in validation.records])
+    figure, axes = pyplot.subplots(figsize=(5.5, 5.5))
+    limits = np.array([actual.min() * 0.9, actual.max() * 1.1])
+    axes.fill_between(limits, limits * 0.95, limits * 1.05, color="0.85", label="± 5 %", linewidth=0)
+    axes.plot(limits, limits, color="0.4", linewidth=0.8)
+    axes.scatter(actual, validation.raw_ms, s=12, color="#d55e00", marker="x", label="sum of layers")
+    axes.scatter(actual, validation.predicted_ms, s=12, color="#0072b2", label="calibrated")
+    axes.set(xscale="log", yscale="log", xlim=limits, xlabel="measured ms", ylabel="predicted ms")
+    axes.set_title(validation.card.title, fontsize=8)
+    axes.legend(frameon=False)
+    figure.savefig(path, dpi=150, bbox_inches="tight")
+    pyplot.close(figure)

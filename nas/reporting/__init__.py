@@ -1,0 +1,1 @@
+"""What a study found, as data, as a page, as figures and as files."""

@@ -1,0 +1,96 @@
+import csv
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nas.accuracy.estimator import Accuracy, AccuracyError
+from nas.accuracy.records import AccuracyDataError
+from nas.accuracy.table import AccuracyTable
+from search_spaces.mobilenet import reference
+from search_spaces.space import SearchSpace
+
+SPACE = SearchSpace.from_dict(
+    {
+        "name": "small",
+        "resolutions": [32],
+        "stems": [{"channels": 16}],
+        "stages": [
+            {
+                "stride": 2,
+                "depths": [1, 2],
+                "widths": [24],
+                "kernels": [3, 5],
+                "expansions": [2.5, 6],
+                "se": [False, True],
+            }
+        ],
+        "heads": [{"conv_channels": 64}],
+        "classes": 10,
+    }
+)
+ROWS: list[dict[str, Any]] = [
+    {
+        "stage1.depth": 2,
+        "stage1.kernel": 3,
+        "stage1.block1.expansion": 2.5,
+        "stage1.block2.expansion": 6,
+        "stage1.se": False,
+        "accuracy": 90.5,
+    },
+    # As pandas writes it: an inactive cell is empty, which makes the column one of floats.
+    {
+        "stage1.depth": "1",
+        "stage1.kernel": "5.0",
+        "stage1.block1.expansion": "6.0",
+        "stage1.block2.expansion": "",
+        "stage1.se": "True",
+        "accuracy": "88",
+    },
+]
+
+
+def _table(path: Path, rows: list[dict[str, Any]]) -> AccuracyTable:
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return AccuracyTable(SPACE, path)
+
+
+def test_looks_up_by_architecture_and_by_parameters(tmp_path: Path) -> None:
+    table = _table(tmp_path / "t.csv", ROWS)
+    assert len(table) == 2
+    known = {"stage1.depth": 1, "stage1.kernel": 5, "stage1.block1.expansion": 6.0, "stage1.se": True}
+    assert table.accuracy(SPACE.build(known)) == Accuracy(88.0, "measured")
+    assert table.of_parameters(known | {"stage1.block2.expansion": 2.5}) == Accuracy(88.0, "measured")
+
+
+def test_unknown_architectures_are_infeasible(tmp_path: Path) -> None:
+    table = _table(tmp_path / "t.csv", ROWS)
+    known = {"stage1.depth": 1, "stage1.kernel": 5, "stage1.block1.expansion": 6.0, "stage1.se": True}
+    with pytest.raises(AccuracyError, match=r"t.csv holds no accuracy"):
+        table.of_parameters(known | {"stage1.kernel": 3})
+    with pytest.raises(AccuracyError, match="has 10 classes, not 1000"):
+        table.accuracy(reference("mobilenet_v2"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"colour": "red"}, r"t.csv: unknown column 'colour'; known: accuracy, stage1.depth"),
+        ({"accuracy": ""}, r"t.csv, line 3: accuracy is empty"),
+        ({"accuracy": "101"}, "line 3: accuracy must be between 0 and 100, not 101"),
+        ({"stage1.kernel": ""}, r"line 3: stage1.kernel is empty or missing"),
+        ({"stage1.kernel": "7"}, r"line 3: stage1.kernel: '7' is not among \[3, 5\]"),
+    ],
+)
+def test_bad_lines_are_named(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    first = dict.fromkeys(change, "") | ROWS[0]
+    with pytest.raises(AccuracyDataError, match=message):
+        _table(tmp_path / "t.csv", [first, ROWS[1] | change])
+
+
+def test_contradictions_are_named(tmp_path: Path) -> None:
+    with pytest.raises(AccuracyDataError, match=r"line 4: repeats the architecture of line 3 .* 70, not 88"):
+        _table(tmp_path / "t.csv", [*ROWS, ROWS[1] | {"accuracy": 70}])
