@@ -17,14 +17,26 @@ from nas.accuracy.predictor import SHIPPED_PARAMETERS
 from nas.accuracy.records import AccuracyDataError, TrainedNetwork, read_accel, read_extra, read_published
 from nas.command import command
 from nas.config import plain
-from nas.console import console
+from nas.console import console, print_summary
 
 _USAGE = "usage: python -m nas.predictor fit accel=FILE published=FILE [extra=FILE] [output=FILE] [--help]"
 
 
 @dataclass
 class FitConfig:
-    """Schema of ``conf/predictor.yaml``."""
+    """Everything that ``python -m nas.predictor fit`` can be told.
+
+    Attributes:
+        accel: CSV of Accel-NASBench's networks.
+        published: CSV of published MobileNets.
+        extra: CSV of networks of one's own.
+        output: file of the parameters, null for the shipped one.
+        evaluate: also fit without the networks left out.
+        held_out: share of the benchmark left out in the evaluation.
+        seed: of what is left out and of the fit.
+        inducing: points that summarise the benchmark.
+        steps: optimiser steps.
+    """
 
     accel: str = MISSING
     published: str = MISSING
@@ -51,15 +63,24 @@ def fit(settings: FitConfig) -> None:
     if not 0 < settings.held_out < 1:
         raise AccuracyDataError(f"held_out must lie between 0 and 1, not {settings.held_out:g}")
     effort = Effort(settings.inducing, settings.steps)
+    found = {}
     if settings.evaluate:
         benchmark = leave_benchmark_out(networks, settings.held_out, settings.seed, effort)
         variants = leave_variants_out(networks, settings.seed, effort)
         for table in _tables(benchmark, variants):
             console.print(table)
+        for name, left_out in (("left out of the benchmark", benchmark), ("published, left out", variants)):
+            found[name] = f"{left_out.mean_error:.2f} points mean error, Kendall tau {left_out.tau:.3f}"
     posterior = fit_posterior(fit_benchmark(networks, effort, settings.seed), networks)
     output = Path(settings.output) if settings.output else SHIPPED_PARAMETERS
     posterior.save(output, _notes(networks))
-    console.print(f"wrote {output} ({output.stat().st_size / 1e3:.0f} kB)")
+    own = "" if output == SHIPPED_PARAMETERS else f" accuracy.parameters={output}"
+    rows = {
+        "fitted to": "; ".join(_notes(networks).values()),
+        **found,
+        "file": f"{output} ({output.stat().st_size / 1e3:.0f} kB)",
+    }
+    print_summary("ImageNet predictor", rows, f"python -m nas.search{own}")
 
 
 def _notes(networks: list[TrainedNetwork]) -> dict[str, str]:
@@ -103,7 +124,8 @@ def main(config: Any) -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] != ["fit"]:
+    if sys.argv[1:2] == ["fit"]:
+        del sys.argv[1]
+    elif not {"--help", "-h"} & set(sys.argv):
         sys.exit(_USAGE)
-    del sys.argv[1]
     command("predictor", FitConfig, main)
