@@ -87,7 +87,7 @@ def comparison_page(first: Report, second: Report) -> str:
                 for each in reports
             ),
         ),
-        *(_warning(each) for each in reports),
+        *dict.fromkeys(_warning(each) for each in reports),
         _comparison_card(first, second),
         _plot_card(reports),
         _selected_card(),
@@ -255,16 +255,14 @@ def _answers(report: Report) -> _Markup:
 
 def _against(answer: Answer, found: NetworkResult) -> Iterator[str]:
     """The numbers behind an answer, each with its kind."""
-    yield _element("span", answer.evidence(found), class_="evidence")
-    yield "; "
+    yield f"{answer.evidence(found)}, "
     yield _milliseconds(found)
-    yield " against "
-    yield _milliseconds(answer.reference)
 
 
-def _facts(network: NetworkResult) -> Iterator[_Markup]:
+def _facts(network: NetworkResult, before: str = "") -> Iterator[str]:
+    yield before
     yield _element("span", f"{network.accuracy} ", _source(network.accuracy_source), class_="fact")
-    yield _Markup(", ")
+    yield before or ", "
     yield _milliseconds(network)
 
 
@@ -517,20 +515,11 @@ def _comparison_card(first: Report, second: Report) -> _Markup:
                 class_="warning",
             )
         )
-    answers = [{answer.reference.label: answer for answer in report.answers} for report in (first, second)]
-    rows = []
-    for name in answers[0] | answers[1]:
-        pair = [answer.get(name) for answer in answers]
-        rows.append((f"at {name}'s latency", *(answer.gain if answer else "–" for answer in pair)))
-        rows.append((f"at {name}'s accuracy", *(answer.saving if answer else "–" for answer in pair)))
-    children.append(_table(("", first.name, second.name), rows))
-    children.append(_element("h3", "What differs"))
-    children.append(_table(("", first.name, second.name), _differences(first, second), numbers_from=9))
     rows = [
         (
             f"within {row.budget_ms:g} ms",
             *(
-                _element("span", _chooser(report, number, best), " ", *_facts(best)) if best else "–"
+                _element("span", _chooser(report, number, best), *_facts(best, " ")) if best else "–"
                 for number, (report, best) in enumerate(zip((first, second), row.best, strict=True))
             ),
             "–" if row.points is None else f"{signed(row.points, 1)} points",
@@ -539,7 +528,18 @@ def _comparison_card(first: Report, second: Report) -> _Markup:
     ]
     if rows:
         children.append(_element("h3", "The best within equal latency budgets"))
-        children.append(_table(("", first.name, second.name, "second over first"), rows))
+        children.append(_table(("", first.name, second.name, f"{second.name} over {first.name}"), rows))
+    answers = [{answer.reference.label: answer for answer in report.answers} for report in (first, second)]
+    rows = []
+    for name in answers[0] | answers[1]:
+        pair = [answer.get(name) for answer in answers]
+        rows.append((f"at {name}’s latency", *(answer.gain if answer else "–" for answer in pair)))
+        rows.append((f"at {name}’s accuracy", *(answer.saving if answer else "–" for answer in pair)))
+    if rows:
+        children.append(_element("h3", "Beside the references"))
+        children.append(_table(("", first.name, second.name), rows))
+    children.append(_element("h3", "What differs"))
+    children.append(_table(("", first.name, second.name), _differences(first, second), numbers_from=3))
     rows = []
     mine, other = ({network.id: network for network in report.networks} for report in (first, second))
     shared = [(mine[id_], other[id_]) for id_ in mine if id_ in other]
@@ -553,7 +553,8 @@ def _comparison_card(first: Report, second: Report) -> _Markup:
                 )
             )
     if rows:
-        children.append(_table(("latency of the same network", first.name, second.name, "ratio"), rows))
+        children.append(_element("h3", "Latency of the same network"))
+        children.append(_table(("", first.name, second.name, "ratio"), rows))
     if len(shared) >= 5:
         tau = kendalltau(
             [one.latency_ms for one, _ in shared], [two.latency_ms for _, two in shared]
@@ -566,7 +567,7 @@ def _comparison_card(first: Report, second: Report) -> _Markup:
                 class_="quiet",
             )
         )
-    return _card("Side by side", *children)
+    return _card("Side by side", *children, class_="card compare")
 
 
 def _differences(first: Report, second: Report) -> Iterator[tuple[str, str, str]]:
