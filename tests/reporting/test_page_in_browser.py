@@ -206,11 +206,10 @@ def test_no_text_covers_another_in_the_answers(browser: Browser, page: Path, med
         "[...document.querySelectorAll('.answer p, .answer h3')].map(e => e.getBoundingClientRect())"
         ".map(r => [r.left, r.top, r.right, r.bottom])"
     )
-    for number, (left, top, right, bottom) in enumerate(boxes):
-        for other in boxes[:number]:
-            assert (
-                left >= other[2] - 1 or other[0] >= right - 1 or top >= other[3] - 1 or other[1] >= bottom - 1
-            )
+    for one, other in itertools.combinations(boxes, 2):
+        across = min(one[2], other[2]) - max(one[0], other[0])
+        down = min(one[3], other[3]) - max(one[1], other[1])
+        assert across <= 1 or down <= 1
     browser.screenshot(f"report-{media}")
     browser.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
 

@@ -400,7 +400,8 @@
 
   function drawImportances() {
     for (const place of document.querySelectorAll("[data-importances]")) {
-      const all = studies[+place.dataset.importances].importances.slice(0, 12);
+      const all = studies[+place.dataset.importances].importances
+        .filter((row) => Math.max(row[1], row[2]) >= 0.005).slice(0, 12);
       const most = Math.max(1e-9, ...all.flatMap((row) => [row[1], row[2]]));
       place.replaceChildren(...all.map(([name, forAccuracy, forLatency]) => make("div", { class: "bar" },
         make("span", {}, name),
