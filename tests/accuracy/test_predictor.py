@@ -1,6 +1,7 @@
 import csv
 import json
 import random
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from nas.accuracy.estimator import AccuracyError
+from nas.accuracy.estimator import Accuracy, AccuracyError, PublishedFirst, ask
 from nas.accuracy.evaluation import leave_variants_out, predict_left_out
 from nas.accuracy.features import FEATURES, BlockArrays, features
 from nas.accuracy.fit import Effort, fit_benchmark, fit_posterior
@@ -161,6 +162,41 @@ def test_refuses_what_it_does_not_know(
 def test_refuses_where_the_deviation_is_too_large(predictor: Predictor) -> None:
     with pytest.raises(AccuracyError, match="unlike everything"):
         predictor.predict(reference("mobilenet_v1_001"))
+
+
+def test_many_networks_get_the_answers_of_single_ones(
+    predictor: Predictor, members: list[Architecture]
+) -> None:
+    small = replace(members[1], classes=10)
+    refused = reference("mobilenet_v1_001")
+    asked = [*members[:5], small, refused, *members[5:9]]
+    source = PublishedFirst({members[2]: 71.5}, predictor)
+    answers = ask(source, asked)
+    for architecture, answer in zip(asked, answers, strict=True):
+        if isinstance(answer, AccuracyError):
+            with pytest.raises(AccuracyError, match=re.escape(str(answer))):
+                source.accuracy(architecture)
+        else:
+            alone = source.accuracy(architecture)
+            assert (answer.top1, answer.deviation) == pytest.approx((alone.top1, alone.deviation), abs=1e-3)
+            assert answer.source == alone.source
+    assert answers[2] == Accuracy(71.5, "published")
+    assert [number for number, each in enumerate(answers) if isinstance(each, AccuracyError)] == [5, 6]
+    assert np.isnan(predictor.predict_many(asked)[0][5:7]).all()
+    assert ask(source, []) == []
+
+
+def test_sources_without_batches_are_asked_one_by_one() -> None:
+    class Odd:
+        def accuracy(self, architecture: Architecture) -> Accuracy:
+            if architecture.resolution % 64:
+                raise AccuracyError("odd")
+            return Accuracy(float(architecture.resolution) / 4, "measured")
+
+    base = reference("mobilenet_v2")
+    answers = ask(Odd(), [replace(base, resolution=r) for r in (128, 160, 192)])
+    assert answers[::2] == [Accuracy(32.0, "measured"), Accuracy(48.0, "measured")]
+    assert isinstance(answers[1], AccuracyError)
 
 
 def test_identities_change_nothing(predictor: Predictor) -> None:
