@@ -12,7 +12,7 @@ from pathlib import Path
 from omegaconf import MISSING
 from rich.table import Table
 
-from nas.config import command
+from nas.command import command
 from nas.console import console
 from nas.latency.estimate import EstimatedLayers, adaptation_errors
 from nas.latency.table import LatencyTable

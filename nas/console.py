@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from nas.engine.study import Progress as SearchProgress
 from nas.latency.profiling import ProfileProgress
 from nas.latency.table import LatencyTable
 from nas.reporting.writer import ReportFiles, summary_rows
@@ -47,6 +48,30 @@ def measuring_progress() -> Iterator[ProfileProgress]:
             prepared=lambda done, total: bars.update(preparing, completed=done, total=total),
             measured=lambda done, wanted: bars.update(measuring, completed=done, total=wanted),
         )
+
+
+@contextmanager
+def search_progress(trials: int) -> Iterator[Callable[[SearchProgress], None]]:
+    """A bar of completed trials that says how fast they come and what was found so far."""
+    columns = (TextColumn("searching"), BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=console) as bars:
+        task = bars.add_task("evaluating references", total=trials)
+
+        def show(progress: SearchProgress) -> None:
+            best = progress.best
+            parts = [
+                f"{progress.done:,}/{progress.total:,} trials",
+                f"{progress.trials_per_second:.3g}/s",
+                f"{progress.feasible_share:.0%} feasible",
+                f"hypervolume {progress.hypervolume:.3f}",
+            ]
+            if best is not None:
+                parts.append(f"best {best.top1:.2f} % at {best.latency_ms:.2f} ms")
+            if progress.seconds_left is not None:
+                parts.append(f"{progress.seconds_left:.0f} s left")
+            bars.update(task, completed=progress.done, description=", ".join(parts))
+
+        yield show
 
 
 def summary_table(title: str, rows: dict[str, str]) -> Table:

@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 
 from nas import data
 from nas.accuracy.training import train
-from nas.config import DatasetConfig, TrainConfig, command, dataset_settings, plain, recipe_of
+from nas.command import command
+from nas.config import DatasetConfig, TrainConfig, dataset_settings, plain, recipe_of
 from nas.console import console, summary_table
 from nas.cost import cost
 from nas.latency.onnx_graph import onnx_model

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from omegaconf import MISSING
 
-from nas.config import command
+from nas.command import command
 from nas.console import console
 from nas.cost import cost
 from nas.latency.estimate import BlockMeasurement, EstimatedLayers, EstimateError, fit_coefficients

@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from nas.config import HardwareConfig, RuntimeConfig, command, plain, read_space
+from nas.command import command
+from nas.config import HardwareConfig, RuntimeConfig, plain, read_space
 from nas.console import console, measuring_progress, summary_table
 from nas.latency.calibration import Calibration, ErrorSummary
 from nas.latency.devices import LocalTarget

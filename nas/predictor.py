@@ -15,7 +15,8 @@ from nas.accuracy.evaluation import LeftOut, leave_benchmark_out, leave_variants
 from nas.accuracy.fit import Effort, fit_benchmark, fit_posterior
 from nas.accuracy.predictor import SHIPPED_PARAMETERS
 from nas.accuracy.records import AccuracyDataError, TrainedNetwork, read_accel, read_extra, read_published
-from nas.config import command, plain
+from nas.command import command
+from nas.config import plain
 from nas.console import console
 
 _USAGE = "usage: python -m nas.predictor fit accel=FILE published=FILE [extra=FILE] [output=FILE] [--help]"

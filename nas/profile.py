@@ -8,15 +8,8 @@ from typing import Any
 
 from nas.boards.hardware import Hardware, import_result
 from nas.boards.kit import groups_of, read_result, write_kit
-from nas.config import (
-    HardwareConfig,
-    ProfileSettings,
-    RuntimeConfig,
-    command,
-    hardware_of,
-    plain,
-    read_space,
-)
+from nas.command import command
+from nas.config import HardwareConfig, ProfileSettings, RuntimeConfig, hardware_of, plain, read_space
 from nas.console import console, measuring_progress, print_table_summary, summary_table
 from nas.latency.profiling import Plan, make_plan, profile, seconds_needed
 from nas.latency.provision import load_table, profile_command, reference_architectures, table_folder

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nas.config import command, plain
+from nas.command import command
+from nas.config import plain
 from nas.console import console, summary_table
 from nas.reporting.data import ReportError, read_study
 from nas.reporting.writer import summary_rows, write_comparison, write_report

@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 
 from nas.accuracy.estimator import Accuracy, AccuracyError
 from nas.accuracy.predictor import shipped_predictor
-from nas.config import CONFIG_FOLDER
+from nas.command import CONFIG_FOLDER
 from nas.cost import cost
 from nas.engine.neighbourhood import Candidate, Neighbourhood
 from nas.engine.pareto import front, hypervolume

@@ -8,7 +8,8 @@ from typing import Any
 
 from rich.table import Table
 
-from nas.config import HardwareConfig, ProfileSettings, RuntimeConfig, command, hardware_of, plain, read_space
+from nas.command import command
+from nas.config import HardwareConfig, ProfileSettings, RuntimeConfig, hardware_of, plain, read_space
 from nas.console import console, measuring_progress, summary_table
 from nas.latency.profiling import CALIBRATION_REFERENCES, load_networks
 from nas.latency.provision import Effort, ready_table, reference_architectures, table_folder

@@ -10,7 +10,8 @@ import pytest
 import yaml
 from hydra import compose, initialize_config_dir
 
-from nas.config import ACCURACY_SCHEMAS, CONFIG_FOLDER, command
+from nas.command import CONFIG_FOLDER, command
+from nas.config import ACCURACY_SCHEMAS
 from nas.reporting.data import read_study, report_of
 from search_spaces.block import Architecture
 from search_spaces.space import SearchSpace

@@ -1,0 +1,117 @@
+"""How every command starts: compose its configuration, run it, turn errors into a line and an exit code."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import hydra
+import optuna
+import yaml
+from hydra.core.config_store import ConfigStore
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+from rich.console import Console
+
+from nas.config import ACCURACY_SCHEMAS
+from nas.latency.timing import MeasurementError
+from search_spaces.errors import InputError
+
+# In a checkout the configs lie beside the package, in a wheel inside it.
+_INSIDE = Path(__file__).parent / "conf"
+CONFIG_FOLDER = _INSIDE if _INSIDE.is_dir() else Path(__file__).parent.parent / "conf"
+
+# Groups for which a path to a YAML file of one's own may stand in place of a name.
+_FILE_GROUPS = ("hardware", "search_space")
+
+
+def command(config_name: str, schema: type, main: Callable[[Any], None]) -> None:
+    """Run a command: compose its config, hand it over, and turn errors into one line and an exit code.
+
+    Args:
+        config_name: YAML file in ``conf/``, without its ending.
+        schema: dataclass the file is checked against; its defaults list names it ``<config_name>_schema``.
+        main: what to do with the composed config.
+    """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    store = ConfigStore.instance()
+    store.store(name=f"{config_name}_schema", node=schema)
+    for name, node in ACCURACY_SCHEMAS.items():
+        store.store(group="accuracy", name=f"{name}_schema", node=node)
+    # Hydra would print several lines and a hint; with this it raises, and we print one.
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+    errors = Console(stderr=True, soft_wrap=True, highlight=False)
+    try:
+        with tempfile.TemporaryDirectory() as own_files:
+            sys.argv[1:] = _with_own_files(sys.argv[1:], Path(own_files))
+            _compose_and_run(config_name, main)
+    except (InputError, MeasurementError) as error:
+        errors.print(f"error: {_one_line(error)}", style="red", markup=False)
+        sys.exit(2)
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
+        errors.print(f"error: {_config_error(error)}", style="red", markup=False)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        errors.print("interrupted; the same command continues where this one stopped", markup=False)
+        sys.exit(130)
+
+
+def _compose_and_run(config_name: str, main: Callable[[Any], None]) -> None:
+    # Hydra announces every exception of a job on several lines; errors meant for people go around it.
+    failures: list[BaseException] = []
+
+    def guarded(config: Any) -> None:
+        try:
+            main(config)
+        except (InputError, MeasurementError, OmegaConfBaseException, KeyboardInterrupt) as error:
+            failures.append(error)
+
+    hydra.main(version_base="1.3", config_path=str(CONFIG_FOLDER), config_name=config_name)(guarded)()
+    if failures:
+        raise failures[0]
+
+
+def _with_own_files(arguments: Sequence[str], folder: Path) -> list[str]:
+    """Let ``group=path/to/own.yaml`` stand for an option: Hydra finds a copy of it in ``folder``."""
+    result = []
+    for argument in arguments:
+        group, _, value = argument.partition("=")
+        if group in _FILE_GROUPS and value.endswith((".yaml", ".yml")):
+            path = Path(value)
+            if not path.is_file():
+                raise InputError(f"{argument}: there is no such file")
+            option = f"own_{path.stem}"
+            (folder / group).mkdir(exist_ok=True)
+            shutil.copy(path, folder / group / f"{option}.yaml")
+            argument = f"{group}={option}"
+        # A dataclass cannot have a field called `import`.
+        result.append(argument.replace("profile.import=", "profile.import_file=", 1))
+    if any(folder.iterdir()):
+        result.append(f"hydra.searchpath=[file://{folder}]")
+    return result
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())
+
+
+def _config_error(error: Exception) -> str:
+    # Hydra's messages are clear but long: keep what was wrong and what there is instead.
+    cause = error.__cause__ or error.__context__
+    text = str(error)
+    if cause is not None and str(cause) not in text:
+        text += " " + str(cause)
+    lines = [
+        line.strip()
+        for line in text.splitlines()
+        if line.strip()
+        and not line.strip().startswith(
+            ("full_key:", "object_type=", "reference_type=", "Config search path")
+        )
+    ]
+    return " ".join(line for line in lines if not line.startswith(("provider=", "Did you mean")))

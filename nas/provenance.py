@@ -1,0 +1,118 @@
+"""What a study remembers of its making: what must not change while it goes on, and what its report says."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from nas.latency.table import LatencyTable
+from nas.latency.validation import Card
+from nas.layers import layer_keys, reachable_layer_keys
+from nas.reporting.data import Report
+from search_spaces.block import Architecture
+from search_spaces.space import SearchSpace
+
+_VERSIONS_OF = ("mobilenet-nas", "torch", "torchvision", "optuna", "onnxruntime", "numpy", "scikit-learn")
+
+
+def fingerprint(
+    config: Any,
+    table: LatencyTable,
+    space: SearchSpace,
+    references: Mapping[str, Architecture],
+) -> dict[str, Any]:
+    """What must not change while a study goes on."""
+    keys = reachable_layer_keys(space).union(*(layer_keys(each) for each in references.values()))
+    header = table.header
+    settings: dict[str, Any] = {
+        "accuracy": OmegaConf.to_container(config.accuracy, resolve=True),
+        "latency table": {
+            "hardware": header.hardware,
+            "device": header.device,
+            "runtime": f"{header.runtime} {header.runtime_version}",
+            "precision": header.precision,
+            "threads": header.threads,
+            "content": table.digest(keys),
+        },
+        "search.budget_ms": config.search.budget_ms,
+        "search.caution": config.search.caution,
+        "search.seed": config.search.seed,
+        "objective": OmegaConf.to_container(config.objective, resolve=True),
+    }
+    for name in ("trials", "minutes"):
+        settings["accuracy"].pop(name, None)
+    if config.accuracy.name == "train":
+        settings["dataset"] = OmegaConf.to_container(config.dataset, resolve=True)
+    return settings
+
+
+def provenance(
+    config: Any, table: LatencyTable, card: Card | None, budget_ms: float | None
+) -> dict[str, Any]:
+    """What else a report should say."""
+    header = table.header
+    counts: dict[str, int] = {}
+    for entry in table.entries.values():
+        counts[entry.source] = counts.get(entry.source, 0) + 1
+    return {
+        "hardware": header.hardware,
+        "latency": {
+            "title": header.title,
+            "device": header.device,
+            "runtime": header.runtime,
+            "runtime_version": header.runtime_version,
+            "precision": header.precision,
+            "threads": header.threads,
+            "created": header.created,
+            "counts": counts,
+            "calibration": header.calibration.to_dict() if header.calibration else None,
+            "card": card.to_dict() if card else None,
+            "warning": _warning(card, table),
+        },
+        "accuracy": OmegaConf.to_container(config.accuracy, resolve=True),
+        "dataset": config.dataset.name if config.accuracy.name == "train" else None,
+        "budget_ms": budget_ms,
+        "budget_name": config.search.budget_ms,
+        "seed": config.search.seed,
+        "sampler": config.sampler.name,
+        "versions": {name: _version(name) for name in _VERSIONS_OF},
+        "command": "python -m nas.search " + " ".join(sys.argv[1:]),
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _warning(card: Card | None, table: LatencyTable) -> str | None:
+    if table.header.statistic == "estimate":
+        return f"all latencies are estimated; measure with: {table.profile_command}"
+    return None if card and card.is_good else "the latency table has no good validation card"
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def layers(report: Report, table: LatencyTable) -> dict[str, list[dict[str, Any]]]:
+    """Where the time goes in the front and the references, layer by layer."""
+    calibration = table.header.calibration
+    result = {}
+    for network in (*report.front, *report.references):
+        if network.architecture is not None:
+            result[network.id] = [
+                {
+                    "key": str(key),
+                    "latency_ms": calibration.layer_ms(key, entry.latency_ms)
+                    if calibration
+                    else entry.latency_ms,
+                    "source": entry.source,
+                }
+                for key, entry in table.layer_latencies(network.architecture)
+            ]
+    return result
