@@ -8,7 +8,7 @@ rebuilds the shipped parameters and prints how well they predict networks left o
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from nas.accuracy.estimator import Accuracy, AccuracyError, Answer
 from nas.accuracy.features import BlockArrays, features, not_covered
 from nas.accuracy.gaussian_process import Posterior
+from nas.accuracy.records import TrainedNetwork
 from search_spaces.block import Architecture
 
 SHIPPED_PARAMETERS = Path(__file__).parent / "predictor.safetensors"
@@ -52,6 +53,24 @@ class Predictor:
             ParametersError: if the file cannot be read or is of another version.
         """
         return cls(Posterior.load(path))
+
+    def save(self, path: Path, notes: Mapping[str, str]) -> None:
+        """Write the parameters with notes on where they come from."""
+        self._posterior.save(path, notes)
+
+    def with_networks(self, networks: Sequence[TrainedNetwork]) -> Predictor:
+        """A predictor that has seen these networks too.
+
+        Raises:
+            AccuracyError: if one is far outside the data, giving the reason.
+        """
+        inputs = features(BlockArrays.from_architectures([each.architecture for each in networks]))
+        log_error = np.log([100 - each.top1 for each in networks])
+        return Predictor(
+            self._posterior.conditioned(
+                torch.from_numpy(inputs), torch.from_numpy(log_error), [each.recipe for each in networks]
+            )
+        )
 
     def predict(self, architecture: Architecture) -> tuple[float, float]:
         """Top-1 of one training run and its standard deviation, in percentage points.
