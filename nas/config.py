@@ -139,6 +139,7 @@ class ImagenetConfig:
         trials: default of ``search.trials``.
         minutes: default of ``search.minutes``.
         parameters: file of fitted parameters, null for the shipped ones.
+        extra: CSV of networks of one's own, null for none.
     """
 
     name: str = "imagenet"
@@ -146,6 +147,7 @@ class ImagenetConfig:
     trials: int = 3000
     minutes: float | None = None
     parameters: str | None = None
+    extra: str | None = None
 
 
 @dataclass

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from nas.accuracy.evaluation import LeftOut, leave_benchmark_out, leave_variants_out
 from nas.accuracy.fit import Effort, fit_benchmark, fit_posterior
-from nas.accuracy.predictor import SHIPPED_PARAMETERS
+from nas.accuracy.predictor import SHIPPED_PARAMETERS, Predictor
 from nas.accuracy.records import AccuracyDataError, TrainedNetwork, read_accel, read_extra, read_published
 from nas.command import command
 from nas.config import plain
@@ -46,8 +46,7 @@ def fit(settings: FitConfig) -> None:
     """
     torch.set_num_threads(1)
     networks = read_accel(Path(settings.accel)) + read_published(Path(settings.published))
-    if settings.extra:
-        networks += read_extra(Path(settings.extra))
+    extra = read_extra(Path(settings.extra)) if settings.extra else []
     if not 0 < settings.held_out < 1:
         raise AccuracyDataError(f"held_out must lie between 0 and 1, not {settings.held_out:g}")
     effort = Effort(settings.inducing, settings.steps)
@@ -56,15 +55,18 @@ def fit(settings: FitConfig) -> None:
         variants = leave_variants_out(networks, settings.seed, effort)
         for table in _tables(benchmark, variants):
             console.print(table)
-    posterior = fit_posterior(fit_benchmark(networks, effort, settings.seed), networks)
+    predictor = Predictor(fit_posterior(fit_benchmark(networks, effort, settings.seed), networks))
+    if extra:
+        predictor = predictor.with_networks(extra)
     output = Path(settings.output) if settings.output else SHIPPED_PARAMETERS
-    posterior.save(output, _notes(networks))
+    predictor.save(output, _notes(networks, extra))
     console.print(f"wrote {output} ({output.stat().st_size / 1e3:.0f} kB)")
 
 
-def _notes(networks: list[TrainedNetwork]) -> dict[str, str]:
+def _notes(networks: list[TrainedNetwork], extra: list[TrainedNetwork]) -> dict[str, str]:
     published = sum(each.recipe == "mobilenet" for each in networks)
     return {
+        "extra": f"{len(extra)} networks of the user's",
         "benchmark": f"{len(networks) - published} networks of Accel-NASBench's recipe (Apache-2.0)",
         "published": f"{published} networks of the published MobileNet recipe",
     }

@@ -13,7 +13,7 @@ from scipy.stats import kendalltau
 
 from nas.accuracy.features import BlockArrays, features
 from nas.accuracy.fit import Effort, fit_benchmark, fit_posterior
-from nas.accuracy.gaussian_process import Posterior
+from nas.accuracy.gaussian_process import RECIPES, Posterior
 from nas.accuracy.records import TrainedNetwork
 
 Floats = NDArray[np.float64]
@@ -68,9 +68,10 @@ def predict_left_out(posterior: Posterior, networks: Sequence[TrainedNetwork]) -
     inputs = torch.from_numpy(
         features(BlockArrays.from_architectures([each.architecture for each in networks]))
     )
-    for number, network in enumerate(networks):
-        one = posterior.predict(inputs[number : number + 1], network.recipe)
-        predicted[number], deviation[number] = float(one[0]), float(one[1])
+    for recipe in RECIPES:
+        rows = [number for number, each in enumerate(networks) if each.recipe == recipe]
+        mean, spread = posterior.predict(inputs[rows], recipe)
+        predicted[rows], deviation[rows] = mean.numpy(), spread.numpy()
     return LeftOut(tuple(networks), predicted, deviation)
 
 

@@ -131,7 +131,8 @@ class BlockArrays:
             AccuracyError: if one is far outside what the predictor was fitted on, giving the reason.
         """
         for architecture in architectures:
-            check_covered(architecture)
+            if reason := not_covered(architecture):
+                raise AccuracyError(reason)
         depth = max((len(each.blocks) for each in architectures), default=0)
         blocks = np.zeros((depth, len(architectures), len(BLOCK_VALUES)))
         for column, architecture in enumerate(architectures):
@@ -140,13 +141,13 @@ class BlockArrays:
                 blocks[row, column] = block_values(block, size)
         return cls(
             np.array([each.resolution for each in architectures], float),
-            np.array([stem_values(each.stem, each.resolution) for each in architectures]),
+            np.array([stem_values(each.stem, each.resolution) for each in architectures]).reshape(-1, 3),
             np.array([head_width(each.head, each.out_channels) for each in architectures], float),
             blocks,
         )
 
     def covered(self) -> Flags:
-        """(N,) whether :func:`check_covered` would accept the blocks and the resolution."""
+        """(N,) whether :func:`not_covered` accepts the blocks and the resolution."""
         low, high = RESOLUTIONS
         strides = 2 ** (1 + self._sum("strided"))
         covered: Flags = (low <= self.resolution) & (self.resolution <= high) & (strides == OUTPUT_STRIDE)
@@ -158,38 +159,31 @@ class BlockArrays:
         return total
 
 
-def check_covered(architecture: Architecture) -> None:
-    """Refuse what no fitted network resembles.
-
-    Raises:
-        AccuracyError: giving the reason.
-    """
+def not_covered(architecture: Architecture) -> str | None:
+    """Why no fitted network resembles this one, None if there are some."""
     low, high = RESOLUTIONS
     stride = 2
     if architecture.classes != CLASSES:
-        raise AccuracyError(
-            f"the ImageNet predictor knows networks of {CLASSES} classes, not {architecture.classes}"
-        )
+        return f"the ImageNet predictor knows networks of {CLASSES} classes, not {architecture.classes}"
     if not low <= architecture.resolution <= high:
-        raise AccuracyError(
+        return (
             f"the ImageNet predictor knows resolutions of {low} to {high} px, not {architecture.resolution}"
         )
     if architecture.stem.kernel != 3:
-        raise AccuracyError(f"the ImageNet predictor knows stems of kernel 3, not {architecture.stem.kernel}")
+        return f"the ImageNet predictor knows stems of kernel 3, not {architecture.stem.kernel}"
     for number, block in enumerate(architecture.blocks, start=1):
         if block.is_identity:
             continue
         if block.kind == "skip":
-            raise AccuracyError(f"row {number}: the ImageNet predictor knows no strided or widening skip")
+            return f"row {number}: the ImageNet predictor knows no strided or widening skip"
         if block.kernel not in KERNELS:
-            raise AccuracyError(
-                f"row {number}: the ImageNet predictor knows kernels 3 and 5, not {block.kernel}"
-            )
+            return f"row {number}: the ImageNet predictor knows kernels 3 and 5, not {block.kernel}"
         stride *= block.stride
     if stride != OUTPUT_STRIDE:
-        raise AccuracyError(
+        return (
             f"the ImageNet predictor knows networks that reduce the image by {OUTPUT_STRIDE}, not by {stride}"
         )
+    return None
 
 
 def features(batch: BlockArrays) -> Floats:
@@ -240,4 +234,6 @@ def features(batch: BlockArrays) -> Floats:
         np.log(batch.head_width / 1280),
         np.log(last_width / _WIDTHS[-1]),
     )
-    return np.concatenate([np.stack(stages, 2).reshape(count, -1), np.stack(network, 1)], axis=1)
+    return np.concatenate(
+        [np.stack(stages, 2).reshape(count, len(stages) * _STAGES), np.stack(network, 1)], axis=1
+    )
