@@ -23,6 +23,11 @@ from search_spaces.space import SearchSpace
 _C = TypeVar("_C")
 
 
+def _at_least(name: str, value: float, least: int) -> None:
+    if not value >= least:
+        raise InputError(f"{name} must be at least {least}, not {value:g}")
+
+
 @dataclass
 class HardwareConfig:
     """Where networks will run.
@@ -92,6 +97,13 @@ class ProfileSettings:
     dry_run: bool = False
     kit: str | None = None
     import_file: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_keys is not None:
+            _at_least("profile.max_keys", self.max_keys, 1)
+        _at_least("profile.networks", self.networks, 0)
+        _at_least("profile.rounds", self.rounds, 1)
+        _at_least("profile.seed", self.seed, 0)
 
 
 @dataclass
@@ -224,6 +236,12 @@ class StudyConfig:
     folder: str = "results"
     storage: str | None = None
 
+    def __post_init__(self) -> None:
+        if self.name in ("", ".", "..") or Path(self.name).name != self.name:
+            raise InputError(
+                f"study.name must be the name of a folder, not {self.name!r}; study.folder says where it lies"
+            )
+
 
 @dataclass
 class SearchSettings:
@@ -254,6 +272,18 @@ class SearchSettings:
     refine_to_ms: float | None = None
     seed: int = 0
     require_validation: bool = False
+
+    def __post_init__(self) -> None:
+        _at_least("search.trials", self.trials, 1)
+        _at_least("search.caution", self.caution, 0)
+        _at_least("search.workers", self.workers, 1)
+        _at_least("search.seed", self.seed, 0)
+        if self.minutes is not None and not self.minutes > 0:
+            raise InputError(f"search.minutes must be positive, not {self.minutes:g}")
+        if self.refine not in (None, "netadapt"):
+            raise InputError(f"search.refine must be netadapt or null, not {self.refine}")
+        if self.refine and self.refine_to_ms is None and self.budget_ms is None:
+            raise InputError("search.refine=netadapt needs search.refine_to_ms or search.budget_ms")
 
 
 def hardware_of(config: HardwareConfig) -> Hardware:
@@ -328,5 +358,6 @@ def objective_of(config: ObjectiveConfig, caution: float) -> Objective:
         return Pareto(config.third, caution)  # type: ignore[arg-type]
     if config.name == "budget":
         return Budget(caution)
-    assert config.target_ms is not None
+    if config.target_ms is None or not config.target_ms > 0:
+        raise InputError("objective=mnasnet needs objective.target_ms, a positive latency in ms")
     return MnasNet(config.target_ms, config.exponent, caution)

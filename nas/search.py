@@ -31,6 +31,7 @@ from nas.config import (
 )
 from nas.console import console, measuring_progress, print_report_summary, search_progress
 from nas.engine import study
+from nas.engine.neighbourhood import Neighbourhood
 from nas.engine.netadapt import refine
 from nas.engine.storage import close_storage, open_storage, open_study, refresh_study
 from nas.latency.provision import Effort, reference_architectures, table_folder
@@ -75,10 +76,6 @@ class SearchConfig:
 def main(config: Any) -> None:
     """Measure what is missing, search, measure the front, report."""
     settings = plain(config.search, SearchSettings)
-    if settings.refine not in (None, "netadapt"):
-        raise InputError(f"search.refine must be netadapt or null, not {settings.refine}")
-    if settings.refine and settings.refine_to_ms is None and settings.budget_ms is None:
-        raise InputError("search.refine=netadapt needs search.refine_to_ms or search.budget_ms")
     objective = objective_of(plain(config.objective, ObjectiveConfig), settings.caution)
     board = hardware_of(plain(config.hardware, HardwareConfig))
     profiling = plain(config.profile, ProfileSettings)
@@ -87,7 +84,8 @@ def main(config: Any) -> None:
     settings.references = [name for name in settings.references if not is_torchvision(name)]
     space, accuracy, resolution = accuracy_of(config, read_space(config.search_space), settings)
     references = reference_architectures(space, settings.references, resolution)
-    folder = Path(config.study.folder) / config.study.name
+    named = plain(config.study, StudyConfig)
+    folder = Path(named.folder) / named.name
     tables = table_folder(Path(profiling.folder), board.name, runtime)
     latencies = LatencySource(
         board,
@@ -103,11 +101,11 @@ def main(config: Any) -> None:
     card = load_card(tables)
     _check_card(card, table, board, runtime, settings.require_validation)
     budget_ms = _budget_ms(settings.budget_ms, table, space, resolution)
-    storage = open_storage(config.study.storage or str(folder / "study.journal"))
+    storage = open_storage(named.storage or str(folder / "study.journal"))
     try:
         opened = open_study(
             storage,
-            config.study.name,
+            named.name,
             objective,
             space,
             fingerprint(config, table, space, references),
@@ -130,7 +128,7 @@ def main(config: Any) -> None:
                 progress=show,
                 dear=config.accuracy.name == "train",
                 workers=settings.workers,
-                shared=storage if config.study.storage else None,
+                shared=storage if named.storage else None,
             )
         console.print(
             f"stopped: {result.stopped} ({result.evaluated:,} candidates in {result.seconds:.0f} s)"
@@ -159,14 +157,21 @@ def main(config: Any) -> None:
 def _budget_ms(
     budget: str | None, table: LatencyTable, space: SearchSpace, resolution: int | None
 ) -> float | None:
-    """A number of milliseconds, or the latency of the reference of that name."""
+    """A number of milliseconds, or the latency of the reference of that name.
+
+    Raises:
+        BudgetError: if nothing in the space meets it: said before anything is written.
+        UnknownReferenceError: if it is neither a number nor a reference.
+    """
     if budget is None:
         return None
     try:
-        return float(budget)
+        budget_ms = float(budget)
     except ValueError:
         (architecture,) = reference_architectures(space, [budget], resolution).values()
-        return table.latency(architecture).latency_ms
+        budget_ms = table.latency(architecture).latency_ms
+    Neighbourhood(space, table, budget_ms).fastest()
+    return budget_ms
 
 
 def _check_card(

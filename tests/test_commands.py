@@ -110,14 +110,22 @@ def _refused(outcome: Outcome, *parts: str) -> None:
         (["hardware=rpi4", "search.budget_ms=mobilenet_v7"], ["mobilenet_v7"]),
         (["accuracy=table", "accuracy.path=nowhere.csv", "hardware=rpi4"], ["nowhere.csv"]),
         (["accuracy.extra=nowhere.csv", "hardware=rpi4"], ["cannot read nowhere.csv"]),
+        (["hardware=rpi4", "search.trials=0"], ["search.trials must be at least 1"]),
+        (["hardware=rpi4", "search.minutes=0"], ["search.minutes must be positive"]),
+        (["hardware=rpi4", "search.workers=0"], ["search.workers must be at least 1"]),
+        (["hardware=rpi4", "search.caution=-1"], ["search.caution must be at least 0"]),
+        (["hardware=rpi4", "search.refine=shrink"], ["netadapt", "shrink"]),
+        (["hardware=rpi4", "objective=mnasnet"], ["objective.target_ms"]),
+        (["hardware=rpi4", "objective.third=colour"], ["macs", "colour"]),
+        (["hardware=rpi4", "study.name=../elsewhere"], ["../elsewhere", "study.folder"]),
+        (["profile.rounds=0"], ["profile.rounds must be at least 1"]),
     ],
 )
 def test_bad_input_is_one_clear_line(
     run: Run, tmp_path: Path, arguments: list[str], parts: list[str]
 ) -> None:
     _refused(run("search", *arguments), *parts)
-    assert not list(tmp_path.glob("results/**/report.html"))
-    assert not list(tmp_path.glob("results/**/table.csv"))
+    assert not list(tmp_path.rglob("*"))
 
 
 def test_an_empty_class_folder_is_named(run: Run, tmp_path: Path) -> None:
