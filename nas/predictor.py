@@ -1,25 +1,38 @@
-"""``python -m nas.predictor fit``: fit the ImageNet predictor and judge it on networks left out."""
+"""The ImageNet predictor: fit it and judge it on networks left out, or see how fast it is.
+
+python -m nas.predictor fit accel=FILE published=FILE
+python -m nas.predictor benchmark
+"""
 
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from omegaconf import MISSING
 from rich.table import Table
+from threadpoolctl import threadpool_limits
 
 from nas.accuracy.evaluation import LeftOut, leave_benchmark_out, leave_variants_out
 from nas.accuracy.fit import Effort, fit_benchmark, fit_posterior
-from nas.accuracy.predictor import SHIPPED_PARAMETERS, Predictor
+from nas.accuracy.predictor import SHIPPED_PARAMETERS, Predictor, shipped_predictor
 from nas.accuracy.records import AccuracyDataError, TrainedNetwork, read_accel, read_extra, read_published
+from nas.boards.hardware import table_without_measuring
 from nas.command import command
-from nas.config import plain
+from nas.config import HardwareConfig, RuntimeConfig, hardware_of, plain, read_space
 from nas.console import console
+from nas.engine.batch import BatchScorer, layer_latency
+from nas.latency.provision import table_folder
+from nas.latency.runtimes import Runtime
+from nas.layers import reachable_layer_keys
 
-_USAGE = "usage: python -m nas.predictor fit accel=FILE published=FILE [extra=FILE] [output=FILE] [--help]"
+_USAGE = """usage: python -m nas.predictor fit accel=FILE published=FILE [extra=FILE] [output=FILE] [--help]
+       python -m nas.predictor benchmark [hardware=NAME] [search_space=NAME] [--help]"""
 
 
 @dataclass
@@ -35,6 +48,44 @@ class FitConfig:
     seed: int = 0
     inducing: int = 128
     steps: int = 200
+
+
+@dataclass
+class ScoringConfig:
+    """Schema of ``conf/scoring.yaml``."""
+
+    hardware: HardwareConfig = field(default_factory=HardwareConfig)
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    search_space: Any = None
+    tables: str = "results/latency"
+    networks: int = 100_000
+    repeats: int = 5
+    seed: int = 0
+
+
+def benchmark(config: Any) -> None:
+    """Score many random members of a space for accuracy and latency on one core, and say how fast."""
+    space = read_space(config.search_space)
+    board = hardware_of(plain(config.hardware, HardwareConfig))
+    runtime = Runtime(config.runtime.name, config.runtime.precision, config.runtime.threads)
+    keys = sorted(reachable_layer_keys(space), key=str)
+    table = table_without_measuring(
+        board, keys, runtime, table_folder(Path(config.tables), board.name, runtime)
+    )
+    start = time.perf_counter()
+    scorer = BatchScorer(space, shipped_predictor(), layer_latency(table))
+    console.print(f"look-up tables of {len(keys):,} layers: {time.perf_counter() - start:.1f} s")
+    rows = scorer.sample(config.networks, np.random.default_rng(config.seed))
+    rates = []
+    with threadpool_limits(1):
+        for _ in range(config.repeats):
+            start = time.perf_counter()
+            scorer.score(rows)
+            rates.append(config.networks / (time.perf_counter() - start))
+    console.print(
+        f"{config.networks:,} networks in one call, accuracy and latency: {np.median(rates):,.0f} a second "
+        f"on one core (median of {config.repeats} calls, {min(rates):,.0f} to {max(rates):,.0f})"
+    )
 
 
 def fit(settings: FitConfig) -> None:
@@ -105,7 +156,10 @@ def main(config: Any) -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] != ["fit"]:
+    task = sys.argv.pop(1) if len(sys.argv) > 1 else None
+    if task == "fit":
+        command("predictor", FitConfig, main)
+    elif task == "benchmark":
+        command("scoring", ScoringConfig, benchmark)
+    else:
         sys.exit(_USAGE)
-    del sys.argv[1]
-    command("predictor", FitConfig, main)

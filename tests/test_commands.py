@@ -109,6 +109,7 @@ def _refused(outcome: Outcome, *parts: str) -> None:
         (["hardware=rpi4", "search.budget_ms=0.01", "search.trials=1"], ["0.01", "ms"]),
         (["hardware=rpi4", "search.budget_ms=mobilenet_v7"], ["mobilenet_v7"]),
         (["accuracy=table", "accuracy.path=nowhere.csv", "hardware=rpi4"], ["nowhere.csv"]),
+        (["accuracy.extra=nowhere.csv", "hardware=rpi4"], ["cannot read nowhere.csv"]),
         (["hardware=rpi4", "search.trials=0"], ["search.trials must be at least 1"]),
         (["hardware=rpi4", "search.minutes=0"], ["search.minutes must be positive"]),
         (["hardware=rpi4", "search.workers=0"], ["search.workers must be at least 1"]),
@@ -118,7 +119,6 @@ def _refused(outcome: Outcome, *parts: str) -> None:
         (["hardware=rpi4", "objective.third=colour"], ["macs", "colour"]),
         (["hardware=rpi4", "study.name=../elsewhere"], ["../elsewhere", "study.folder"]),
         (["profile.rounds=0"], ["profile.rounds must be at least 1"]),
-        (["accuracy.extra=nowhere.csv", "hardware=rpi4"], ["cannot read nowhere.csv"]),
     ],
 )
 def test_bad_input_is_one_clear_line(

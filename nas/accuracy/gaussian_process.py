@@ -24,11 +24,13 @@ import numpy as np
 import safetensors
 import safetensors.torch
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from nas.accuracy.features import FEATURES, NETWORK_FEATURES
 from search_spaces.errors import InputError
 
+Floats = NDArray[np.float64]
 Recipe = Literal["mobilenet", "accel_nasbench"]
 RECIPES: tuple[Recipe, ...] = get_args(Recipe)
 
@@ -163,24 +165,14 @@ class Posterior:
     root: Tensor
     calibration: Tensor
 
-    def predict(self, features: Tensor, recipe: Recipe = "mobilenet") -> tuple[Tensor, Tensor]:
+    def predict(self, features: Floats, recipe: Recipe = "mobilenet") -> tuple[Floats, Floats]:
         """Top-1 of one training run and its standard deviation, in percentage points.
 
         Args:
             features: (N, D) from :func:`nas.accuracy.features.features`.
             recipe: how the network is trained.
-
-        Returns:
-            Two tensors (N,). The deviation comes from that of the log error (delta method).
         """
-        inputs = (features - self.feature_offset) / self.feature_scale
-        cross = self.inducing.cross(self.hyper, inputs, recipe)
-        # The largest product; single precision changes deviations by a thousandth at most.
-        explained = (cross.float() @ self.root.T.float()).square().sum(1)
-        noise = torch.exp(2 * self.hyper.noise[RECIPES.index(recipe)])
-        variance = (self.hyper.variance(inputs, recipe) - explained).clamp(min=0) + noise
-        error = torch.exp(self.offset + cross @ self.weights)
-        return 100 - error, error * variance.sqrt() * self.calibration[RECIPES.index(recipe)]
+        return Evaluator(self, recipe)(features)
 
     def conditioned(self, features: Tensor, log_error: Tensor, recipes: Sequence[str]) -> Posterior:
         """The process after it has seen further networks: an exact update, without the first data.
@@ -285,6 +277,100 @@ class Posterior:
             )
         except KeyError as error:
             raise ParametersError(f"{path} lacks {error}; {command}") from None
+
+
+class Evaluator:
+    """The predictions of a process for one recipe, prepared once and then fast for any number of networks.
+
+    The squared-exponential parts are evaluated in single precision. The constant and linear parts of
+    the mean, far larger and nearly cancelled by the weights, are summed up beforehand in double precision:
+    predictions differ from double precision throughout by less than 0.002 points.
+
+    Args:
+        posterior: the process.
+        recipe: how the networks are trained.
+    """
+
+    @torch.no_grad()
+    def __init__(self, posterior: Posterior, recipe: Recipe = "mobilenet") -> None:
+        hyper, points = posterior.hyper, posterior.inducing
+        parts = [(torch.cat([points.shared, points.published]), 0, hyper.length, hyper.slope)]
+        if recipe == "mobilenet":
+            # No squared difference of other features counts.
+            length = torch.full_like(hyper.length, torch.inf)
+            length[_NETWORK] = hyper.published_length
+            parts.append((points.published, 1, length, hyper.published_slope))
+        exponents, squares, linear = [], [], []
+        for part, level, log_length, slope in parts:
+            precision = torch.exp(-2 * log_length)
+            scaled = part * precision
+            constant = 2 * hyper.amplitude[level] - 0.5 * (part * scaled).sum(1)
+            exponents.append(torch.cat([scaled, constant[:, None]], dim=1))
+            squares.append(-0.5 * precision)
+            linear.append(
+                torch.cat(
+                    [
+                        part[:, _NETWORK] * torch.exp(2 * slope),
+                        torch.exp(2 * hyper.constant[level]).expand(len(part), 1),
+                    ],
+                    dim=1,
+                )
+            )
+        used = sum(len(part) for part, *_ in parts)
+        weights, root = posterior.weights[:used], posterior.root[:, :used]
+        self._offset, self._scale = posterior.feature_offset.numpy(), posterior.feature_scale.numpy()
+        self._squares = torch.stack(squares, 1).numpy().astype(np.float32)  # (D, levels)
+        self._exponents = [each.T.numpy().astype(np.float32) for each in exponents]  # (D + 1, points)
+        self._columns = used
+        self._linear_mean = (weights @ torch.cat(linear)).numpy()
+        self._weights = weights.numpy().astype(np.float32)
+        # (columns + G + 1, R): what squared-exponential, linear and constant parts are multiplied by.
+        self._root = torch.cat([root, root @ torch.cat(linear)], dim=1).T.numpy().astype(np.float32)
+        number = RECIPES.index(recipe)
+        levels = slice(0, len(parts))
+        self._prior = float(
+            (torch.exp(2 * hyper.constant[levels]) + torch.exp(2 * hyper.amplitude[levels])).sum()
+        )
+        slopes = torch.exp(2 * hyper.slope)
+        if recipe == "mobilenet":
+            slopes = slopes + torch.exp(2 * hyper.published_slope)
+        self._slopes = slopes.numpy()
+        self._noise = float(torch.exp(2 * hyper.noise[number]))
+        self._mean = float(posterior.offset)
+        self._calibration = float(posterior.calibration[number])
+
+    def __call__(self, features: Floats) -> tuple[Floats, Floats]:
+        """Top-1 of one training run and its standard deviation, in percentage points, (N,) each.
+
+        Args:
+            features: (N, D) from :func:`nas.accuracy.features.features`.
+        """
+        inputs = (features - self._offset) / self._scale
+        network = inputs[:, _NETWORK]
+        single = inputs.astype(np.float32)
+        squared = (single * single) @ self._squares
+        # Squared-exponential parts of the cross-covariance, then what the linear ones are made of.
+        cross = np.empty((len(inputs), len(self._root)), np.float32)
+        begin = 0
+        for level, points in enumerate(self._exponents):
+            end = begin + points.shape[1]
+            part = cross[:, begin:end]
+            np.matmul(single, points[:-1], out=part)
+            part += points[-1]
+            part += squared[:, level, None]
+            begin = end
+        smooth = cross[:, :begin]
+        np.exp(smooth, out=smooth)
+        cross[:, begin:-1] = network
+        cross[:, -1] = 1
+        projected = cross @ self._root
+        explained = np.einsum("nr,nr->n", projected, projected)
+        log_error = self._mean + network @ self._linear_mean[:-1] + self._linear_mean[-1]
+        log_error += smooth @ self._weights
+        variance = self._prior + (network * network) @ self._slopes - explained
+        error = np.exp(log_error)
+        deviation = error * np.sqrt(np.maximum(variance, 0) + self._noise) * self._calibration
+        return 100 - error, deviation
 
 
 _PLAIN_TENSORS = tuple(each.name for each in fields(Posterior) if each.name not in ("hyper", "inducing"))

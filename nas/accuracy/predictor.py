@@ -17,8 +17,8 @@ import torch
 from numpy.typing import NDArray
 
 from nas.accuracy.estimator import Accuracy, AccuracyError, Answer
-from nas.accuracy.features import BlockArrays, features, not_covered
-from nas.accuracy.gaussian_process import Posterior
+from nas.accuracy.features import RunArrays, features, features_of, not_covered
+from nas.accuracy.gaussian_process import Evaluator, Posterior
 from nas.accuracy.records import TrainedNetwork
 from search_spaces.block import Architecture
 
@@ -44,6 +44,7 @@ class Predictor:
 
     def __init__(self, posterior: Posterior) -> None:
         self._posterior = posterior
+        self._evaluator = Evaluator(posterior)
 
     @classmethod
     def load(cls, path: Path = SHIPPED_PARAMETERS) -> Predictor:
@@ -64,7 +65,7 @@ class Predictor:
         Raises:
             AccuracyError: if one is far outside the data, giving the reason.
         """
-        inputs = features(BlockArrays.from_architectures([each.architecture for each in networks]))
+        inputs = features_of([each.architecture for each in networks])
         log_error = np.log([100 - each.top1 for each in networks])
         return Predictor(
             self._posterior.conditioned(
@@ -101,7 +102,7 @@ class Predictor:
         top1, deviation = np.full((2, len(architectures)), np.nan)
         covered = [number for number, each in enumerate(architectures) if not_covered(each) is None]
         top1[covered], deviation[covered] = self.predict_batch(
-            BlockArrays.from_architectures([architectures[number] for number in covered])
+            RunArrays.from_architectures([architectures[number] for number in covered])
         )
         return top1, deviation
 
@@ -117,15 +118,12 @@ class Predictor:
             )
         ]
 
-    @torch.inference_mode()
-    def predict_batch(self, batch: BlockArrays) -> tuple[Floats, Floats]:
+    def predict_batch(self, batch: RunArrays) -> tuple[Floats, Floats]:
         """:meth:`predict_many` of networks that are arrays already.
 
-        A few thousand networks at once are
-        fastest: their matrices then stay in the processor's cache.
+        Two thousand networks at once are fastest: their matrices then stay in the processor's cache.
         """
-        mean, spread = self._posterior.predict(torch.from_numpy(features(batch)))
-        top1, deviation = mean.numpy(), spread.numpy()
+        top1, deviation = self._evaluator(features(batch))
         refused = ~(batch.covered() & (deviation <= MAX_DEVIATION))
         top1[refused] = deviation[refused] = np.nan
         return top1, deviation

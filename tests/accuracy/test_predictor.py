@@ -12,9 +12,9 @@ import torch
 
 from nas.accuracy.estimator import Accuracy, AccuracyError, PublishedFirst, ask
 from nas.accuracy.evaluation import leave_variants_out, predict_left_out
-from nas.accuracy.features import FEATURES, BlockArrays, features
+from nas.accuracy.features import FEATURES, features_of
 from nas.accuracy.fit import Effort, fit_benchmark, fit_posterior
-from nas.accuracy.gaussian_process import ParametersError, Posterior
+from nas.accuracy.gaussian_process import RECIPES, ParametersError, Posterior, Recipe
 from nas.accuracy.predictor import SHIPPED_PARAMETERS, Predictor, shipped_predictor
 from nas.accuracy.records import AccuracyDataError, TrainedNetwork, read_accel, read_extra, read_published
 from nas.cost import layer_cost
@@ -82,10 +82,8 @@ IMPROVEMENTS: dict[str, Callable[[Architecture], Architecture]] = {
 def test_an_improvement_is_never_a_loss_beyond_the_uncertainty(
     predictor: Predictor, members: list[Architecture], name: str
 ) -> None:
-    before = predictor.predict_batch(BlockArrays.from_architectures(members))
-    after = predictor.predict_batch(
-        BlockArrays.from_architectures([IMPROVEMENTS[name](each) for each in members])
-    )
+    before = predictor.predict_many(members)
+    after = predictor.predict_many([IMPROVEMENTS[name](each) for each in members])
     deviation = np.fmin(before[1], after[1])
     gain = after[0] - before[0]
     assert (gain > 0).any()
@@ -211,7 +209,7 @@ def test_identities_change_nothing(predictor: Predictor) -> None:
 
 def test_features_lay_tables_onto_seven_stages() -> None:
     names = ["mobilenet_v1", "mobilenet_v2", "mobilenet_v3_small"]
-    table = features(BlockArrays.from_architectures([reference(name) for name in names]))
+    table = features_of([reference(name) for name in names])
     depths = np.expm1(table[:, [FEATURES.index(f"stage{stage}.depth") for stage in range(1, 8)]])
     assert depths == pytest.approx(
         np.array([[1, 2, 2, 6, 0, 2, 0], [1, 2, 3, 4, 3, 3, 1], [0, 1, 2, 3, 2, 3, 0]]), abs=1e-9
@@ -289,11 +287,27 @@ def test_fit_finds_a_law_and_returns_after_a_round_trip(tmp_path: Path) -> None:
     assert (variants.deviation > fitted.deviation).all()
 
 
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_predictions_are_those_of_double_precision(members: list[Architecture], recipe: Recipe) -> None:
+    posterior = Posterior.load(SHIPPED_PARAMETERS)
+    inputs = features_of(members)
+    scaled = (torch.from_numpy(inputs) - posterior.feature_offset) / posterior.feature_scale
+    cross = posterior.inducing.cross(posterior.hyper, scaled, recipe)
+    error = torch.exp(posterior.offset + cross @ posterior.weights)
+    noise = torch.exp(2 * posterior.hyper.noise[RECIPES.index(recipe)])
+    explained = (cross @ posterior.root.T).square().sum(1)
+    variance = posterior.hyper.variance(scaled, recipe) - explained + noise
+    deviation = error * variance.sqrt() * posterior.calibration[RECIPES.index(recipe)]
+    found = posterior.predict(inputs, recipe)
+    assert found[0] == pytest.approx((100 - error).numpy(), abs=0.002)
+    assert found[1] == pytest.approx(deviation.numpy(), abs=0.002)
+
+
 def test_recipes_differ(predictor: Predictor) -> None:
     posterior = Posterior.load(SHIPPED_PARAMETERS)
-    inputs = torch.from_numpy(features(BlockArrays.from_architectures([reference("mobilenet_v2")])))
+    inputs = features_of([reference("mobilenet_v2")])
     published, short = (
-        float(posterior.predict(inputs, recipe)[0]) for recipe in ("mobilenet", "accel_nasbench")
+        posterior.predict(inputs, recipe)[0].item() for recipe in ("mobilenet", "accel_nasbench")
     )
     assert published - short > 5
 
@@ -360,7 +374,7 @@ def test_own_networks_pull_predictions_near_them(
     predictor: Predictor, members: list[Architecture], recipe: str
 ) -> None:
     def predict(by: Predictor, architecture: Architecture) -> tuple[float, float]:
-        inputs = torch.from_numpy(features(BlockArrays.from_architectures([architecture])))
+        inputs = features_of([architecture])
         mean, spread = by._posterior.predict(inputs, recipe)  # type: ignore[arg-type]
         return float(mean[0]), float(spread[0])
 
