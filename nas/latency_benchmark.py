@@ -16,7 +16,7 @@ import numpy as np
 
 from nas.command import command
 from nas.config import HardwareConfig, RuntimeConfig, plain, read_space
-from nas.console import console, measuring_progress, summary_table
+from nas.console import console, measuring_progress, print_summary
 from nas.latency.calibration import Calibration, ErrorSummary
 from nas.latency.devices import LocalTarget
 from nas.latency.profiling import (
@@ -77,6 +77,7 @@ class BenchmarkConfig:
 def main(config: Any) -> None:
     """Measure, answer both questions, write the figures with their conditions."""
     settings = plain(config.benchmark, BenchmarkSettings)
+    hardware = config.hardware.name
     runtime = Runtime(config.runtime.name, config.runtime.precision, config.runtime.threads)
     space = read_space(config.search_space)
     kept = _kept_aside(space, settings)
@@ -91,7 +92,7 @@ def main(config: Any) -> None:
         table = profile(
             LocalTarget(runtime, settings.seed),
             runtime,
-            config.hardware.name,
+            hardware,
             plan,
             folder,
             settings.rounds,
@@ -108,8 +109,11 @@ def main(config: Any) -> None:
     }
     text = _markdown(rows, table, few, settings, runtime, kept)
     write_atomically(folder.with_suffix(".md"), text)
-    console.print(summary_table("latency benchmark", {name: str(error[1]) for name, error in rows.items()}))
-    console.print(f"written to {folder.with_suffix('.md')}")
+    shown = {"device": table.header.title, **{name: str(error[1]) for name, error in rows.items()}}
+    shown["file"] = str(folder.with_suffix(".md"))
+    print_summary(
+        f"latency of {len(kept)} networks kept aside", shown, f"python -m nas.profile hardware={hardware}"
+    )
 
 
 def _kept_aside(space: SearchSpace, settings: BenchmarkSettings) -> list[Architecture]:
