@@ -10,9 +10,18 @@ from nas import data
 from nas.accuracy.estimator import AccuracyEstimator, PublishedFirst
 from nas.accuracy.predictor import Predictor, shipped_predictor
 from nas.accuracy.proxy import ProxyAccuracy
+from nas.accuracy.records import read_extra
 from nas.accuracy.table import AccuracyTable
 from nas.accuracy.training import TrainedAccuracy
-from nas.config import DatasetConfig, SearchSettings, TrainConfig, dataset_settings, plain, recipe_of
+from nas.config import (
+    DatasetConfig,
+    ImagenetConfig,
+    SearchSettings,
+    TrainConfig,
+    dataset_settings,
+    plain,
+    recipe_of,
+)
 from nas.latency.provision import reference_architectures
 from search_spaces.mobilenet import published_top1
 from search_spaces.space import SearchSpace
@@ -23,8 +32,7 @@ def accuracy_of(
 ) -> tuple[SearchSpace, AccuracyEstimator, int | None]:
     """The source of accuracy, the space as it suits it, and the references' resolution."""
     if config.accuracy.name == "imagenet":
-        path = config.accuracy.parameters
-        predictor = Predictor.load(Path(path)) if path else shipped_predictor()
+        predictor = _predictor(plain(config.accuracy, ImagenetConfig))
         references = reference_architectures(space, settings.references)
         published = {
             architecture: top1
@@ -43,3 +51,8 @@ def accuracy_of(
     load(dataset.resolutions[-1])  # a missing or broken dataset is said before anything is measured
     recipe = recipe_of(plain(config.accuracy, TrainConfig), settings.seed)
     return space, TrainedAccuracy(load, recipe), dataset.resolutions[-1]
+
+
+def _predictor(config: ImagenetConfig) -> Predictor:
+    predictor = Predictor.load(Path(config.parameters)) if config.parameters else shipped_predictor()
+    return predictor.with_networks(read_extra(Path(config.extra))) if config.extra else predictor

@@ -149,6 +149,7 @@ class ImagenetConfig:
         trials: default of ``search.trials``.
         minutes: default of ``search.minutes``.
         parameters: file of fitted parameters, null for the shipped ones.
+        extra: CSV of networks of one's own, null for none.
     """
 
     name: str = "imagenet"
@@ -156,6 +157,7 @@ class ImagenetConfig:
     trials: int = 3000
     minutes: float | None = None
     parameters: str | None = None
+    extra: str | None = None
 
 
 @dataclass

@@ -236,11 +236,9 @@ def _cifar(settings: DatasetSettings, resolution: int) -> Split:
                 "or dataset.download=true"
             ) from None
     sources = []
-    for part, training in zip(parts, (True, False), strict=True):
-        images = torch.from_numpy(part.data).permute(0, 3, 1, 2).float().div(255)
-        labels = torch.tensor(part.targets)
-        if training and settings.limit is not None:
-            images, labels = images[: settings.limit], labels[: settings.limit]
+    for part, limit in zip(parts, (settings.limit, None), strict=True):
+        images = torch.from_numpy(part.data[:limit]).permute(0, 3, 1, 2).float().div(255)
+        labels = torch.tensor(part.targets[:limit])
         sources.append(_tensor_images(images, labels, resolution, flip=True))
     return Split(sources[0], sources[1], tuple(parts[0].classes))
 
@@ -254,10 +252,6 @@ def _image_folder(settings: DatasetSettings, resolution: int) -> Split:
         (root / each for each in ("val", "valid", "validation", "test") if (root / each).is_dir()), None
     )
     if training_folder != root and validation_folder is not None:
-        if _class_folders(validation_folder) != names:
-            raise DatasetError(
-                f"{validation_folder} does not have the same class folders as {training_folder}"
-            )
         return _file_split(training_folder, validation_folder, names, resolution, settings)
     views = [_folder_view(training_folder, resolution, training) for training in (True, False)]
     targets = torch.tensor(views[0].targets)
@@ -270,7 +264,10 @@ def _image_folder(settings: DatasetSettings, resolution: int) -> Split:
 
 
 def _imagenet(settings: DatasetSettings, resolution: int) -> Split:
-    """ImageNet-1k as 1,000 class folders below ``train`` and ``val``."""
+    """ImageNet-1k as 1,000 class folders below ``train`` and ``val``.
+
+    The validation images come in one folder; ``torchvision.datasets.ImageNet`` sorts them by class.
+    """
     root = _root(settings)
     folders = [root / "train", root / "val"]
     for folder in folders:
@@ -289,6 +286,8 @@ def _imagenet(settings: DatasetSettings, resolution: int) -> Split:
 def _file_split(
     training: Path, validation: Path, names: tuple[str, ...], resolution: int, settings: DatasetSettings
 ) -> Split:
+    if _class_folders(validation) != names:
+        raise DatasetError(f"{validation} does not have the same class folders as {training}")
     augmented, plain = _folder_view(training, resolution, True), _folder_view(training, resolution, False)
     if settings.limit is not None:
         order = torch.randperm(len(plain), generator=torch.Generator().manual_seed(settings.seed))

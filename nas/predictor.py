@@ -13,7 +13,7 @@ from rich.table import Table
 
 from nas.accuracy.evaluation import LeftOut, leave_benchmark_out, leave_variants_out
 from nas.accuracy.fit import Effort, fit_benchmark, fit_posterior
-from nas.accuracy.predictor import SHIPPED_PARAMETERS
+from nas.accuracy.predictor import SHIPPED_PARAMETERS, Predictor
 from nas.accuracy.records import AccuracyDataError, TrainedNetwork, read_accel, read_extra, read_published
 from nas.command import command
 from nas.config import plain
@@ -58,8 +58,7 @@ def fit(settings: FitConfig) -> None:
     """
     torch.set_num_threads(1)
     networks = read_accel(Path(settings.accel)) + read_published(Path(settings.published))
-    if settings.extra:
-        networks += read_extra(Path(settings.extra))
+    extra = read_extra(Path(settings.extra)) if settings.extra else []
     if not 0 < settings.held_out < 1:
         raise AccuracyDataError(f"held_out must lie between 0 and 1, not {settings.held_out:g}")
     effort = Effort(settings.inducing, settings.steps)
@@ -71,21 +70,25 @@ def fit(settings: FitConfig) -> None:
             console.print(table)
         for name, left_out in (("left out of the benchmark", benchmark), ("published, left out", variants)):
             found[name] = f"{left_out.mean_error:.2f} points mean error, Kendall tau {left_out.tau:.3f}"
-    posterior = fit_posterior(fit_benchmark(networks, effort, settings.seed), networks)
+    predictor = Predictor(fit_posterior(fit_benchmark(networks, effort, settings.seed), networks))
+    if extra:
+        predictor = predictor.with_networks(extra)
+    notes = _notes(networks, extra)
     output = Path(settings.output) if settings.output else SHIPPED_PARAMETERS
-    posterior.save(output, _notes(networks))
+    predictor.save(output, notes)
     own = "" if output == SHIPPED_PARAMETERS else f" accuracy.parameters={output}"
     rows = {
-        "fitted to": "; ".join(_notes(networks).values()),
+        "fitted to": "; ".join(notes.values()),
         **found,
         "file": f"{output} ({output.stat().st_size / 1e3:.0f} kB)",
     }
     print_summary("ImageNet predictor", rows, f"python -m nas.search{own}")
 
 
-def _notes(networks: list[TrainedNetwork]) -> dict[str, str]:
+def _notes(networks: list[TrainedNetwork], extra: list[TrainedNetwork]) -> dict[str, str]:
     published = sum(each.recipe == "mobilenet" for each in networks)
     return {
+        "extra": f"{len(extra)} networks of the user's",
         "benchmark": f"{len(networks) - published} networks of Accel-NASBench's recipe (Apache-2.0)",
         "published": f"{published} networks of the published MobileNet recipe",
     }

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import datetime
+import hashlib
 import importlib.metadata
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
+from nas.accuracy.predictor import SHIPPED_PARAMETERS
+from nas.accuracy.records import read_extra
 from nas.latency.table import LatencyTable
 from nas.latency.validation import Card
 from nas.layers import layer_keys, reachable_layer_keys
@@ -46,9 +50,23 @@ def fingerprint(
     }
     for name in ("trials", "minutes"):
         settings["accuracy"].pop(name, None)
+    settings["accuracy"]["content"] = _content(config.accuracy)
     if config.accuracy.name == "train":
         settings["dataset"] = OmegaConf.to_container(config.dataset, resolve=True)
     return settings
+
+
+def _content(accuracy: Any) -> dict[str, str]:
+    """Digests of the files that accuracies come from, by the key that names them."""
+    found: dict[str, bytes] = {}
+    if accuracy.name == "imagenet":
+        found["parameters"] = Path(accuracy.parameters or SHIPPED_PARAMETERS).read_bytes()
+        if accuracy.extra:
+            # The networks themselves: the CSV may only name their files.
+            found["extra"] = repr(read_extra(Path(accuracy.extra))).encode()
+    elif accuracy.name == "table":
+        found["path"] = Path(accuracy.path).read_bytes()
+    return {key: hashlib.sha256(content).hexdigest()[:16] for key, content in found.items()}
 
 
 def provenance(

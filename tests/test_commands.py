@@ -107,6 +107,7 @@ def _refused(outcome: Outcome, *parts: str) -> None:
         (["hardware=rpi4", "search.budget_ms=0.01", "search.trials=1"], ["0.01", "ms"]),
         (["hardware=rpi4", "search.budget_ms=mobilenet_v7"], ["mobilenet_v7"]),
         (["accuracy=table", "accuracy.path=nowhere.csv", "hardware=rpi4"], ["nowhere.csv"]),
+        (["accuracy.extra=nowhere.csv", "hardware=rpi4"], ["cannot read nowhere.csv"]),
         (["hardware=rpi4", "search.trials=0"], ["search.trials must be at least 1"]),
         (["hardware=rpi4", "search.minutes=0"], ["search.minutes must be positive"]),
         (["hardware=rpi4", "search.workers=0"], ["search.workers must be at least 1"]),
@@ -143,6 +144,28 @@ def test_a_space_of_ones_own_with_a_wrong_field_is_named(run: Run, tmp_path: Pat
     outcome = run("search", "search_space=mine.yaml")
     assert outcome.code == 2
     assert "Traceback" not in outcome.err
+
+
+def test_networks_of_ones_own_are_learnt_from_and_part_of_the_study(run: Run, tmp_path: Path) -> None:
+    extra = tmp_path / "mine.csv"
+    arguments = ["hardware=rpi4", "search.trials=3", "search_space.resolutions=[96]"]
+    arguments += ["search.references=[mobilenet_v3_large]"]
+
+    def top1s(name: str) -> list[float]:
+        found = report_of(read_study(tmp_path / "results" / name), importances=False).candidates
+        return [each.top1 for each in found]
+
+    assert run("search", *arguments, "study.name=without").code == 0
+    extra.write_text("architecture,resolution,top1\nmobilenet_v3_large,96,75.0\n")
+    mine = [*arguments, "study.name=with", f"accuracy.extra={extra}"]
+    assert run("search", *mine).code == 0
+    # The first proposals do not depend on accuracy: the same networks, predicted much better.
+    assert all(new > old + 1 for new, old in zip(top1s("with"), top1s("without"), strict=True))
+    assert run("search", *mine).code == 0
+    extra.write_text(extra.read_text().replace("75.0", "74.0"))
+    _refused(run("search", *mine), "accuracy.content.extra")
+    extra.write_text(extra.read_text().replace("74.0", "740"))
+    _refused(run("search", *mine), "mine.csv, line 2: top1 must be between 0 and 100, not 740")
 
 
 def test_a_dry_run_says_how_many_layers_and_how_long(run: Run, tmp_path: Path) -> None:

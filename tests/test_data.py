@@ -1,8 +1,12 @@
+import hashlib
+import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torchvision
 from PIL import Image
 
 from nas.data import DatasetError, DatasetSettings, Split, class_count, load
@@ -97,8 +101,91 @@ def test_imagenet_needs_a_thousand_classes_in_two_folders(tmp_path: Path) -> Non
         load(DatasetSettings("imagenet", tmp_path), 32)
 
 
-def test_cifar_is_read_in_torchvisions_format(tmp_path: Path) -> None:
-    # CIFAR's own files are pickles that torchvision checks by MD5; ours cannot pass, and must say so.
+def test_imagenet_is_read_from_its_folders(tmp_path: Path) -> None:
+    for part in ("train", "val"):
+        for number in range(1000):
+            folder = tmp_path / part / f"n{number:08d}"
+            folder.mkdir(parents=True)
+            # The class is the colour: the loader must not mix up folders.
+            Image.new("RGB", (9, 8), (number % 256, number // 256, 0)).save(folder / "image.JPEG")
+    split = load(DatasetSettings("imagenet", tmp_path, workers=0), 8)
+    assert (len(split.train), len(split.validation)) == (1000, 1000)
+    assert split.classes[:2] == ("n00000000", "n00000001")
+    assert len(load(DatasetSettings("imagenet", tmp_path, limit=50, workers=0), 8).train) == 50
+    images, labels = next(split.validation.batches(1000, False, 0))
+    assert labels.tolist() == list(range(1000))
+    red = (images[:, 0].mean((1, 2)) * 0.229 + 0.485) * 255
+    assert (red - labels % 256).abs().max() < 6  # JPEG
+
+    # As downloaded, the validation images are not sorted into folders.
+    for folder in (tmp_path / "val").iterdir():
+        for image in folder.iterdir():
+            image.rename(tmp_path / "val" / f"{folder.name}_{image.name}")
+        folder.rmdir()
+    with pytest.raises(DatasetError, match=r"val holds 0 class folder\(s\)"):
+        load(DatasetSettings("imagenet", tmp_path), 8)
+
+
+CIFAR = {
+    "cifar10": (torchvision.datasets.CIFAR10, "labels", "label_names", 10),
+    "cifar100": (torchvision.datasets.CIFAR100, "fine_labels", "fine_label_names", 100),
+}
+
+
+def _make_cifar(name: str, root: Path, patch: pytest.MonkeyPatch) -> dict[str, tuple[np.ndarray, list[int]]]:
+    """Files in CIFAR's own format; torchvision is told their checksums in place of the originals'."""
+    kind, labels_key, names_key, classes = CIFAR[name]
+    folder = root / kind.base_folder
+    folder.mkdir(parents=True)
+    generator = np.random.default_rng(0)
+    made = {}
+
+    def write(file: str, content: object) -> str:
+        (folder / file).write_bytes(pickle.dumps(content))
+        return hashlib.md5((folder / file).read_bytes()).hexdigest()
+
+    for part in ("train_list", "test_list"):
+        checksums = []
+        for file, _ in getattr(kind, part):
+            pixels = generator.integers(0, 256, (20, 3, 32, 32), dtype=np.uint8)
+            labels = generator.integers(0, classes, 20).tolist()
+            made[file] = (pixels, labels)
+            content = {"data": pixels.reshape(20, -1), labels_key: labels}
+            checksums.append([file, write(file, content)])
+        patch.setattr(kind, part, checksums)
+    names = [f"class {number}" for number in range(classes)]
+    patch.setattr(kind, "meta", {**kind.meta, "md5": write(kind.meta["filename"], {names_key: names})})
+    return made
+
+
+@pytest.mark.parametrize("name", CIFAR)
+def test_cifar_is_read_in_its_own_format(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = _make_cifar(name, tmp_path, monkeypatch)
+    settings = DatasetSettings(name, tmp_path)  # type: ignore[arg-type]
+    split = load(settings, 32)
+    assert len(split.classes) == class_count(settings)
+    assert split.classes[:2] == ("class 0", "class 1")
+    *training, (test_pixels, test_labels) = files.values()
+    assert len(split.train) == 20 * len(training)
+    images, labels = next(split.validation.batches(20, False, 0))
+    mean, deviation = (
+        torch.tensor(each)[:, None, None] for each in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    )
+    assert torch.allclose((images * deviation + mean) * 255, torch.from_numpy(test_pixels).float(), atol=1e-3)
+    assert labels.tolist() == test_labels
+    _, labels = next(split.train.batches(20, False, 0))
+    assert labels.tolist() == training[0][1]
+    assert len(load(replace(settings, limit=7), 16).train) == 7
+    assert next(split.train.batches(4, True, 0))[0].shape == (4, 3, 32, 32)
+
+    # A damaged file is no surprise later but said at once.
+    damaged = next((tmp_path / CIFAR[name][0].base_folder).iterdir())
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    with pytest.raises(DatasetError, match=rf"{name} is not in .*corrupted"):
+        load(settings, 32)
+
+
+def test_missing_cifar_is_said(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"cifar10 is not in .*dataset\.download=true"):
         load(DatasetSettings("cifar10", tmp_path), 32)
 

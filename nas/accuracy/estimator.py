@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from search_spaces.block import Architecture
 from search_spaces.errors import InputError
@@ -43,6 +43,34 @@ class AccuracyEstimator(Protocol):
         """
 
 
+Answer = Accuracy | AccuracyError
+
+
+@runtime_checkable
+class BatchEstimator(AccuracyEstimator, Protocol):
+    """A source that answers for many networks in much less time than one by one."""
+
+    def accuracies(self, architectures: Sequence[Architecture]) -> list[Answer]:
+        """One answer a network, in their order: its accuracy, or the error ``accuracy`` would raise."""
+
+
+def ask(estimator: AccuracyEstimator, architectures: Sequence[Architecture]) -> list[Answer]:
+    """One answer a network, in their order: its accuracy, or the error that says why there is none.
+
+    A :class:`BatchEstimator` is asked once for all of them, any other source one by one.
+    """
+    if isinstance(estimator, BatchEstimator):
+        return estimator.accuracies(architectures)
+    return [_ask_one(estimator, each) for each in architectures]
+
+
+def _ask_one(estimator: AccuracyEstimator, architecture: Architecture) -> Answer:
+    try:
+        return estimator.accuracy(architecture)
+    except AccuracyError as error:
+        return error
+
+
 @dataclass(frozen=True, slots=True)
 class PublishedFirst:
     """Published accuracies where there are any, another source for every other network.
@@ -61,3 +89,11 @@ class PublishedFirst:
         if top1 is not None:
             return Accuracy(top1, "published")
         return self.otherwise.accuracy(architecture)
+
+    def accuracies(self, architectures: Sequence[Architecture]) -> list[Answer]:
+        """See :class:`BatchEstimator`."""
+        rest = iter(ask(self.otherwise, [each for each in architectures if each not in self.published]))
+        return [
+            Accuracy(self.published[each], "published") if each in self.published else next(rest)
+            for each in architectures
+        ]

@@ -7,13 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from scipy.stats import kendalltau
 
-from nas.accuracy.features import BlockArrays, features
+from nas.accuracy.features import features_of
 from nas.accuracy.fit import Effort, fit_benchmark, fit_posterior
-from nas.accuracy.gaussian_process import Posterior
+from nas.accuracy.gaussian_process import RECIPES, Posterior
 from nas.accuracy.records import TrainedNetwork
 
 Floats = NDArray[np.float64]
@@ -65,12 +64,10 @@ class LeftOut:
 def predict_left_out(posterior: Posterior, networks: Sequence[TrainedNetwork]) -> LeftOut:
     """Predictions for networks, each under its own recipe."""
     predicted, deviation = np.empty((2, len(networks)))
-    inputs = torch.from_numpy(
-        features(BlockArrays.from_architectures([each.architecture for each in networks]))
-    )
-    for number, network in enumerate(networks):
-        one = posterior.predict(inputs[number : number + 1], network.recipe)
-        predicted[number], deviation[number] = float(one[0]), float(one[1])
+    inputs = features_of([each.architecture for each in networks])
+    for recipe in RECIPES:
+        rows = [number for number, each in enumerate(networks) if each.recipe == recipe]
+        predicted[rows], deviation[rows] = posterior.predict(inputs[rows], recipe)
     return LeftOut(tuple(networks), predicted, deviation)
 
 

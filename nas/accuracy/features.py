@@ -1,6 +1,6 @@
 """What the accuracy predictor sees of a network: numbers that any MobileNet-like block table has.
 
-Many networks are handled at once in :class:`BlockArrays`; a single network is a batch of one, so that
+Many networks are handled at once in :class:`RunArrays`; a single network is a batch of one, so that
 there is only one way of computing a feature.
 
 A table of any length is laid onto the seven stages of MobileNetV2 by output stride: one stage each at
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,8 +33,8 @@ OUTPUT_STRIDE = 32
 
 _STAGES = 7
 # Typical expanded and output widths of a stage (MobileNetV2's skeleton): features are relative to them.
-_EXPANDED = np.array([96, 72, 144, 240, 448, 560, 960])
-_WIDTHS = np.array([16, 24, 40, 80, 112, 192, 320])
+_EXPANDED = np.array([96, 72, 144, 240, 448, 560, 960])[:, None]
+_WIDTHS = np.array([16, 24, 40, 80, 112, 192, 320])[:, None]
 
 STAGE_FEATURES = ("depth", "expanded", "kernel5", "se")
 NETWORK_FEATURES = (
@@ -73,6 +74,7 @@ _WIDTH, _STRIDED = BLOCK_VALUES.index("width"), BLOCK_VALUES.index("strided")
 _PER_STAGE = 5  # the first of them are summed by stage, the others over the network
 
 
+@lru_cache(maxsize=200_000)
 def block_values(block: Block, size: int) -> tuple[float, ...]:
     """The :data:`BLOCK_VALUES` of a block whose input has ``size`` pixels a side."""
     if block.is_identity:
@@ -105,48 +107,58 @@ def head_width(head: Head, in_channels: int) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class BlockArrays:
-    """N networks as arrays, padded with absent blocks to B rows.
+class RunArrays:
+    """N networks as arrays of runs, padded with empty ones to R.
+
+    A run is one or several blocks in a row of one output width, of which only the first may have a
+    stride: all of them belong to one stage, so only their sums matter.
 
     Attributes:
         resolution: (N,) pixels.
         stem: (N, 3) :func:`stem_values`.
         head_width: (N,) features that enter the classifier.
-        blocks: (B, N, len(BLOCK_VALUES)).
+        runs: (R, N, len(BLOCK_VALUES)) sums over the blocks of a run.
     """
 
     resolution: Floats
     stem: Floats
     head_width: Floats
-    blocks: Floats
+    runs: Floats
 
     def __len__(self) -> int:
         return len(self.resolution)
 
     @classmethod
-    def from_architectures(cls, architectures: Sequence[Architecture]) -> BlockArrays:
+    def from_architectures(cls, architectures: Sequence[Architecture]) -> RunArrays:
         """The arrays of given networks.
 
         Raises:
             AccuracyError: if one is far outside what the predictor was fitted on, giving the reason.
         """
-        for architecture in architectures:
-            check_covered(architecture)
-        depth = max((len(each.blocks) for each in architectures), default=0)
-        blocks = np.zeros((depth, len(architectures), len(BLOCK_VALUES)))
-        for column, architecture in enumerate(architectures):
-            sizes = architecture.sizes()
-            for row, (block, size) in enumerate(zip(architecture.blocks, sizes, strict=False)):
-                blocks[row, column] = block_values(block, size)
+        places: list[tuple[int, int]] = []  # (run, network) of each block
+        values: list[tuple[float, ...]] = []
+        for number, architecture in enumerate(architectures):
+            if reason := not_covered(architecture):
+                raise AccuracyError(reason)
+            run, width = -1, 0
+            for block, size in zip(architecture.blocks, architecture.sizes(), strict=False):
+                if run < 0 or block.stride > 1 or block.out_channels != width:
+                    run, width = run + 1, block.out_channels
+                places.append((run, number))
+                values.append(block_values(block, size))
+        longest = max((run for run, _ in places), default=-1) + 1
+        runs = np.zeros((longest, len(architectures), len(BLOCK_VALUES)))
+        if places:
+            np.add.at(runs, tuple(np.array(places).T), np.array(values))
         return cls(
             np.array([each.resolution for each in architectures], float),
-            np.array([stem_values(each.stem, each.resolution) for each in architectures]),
+            np.array([stem_values(each.stem, each.resolution) for each in architectures]).reshape(-1, 3),
             np.array([head_width(each.head, each.out_channels) for each in architectures], float),
-            blocks,
+            runs,
         )
 
     def covered(self) -> Flags:
-        """(N,) whether :func:`check_covered` would accept the blocks and the resolution."""
+        """(N,) whether :func:`not_covered` accepts the blocks and the resolution."""
         low, high = RESOLUTIONS
         strides = 2 ** (1 + self._sum("strided"))
         covered: Flags = (low <= self.resolution) & (self.resolution <= high) & (strides == OUTPUT_STRIDE)
@@ -154,90 +166,95 @@ class BlockArrays:
         return covered
 
     def _sum(self, name: str) -> Floats:
-        total: Floats = self.blocks[:, :, BLOCK_VALUES.index(name)].sum(0)
+        total: Floats = self.runs[:, :, BLOCK_VALUES.index(name)].sum(0)
         return total
 
 
-def check_covered(architecture: Architecture) -> None:
-    """Refuse what no fitted network resembles.
-
-    Raises:
-        AccuracyError: giving the reason.
-    """
+def not_covered(architecture: Architecture) -> str | None:
+    """Why no fitted network resembles this one, None if there are some."""
     low, high = RESOLUTIONS
     stride = 2
     if architecture.classes != CLASSES:
-        raise AccuracyError(
-            f"the ImageNet predictor knows networks of {CLASSES} classes, not {architecture.classes}"
-        )
+        return f"the ImageNet predictor knows networks of {CLASSES} classes, not {architecture.classes}"
     if not low <= architecture.resolution <= high:
-        raise AccuracyError(
+        return (
             f"the ImageNet predictor knows resolutions of {low} to {high} px, not {architecture.resolution}"
         )
     if architecture.stem.kernel != 3:
-        raise AccuracyError(f"the ImageNet predictor knows stems of kernel 3, not {architecture.stem.kernel}")
+        return f"the ImageNet predictor knows stems of kernel 3, not {architecture.stem.kernel}"
     for number, block in enumerate(architecture.blocks, start=1):
         if block.is_identity:
             continue
         if block.kind == "skip":
-            raise AccuracyError(f"row {number}: the ImageNet predictor knows no strided or widening skip")
+            return f"row {number}: the ImageNet predictor knows no strided or widening skip"
         if block.kernel not in KERNELS:
-            raise AccuracyError(
-                f"row {number}: the ImageNet predictor knows kernels 3 and 5, not {block.kernel}"
-            )
+            return f"row {number}: the ImageNet predictor knows kernels 3 and 5, not {block.kernel}"
         stride *= block.stride
     if stride != OUTPUT_STRIDE:
-        raise AccuracyError(
+        return (
             f"the ImageNet predictor knows networks that reduce the image by {OUTPUT_STRIDE}, not by {stride}"
         )
+    return None
 
 
-def features(batch: BlockArrays) -> Floats:
+def features_of(architectures: Sequence[Architecture]) -> Floats:
+    """Features of given networks, see :func:`features`.
+
+    Raises:
+        AccuracyError: if one is far outside what the predictor was fitted on, giving the reason.
+    """
+    return features(RunArrays.from_architectures(architectures))
+
+
+def features(batch: RunArrays) -> Floats:
     """Features of N networks, (N, len(FEATURES)), in the order of :data:`FEATURES`.
 
     Logarithms of positive quantities, shares in 0 to 1. No clipping: a network unlike the data gives
     features unlike the data.
     """
     count = len(batch)
-    first_stage = np.arange(count) * _STAGES
-    by_stage = np.zeros((count * _STAGES, _PER_STAGE))
-    level = np.ones(count, np.int64)  # logarithm of the output stride
-    first_width = np.zeros(count)  # of the blocks at this output stride
-    narrower_or_wider = np.zeros(count, bool)  # whether the width has changed at this output stride
-    last_width = batch.stem[:, 0].copy()
-    for block in batch.blocks:
-        present, strided, width = block[:, 0] > 0, block[:, _STRIDED] > 0, block[:, _WIDTH]
-        level += strided
-        begins = strided | (present & (first_width == 0))
-        first_width = np.where(begins, width, first_width)
-        narrower_or_wider = (narrower_or_wider | (present & (width != first_width))) & ~begins
-        # Levels 1, 2, 3 are stages 0, 1, 2; levels 4 and 5 have two stages each.
-        stage = np.where(level < 4, level - 1, 2 * level - 5 + narrower_or_wider)
-        by_stage[first_stage + np.minimum(stage, _STAGES - 1)] += block[:, :_PER_STAGE]
-        last_width = np.where(present, width, last_width)
-
-    depth, expanded, kernel5, se, width = by_stage.reshape(count, _STAGES, _PER_STAGE).transpose(2, 0, 1)
-    hswish, separable, macs, parameters = batch.blocks[:, :, _PER_STAGE:_STRIDED].sum(0).T
-    blocks, total = np.maximum(depth, 1), np.maximum(depth.sum(1), 1)
-    has = depth > 0
-    relative_width = np.log(np.where(has, width / blocks / _WIDTHS, 1))
-    stages = (
-        np.log1p(depth),
-        np.log(np.where(has, expanded / blocks / _EXPANDED, 1)),
-        kernel5 / blocks,
-        se / blocks,
+    values = np.ascontiguousarray(np.moveaxis(batch.runs, 2, 0))  # (values, R, N): networks side by side
+    depth, strided = values[0], values[_STRIDED] > 0
+    present, width = depth > 0, values[_WIDTH] / np.maximum(depth, 1)
+    level = 1 + strided.cumsum(0)  # logarithm of the output stride
+    second = np.zeros(level.shape, np.int64)  # whether the width has changed at this output stride
+    first_width = np.zeros(count)  # of the runs at this output stride
+    last_width = batch.stem[:, 0]
+    changed = np.zeros(count, bool)
+    for run in range(len(level)):
+        begins = strided[run] | (present[run] & (first_width == 0))
+        first_width = np.where(begins, width[run], first_width)
+        changed = (changed | (present[run] & (width[run] != first_width))) & ~begins
+        second[run] = changed
+        last_width = np.where(present[run], width[run], last_width)
+    # Levels 1, 2, 3 are stages 0, 1, 2; levels 4 and 5 have two stages each.
+    stage = np.minimum(np.where(level < 4, level - 1, 2 * level - 5 + second), _STAGES - 1)
+    cell = (stage * count + np.arange(count)).ravel()
+    depth, expanded, kernel5, se, width = (
+        np.bincount(cell, each.ravel(), _STAGES * count).reshape(_STAGES, count)
+        for each in values[:_PER_STAGE]
     )
-    network = (
+    hswish, separable, macs, parameters = values[_PER_STAGE:_STRIDED].sum(1)
+    blocks, total = np.maximum(depth, 1), np.maximum(depth.sum(0), 1)
+    has = depth > 0
+    result = np.empty((len(FEATURES), count))
+    by_stage = result[: -len(NETWORK_FEATURES)].reshape(_STAGES, len(STAGE_FEATURES), count)
+    by_stage[:, 0] = np.log1p(depth)
+    by_stage[:, 1] = np.log(np.where(has, expanded / blocks / _EXPANDED, 1))
+    by_stage[:, 2] = kernel5 / blocks
+    by_stage[:, 3] = se / blocks
+    relative_width = np.log(np.where(has, width / blocks / _WIDTHS, 1))
+    result[-len(NETWORK_FEATURES) :] = (
         np.log(batch.resolution / RESOLUTIONS[1]),
         np.log((macs + batch.stem[:, 1]) / 2e8),
         np.log((parameters + batch.stem[:, 2]) / 2e6),
-        relative_width.sum(1) / np.maximum(has.sum(1), 1),
+        relative_width.sum(0) / np.maximum(has.sum(0), 1),
         np.log(total / 15),
-        se.sum(1) / total,
-        kernel5.sum(1) / total,
+        se.sum(0) / total,
+        kernel5.sum(0) / total,
         hswish / total,
         separable / total,
         np.log(batch.head_width / 1280),
-        np.log(last_width / _WIDTHS[-1]),
+        np.log(last_width / _WIDTHS[-1, 0]),
     )
-    return np.concatenate([np.stack(stages, 2).reshape(count, -1), np.stack(network, 1)], axis=1)
+    return result.T

@@ -10,7 +10,7 @@ import torch
 from sklearn.cluster import KMeans
 from torch import Tensor
 
-from nas.accuracy.features import FEATURES, NETWORK_FEATURES, BlockArrays, features
+from nas.accuracy.features import FEATURES, NETWORK_FEATURES, features_of
 from nas.accuracy.gaussian_process import RECIPES, Hyperparameters, Inducing, Posterior, Recipe
 from nas.accuracy.records import TrainedNetwork
 
@@ -62,9 +62,7 @@ class Data:
         ordered = sorted(networks, key=lambda each: each.recipe == "mobilenet")
         top1 = np.array([each.top1 for each in ordered])
         return cls(
-            torch.from_numpy(
-                features(BlockArrays.from_architectures([each.architecture for each in ordered]))
-            ),
+            torch.from_numpy(features_of([each.architecture for each in ordered])),
             torch.from_numpy(np.log(100 - top1)),
             sum(each.recipe == "mobilenet" for each in ordered),
             tuple(each.variant for each in ordered),

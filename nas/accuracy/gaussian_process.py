@@ -15,24 +15,30 @@ that no network of the data is needed to predict.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Literal, get_args
 
+import numpy as np
 import safetensors
 import safetensors.torch
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from nas.accuracy.features import FEATURES, NETWORK_FEATURES
 from search_spaces.errors import InputError
 
+Floats = NDArray[np.float64]
 Recipe = Literal["mobilenet", "accel_nasbench"]
 RECIPES: tuple[Recipe, ...] = get_args(Recipe)
 
 FORMAT_VERSION = "1"
 _JITTER = 1e-7
+# How far the log error of an unknown recipe lies from the published one's, everywhere alike; the
+# benchmark's short recipe is 0.2 away at MobileNetV2.
+_OWN_RECIPE = 0.2
 _NETWORK = slice(len(FEATURES) - len(NETWORK_FEATURES), None)
 
 
@@ -145,8 +151,8 @@ class Posterior:
         feature_scale: (D,) features are divided by it.
         offset: () log error around which the process varies.
         weights: (M + 2P,) the posterior mean is cross-covariance times these.
-        root: (M + 2P, M + 2P) cross-covariance times its transpose is the root of the variance that
-            the data explain.
+        root: (R, M + 2P) cross-covariance times its transpose is the root of the variance that the
+            data explain.
         calibration: (2,) factors on standard deviations, from networks left out, by recipe.
     """
 
@@ -159,24 +165,74 @@ class Posterior:
     root: Tensor
     calibration: Tensor
 
-    def predict(self, features: Tensor, recipe: Recipe = "mobilenet") -> tuple[Tensor, Tensor]:
+    def predict(self, features: Floats, recipe: Recipe = "mobilenet") -> tuple[Floats, Floats]:
         """Top-1 of one training run and its standard deviation, in percentage points.
 
         Args:
             features: (N, D) from :func:`nas.accuracy.features.features`.
             recipe: how the network is trained.
+        """
+        return Evaluator(self, recipe)(features)
 
-        Returns:
-            Two tensors (N,). The deviation comes from that of the log error (delta method).
+    def conditioned(self, features: Tensor, log_error: Tensor, recipes: Sequence[str]) -> Posterior:
+        """The process after it has seen further networks: an exact update, without the first data.
+
+        The networks become inducing points of their own, so that they tell as much about their
+        surroundings as if they had been there from the beginning. Scales and calibration stay.
+
+        Args:
+            features: (E, D) from :func:`nas.accuracy.features.features`.
+            log_error: (E,) logarithm of 100 less top-1.
+            recipes: E names. One that is not among :data:`RECIPES` stands for the published recipe plus
+                an unknown offset, the same for all networks of that name: they tell differences.
         """
         inputs = (features - self.feature_offset) / self.feature_scale
-        cross = self.inducing.cross(self.hyper, inputs, recipe)
-        # The largest product; single precision changes deviations by a thousandth at most.
-        explained = (cross.float() @ self.root.T.float()).square().sum(1)
-        noise = torch.exp(2 * self.hyper.noise[RECIPES.index(recipe)])
-        variance = (self.hyper.variance(inputs, recipe) - explained).clamp(min=0) + noise
-        error = torch.exp(self.offset + cross @ self.weights)
-        return 100 - error, error * variance.sqrt() * self.calibration[RECIPES.index(recipe)]
+        short = torch.tensor([recipe == "accel_nasbench" for recipe in recipes], dtype=torch.bool)
+        numbers = torch.cat([torch.nonzero(short)[:, 0], torch.nonzero(~short)[:, 0]])
+        inputs, log_error, recipes = inputs[numbers], log_error[numbers], [recipes[n] for n in numbers]
+        count, few = len(inputs), int(short.sum())
+        inducing = Inducing(
+            torch.cat([self.inducing.shared, inputs[:few]]),
+            torch.cat([self.inducing.published, inputs[few:]]),
+        )
+        # Columns of the cross-covariance: the old ones, and those of the networks under their recipe.
+        first, second = len(self.inducing.shared), len(self.inducing.published)
+        width = len(inducing.shared) + 2 * len(inducing.published)
+        published = len(inducing.shared)  # where the two blocks of `published` points begin
+        both = published + len(inducing.published)
+        old = torch.cat([torch.arange(first), published + torch.arange(second), both + torch.arange(second)])
+        own = torch.zeros(width, count, dtype=inputs.dtype)
+        own[first + torch.arange(few), torch.arange(few)] = 1
+        for block in (published, both):
+            own[block + second + torch.arange(count - few), torch.arange(few, count)] = 1
+        cross = torch.cat(
+            [
+                inducing.cross(self.hyper, inputs[:few], "accel_nasbench"),
+                inducing.cross(self.hyper, inputs[few:], "mobilenet"),
+            ]
+        )
+        weights = inputs.new_zeros(width)
+        weights[old] = self.weights
+        root = inputs.new_zeros(len(self.root), width)
+        root[:, old] = self.root
+        # Covariance with the networks, as the first data left it, is cross-covariance times `basis`.
+        basis = own - root.T @ (root @ cross.T)
+        names = np.array(recipes)
+        noise = torch.exp(2 * self.hyper.noise)
+        observed = cross @ basis + torch.diag(
+            torch.where(torch.arange(count) < few, noise[RECIPES.index("accel_nasbench")], noise[0])
+        )
+        for name in set(recipes) - set(RECIPES):
+            same = torch.from_numpy(names == name).to(inputs.dtype)
+            observed = observed + _OWN_RECIPE**2 * same[:, None] * same
+        factor = torch.linalg.cholesky(observed)
+        residual = (log_error - self.offset - cross @ weights)[:, None]
+        return replace(
+            self,
+            inducing=inducing,
+            weights=weights + basis @ torch.cholesky_solve(residual, factor)[:, 0],
+            root=torch.cat([root, torch.linalg.solve_triangular(factor, basis.T, upper=False)]),
+        )
 
     def save(self, path: Path, notes: Mapping[str, str]) -> None:
         """Write the parameters with notes on where they come from."""
@@ -221,6 +277,100 @@ class Posterior:
             )
         except KeyError as error:
             raise ParametersError(f"{path} lacks {error}; {command}") from None
+
+
+class Evaluator:
+    """The predictions of a process for one recipe, prepared once and then fast for any number of networks.
+
+    The squared-exponential parts are evaluated in single precision. The constant and linear parts of
+    the mean, far larger and nearly cancelled by the weights, are summed up beforehand in double precision:
+    predictions differ from double precision throughout by less than 0.002 points.
+
+    Args:
+        posterior: the process.
+        recipe: how the networks are trained.
+    """
+
+    @torch.no_grad()
+    def __init__(self, posterior: Posterior, recipe: Recipe = "mobilenet") -> None:
+        hyper, points = posterior.hyper, posterior.inducing
+        parts = [(torch.cat([points.shared, points.published]), 0, hyper.length, hyper.slope)]
+        if recipe == "mobilenet":
+            # No squared difference of other features counts.
+            length = torch.full_like(hyper.length, torch.inf)
+            length[_NETWORK] = hyper.published_length
+            parts.append((points.published, 1, length, hyper.published_slope))
+        exponents, squares, linear = [], [], []
+        for part, level, log_length, slope in parts:
+            precision = torch.exp(-2 * log_length)
+            scaled = part * precision
+            constant = 2 * hyper.amplitude[level] - 0.5 * (part * scaled).sum(1)
+            exponents.append(torch.cat([scaled, constant[:, None]], dim=1))
+            squares.append(-0.5 * precision)
+            linear.append(
+                torch.cat(
+                    [
+                        part[:, _NETWORK] * torch.exp(2 * slope),
+                        torch.exp(2 * hyper.constant[level]).expand(len(part), 1),
+                    ],
+                    dim=1,
+                )
+            )
+        used = sum(len(part) for part, *_ in parts)
+        weights, root = posterior.weights[:used], posterior.root[:, :used]
+        self._offset, self._scale = posterior.feature_offset.numpy(), posterior.feature_scale.numpy()
+        self._squares = torch.stack(squares, 1).numpy().astype(np.float32)  # (D, levels)
+        self._exponents = [each.T.numpy().astype(np.float32) for each in exponents]  # (D + 1, points)
+        self._columns = used
+        self._linear_mean = (weights @ torch.cat(linear)).numpy()
+        self._weights = weights.numpy().astype(np.float32)
+        # (columns + G + 1, R): what squared-exponential, linear and constant parts are multiplied by.
+        self._root = torch.cat([root, root @ torch.cat(linear)], dim=1).T.numpy().astype(np.float32)
+        number = RECIPES.index(recipe)
+        levels = slice(0, len(parts))
+        self._prior = float(
+            (torch.exp(2 * hyper.constant[levels]) + torch.exp(2 * hyper.amplitude[levels])).sum()
+        )
+        slopes = torch.exp(2 * hyper.slope)
+        if recipe == "mobilenet":
+            slopes = slopes + torch.exp(2 * hyper.published_slope)
+        self._slopes = slopes.numpy()
+        self._noise = float(torch.exp(2 * hyper.noise[number]))
+        self._mean = float(posterior.offset)
+        self._calibration = float(posterior.calibration[number])
+
+    def __call__(self, features: Floats) -> tuple[Floats, Floats]:
+        """Top-1 of one training run and its standard deviation, in percentage points, (N,) each.
+
+        Args:
+            features: (N, D) from :func:`nas.accuracy.features.features`.
+        """
+        inputs = (features - self._offset) / self._scale
+        network = inputs[:, _NETWORK]
+        single = inputs.astype(np.float32)
+        squared = (single * single) @ self._squares
+        # Squared-exponential parts of the cross-covariance, then what the linear ones are made of.
+        cross = np.empty((len(inputs), len(self._root)), np.float32)
+        begin = 0
+        for level, points in enumerate(self._exponents):
+            end = begin + points.shape[1]
+            part = cross[:, begin:end]
+            np.matmul(single, points[:-1], out=part)
+            part += points[-1]
+            part += squared[:, level, None]
+            begin = end
+        smooth = cross[:, :begin]
+        np.exp(smooth, out=smooth)
+        cross[:, begin:-1] = network
+        cross[:, -1] = 1
+        projected = cross @ self._root
+        explained = np.einsum("nr,nr->n", projected, projected)
+        log_error = self._mean + network @ self._linear_mean[:-1] + self._linear_mean[-1]
+        log_error += smooth @ self._weights
+        variance = self._prior + (network * network) @ self._slopes - explained
+        error = np.exp(log_error)
+        deviation = error * np.sqrt(np.maximum(variance, 0) + self._noise) * self._calibration
+        return 100 - error, deviation
 
 
 _PLAIN_TENSORS = tuple(each.name for each in fields(Posterior) if each.name not in ("hyper", "inducing"))

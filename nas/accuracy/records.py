@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from nas.accuracy.gaussian_process import RECIPES, Recipe
+from nas.accuracy.features import not_covered
 from search_spaces.block import Architecture, ArchitectureError, Block, Head, Stem
 from search_spaces.errors import InputError
 from search_spaces.mobilenet import UnknownReferenceError, reference
@@ -28,13 +28,14 @@ class TrainedNetwork:
     Attributes:
         architecture: the network.
         top1: percent.
-        recipe: how it was trained.
+        recipe: how it was trained: one of :data:`nas.accuracy.gaussian_process.RECIPES`, or a name of
+            one's own.
         variant: what is left out together in evaluation, e.g. one width multiplier of one family.
     """
 
     architecture: Architecture
     top1: float
-    recipe: Recipe
+    recipe: str
     variant: str
 
 
@@ -74,6 +75,17 @@ class Line:
             raise self.fail(f"{column} is no number: {text!r}") from None
         if not (math.isfinite(value) and low <= value <= high):
             raise self.fail(f"{column} must be between {low:g} and {high:g}, not {text}")
+        return value
+
+    def top1(self) -> float:
+        """The column ``top1`` in percent; 100 is refused, as the logarithm of the error is what is fitted.
+
+        Raises:
+            AccuracyDataError: if it is no number, or outside.
+        """
+        value = self.number_in("top1", 0, 100)
+        if value == 100:
+            raise self.fail("top1 is 100, which no network reaches on ImageNet")
         return value
 
 
@@ -137,7 +149,7 @@ def read_accel(path: Path) -> list[TrainedNetwork]:
             line,
             TrainedNetwork(
                 _accel_architecture(line),
-                line.number_in("top1", 0, 100),
+                line.top1(),
                 "accel_nasbench",
                 f"accel_nasbench line {line.number}",
             ),
@@ -189,46 +201,47 @@ def read_published(path: Path) -> list[TrainedNetwork]:
     def read(line: Line) -> TrainedNetwork:
         percent = round(100 * line.number_in("width_multiplier", 0.01, 9.99))
         name = line.cells["model"] + ("" if percent == 100 else f"_{percent:03d}")
-        return TrainedNetwork(_reference(line, name), line.number_in("top1", 0, 100), "mobilenet", name)
+        return TrainedNetwork(_reference(line, name), line.top1(), "mobilenet", name)
 
     return _checked((line, read(line)) for line in lines)
 
 
 def read_extra(path: Path) -> list[TrainedNetwork]:
-    """Networks measured by the user.
-
-    Columns: ``architecture`` (a reference as ``mobilenet_v2_075``, or an architecture's YAML file,
-    relative to the CSV), ``resolution`` in pixels, ``top1`` in percent, and ``recipe`` (one of
-    :data:`nas.accuracy.gaussian_process.RECIPES`; the published recipe where the column is left out).
+    """Networks measured by the user; the columns are explained in ``conf/accuracy/imagenet.yaml``.
 
     Raises:
         AccuracyDataError: on a bad line.
     """
-    lines = read_lines(path, ["architecture", "resolution", "top1"], ["recipe"])
+    lines = read_lines(path, ["architecture", "top1"], ["resolution", "recipe"])
 
     def read(line: Line) -> TrainedNetwork:
-        name = line.cells["architecture"]
-        recipe = line.cells.get("recipe") or "mobilenet"
-        if recipe not in RECIPES:
-            raise line.fail(f"recipe must be one of {', '.join(RECIPES)}, not {recipe!r}")
-        if name.endswith((".yaml", ".yml")):
-            try:
-                architecture = Architecture.from_yaml((path.parent / name).read_text(encoding="utf-8"))
-            except OSError as error:
-                raise line.fail(f"cannot read {path.parent / name}: {error.strerror}") from None
-            except (ArchitectureError, UnicodeDecodeError) as error:
-                raise line.fail(f"{name}: {error}") from None
-            if architecture.resolution != line.integer("resolution"):
-                raise line.fail(f"{name} has resolution {architecture.resolution}")
-        else:
-            architecture = _reference(line, name)
-        return TrainedNetwork(architecture, line.number_in("top1", 0, 100), recipe, name)
+        name = line.cells["architecture"].strip()
+        architecture = _own(line, name) if name.endswith((".yaml", ".yml")) else _reference(line, name)
+        if reason := not_covered(architecture):
+            raise line.fail(reason)
+        recipe = line.cells.get("recipe", "").strip() or "mobilenet"
+        return TrainedNetwork(architecture, line.top1(), recipe, name)
 
     return _checked((line, read(line)) for line in lines)
 
 
+def _own(line: Line, name: str) -> Architecture:
+    path = line.path.parent / name
+    try:
+        architecture = Architecture.from_yaml(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise line.fail(f"cannot read {path}: {error.strerror}") from None
+    except (ArchitectureError, UnicodeDecodeError) as error:
+        raise line.fail(f"{name}: {error}") from None
+    if line.cells.get("resolution") and architecture.resolution != line.integer("resolution"):
+        raise line.fail(f"{name} has resolution {architecture.resolution}")
+    return architecture
+
+
 def _reference(line: Line, name: str) -> Architecture:
     try:
+        if not line.cells.get("resolution"):
+            return reference(name)
         return reference(name, line.integer("resolution"))
     except (UnknownReferenceError, ArchitectureError) as error:
         raise line.fail(str(error)) from None
@@ -236,7 +249,7 @@ def _reference(line: Line, name: str) -> Architecture:
 
 def _checked(pairs: Iterable[tuple[Line, TrainedNetwork]]) -> list[TrainedNetwork]:
     # Repeats stay in: they tell the noise. Contradictions do not.
-    seen: dict[tuple[Architecture, Recipe], tuple[Line, float]] = {}
+    seen: dict[tuple[Architecture, str], tuple[Line, float]] = {}
     networks = []
     for line, network in pairs:
         first, top1 = seen.setdefault((network.architecture, network.recipe), (line, network.top1))

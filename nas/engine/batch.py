@@ -8,15 +8,17 @@ block that can occur and kept in dense tables; scoring a network is then a few l
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nas.accuracy.features import BLOCK_VALUES, BlockArrays, block_values, head_width, stem_values
+from nas.accuracy.features import BLOCK_VALUES, CLASSES, RunArrays, block_values, head_width, stem_values
 from nas.accuracy.predictor import Predictor
 from nas.cost import Cost, layer_cost
+from nas.latency.table import LatencyTable
 from nas.layers import IMAGE_CHANNELS, LayerKey
 from search_spaces.block import Block, halve
 from search_spaces.space import NotInSpaceError, SearchSpace
@@ -27,10 +29,12 @@ Floats = NDArray[np.float64]
 LayerLatency = Callable[[LayerKey], float]
 
 INACTIVE = -1
-_CHUNK = 4096  # networks at once: their arrays stay in the processor's cache
+_CHUNK = 2048  # networks at once: their arrays stay in the processor's cache
 
 # (width multiplier, channels, side of the feature map) between two stages.
 _State = tuple[float, int, int]
+# A weighted sum of candidate numbers, by parameter.
+_Index = dict[str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +44,7 @@ class Scores:
     Attributes:
         top1: (N,) percent.
         deviation: (N,) standard deviation in percentage points.
-        latency_ms: (N,) sum over layers, before any calibration.
-        layers: (N,) number of layers that take time, for the calibration.
+        latency_ms: (N,) sum over layers.
         macs: (N,) multiply-accumulates.
         parameters: (N,) weights, norms included.
     """
@@ -49,9 +52,19 @@ class Scores:
     top1: Floats
     deviation: Floats
     latency_ms: Floats
-    layers: Floats
     macs: Floats
     parameters: Floats
+
+
+def layer_latency(table: LatencyTable) -> LayerLatency:
+    """What each layer of a table adds to the latency of a network, calibrated where the table is."""
+    calibration = table.header.calibration
+
+    def latency_ms(key: LayerKey) -> float:
+        alone_ms = table.entries[key].latency_ms
+        return alone_ms if calibration is None else calibration.layer_ms(key, alone_ms)
+
+    return latency_ms
 
 
 class BatchScorer:
@@ -60,7 +73,8 @@ class BatchScorer:
     Args:
         space: the search space.
         predictor: predicts accuracy; without one, accuracies are NaN.
-        layer_latency: milliseconds of a layer, called once for each reachable layer.
+        layer_latency: milliseconds that a layer adds, called once for each reachable layer;
+            see :func:`layer_latency`.
     """
 
     def __init__(
@@ -158,6 +172,14 @@ class BatchScorer:
             tables = _StageTables.of(stage, f"stage{number}", states, space.rounding, self._latency)
             self._stages.append(tables)
             states = tables.states_after
+        wanted: list[_Index] = [{name: 1} for name in ("resolution", "width_multiplier", "stem", "head")]
+        wanted += [index for tables in self._stages for index in tables.indices]
+        self._index_weights = np.zeros((len(wanted), len(self.counts)), np.float32)
+        for number, weights in enumerate(wanted):
+            for name, weight in weights.items():
+                # A parameter with one candidate is no column: it adds nothing.
+                if name in self._columns:
+                    self._index_weights[number, self._columns[name]] = weight
 
         # Heads, by the state after the last stage.
         shape = (len(states), len(space.heads))
@@ -178,43 +200,44 @@ class BatchScorer:
         """Scores of (N, P) rows; inactive cells are ignored."""
         parts = [self._score(rows[start : start + _CHUNK]) for start in range(0, len(rows), _CHUNK)]
         if not parts:
-            return Scores(*(np.zeros(0) for _ in range(6)))
+            return Scores(*(np.zeros(0) for _ in fields(Scores)))
         columns = zip(*parts, strict=True)
         return Scores(*(np.concatenate(column) for column in columns))
 
-    def arrays(self, rows: Choices) -> BlockArrays:
+    def arrays(self, rows: Choices) -> RunArrays:
         """What the predictor takes from (N, P) rows."""
         return self._walk(rows)[0]
 
     def _score(self, rows: Choices) -> tuple[Floats, ...]:
-        blocks, latency, layers, head_cost = self._walk(rows)
-        if self._predictor is None or self.space.classes != 1000:
+        networks, latency, head_cost = self._walk(rows)
+        if self._predictor is None or self.space.classes != CLASSES:
             top1, deviation = np.full((2, len(rows)), np.nan)
         else:
-            top1, deviation = self._predictor.predict_batch(blocks)
-        spent = blocks.stem[:, 1:] + head_cost + blocks.blocks[:, :, _COSTS].sum(0)
-        return top1, deviation, latency, layers, spent[:, 0], spent[:, 1]
+            top1, deviation = self._predictor.predict_batch(networks)
+        spent = networks.stem[:, 1:] + head_cost + networks.runs[:, :, _COSTS].sum(0)
+        return top1, deviation, latency, spent[:, 0], spent[:, 1]
 
-    def _walk(self, rows: Choices) -> tuple[BlockArrays, Floats, Floats, Floats]:
-        space = self.space
-        resolution = self._column(rows, "resolution")
-        stem = (resolution, self._column(rows, "width_multiplier"), self._column(rows, "stem"))
+    def _walk(self, rows: Choices) -> tuple[RunArrays, Floats, Floats]:
+        # All indices are weighted sums of candidate numbers: one product, exact in single precision.
+        indices = (self._index_weights @ np.maximum(rows, 0).astype(np.float32).T).astype(np.int64)
+        resolution, multiplier, stem_number, head_number = indices[:4]
+        stem = (resolution, multiplier, stem_number)
         state = self._first_state[stem]
-        latency = self._stem_latency[stem]
-        blocks: list[Floats] = []
-        for tables in self._stages:
-            state, found = tables.walk(state, {name: self._column(rows, name) for name in tables.names})
-            blocks += found
-        stacked = np.stack(blocks) if blocks else np.zeros((0, len(rows), len(BLOCK_VALUES) + 1))
-        head = (state, self._column(rows, "head"))
-        latency = latency + stacked[:, :, -1].sum(0) + self._head_latency[head]
-        arrays = BlockArrays(
-            np.array(space.resolutions, float)[resolution],
+        runs = np.empty((len(self._stages), len(rows), len(BLOCK_VALUES) + 1))
+        begin = 4
+        for tables, run in zip(self._stages, runs, strict=True):
+            end = begin + len(tables.indices)
+            state = tables.walk(state, indices[begin:end], run)
+            begin = end
+        head = (state, head_number)
+        latency = self._stem_latency[stem] + runs[:, :, -1].sum(0) + self._head_latency[head]
+        networks = RunArrays(
+            np.array(self.space.resolutions, float)[resolution],
             self._stem_values[stem],
             self._head_width[head],
-            stacked[:, :, :-1],
+            runs[:, :, :-1],
         )
-        return arrays, latency, stacked[:, :, 0].sum(0) + 2, self._head_cost[head]
+        return networks, latency, self._head_cost[head]
 
 
 _COSTS = slice(BLOCK_VALUES.index("macs"), BLOCK_VALUES.index("macs") + 2)
@@ -222,32 +245,30 @@ _COSTS = slice(BLOCK_VALUES.index("macs"), BLOCK_VALUES.index("macs") + 2)
 
 @dataclass(frozen=True, slots=True)
 class _StageTables:
-    """A stage as look-up tables over (state, setting).
+    """A stage as a look-up table of its blocks.
 
-    A setting is the mixed-radix number of the parameters that decide a block; cells hold
-    ``block_values`` and the latency.
+    A setting is the mixed-radix number of the parameters that decide a block.
+
+    Attributes:
+        depths: numbers of blocks to choose from.
+        layers: the largest of them.
+        widths: how many widths there are to choose from.
+        settings: how many settings a block has.
+        indices: what :meth:`walk` takes: depth, width and the setting of each block.
+        cells: (cells, values) ``block_values`` and the latency: first blocks by (state before, width,
+            setting), further ones by (state after, setting), and a row of zeros for absent ones.
+        next_state: (states before x (widths + 1),) the last column for depth 0.
+        states_after: the states numbered by ``next_state``.
     """
 
-    prefix: str
-    depths: NDArray[np.int64] | None  # of a Stage; a CandidateStage has fixed layers
+    depths: Choices
     layers: int
-    shared: tuple[str, ...]  # parameters chosen once, after the width
-    each: tuple[str, ...]  # parameters chosen for each block
-    radices: dict[str, int]
-    first: Floats  # (states before, widths, settings, values)
-    other: Floats  # (states after, settings, values)
-    next_state: Choices  # (states before, widths)
-    skip_state: Choices  # (states before,), for depth 0
+    widths: int
+    settings: int
+    indices: list[_Index]
+    cells: Floats
+    next_state: Choices
     states_after: list[_State]
-
-    @property
-    def names(self) -> list[str]:
-        """The parameters of the stage."""
-        blocks = [f"{self.prefix}.block{number}" for number in range(1, self.layers + 1)]
-        if self.depths is None:
-            return blocks
-        per_block = [f"{block}.{name}" for block in blocks for name in self.each]
-        return [f"{self.prefix}.{name}" for name in ("depth", "width", *self.shared)] + per_block
 
     @classmethod
     def of(
@@ -260,23 +281,27 @@ class _StageTables:
     ) -> _StageTables:
         if isinstance(stage, Stage):
             fields = {name: getattr(stage, plural) for plural, name in BLOCK_FIELDS.items()}
-            names = [n for p, n in BLOCK_FIELDS.items() if p not in stage.per_block]
-            shared, each = tuple(names), tuple(n for n in fields if n not in names)
+            shared = {name for plural, name in BLOCK_FIELDS.items() if plural not in stage.per_block}
             settings = [
                 dict(zip(fields, values, strict=True)) for values in itertools.product(*fields.values())
             ]
-            widths, depths, layers = stage.widths, np.array(stage.depths), max(stage.depths)
+            widths, depths = stage.widths, np.array(stage.depths)
 
             def block(setting: int, channels: int, out: int, stride: int) -> Block:
                 return stage.block(settings[setting], channels, out, stride, rounding)
 
+            def name_of(field: str, number: int) -> str:
+                return f"{prefix}.{field}" if field in shared else f"{prefix}.block{number}.{field}"
+
         else:
-            fields, shared, each, depths = {"": stage.candidates}, (), ("",), None
-            settings = [{} for _ in stage.candidates]
-            widths, layers = (stage.width,), stage.layers
+            fields, settings = {"": stage.candidates}, [{} for _ in stage.candidates]
+            widths, depths = (stage.width,), np.array([stage.layers])
 
             def block(setting: int, channels: int, out: int, stride: int) -> Block:
                 return stage.candidates[setting].build(channels, out, stride, rounding)
+
+            def name_of(field: str, number: int) -> str:
+                return f"{prefix}.block{number}"
 
         def cells(channels: int, out: int, stride: int, size: int) -> Iterable[tuple[float, ...]]:
             for setting in range(len(settings)):
@@ -284,13 +309,13 @@ class _StageTables:
                 time = 0.0 if made.is_identity else latency(LayerKey(size, channels, made))
                 yield (*block_values(made, size), time)
 
+        layers = int(depths.max())
         after: dict[_State, int] = {}
-        next_state = np.zeros((len(states), len(widths)), np.int64)
-        skip_state = np.zeros(len(states), np.int64)
+        next_state = np.zeros((len(states), len(widths) + 1), np.int64)
         first = np.zeros((len(states), len(widths), len(settings), len(BLOCK_VALUES) + 1))
         for number, (multiplier, channels, size) in enumerate(states):
-            if depths is not None and 0 in depths:
-                skip_state[number] = after.setdefault((multiplier, channels, size), len(after))
+            if 0 in depths:
+                next_state[number, -1] = after.setdefault((multiplier, channels, size), len(after))
             if not layers:
                 continue
             out_size = halve(size) if stage.stride == 2 else size
@@ -298,33 +323,48 @@ class _StageTables:
                 out = rounding.width(width, multiplier)
                 next_state[number, column] = after.setdefault((multiplier, out, out_size), len(after))
                 first[number, column] = list(cells(channels, out, stage.stride, size))
-        other = np.zeros((len(after), len(settings), len(BLOCK_VALUES) + 1))
+        further = np.zeros((len(after), len(settings), len(BLOCK_VALUES) + 1))
         if layers > 1:
-            for number in sorted(set(next_state.ravel().tolist())):
+            for number in sorted(set(next_state[:, :-1].ravel().tolist())):
                 _, channels, size = list(after)[number]
-                other[number] = list(cells(channels, channels, 1, size))
-        radices = {name: len(values) for name, values in fields.items()}
+                further[number] = list(cells(channels, channels, 1, size))
+        # Mixed-radix weights: how far a step in one field moves the number of the setting.
+        counts = [len(values) for values in fields.values()]
+        steps = [math.prod(counts[place + 1 :]) for place in range(len(counts))]
+        indices: list[_Index] = [{f"{prefix}.depth": 1}, {f"{prefix}.width": 1}]
+        for number in range(1, layers + 1):
+            indices.append({name_of(field, number): step for field, step in zip(fields, steps, strict=True)})
+        values = len(BLOCK_VALUES) + 1
         return cls(
-            prefix, depths, layers, shared, each, radices, first, other, next_state, skip_state, list(after)
+            depths,
+            layers,
+            len(widths),
+            len(settings),
+            indices,
+            np.concatenate([first.reshape(-1, values), further.reshape(-1, values), np.zeros((1, values))]),
+            next_state.ravel(),
+            list(after),
         )
 
-    def walk(self, state: Choices, columns: Mapping[str, Choices]) -> tuple[Choices, list[Floats]]:
-        """States after the stage, and the cells (N, values) of each of its blocks."""
-        count = len(state)
-        if self.depths is None:
-            depth = np.full(count, self.layers)
-            width = np.zeros(count, np.int64)
-        else:
-            depth = self.depths[columns[f"{self.prefix}.depth"]]
-            width = columns[f"{self.prefix}.width"]
-        after = np.where(depth > 0, self.next_state[state, width], self.skip_state[state])
-        found: list[Floats] = []
-        for number in range(1, self.layers + 1):
-            setting = np.zeros(count, np.int64)
-            for name, radix in self.radices.items():
-                owner = f"{self.prefix}.block{number}" if name in self.each else self.prefix
-                setting = setting * radix + columns[f"{owner}.{name}" if name else owner]
-            cells = self.first[state, width, setting] if number == 1 else self.other[after, setting]
-            cells[depth < number] = 0
-            found.append(cells)
-        return after, found
+    def walk(self, state: Choices, indices: Choices, run: Floats) -> Choices:
+        """States (N,) after the stage; fills ``run`` (N, values) with the sums over its blocks.
+
+        Args:
+            state: (N,) states before.
+            indices: (2 + layers, N) as :attr:`indices` says.
+            run: where the sums go.
+        """
+        depth, width = self.depths[indices[0]], indices[1]
+        if not self.depths.min():
+            width = np.where(depth > 0, width, self.widths)
+        after: Choices = self.next_state[state * (self.widths + 1) + width]
+        absent = len(self.cells) - 1
+        further = (absent - len(self.states_after) * self.settings) + after * self.settings
+        first = (state * self.widths + width) * self.settings
+        run.fill(0)
+        for number, setting in enumerate(indices[2:]):
+            cell = (further if number else first) + setting
+            if number >= self.depths.min():
+                cell[depth <= number] = absent
+            run += self.cells.take(cell, axis=0)
+        return after

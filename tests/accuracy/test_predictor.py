@@ -1,6 +1,7 @@
 import csv
 import json
 import random
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -9,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from nas.accuracy.estimator import AccuracyError
+from nas.accuracy.estimator import Accuracy, AccuracyError, PublishedFirst, ask
 from nas.accuracy.evaluation import leave_variants_out, predict_left_out
-from nas.accuracy.features import FEATURES, BlockArrays, features
+from nas.accuracy.features import FEATURES, features_of
 from nas.accuracy.fit import Effort, fit_benchmark, fit_posterior
-from nas.accuracy.gaussian_process import ParametersError, Posterior
+from nas.accuracy.gaussian_process import RECIPES, ParametersError, Posterior, Recipe
 from nas.accuracy.predictor import SHIPPED_PARAMETERS, Predictor, shipped_predictor
 from nas.accuracy.records import AccuracyDataError, TrainedNetwork, read_accel, read_extra, read_published
 from nas.cost import layer_cost
@@ -81,10 +82,8 @@ IMPROVEMENTS: dict[str, Callable[[Architecture], Architecture]] = {
 def test_an_improvement_is_never_a_loss_beyond_the_uncertainty(
     predictor: Predictor, members: list[Architecture], name: str
 ) -> None:
-    before = predictor.predict_batch(BlockArrays.from_architectures(members))
-    after = predictor.predict_batch(
-        BlockArrays.from_architectures([IMPROVEMENTS[name](each) for each in members])
-    )
+    before = predictor.predict_many(members)
+    after = predictor.predict_many([IMPROVEMENTS[name](each) for each in members])
     deviation = np.fmin(before[1], after[1])
     gain = after[0] - before[0]
     assert (gain > 0).any()
@@ -163,6 +162,41 @@ def test_refuses_where_the_deviation_is_too_large(predictor: Predictor) -> None:
         predictor.predict(reference("mobilenet_v1_001"))
 
 
+def test_many_networks_get_the_answers_of_single_ones(
+    predictor: Predictor, members: list[Architecture]
+) -> None:
+    small = replace(members[1], classes=10)
+    refused = reference("mobilenet_v1_001")
+    asked = [*members[:5], small, refused, *members[5:9]]
+    source = PublishedFirst({members[2]: 71.5}, predictor)
+    answers = ask(source, asked)
+    for architecture, answer in zip(asked, answers, strict=True):
+        if isinstance(answer, AccuracyError):
+            with pytest.raises(AccuracyError, match=re.escape(str(answer))):
+                source.accuracy(architecture)
+        else:
+            alone = source.accuracy(architecture)
+            assert (answer.top1, answer.deviation) == pytest.approx((alone.top1, alone.deviation), abs=1e-3)
+            assert answer.source == alone.source
+    assert answers[2] == Accuracy(71.5, "published")
+    assert [number for number, each in enumerate(answers) if isinstance(each, AccuracyError)] == [5, 6]
+    assert np.isnan(predictor.predict_many(asked)[0][5:7]).all()
+    assert ask(source, []) == []
+
+
+def test_sources_without_batches_are_asked_one_by_one() -> None:
+    class Odd:
+        def accuracy(self, architecture: Architecture) -> Accuracy:
+            if architecture.resolution % 64:
+                raise AccuracyError("odd")
+            return Accuracy(float(architecture.resolution) / 4, "measured")
+
+    base = reference("mobilenet_v2")
+    answers = ask(Odd(), [replace(base, resolution=r) for r in (128, 160, 192)])
+    assert answers[::2] == [Accuracy(32.0, "measured"), Accuracy(48.0, "measured")]
+    assert isinstance(answers[1], AccuracyError)
+
+
 def test_identities_change_nothing(predictor: Predictor) -> None:
     base = reference("mobilenet_v2")
     identity = Block("skip", 1, 24, 24, 24, 1, "relu", False, False)
@@ -175,7 +209,7 @@ def test_identities_change_nothing(predictor: Predictor) -> None:
 
 def test_features_lay_tables_onto_seven_stages() -> None:
     names = ["mobilenet_v1", "mobilenet_v2", "mobilenet_v3_small"]
-    table = features(BlockArrays.from_architectures([reference(name) for name in names]))
+    table = features_of([reference(name) for name in names])
     depths = np.expm1(table[:, [FEATURES.index(f"stage{stage}.depth") for stage in range(1, 8)]])
     assert depths == pytest.approx(
         np.array([[1, 2, 2, 6, 0, 2, 0], [1, 2, 3, 4, 3, 3, 1], [0, 1, 2, 3, 2, 3, 0]]), abs=1e-9
@@ -253,29 +287,158 @@ def test_fit_finds_a_law_and_returns_after_a_round_trip(tmp_path: Path) -> None:
     assert (variants.deviation > fitted.deviation).all()
 
 
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_predictions_are_those_of_double_precision(members: list[Architecture], recipe: Recipe) -> None:
+    posterior = Posterior.load(SHIPPED_PARAMETERS)
+    inputs = features_of(members)
+    scaled = (torch.from_numpy(inputs) - posterior.feature_offset) / posterior.feature_scale
+    cross = posterior.inducing.cross(posterior.hyper, scaled, recipe)
+    error = torch.exp(posterior.offset + cross @ posterior.weights)
+    noise = torch.exp(2 * posterior.hyper.noise[RECIPES.index(recipe)])
+    explained = (cross @ posterior.root.T).square().sum(1)
+    variance = posterior.hyper.variance(scaled, recipe) - explained + noise
+    deviation = error * variance.sqrt() * posterior.calibration[RECIPES.index(recipe)]
+    found = posterior.predict(inputs, recipe)
+    assert found[0] == pytest.approx((100 - error).numpy(), abs=0.002)
+    assert found[1] == pytest.approx(deviation.numpy(), abs=0.002)
+
+
 def test_recipes_differ(predictor: Predictor) -> None:
     posterior = Posterior.load(SHIPPED_PARAMETERS)
-    inputs = torch.from_numpy(features(BlockArrays.from_architectures([reference("mobilenet_v2")])))
+    inputs = features_of([reference("mobilenet_v2")])
     published, short = (
-        float(posterior.predict(inputs, recipe)[0]) for recipe in ("mobilenet", "accel_nasbench")
+        posterior.predict(inputs, recipe)[0].item() for recipe in ("mobilenet", "accel_nasbench")
     )
     assert published - short > 5
 
 
-def test_extra_networks_join_the_fit(tmp_path: Path) -> None:
+# -- networks of one's own -------------------------------------------------------------------------
+
+
+def test_own_networks_are_read(tmp_path: Path) -> None:
     mine = replace(reference("mobilenet_v2"), resolution=192)
     (tmp_path / "mine.yaml").write_text(mine.to_yaml())
     path = _write(
         tmp_path / "extra.csv",
         [
-            {"architecture": "mine.yaml", "resolution": 192, "top1": 70.0, "recipe": "mobilenet"},
-            {"architecture": "mobilenet_v2_075", "resolution": 224, "top1": 61.0, "recipe": "accel_nasbench"},
+            {"architecture": "mine.yaml", "resolution": 192, "top1": 70.0, "recipe": ""},
+            {"architecture": "mine.yaml", "resolution": "", "top1": 71.0, "recipe": "longer"},
+            {"architecture": "mobilenet_v2_075", "resolution": "", "top1": 61.0, "recipe": "accel_nasbench"},
         ],
     )
     assert read_extra(path) == [
         TrainedNetwork(mine, 70.0, "mobilenet", "mine.yaml"),
+        TrainedNetwork(mine, 71.0, "longer", "mine.yaml"),
         TrainedNetwork(reference("mobilenet_v2_075"), 61.0, "accel_nasbench", "mobilenet_v2_075"),
     ]
+
+
+EXTRA_ROW: dict[str, object] = {"architecture": "mobilenet_v2", "resolution": 224, "top1": 72.0, "recipe": ""}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"colour": "red"}, r"unknown column 'colour'; known: architecture, top1, resolution, recipe"),
+        ({"top1": ""}, r"extra.csv, line 2: top1 is empty"),
+        ({"architecture": " "}, r"line 2: architecture is empty"),
+        ({"top1": "-3"}, r"line 2: top1 must be between 0 and 100, not -3"),
+        ({"top1": "100"}, r"line 2: top1 is 100, which no network reaches"),
+        ({"architecture": "resnet"}, r"line 2: unknown reference 'resnet'"),
+        ({"resolution": "large"}, r"line 2: resolution is no whole number: 'large'"),
+        ({"resolution": "512"}, r"line 2: .* resolutions of 96 to 224 px, not 512"),
+        ({"architecture": "none.yaml"}, r"line 2: cannot read .*none.yaml: No such file"),
+        ({"architecture": "bad.yaml"}, r"line 2: bad.yaml: not valid YAML"),
+        ({"architecture": "v2.yaml", "resolution": 160}, r"line 2: v2.yaml has resolution 224"),
+    ],
+)
+def test_bad_lines_of_own_networks_are_named(tmp_path: Path, change: dict[str, object], message: str) -> None:
+    (tmp_path / "bad.yaml").write_text("blocks: [")
+    (tmp_path / "v2.yaml").write_text(reference("mobilenet_v2").to_yaml())
+    with pytest.raises(AccuracyDataError, match=message):
+        read_extra(_write(tmp_path / "extra.csv", [EXTRA_ROW | change]))
+
+
+def test_own_networks_that_disagree_are_named(tmp_path: Path) -> None:
+    def read(**change: object) -> list[TrainedNetwork]:
+        return read_extra(_write(tmp_path / "extra.csv", [EXTRA_ROW, EXTRA_ROW | change]))
+
+    with pytest.raises(AccuracyDataError, match=r"line 3: repeats the architecture of line 2 with top-1 75"):
+        read(top1=75)
+    assert len(read(top1=75, recipe="longer")) == 2
+    assert len(read(top1=72.3)) == 2  # two trainings of one network
+
+
+@pytest.mark.parametrize("recipe", ["mobilenet", "accel_nasbench"])
+def test_own_networks_pull_predictions_near_them(
+    predictor: Predictor, members: list[Architecture], recipe: str
+) -> None:
+    def predict(by: Predictor, architecture: Architecture) -> tuple[float, float]:
+        inputs = features_of([architecture])
+        mean, spread = by._posterior.predict(inputs, recipe)  # type: ignore[arg-type]
+        return float(mean[0]), float(spread[0])
+
+    mine = members[0]
+    near = _deeper(mine)
+    top1, deviation = predict(predictor, mine)
+    told = TrainedNetwork(mine, top1 + deviation, recipe, "mine")
+    informed = predictor.with_networks([told])
+    assert predict(informed, mine)[0] == pytest.approx(told.top1, abs=0.1 * deviation)
+    assert predict(informed, mine)[1] < 0.4 * deviation
+    assert predict(informed, near)[0] > predict(predictor, near)[0] + 0.5 * deviation
+    assert predict(informed, near)[1] < predict(predictor, near)[1]
+    # What is far away stays nearly as it was, and the published recipe follows its neighbour.
+    far = reference("mobilenet_v1")
+    assert informed.predict(far)[0] == pytest.approx(predictor.predict(far)[0], abs=0.2)
+    assert informed.predict(mine)[0] > predictor.predict(mine)[0]
+
+
+def test_own_networks_tell_as_much_as_if_they_had_been_fitted(tmp_path: Path) -> None:
+    networks = read_accel(_write(tmp_path / "accel.csv", _accel_rows(60)))
+    published = read_published(_write(tmp_path / "published.csv", PUBLISHED_ROWS))
+    start = fit_benchmark(networks, Effort(inducing=16, steps=10), 0)
+    jointly = fit_posterior(start, [*networks, *published])
+    later = fit_posterior(start, [*networks, *published[:2]])
+    told = Predictor(later).with_networks(published[2:])
+    before, after = (predict_left_out(each, [*networks, *published]) for each in (jointly, told._posterior))
+    assert after.predicted == pytest.approx(before.predicted, abs=0.1)
+
+
+def test_a_recipe_of_ones_own_tells_differences_only(
+    predictor: Predictor, members: list[Architecture]
+) -> None:
+    before = [predictor.predict(each)[0] for each in members[:2]]
+
+    def told(recipe: str, *errors: float) -> list[float]:
+        """Predictions after errors of so many times what was predicted."""
+        seen = [
+            TrainedNetwork(each, 100 - factor * (100 - top1), recipe, "mine")
+            for each, top1, factor in zip(members, before, errors, strict=False)
+        ]
+        return [predictor.with_networks(seen).predict(each)[0] for each in members[:2]]
+
+    # Both a tenth better: under the published recipe they are, otherwise it is mostly the recipe.
+    for new, same, old in zip(told("mine", 0.9, 0.9), told("mobilenet", 0.9, 0.9), before, strict=True):
+        gain = 0.1 * (100 - old)
+        assert same - old == pytest.approx(gain, rel=0.1)
+        assert 0 < new - old < gain / 3
+    # What is learnt is that the first gains on the second, whatever the level.
+    first, second = told("mine", 0.9, 1.0)
+    assert (100 - first) / (100 - second) == pytest.approx(
+        0.9 * (100 - before[0]) / (100 - before[1]), rel=0.02
+    )
+
+
+def test_own_networks_survive_the_file(
+    predictor: Predictor, members: list[Architecture], tmp_path: Path
+) -> None:
+    informed = predictor.with_networks([TrainedNetwork(members[0], 70.0, "mobilenet", "mine")])
+    informed.save(tmp_path / "p.safetensors", {})
+    again = Predictor.load(tmp_path / "p.safetensors")
+    assert again.predict(members[1]) == pytest.approx(informed.predict(members[1]), abs=1e-6)
+
+
+# -- bad files -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,9 @@ import pytest
 
 from nas.accuracy.predictor import shipped_predictor
 from nas.cost import cost, layer_cost
-from nas.engine.batch import INACTIVE, BatchScorer
+from nas.engine.batch import INACTIVE, BatchScorer, layer_latency
+from nas.latency.calibration import FEATURES, Calibration, ErrorSummary
+from nas.latency.table import Entry, LatencyTable, TableHeader
 from nas.layers import LayerKey, layer_keys, reachable_layer_keys
 from search_spaces.mobilenet import reference
 from search_spaces.space import NotInSpaceError, SearchSpace
@@ -58,7 +60,6 @@ def test_scores_are_those_of_single_networks(scorer: BatchScorer) -> None:
         architecture = SPACE.build(scorer.decode(row))
         keys = layer_keys(architecture)
         assert scores.latency_ms[number] == pytest.approx(sum(map(_latency, keys)))
-        assert scores.layers[number] == len(keys)
         spent = cost(architecture)
         assert (scores.macs[number], scores.parameters[number]) == (spent.macs, spent.parameters)
         try:
@@ -69,6 +70,18 @@ def test_scores_are_those_of_single_networks(scorer: BatchScorer) -> None:
         else:
             assert (scores.top1[number], scores.deviation[number]) == pytest.approx(single, abs=1e-3)
     assert 0 < refused < len(rows)  # strided skips
+
+
+def test_latencies_are_those_of_a_calibrated_table() -> None:
+    unknown = ErrorSummary(0, 0, 0, 0, 0, 0, 0, 0)
+    calibration = Calibration(tuple(0.9 / 2**n for n in range(len(FEATURES))), unknown, unknown)
+    header = TableHeader("host", "cpu", "onnxruntime", "1", "fp32", 1, "2026-01-01", calibration=calibration)
+    entries = {key: Entry(_latency(key), 0.0, 9, "measured") for key in reachable_layer_keys(SPACE)}
+    table = LatencyTable(header, entries, "")
+    scorer = BatchScorer(SPACE, layer_latency=layer_latency(table))
+    rows = scorer.sample(20, np.random.default_rng(5))
+    for row, latency_ms in zip(rows, scorer.score(rows).latency_ms, strict=True):
+        assert latency_ms == pytest.approx(table.latency(SPACE.build(scorer.decode(row))).latency_ms)
 
 
 def test_rows_are_the_parameters_of_the_space(scorer: BatchScorer) -> None:
