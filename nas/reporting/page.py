@@ -281,7 +281,8 @@ def _caution(report: Report) -> str:
     if not report.caution:
         return ""
     return (
-        f"The front of {report.name} goes by accuracy less {report.caution:.2g} standard deviations, as its "
+        f"The front of {report.name} goes by accuracy less {report.caution:.2g} standard "
+        f"deviation{'' if abs(report.caution - 1) < 0.005 else 's'}, as its "
         "search did, so the most accurate points need not be on it. "
     )
 
