@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from threadpoolctl import threadpool_limits
 from nas.accuracy.evaluation import LeftOut, leave_benchmark_out, leave_variants_out
 from nas.accuracy.fit import Effort, fit_benchmark, fit_posterior
 from nas.accuracy.predictor import SHIPPED_PARAMETERS, Predictor, shipped_predictor
-from nas.accuracy.records import AccuracyDataError, TrainedNetwork, read_accel, read_extra, read_published
+from nas.accuracy.records import TrainedNetwork, read_accel, read_extra, read_published
 from nas.boards.hardware import table_without_measuring
 from nas.command import command
 from nas.config import HardwareConfig, RuntimeConfig, hardware_of, plain, read_space
@@ -30,6 +31,7 @@ from nas.engine.batch import BatchScorer, layer_latency
 from nas.latency.provision import table_folder
 from nas.latency.runtimes import Runtime
 from nas.layers import reachable_layer_keys
+from search_spaces.errors import InputError
 
 _USAGE = """usage: python -m nas.predictor fit accel=FILE published=FILE [extra=FILE] [output=FILE] [--help]
        python -m nas.predictor benchmark [hardware=NAME] [search_space=NAME] [--help]"""
@@ -48,6 +50,13 @@ class FitConfig:
     seed: int = 0
     inducing: int = 128
     steps: int = 200
+
+    def __post_init__(self) -> None:
+        if not 0 < self.held_out < 1:
+            raise InputError(f"held_out must lie between 0 and 1, not {self.held_out:g}")
+        for name in ("inducing", "steps"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be at least 1, not {getattr(self, name)}")
 
 
 @dataclass
@@ -98,8 +107,6 @@ def fit(settings: FitConfig) -> None:
     torch.set_num_threads(1)
     networks = read_accel(Path(settings.accel)) + read_published(Path(settings.published))
     extra = read_extra(Path(settings.extra)) if settings.extra else []
-    if not 0 < settings.held_out < 1:
-        raise AccuracyDataError(f"held_out must lie between 0 and 1, not {settings.held_out:g}")
     effort = Effort(settings.inducing, settings.steps)
     if settings.evaluate:
         benchmark = leave_benchmark_out(networks, settings.held_out, settings.seed, effort)
@@ -155,11 +162,14 @@ def main(config: Any) -> None:
     fit(plain(config, FitConfig))
 
 
+# (configuration, its schema, what to do) of each task.
+TASKS: dict[str, tuple[str, type, Callable[[Any], None]]] = {
+    "fit": ("predictor", FitConfig, main),
+    "benchmark": ("scoring", ScoringConfig, benchmark),
+}
+
 if __name__ == "__main__":
-    task = sys.argv.pop(1) if len(sys.argv) > 1 else None
-    if task == "fit":
-        command("predictor", FitConfig, main)
-    elif task == "benchmark":
-        command("scoring", ScoringConfig, benchmark)
-    else:
+    task = sys.argv.pop(1) if len(sys.argv) > 1 else ""
+    if task not in TASKS:
         sys.exit(_USAGE)
+    command(*TASKS[task])
