@@ -13,7 +13,7 @@ from omegaconf import MISSING
 from rich.table import Table
 
 from nas.command import command
-from nas.console import console
+from nas.console import console, print_summary
 from nas.latency.estimate import EstimatedLayers, adaptation_errors
 from nas.latency.table import LatencyTable
 
@@ -44,8 +44,14 @@ def main(config: AdaptationConfig) -> None:
     for error in adaptation_errors(estimate, measured, config.counts, config.draws):
         shown.add_row(str(error.layers), f"{error.adapted_percent:.1f} %", f"{error.factor_percent:.1f} %")
     console.print(shown)
-    console.print(
-        f"mean absolute error of the other layers of {len(measured)}; {config.draws} random choices"
+    rows = {
+        "errors": f"mean absolute, of the other layers of {len(measured):,}; {config.draws} random choices",
+        "table": config.table,
+    }
+    print_summary(
+        f"adapting the estimate of {config.estimate}",
+        rows,
+        f"python -m nas.profile hardware={table.header.hardware} profile.max_keys=30",
     )
 
 

@@ -20,14 +20,8 @@ from rich.console import Console
 
 from nas.config import ACCURACY_SCHEMAS
 from nas.latency.timing import MeasurementError
+from nas.options import CONFIG_FOLDER, FILE_GROUPS, help_text
 from search_spaces.errors import InputError
-
-# In a checkout the configs lie beside the package, in a wheel inside it.
-_INSIDE = Path(__file__).parent / "conf"
-CONFIG_FOLDER = _INSIDE if _INSIDE.is_dir() else Path(__file__).parent.parent / "conf"
-
-# Groups for which a path to a YAML file of one's own may stand in place of a name.
-_FILE_GROUPS = ("hardware", "search_space")
 
 
 def command(config_name: str, schema: type, main: Callable[[Any], None]) -> None:
@@ -38,6 +32,9 @@ def command(config_name: str, schema: type, main: Callable[[Any], None]) -> None
         schema: dataclass the file is checked against; its defaults list names it ``<config_name>_schema``.
         main: what to do with the composed config.
     """
+    if {"--help", "-h"} & set(sys.argv[1:]):
+        print(help_text(config_name, sys.argv[1:]))
+        return
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     store = ConfigStore.instance()
     store.store(name=f"{config_name}_schema", node=schema)
@@ -81,7 +78,7 @@ def _with_own_files(arguments: Sequence[str], folder: Path) -> list[str]:
     result = []
     for argument in arguments:
         group, _, value = argument.partition("=")
-        if group in _FILE_GROUPS and value.endswith((".yaml", ".yml")):
+        if group in FILE_GROUPS and value.endswith((".yaml", ".yml")):
             path = Path(value)
             if not path.is_file():
                 raise InputError(f"{argument}: there is no such file")

@@ -111,9 +111,18 @@ class TrainConfig:
     """Accuracy by training; see :class:`nas.accuracy.training.Recipe`, defaults in ``accuracy/train.yaml``.
 
     Attributes:
+        name: ``train``.
         label: part of the study's name.
         trials: default of ``search.trials``.
         minutes: default of ``search.minutes``.
+        epochs: passes over the training images, for each candidate.
+        batch_size: images per step.
+        learning_rate: peak of a one-cycle schedule.
+        weight_decay: AdamW's.
+        label_smoothing: share of the target spread over all classes.
+        norm_momentum: of batch normalisation, PyTorch's convention.
+        device: cpu, cuda, or auto.
+        threads: of PyTorch while training.
     """
 
     name: str = "train"
@@ -135,6 +144,7 @@ class ImagenetConfig:
     """Predicted ImageNet accuracy; see :mod:`nas.accuracy.predictor`.
 
     Attributes:
+        name: ``imagenet``.
         label: part of the study's name.
         trials: default of ``search.trials``.
         minutes: default of ``search.minutes``.
@@ -155,6 +165,7 @@ class TableConfig:
     """Known accuracies; see :mod:`nas.accuracy.table`.
 
     Attributes:
+        name: ``table``.
         label: part of the study's name.
         trials: default of ``search.trials``.
         minutes: default of ``search.minutes``.
@@ -173,6 +184,7 @@ class ProxyConfig:
     """Training-free scores; see :mod:`nas.accuracy.proxy`.
 
     Attributes:
+        name: ``proxy``.
         label: part of the study's name.
         trials: default of ``search.trials``.
         minutes: default of ``search.minutes``.
@@ -193,7 +205,13 @@ class DatasetConfig:
     """Which images; see :class:`nas.data.DatasetSettings`.
 
     Attributes:
+        name: which dataset, and part of the study's name.
+        root: folder of the images.
         resolutions: sides candidates choose among, in pixels; references take the last.
+        validation_share: share of images kept from training where the dataset has no split of its own.
+        limit: use at most this many training images; null: all.
+        workers: processes that read image files.
+        download: let torchvision fetch CIFAR into ``root``.
     """
 
     name: str = MISSING
@@ -207,14 +225,25 @@ class DatasetConfig:
 
 @dataclass
 class SamplerConfig:
-    """How the next network is proposed; see :mod:`nas.engine.samplers`."""
+    """How the next network is proposed; see :mod:`nas.engine.samplers`.
+
+    Attributes:
+        name: evolution, or one of Optuna's samplers.
+    """
 
     name: str = MISSING
 
 
 @dataclass
 class ObjectiveConfig:
-    """What a network is worth; see :mod:`nas.objective`."""
+    """What a network is worth; see :mod:`nas.objective`.
+
+    Attributes:
+        name: pareto, budget or mnasnet.
+        third: a third objective of pareto: parameters, macs or model_size_mb.
+        target_ms: latency at which mnasnet counts the accuracy as it is.
+        exponent: of latency over target in mnasnet.
+    """
 
     name: str = MISSING
     third: str | None = None

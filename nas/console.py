@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from rich.table import Table
 from nas.engine.study import Progress as SearchProgress
 from nas.latency.profiling import ProfileProgress
 from nas.latency.table import LatencyTable
-from nas.reporting.writer import ReportFiles, summary_rows
+from nas.reporting.writer import ReportFiles, answer_rows, next_command, summary_rows
 
 console = Console(highlight=False, soft_wrap=True)
 
@@ -74,17 +74,19 @@ def search_progress(trials: int) -> Iterator[Callable[[SearchProgress], None]]:
         yield show
 
 
-def summary_table(title: str, rows: dict[str, str]) -> Table:
-    """Two columns: what, and its value."""
+def print_summary(title: str, rows: Mapping[str, str], next_command: str) -> None:
+    """What a command ends with: what it found, where the files are, and what to type next."""
     table = Table(title=title, title_justify="left", title_style="bold", show_header=False)
-    table.add_column(style="dim")
-    table.add_column()
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
     for name, value in rows.items():
         table.add_row(name, value)
-    return table
+    console.print(table)
+    # Below the table and on one line, to be copied.
+    console.print(f"next: {next_command}", markup=False)
 
 
-def print_table_summary(table: LatencyTable, folder: Path, next_command: str) -> None:
+def print_table_summary(table: LatencyTable, folder: Path, next_step: str) -> None:
     """What a profile found and where it lies."""
     counts = dict.fromkeys(("measured", "predicted", "estimated"), 0)
     for entry in table.entries.values():
@@ -101,11 +103,17 @@ def print_table_summary(table: LatencyTable, folder: Path, next_command: str) ->
         rows["sums of layers"] = str(calibration.uncorrected)
         rows["calibrated, left out"] = str(calibration.left_out)
     rows["files"] = str(folder)
-    rows["next"] = next_command
-    console.print(summary_table("latency table", rows))
+    print_summary("latency table", rows, next_step)
 
 
 def print_report_summary(files: ReportFiles) -> None:
-    """What a search found beside each reference, and where the files are."""
-    rows = {"latency": files.report.title, **summary_rows(files)}
-    console.print(summary_table(files.report.name, rows))
+    """What a study holds beside each reference, and where the files are."""
+    report = files.report
+    if report.answers:
+        beside = Table("beside", "its latency", "at its latency", "at its accuracy")
+        for column in beside.columns:
+            column.overflow = "fold"
+        for row in answer_rows(report):
+            beside.add_row(*row)
+        console.print(beside)
+    print_summary(report.name, summary_rows(files), next_command(files))

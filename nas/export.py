@@ -14,7 +14,7 @@ from nas import data
 from nas.accuracy.training import train
 from nas.command import command
 from nas.config import DatasetConfig, TrainConfig, dataset_settings, plain, recipe_of
-from nas.console import console, summary_table
+from nas.console import print_summary
 from nas.cost import cost
 from nas.latency.onnx_graph import onnx_model
 from nas.latency.runtimes import quantize
@@ -92,7 +92,16 @@ def main(config: Any) -> None:
         "input": f"{model.graph.input[0].name}: 1 x 3 x {side} x {side}",
         "file": f"{output} ({output.stat().st_size / 1e6:.1f} MB)",
     }
-    console.print(summary_table(f"exported {name}", rows))
+    print_summary(f"exported {name}", rows, _next(settings, output))
+
+
+def _next(settings: ExportSettings, output: Path) -> str:
+    if settings.train or settings.weights:
+        return f"python -c \"import onnxruntime; onnxruntime.InferenceSession('{output}')\""
+    return (
+        f"python -m nas.export export.architecture={settings.architecture} export.train=true "
+        "dataset=imagefolder dataset.root=IMAGES"
+    )
 
 
 def _read(settings: ExportSettings) -> tuple[Architecture, str]:

@@ -1,6 +1,6 @@
 """``python -m nas.fit_estimate blocks=CSV``: fit the shipped estimate of a board from block latencies.
 
-Prints the cross-validated error and rewrites the coefficients in ``nas/estimates/``. The CSV is the
+Prints the cross-validated error and rewrites the coefficients in ``nas/latency/estimates/``. The CSV is the
 per-block form of HW-NAS-Bench's FBNet latencies: ``in_channels, out_channels, stride, in_resolution,
 expansion, kernel, groups, latency_ms_minus_skip, skip_is_identity``.
 """
@@ -17,12 +17,14 @@ import numpy as np
 from omegaconf import MISSING
 
 from nas.command import command
-from nas.console import console
+from nas.console import console, print_summary
 from nas.cost import cost
 from nas.latency.estimate import BlockMeasurement, EstimatedLayers, EstimateError, fit_coefficients
 from nas.layers import LayerKey, layer_keys
 from search_spaces.block import Block
-from search_spaces.mobilenet import reference
+from search_spaces.mobilenet import FAMILIES, reference
+
+_SHIPPED = Path(__file__).parent / "latency" / "estimates" / "rpi4.json"
 
 # A Cortex-A72 issues one 128-bit fused multiply-add a cycle (Arm, Cortex-A72 Software Optimization
 # Guide): 4 fp32 MACs at the Pi 4's 1.5 GHz.
@@ -54,11 +56,11 @@ class FitConfig:
 
     Attributes:
         blocks: the CSV.
-        output: file of the coefficients.
+        output: file of the coefficients, null for the shipped one.
     """
 
     blocks: str = MISSING
-    output: str = str(Path(__file__).parent / "latency" / "estimates" / "rpi4.json")
+    output: str | None = None
 
 
 def read_blocks(path: Path) -> list[BlockMeasurement]:
@@ -112,16 +114,21 @@ def fit(blocks: list[BlockMeasurement]) -> EstimatedLayers:
 def main(config: FitConfig) -> None:
     """Fit, print the error, write the coefficients."""
     estimate = fit(read_blocks(Path(config.blocks)))
-    output = Path(config.output)
+    output = Path(config.output) if config.output else _SHIPPED
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(estimate.to_json(), encoding="utf-8")
     console.print_json(estimate.to_json())
-    for name in ("mobilenet_v1", "mobilenet_v2", "mobilenet_v3_large", "mobilenet_v3_small"):
+    error = estimate.details["cross_validation"]
+    rows = {
+        "blocks": f"{error['blocks']:,}",
+        "left out": f"{error['mean_absolute_percent']} % mean error, bias {error['bias_percent']} %",
+    }
+    for name in FAMILIES:
         network = reference(name)
         latency_ms = sum(estimate.layer_ms(key) for key in layer_keys(network))
-        macs_m = cost(network).macs / 1e6
-        console.print(f"{name:20} {macs_m:6.0f} M MACs {latency_ms:7.1f} ms (estimated)")
-    console.print(f"written to {output}")
+        rows[name] = f"{latency_ms:.1f} ms (estimated), {cost(network).macs / 1e6:.0f} M MACs"
+    rows["file"] = str(output)
+    print_summary(f"estimate of {estimate.device}", rows, f"python -m nas.search hardware={estimate.device}")
 
 
 if __name__ == "__main__":

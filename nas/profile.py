@@ -10,7 +10,7 @@ from nas.boards.hardware import Hardware, import_result
 from nas.boards.kit import groups_of, read_result, write_kit
 from nas.command import command
 from nas.config import HardwareConfig, ProfileSettings, RuntimeConfig, hardware_of, plain, read_space
-from nas.console import console, measuring_progress, print_table_summary, summary_table
+from nas.console import console, measuring_progress, print_summary, print_table_summary
 from nas.latency.profiling import Plan, make_plan, profile, seconds_needed
 from nas.latency.provision import load_table, profile_command, reference_architectures, table_folder
 from nas.latency.runtimes import Runtime
@@ -85,7 +85,8 @@ def main(config: Any) -> None:
             progress,
             profile_command(hardware.name, runtime),
         )
-    print_table_summary(table, folder, f"python -m nas.validate hardware={hardware.name}")
+    over_ssh = f" hardware.host={board.hosts[0]}" if board.hosts else ""
+    print_table_summary(table, folder, f"python -m nas.validate hardware={hardware.name}{over_ssh}")
 
 
 def _write_kit(path: Path, board: Hardware, runtime: Runtime, plan: Plan, settings: ProfileSettings) -> None:
@@ -98,10 +99,10 @@ def _write_kit(path: Path, board: Hardware, runtime: Runtime, plan: Plan, settin
         )
     rows = {
         "kit": f"{path} ({path.stat().st_size / 1e6:.1f} MB)",
-        "on the board": f"python3 {path.name}    (needs: pip install numpy onnxruntime)",
+        "it needs": "Python 3.9, pip install numpy onnxruntime",
         "then here": f"{profile_command(board.name, runtime)} profile.import={path.stem}-result.jsonl",
     }
-    console.print(summary_table("measuring kit", rows))
+    print_summary("measuring kit", rows, f"python3 {path.name}    on the board")
 
 
 def _import(path: Path, board: Hardware, runtime: Runtime, space: SearchSpace, folder: Path) -> None:

@@ -10,9 +10,9 @@ from typing import Any
 
 from nas.command import command
 from nas.config import plain
-from nas.console import console, summary_table
+from nas.console import print_report_summary, print_summary
 from nas.reporting.data import ReportError, read_study
-from nas.reporting.writer import summary_rows, write_comparison, write_report
+from nas.reporting.writer import comparison_rows, write_comparison, write_report
 
 
 @dataclass
@@ -40,13 +40,13 @@ def main(config: Any) -> None:
     folder = Path(settings.study)
     study = read_study(folder, settings.storage)
     if settings.compare is None:
-        files = write_report(folder, study)
-        console.print(summary_table(f"report of {study.study_name}", summary_rows(files)))
+        print_report_summary(write_report(folder, study))
         return
     other = Path(settings.compare)
     path = Path(settings.output or folder / f"comparison-{other.resolve().name}.html")
-    write_comparison(path, study, read_study(other, settings.storage))
-    console.print(summary_table("comparison", {"studies": f"{folder} and {other}", "page": str(path)}))
+    first, second = write_comparison(path, study, read_study(other, settings.storage))
+    rows = comparison_rows(first, second) | {"page": str(path)}
+    print_summary(f"{first.name} and {second.name}", rows, f"open {path} in a browser")
 
 
 def with_named_studies(arguments: Sequence[str]) -> list[str]:

@@ -32,7 +32,6 @@ from numpy.typing import NDArray
 
 from nas.accuracy.estimator import Accuracy, AccuracyError
 from nas.accuracy.predictor import shipped_predictor
-from nas.command import CONFIG_FOLDER
 from nas.cost import cost
 from nas.engine.neighbourhood import Candidate, Neighbourhood
 from nas.engine.pareto import front, hypervolume
@@ -43,6 +42,7 @@ from nas.latency.estimate import EstimatedLayers
 from nas.latency.table import Latency
 from nas.layers import layer_keys
 from nas.objective import Budget, Objective, Pareto
+from nas.options import CONFIG_FOLDER
 from search_spaces.block import Architecture
 from search_spaces.mobilenet import reference
 from search_spaces.space import SearchSpace

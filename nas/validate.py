@@ -10,7 +10,7 @@ from rich.table import Table
 
 from nas.command import command
 from nas.config import HardwareConfig, ProfileSettings, RuntimeConfig, hardware_of, plain, read_space
-from nas.console import console, measuring_progress, summary_table
+from nas.console import console, measuring_progress, print_summary
 from nas.latency.profiling import CALIBRATION_REFERENCES, load_networks
 from nas.latency.provision import Effort, ready_table, reference_architectures, table_folder
 from nas.latency.runtimes import Runtime
@@ -95,9 +95,12 @@ def main(config: Any) -> None:
         "drift since the table": f"{card.drift:+.1%} (taken out)",
         "verdict": "good" if card.is_good else "poor: profile again with nothing else running",
         "files": f"{folder}/card.md, card.json, validation.csv, validation.png",
-        "next": f"python -m nas.search hardware={config.hardware.name}",
     }
-    console.print(summary_table(f"validation on {card.calibrated.networks} fresh networks", rows))
+    print_summary(
+        f"validation on {card.calibrated.networks} fresh networks",
+        rows,
+        f"python -m nas.search hardware={config.hardware.name}",
+    )
 
 
 if __name__ == "__main__":

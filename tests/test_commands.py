@@ -8,10 +8,8 @@ from pathlib import Path
 import optuna
 import pytest
 import yaml
-from hydra import compose, initialize_config_dir
 
-from nas.command import CONFIG_FOLDER, command
-from nas.config import ACCURACY_SCHEMAS
+from nas.command import command
 from nas.reporting.data import read_study, report_of
 from search_spaces.block import Architecture
 from search_spaces.space import SearchSpace
@@ -246,35 +244,6 @@ def test_exports_refuse_what_they_cannot_read(run: Run, tmp_path: Path) -> None:
         run("export", "export.architecture=mobilenet_v3_small", "export.weights=weights.safetensors"),
         "weights.safetensors",
     )
-
-
-def _option_files() -> list[Path]:
-    return sorted(path.relative_to(CONFIG_FOLDER) for path in CONFIG_FOLDER.rglob("*.yaml"))
-
-
-@pytest.mark.parametrize("path", _option_files(), ids=str)
-def test_every_yaml_composes_and_names_the_command_that_uses_it(path: Path) -> None:
-    text = (CONFIG_FOLDER / path).read_text()
-    assert text.startswith("#")
-    if path.name == "hydra_base.yaml":
-        return
-    assert "python -m nas." in text.split("\n\n")[0].split("defaults:")[0]
-    for module in ("search", "profile", "validate", "export", "latency_benchmark", "report"):
-        importlib.import_module(f"nas.{module}")
-    from hydra.core.config_store import ConfigStore
-
-    store = ConfigStore.instance()
-    for name, schema in COMMANDS.items():
-        store.store(name=f"{name}_schema", node=getattr(importlib.import_module(f"nas.{name}"), schema))
-    for name, node in ACCURACY_SCHEMAS.items():
-        store.store(group="accuracy", name=f"{name}_schema", node=node)
-    with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
-        if len(path.parts) == 1:
-            if path.stem in COMMANDS:
-                compose(path.stem)
-        else:
-            config = compose("search", [f"{path.parts[0]}={path.stem}"])
-            assert path.parts[0] in config
 
 
 def test_the_study_opens_in_optuna(run: Run, tmp_path: Path) -> None:

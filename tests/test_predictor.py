@@ -3,7 +3,6 @@
 import csv
 import random
 import re
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,11 +12,10 @@ import pytest
 
 from nas.accuracy.predictor import SHIPPED_PARAMETERS, Predictor
 from nas.command import command
-from nas.predictor import TASKS
+from nas.predictor import FitConfig, main
 from search_spaces.mobilenet import reference
 
 Rows = list[dict[str, object]]
-ROOT = Path(__file__).parent.parent
 CHOICES = {"expansion": (1, 4, 6), "kernel": (3, 5), "layers": (1, 2, 3), "se": (0, 1)}
 
 
@@ -67,22 +65,22 @@ Run = Callable[..., Outcome]
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
-    """Runs ``python -m nas.predictor TASK`` in this process, in a folder of the test's."""
+    """Runs ``python -m nas.predictor fit`` in this process, in a folder of the test's."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
 
-    def run_task(task: str, *arguments: str) -> Outcome:
+    def run_fit(*arguments: str) -> Outcome:
         monkeypatch.setattr(sys, "argv", ["nas.predictor", *arguments])
         capfd.readouterr()
         code = 0
         try:
-            command(*TASKS[task])
+            command("predictor", FitConfig, main)
         except SystemExit as error:
             code = int(error.code or 0)
         found = capfd.readouterr()
         return Outcome(code, found.out, found.err)
 
-    return run_task
+    return run_fit
 
 
 @pytest.fixture
@@ -95,13 +93,13 @@ def folder(tmp_path: Path) -> Path:
 
 def test_fit_judges_and_writes_parameters_that_a_search_can_use(run: Run, folder: Path) -> None:
     shipped = SHIPPED_PARAMETERS.read_bytes()
-    done = run("fit", *FIT, "extra=extra.csv", "held_out=0.2")
+    done = run(*FIT, "extra=extra.csv", "held_out=0.2")
     assert done.code == 0, done.err
     assert re.search(r"Accel-NASBench, random +│ 12 ", done.out), done.out
     assert re.search(r"published, by variant +│ 4 ", done.out)
     for model in ("mobilenet_v1", "mobilenet_v2_050"):
         assert re.search(rf"{model} +│ 224 ", done.out)
-    assert "wrote mine.safetensors" in done.out
+    assert "mine.safetensors" in done.out
     assert SHIPPED_PARAMETERS.read_bytes() == shipped
     predictor = Predictor.load(folder / "mine.safetensors")
     assert predictor.predict(reference("mobilenet_v2"))[0] == pytest.approx(71.8, abs=1)
@@ -148,7 +146,7 @@ def test_bad_files_are_one_clear_line(
     run: Run, folder: Path, spoil: Callable[[Path], None], message: str
 ) -> None:
     spoil(folder)
-    _refused(run("fit", *FIT, "extra=extra.csv"), message)
+    _refused(run(*FIT, "extra=extra.csv"), message)
     assert not (folder / "mine.safetensors").exists()
 
 
@@ -160,33 +158,16 @@ def _refused(done: Outcome, message: str) -> None:
 
 
 def test_settings_are_checked(run: Run, folder: Path) -> None:
-    _refused(run("fit", *FIT, "held_out=1.5"), "held_out must lie between 0 and 1, not 1.5")
-    _refused(run("fit", *FIT, "inducing=0"), "inducing must be at least 1, not 0")
-    _refused(run("fit", *FIT, "steps=-1"), "steps must be at least 1, not -1")
-    _refused(run("fit", *FIT, "colour=blue"), "colour")
-    _refused(run("fit", "published=published.csv"), "accel")
+    _refused(run(*FIT, "held_out=1.5"), "held_out must lie between 0 and 1, not 1.5")
+    _refused(run(*FIT, "inducing=0"), "inducing must be at least 1, not 0")
+    _refused(run(*FIT, "steps=-1"), "steps must be at least 1, not -1")
+    _refused(run(*FIT, "colour=blue"), "colour")
+    _refused(run("published=published.csv"), "accel")
 
 
-@pytest.mark.parametrize(("task", "setting"), [("fit", "inducing: 128"), ("benchmark", "networks: 100000")])
-def test_help_and_composed_settings_are_shown(run: Run, tmp_path: Path, task: str, setting: str) -> None:
+def test_help_and_composed_settings_are_shown(run: Run, tmp_path: Path) -> None:
     for arguments in (["--help"], ["--cfg", "job"]):
-        shown = run(task, *arguments)
+        shown = run(*arguments)
         assert shown.code == 0, shown.err
-        assert setting in shown.out
-    assert not list(tmp_path.iterdir())
-
-
-def test_without_a_task_the_usage_is_shown(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "nas.predictor"], cwd=ROOT, capture_output=True, text=True, timeout=240
-    )
-    assert done.returncode == 1
-    for task in TASKS:
-        assert f"python -m nas.predictor {task}" in done.stderr
-
-
-def test_benchmark_scores_a_space_from_estimates(run: Run, tmp_path: Path) -> None:
-    done = run("benchmark", "networks=500", "repeats=2", "search_space.resolutions=[96]")
-    assert done.code == 0, done.err
-    assert re.search(r"500 networks in one call, accuracy and latency: [\d,]+ a second on one core", done.out)
+        assert "inducing" in shown.out
     assert not list(tmp_path.iterdir())

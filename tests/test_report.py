@@ -32,7 +32,8 @@ def test_the_command_rebuilds_everything_from_the_study(tmp_path: Path) -> None:
         "pareto.svg",
         "architectures",
     }
-    assert "beside mobilenet_v1" in done.stdout
+    assert "mobilenet_v1" in done.stdout
+    assert f"next: python -m nas.export export.architecture={folder}/architectures/" in done.stdout
 
 
 def test_a_folder_without_a_study_is_one_line(tmp_path: Path) -> None:

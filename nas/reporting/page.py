@@ -19,7 +19,16 @@ from scipy.stats import kendalltau
 
 from nas.cost import layer_cost
 from nas.layers import LayerKey, layer_keys
-from nas.reporting.data import LayerLatency, NetworkResult, Report, section, signed
+from nas.reporting.data import (
+    MIXED_KINDS,
+    Answer,
+    LayerLatency,
+    NetworkResult,
+    Report,
+    equal_budgets,
+    section,
+    signed,
+)
 from search_spaces.block import PAPER_COLUMNS, Architecture
 
 _ERROR_ROWS = {
@@ -235,16 +244,26 @@ def _answers(report: Report) -> _Markup:
         ):
             line = [f"At {reference.label}'s {what}: ", _element("b", result, class_="better" * better)]
             if found is not None:
-                line.append(_element("small", _chooser(report, 0, found), " ", *_facts(found)))
+                line.append(_element("small", _chooser(report, 0, found), ": ", *_against(answer, found)))
             lines.append(_element("p", *line, data_answer=what))
         cards.append(_element("article", *lines, class_="answer"))
-    return _element("section", *cards, class_="answers", aria_label="What was found")
+    section_ = _element("section", *cards, class_="answers", aria_label="What was found")
+    if any(answer.mixes_kinds for answer in report.answers):
+        section_ = _Markup(section_ + _element("p", MIXED_KINDS, class_="quiet"))
+    return section_
+
+
+def _against(answer: Answer, found: NetworkResult) -> Iterator[str]:
+    """The numbers behind an answer, each with its kind."""
+    yield _element("span", answer.evidence(found), class_="evidence")
+    yield "; "
+    yield _milliseconds(found)
+    yield " against "
+    yield _milliseconds(answer.reference)
 
 
 def _facts(network: NetworkResult) -> Iterator[_Markup]:
-    deviation = "" if network.deviation is None else f" ± {network.deviation:.2f}"
-    accuracy = f"{network.top1:.2f}{deviation} % "
-    yield _element("span", accuracy, _source(network.accuracy_source), class_="fact")
+    yield _element("span", f"{network.accuracy} ", _source(network.accuracy_source), class_="fact")
     yield _Markup(", ")
     yield _milliseconds(network)
 
@@ -505,6 +524,22 @@ def _comparison_card(first: Report, second: Report) -> _Markup:
         rows.append((f"at {name}'s latency", *(answer.gain if answer else "–" for answer in pair)))
         rows.append((f"at {name}'s accuracy", *(answer.saving if answer else "–" for answer in pair)))
     children.append(_table(("", first.name, second.name), rows))
+    children.append(_element("h3", "What differs"))
+    children.append(_table(("", first.name, second.name), _differences(first, second), numbers_from=9))
+    rows = [
+        (
+            f"within {row.budget_ms:g} ms",
+            *(
+                _element("span", _chooser(report, number, best), " ", *_facts(best)) if best else "–"
+                for number, (report, best) in enumerate(zip((first, second), row.best, strict=True))
+            ),
+            "–" if row.points is None else f"{signed(row.points, 1)} points",
+        )
+        for row in equal_budgets(first, second)
+    ]
+    if rows:
+        children.append(_element("h3", "The best within equal latency budgets"))
+        children.append(_table(("", first.name, second.name, "second over first"), rows))
     rows = []
     mine, other = ({network.id: network for network in report.networks} for report in (first, second))
     shared = [(mine[id_], other[id_]) for id_ in mine if id_ in other]
@@ -532,6 +567,30 @@ def _comparison_card(first: Report, second: Report) -> _Markup:
             )
         )
     return _card("Side by side", *children)
+
+
+def _differences(first: Report, second: Report) -> Iterator[tuple[str, str, str]]:
+    """Everything in which two studies differ, in words."""
+    one, other = _circumstances(first), _circumstances(second)
+    for name in one:
+        if one[name] != other[name]:
+            yield name, _plain(one[name] or "–"), _plain(other[name] or "–")
+
+
+def _circumstances(report: Report) -> dict[str, Any]:
+    provenance = report.provenance
+    latency = section(provenance, "latency")
+    return {
+        "hardware": provenance.get("hardware"),
+        **{name.replace("_", " "): latency.get(name) for name in _CONDITIONS},
+        "accuracy from": section(provenance, "accuracy").get("name"),
+        "dataset": provenance.get("dataset"),
+        "sampler": provenance.get("sampler"),
+        "seed": provenance.get("seed"),
+        "budget in ms": report.budget_ms,
+        "candidates": f"{len(report.candidates):,}",
+        "on the front": len(report.front),
+    }
 
 
 def _conditions(report: Report) -> tuple[object, ...]:

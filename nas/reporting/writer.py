@@ -20,7 +20,14 @@ from pathlib import Path
 import optuna
 
 from nas.latency.table import write_atomically
-from nas.reporting.data import NetworkResult, Report, report_of
+from nas.reporting.data import (
+    MIXED_KINDS,
+    NetworkResult,
+    Report,
+    equal_budgets,
+    report_of,
+    signed,
+)
 from nas.reporting.figures import save_pareto_figures
 from nas.reporting.page import comparison_page, report_page
 
@@ -83,31 +90,64 @@ def write_report(folder: Path, study: optuna.Study) -> ReportFiles:
     return files
 
 
-def write_comparison(path: Path, first: optuna.Study, second: optuna.Study) -> Path:
-    """Write one page that compares two studies.
+def write_comparison(path: Path, first: optuna.Study, second: optuna.Study) -> tuple[Report, Report]:
+    """Write one page that compares two studies, and return what it is about.
 
     Raises:
         ReportError: if no report can be made of one of the studies.
     """
-    write_atomically(path, comparison_page(report_of(first), report_of(second)))
-    return path
+    reports = report_of(first), report_of(second)
+    write_atomically(path, comparison_page(*reports))
+    return reports
 
 
 def summary_rows(files: ReportFiles) -> dict[str, str]:
-    """What commands print at their end: what was found, against which reference, and where the files are."""
+    """What commands print at their end: what was found, and where the files are."""
     report = files.report
-    found = {
-        f"beside {answer.reference.label}": f"at its latency {answer.gain}; at its accuracy {answer.saving}"
-        for answer in report.answers
-    }
-    names = ", ".join(path.name for path in (*files.figures, files.table, files.summary))
-    return {
+    rows = {
+        "latency": report.title or "device unknown",
         "front": f"{len(report.front)} of {len(report.networks):,} networks",
-        **found,
+    }
+    if any(answer.mixes_kinds for answer in report.answers):
+        rows["mind"] = MIXED_KINDS
+    names = ", ".join(path.name for path in (*files.figures, files.table, files.summary))
+    return rows | {
         "page": str(files.html),
         "for papers": f"{names} beside it",
         "architectures": str(files.architectures),
     }
+
+
+def answer_rows(report: Report) -> list[tuple[str, str, str, str]]:
+    """For each reference: its name, its latency, and what was found at its latency and at its accuracy."""
+    rows = []
+    for answer in report.answers:
+        reference = answer.reference
+        gain = answer.gain
+        if answer.as_fast:
+            gain += f": {answer.evidence(answer.as_fast)}"
+        rows.append((reference.label, _latency(reference), gain, answer.saving))
+    return rows
+
+
+def next_command(files: ReportFiles) -> str:
+    """What to type after a report: the export of the most accurate network of the front."""
+    found = [each for each in files.report.front if each.kind != "reference" and each.architecture]
+    if not found:
+        return f"open {files.html} in a browser"
+    return f"python -m nas.export export.architecture={files.architectures / found[-1].id}.yaml"
+
+
+def comparison_rows(first: Report, second: Report) -> dict[str, str]:
+    """What the comparison of two studies prints: the best of each at equal budgets."""
+    rows = {f"{report.name} on": report.title or "device unknown" for report in (first, second)}
+    for row in equal_budgets(first, second):
+        one, other = row.best
+        if one and other:
+            rows[f"within {row.budget_ms:g} ms"] = (
+                f"{_accuracy(one)} and {_accuracy(other)}: {signed(row.points or 0.0, 1)} points"
+            )
+    return rows
 
 
 def pareto_csv(report: Report) -> str:
@@ -132,6 +172,8 @@ def summary(report: Report) -> str:
             f"At its latency: {answer.gain}{_which(answer.as_fast)}. "
             f"At its accuracy: {answer.saving}{_which(answer.as_accurate)}."
         )
+    if any(answer.mixes_kinds for answer in report.answers):
+        lines += ["", MIXED_KINDS]
     budget = "no latency budget" if report.budget_ms is None else f"budget {report.budget_ms:.2f} ms"
     lines += [
         "",
@@ -180,8 +222,7 @@ def _cell(value: object) -> object:
 
 
 def _accuracy(network: NetworkResult) -> str:
-    deviation = "" if network.deviation is None else f" ± {network.deviation:.2f}"
-    return f"{network.top1:.2f}{deviation} % ({network.accuracy_source})"
+    return f"{network.accuracy} ({network.accuracy_source})"
 
 
 def _latency(network: NetworkResult) -> str:

@@ -1,11 +1,12 @@
 import csv
+from dataclasses import replace
 
 import pytest
 
-from nas.reporting.data import read_study
-from nas.reporting.writer import ReportFiles, summary_rows, write_report
+from nas.reporting.data import MIXED_KINDS, read_study
+from nas.reporting.writer import ReportFiles, answer_rows, next_command, summary, summary_rows, write_report
 from search_spaces.block import Architecture
-from tests.reporting.report_cases import REFERENCES, made_up_study
+from tests.reporting.report_cases import REFERENCES, made_up_study, network, report
 
 
 @pytest.fixture(scope="module")
@@ -36,22 +37,35 @@ def test_csv_has_a_line_for_each_front_member_and_reference(files: ReportFiles) 
 def test_architectures_say_what_they_are_and_can_be_read(files: ReportFiles) -> None:
     kept = {path.stem for path in files.architectures.glob("*.yaml")}
     assert kept == {each.id for each in files.report.front} | {"mine"}
-    for network in files.report.front:
-        text = (files.architectures / f"{network.id}.yaml").read_text(encoding="utf-8")
-        assert Architecture.from_yaml(text) == network.architecture
+    for member in files.report.front:
+        text = (files.architectures / f"{member.id}.yaml").read_text(encoding="utf-8")
+        assert Architecture.from_yaml(text) == member.architecture
         comments = [line for line in text.splitlines() if line.startswith("#")]
-        assert f"{network.latency_ms:.2f} ms (estimated)" in comments[1]
-        assert f"{network.top1:.2f} ± {network.deviation:.2f} % (predicted)" in comments[1]
+        assert f"{member.latency_ms:.2f} ms (estimated)" in comments[1]
+        assert f"{member.top1:.2f} ± {member.deviation:.2f} % (predicted)" in comments[1]
 
 
 def test_summary_and_console_give_the_answers(files: ReportFiles) -> None:
     text = files.summary.read_text(encoding="utf-8")
-    rows = summary_rows(files)
+    beside = {row[0]: row[2:] for row in answer_rows(files.report)}
     for answer in files.report.answers:
         assert f"At its latency: {answer.gain}" in text
         assert f"At its accuracy: {answer.saving}" in text
-        assert answer.gain in rows[f"beside {answer.reference.label}"]
-    assert rows["page"] == str(files.html)
+        gain, saving = beside[answer.reference.label]
+        assert gain.startswith(answer.gain)
+        assert saving == answer.saving
+    assert summary_rows(files)["page"] == str(files.html)
+    assert next_command(files).endswith(f"{files.report.front[-1].id}.yaml")
+
+
+def test_predicted_and_published_accuracies_are_never_mixed_silently(files: ReportFiles) -> None:
+    assert MIXED_KINDS not in files.summary.read_text(encoding="utf-8")
+    published = replace(network(75.2, 10.0, 1, "published_one"), accuracy_source="published", deviation=None)
+    mixed = report(published, network(76.9, 9.0, 2))
+    ((_, _, gain, _),) = answer_rows(mixed)
+    assert gain == "+1.7 points: predicted 76.90 ± 0.50 % against published 75.20 %"
+    assert MIXED_KINDS in summary(mixed)
+    assert MIXED_KINDS in summary_rows(replace(files, report=mixed))["mind"]
 
 
 def test_figures_are_written(files: ReportFiles) -> None:
