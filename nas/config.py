@@ -108,7 +108,7 @@ class ProfileSettings:
 
 @dataclass
 class TrainConfig:
-    """Accuracy by training; see :class:`nas.accuracy.training.Recipe`.
+    """Accuracy by training; see :class:`nas.accuracy.training.Recipe`, defaults in ``accuracy/train.yaml``.
 
     Attributes:
         name: ``train``.
@@ -129,14 +129,14 @@ class TrainConfig:
     label: str = MISSING
     trials: int = 1000
     minutes: float | None = 5.0
-    epochs: int = 6
-    batch_size: int = 64
-    learning_rate: float = 0.003
-    weight_decay: float = 0.01
-    label_smoothing: float = 0.1
-    norm_momentum: float = 0.1
-    device: str = "auto"
-    threads: int = 2
+    epochs: int = MISSING
+    batch_size: int = MISSING
+    learning_rate: float = MISSING
+    weight_decay: float = MISSING
+    label_smoothing: float = MISSING
+    norm_momentum: float = MISSING
+    device: str = MISSING
+    threads: int = MISSING
 
 
 @dataclass

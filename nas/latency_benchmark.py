@@ -8,6 +8,7 @@ kept aside, every reference at several widths and resolutions among them.
 from __future__ import annotations
 
 import datetime
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,12 +30,12 @@ from nas.latency.profiling import (
     profile,
 )
 from nas.latency.provision import reference_architectures
-from nas.latency.runtimes import Runtime, graph
+from nas.latency.runtimes import Precision, Runtime, graph
 from nas.latency.table import LatencyTable, write_atomically
 from nas.latency.validation import fresh_networks
 from nas.layers import layer_keys
 from search_spaces.block import Architecture
-from search_spaces.mobilenet import FAMILIES
+from search_spaces.mobilenet import FAMILIES, reference
 from search_spaces.space import SearchSpace
 
 _WIDTHS = ("", "_050", "_075")
@@ -57,9 +58,9 @@ class BenchmarkSettings:
     """
 
     kept_aside: int = 200
-    calibrating: int = 95
+    calibrating: int = 110
     max_keys: int = 1000
-    rounds: int = 40
+    rounds: int = 48
     seed: int = 7
     folder: str = "results/latency-benchmark"
 
@@ -107,7 +108,7 @@ def main(config: Any) -> None:
         "every layer measured": _judge(table, chosen, judged),
         f"{settings.max_keys:,} measured, the rest predicted": _judge(few, chosen, judged),
     }
-    text = _markdown(rows, table, few, settings, runtime, kept)
+    text = _markdown(rows, table, few, settings, runtime, kept, records)
     write_atomically(folder.with_suffix(".md"), text)
     shown = {"device": table.header.title, **{name: str(error[1]) for name, error in rows.items()}}
     shown["file"] = str(folder.with_suffix(".md"))
@@ -118,11 +119,11 @@ def main(config: Any) -> None:
 
 def _kept_aside(space: SearchSpace, settings: BenchmarkSettings) -> list[Architecture]:
     """Every reference at three widths and each resolution from 128 on, then random members."""
-    resolutions = [side for side in space.resolutions if side >= 128]
+    resolutions = sorted((side for side in space.resolutions if side >= 128), reverse=True)
     found = [
         architecture
-        for side in resolutions
         for width in _WIDTHS
+        for side in resolutions
         for architecture in reference_architectures(space, [name + width for name in FAMILIES], side).values()
     ][: settings.kept_aside // 2]
     wide = space.restricted(resolutions)
@@ -161,21 +162,23 @@ def _markdown(
     settings: BenchmarkSettings,
     runtime: Runtime,
     kept: list[Architecture],
+    records: Mapping[Architecture, NetworkRecord],
 ) -> str:
     header = table.header
     preparing_s = sum(session["preparing_s"] for session in header.sessions)
     measuring_s = sum(session["measuring_s"] for session in header.sessions)
     subjects = sum(session["subjects"] for session in header.sessions)
     discarded = sum(session["discarded_rounds"] for session in header.sessions)
+    references = len(FAMILIES) * len(_WIDTHS) * len({each.resolution for each in kept})
     lines = [
         f"# Latency benchmark: {header.title}",
         "",
         f"Command: `python -m nas.latency_benchmark runtime={runtime.name} "
         f"runtime.precision={runtime.precision} benchmark.kept_aside={settings.kept_aside} "
         f"benchmark.calibrating={settings.calibrating}`, "
-        f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}. {len(kept)} networks kept aside (every reference "
-        f"among them), correction fitted on {settings.calibrating} others (random members, V1 at other "
-        f"widths), {settings.rounds} rounds.",
+        f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}. {len(kept)} networks kept aside "
+        f"({min(len(kept) // 2, references)} of them MobileNets), correction fitted on "
+        f"{settings.calibrating} others (random members, V1 at other widths), {settings.rounds} rounds.",
         "",
         "| layers | prediction | mean error | bias | within 5 % | within 10 % | worst | tau | rho |",
         "|---|---|---|---|---|---|---|---|---|",
@@ -187,21 +190,37 @@ def _markdown(
                 f"{error.within_10_percent:.1%} | {error.worst:.1%} | {error.kendall_tau:.4f} | "
                 f"{error.spearman_rho:.4f} |"
             )
-    sizes = [len(graph(each, runtime.precision).SerializeToString()) / 1e6 for each in kept[:6]]
     lines += [
         "",
         f"- Predicted layers: {few.header.gap_filling.get('mean_error', 0):.1%} mean error in "
         "cross-validation.",
         f"- Statistic: {header.statistic}, the most stable between odd and even rounds. "
         f"Rounds measured again because the anchor moved: {discarded}.",
-        f"- Cost: {subjects / (preparing_s + measuring_s):.1f} layers and networks a second; "
-        f"{measuring_s:.0f} s measuring, {preparing_s:.0f} s building graphs and sessions "
-        f"({measuring_s / (preparing_s + measuring_s):.0%} of the time is measuring).",
-        "- Size of the graphs of "
-        + ", ".join(f"{name} {size:.1f} MB" for name, size in zip(FAMILIES, sizes, strict=False))
-        + ".",
+        f"- Cost: {subjects:,} layers and networks in {preparing_s + measuring_s:.0f} s, "
+        f"{subjects / (preparing_s + measuring_s):.1f} a second with all {settings.rounds} rounds. "
+        f"{measuring_s / (preparing_s + measuring_s):.0%} of the time ({measuring_s:.0f} s) is measuring, "
+        f"the rest ({preparing_s:.0f} s) building graphs and sessions.",
+        "",
+        *_family_lines(records, runtime),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _family_lines(records: Mapping[Architecture, NetworkRecord], runtime: Runtime) -> list[str]:
+    """The MobileNets among the networks measured, at the largest resolution: size of the file and latency."""
+    side = max(architecture.resolution for architecture in records)
+    precisions: dict[Precision, None] = dict.fromkeys(("fp32", runtime.precision))
+    lines = [
+        f"| {side} px | {' | '.join(f'{each} MB' for each in precisions)} | p50 ms | p90 ms |",
+        "|---" * (3 + len(precisions)) + "|",
+    ]
+    for name in FAMILIES:
+        record = records.get(reference(name, side))
+        if record is not None:
+            sizes = (graph(record.architecture, each).ByteSize() / 1e6 for each in precisions)
+            cells = (*(f"{size:.1f}" for size in sizes), f"{record.p50_ms:.2f}", f"{record.p90_ms:.2f}")
+            lines.append(f"| {name} | {' | '.join(cells)} |")
+    return lines
 
 
 if __name__ == "__main__":

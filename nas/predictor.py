@@ -14,10 +14,11 @@ from rich.table import Table
 from nas.accuracy.evaluation import LeftOut, leave_benchmark_out, leave_variants_out
 from nas.accuracy.fit import Effort, fit_benchmark, fit_posterior
 from nas.accuracy.predictor import SHIPPED_PARAMETERS, Predictor
-from nas.accuracy.records import AccuracyDataError, TrainedNetwork, read_accel, read_extra, read_published
+from nas.accuracy.records import TrainedNetwork, read_accel, read_extra, read_published
 from nas.command import command
 from nas.config import plain
 from nas.console import console, print_summary
+from search_spaces.errors import InputError
 
 _USAGE = "usage: python -m nas.predictor fit accel=FILE published=FILE [extra=FILE] [output=FILE] [--help]"
 
@@ -48,6 +49,13 @@ class FitConfig:
     inducing: int = 128
     steps: int = 200
 
+    def __post_init__(self) -> None:
+        if not 0 < self.held_out < 1:
+            raise InputError(f"held_out must lie between 0 and 1, not {self.held_out:g}")
+        for name in ("inducing", "steps"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be at least 1, not {getattr(self, name)}")
+
 
 def fit(settings: FitConfig) -> None:
     """Read, evaluate, fit, save.
@@ -59,8 +67,6 @@ def fit(settings: FitConfig) -> None:
     torch.set_num_threads(1)
     networks = read_accel(Path(settings.accel)) + read_published(Path(settings.published))
     extra = read_extra(Path(settings.extra)) if settings.extra else []
-    if not 0 < settings.held_out < 1:
-        raise AccuracyDataError(f"held_out must lie between 0 and 1, not {settings.held_out:g}")
     effort = Effort(settings.inducing, settings.steps)
     found = {}
     if settings.evaluate:
@@ -87,11 +93,11 @@ def fit(settings: FitConfig) -> None:
 
 def _notes(networks: list[TrainedNetwork], extra: list[TrainedNetwork]) -> dict[str, str]:
     published = sum(each.recipe == "mobilenet" for each in networks)
-    return {
-        "extra": f"{len(extra)} networks of the user's",
+    notes = {
         "benchmark": f"{len(networks) - published} networks of Accel-NASBench's recipe (Apache-2.0)",
         "published": f"{published} networks of the published MobileNet recipe",
     }
+    return notes | {"extra": f"{len(extra)} networks of one's own"} if extra else notes
 
 
 def _tables(benchmark: LeftOut, variants: LeftOut) -> list[Table]:

@@ -108,6 +108,10 @@ def _refused(outcome: Outcome, *parts: str) -> None:
         (["hardware=rpi4", "search.budget_ms=mobilenet_v7"], ["mobilenet_v7"]),
         (["accuracy=table", "accuracy.path=nowhere.csv", "hardware=rpi4"], ["nowhere.csv"]),
         (["accuracy.extra=nowhere.csv", "hardware=rpi4"], ["cannot read nowhere.csv"]),
+        (
+            ["accuracy.parameters=no.safetensors", "hardware=rpi4"],
+            ["cannot read the predictor no.safetensors"],
+        ),
         (["hardware=rpi4", "search.trials=0"], ["search.trials must be at least 1"]),
         (["hardware=rpi4", "search.minutes=0"], ["search.minutes must be positive"]),
         (["hardware=rpi4", "search.workers=0"], ["search.workers must be at least 1"]),

@@ -21,7 +21,7 @@ from threadpoolctl import threadpool_limits
 
 from nas.cost import products
 from nas.layers import LayerKey
-from search_spaces.block import Block, Stem, halve
+from search_spaces.block import Block, Head, Stem, halve
 from search_spaces.errors import InputError
 
 Matrix = NDArray[np.float64]
@@ -177,7 +177,7 @@ def _features(key: LayerKey) -> list[float]:
             math.log(key.size),
             math.log(part.channels),
             part.kernel,
-            part.activation == "hswish",
+            *_activation(part),
             log_macs,
         ]
     if not isinstance(part, Block):
@@ -188,7 +188,7 @@ def _features(key: LayerKey) -> list[float]:
             math.log(part.hidden_channels + 1),
             part.conv_layers,
             math.log(key.classes),
-            part.activation == "hswish",
+            *_activation(part),
             log_macs,
         ]
     out_size = halve(key.size) if part.stride == 2 else key.size
@@ -201,10 +201,16 @@ def _features(key: LayerKey) -> list[float]:
         part.kernel,
         part.stride,
         part.se,
-        part.activation == "hswish",
+        *_activation(part),
         part.expansion_conv,
         part.has_residual,
         part.kind == "depthwise_separable",
         math.log(pointwise_macs + 1),
         math.log(part.expanded_channels * out_size**2 * part.kernel**2),
     ]
+
+
+def _activation(part: Stem | Block | Head) -> tuple[bool, bool]:
+    # ONNX Runtime applies ReLU inside its convolutions but makes one more pass over their output for ReLU6
+    # and h-swish: told apart, predicted layers err by 3.3 % instead of 4.2 %.
+    return part.activation == "hswish", part.activation == "relu6"

@@ -12,6 +12,7 @@ Needs only Python 3.9, numpy and onnxruntime: this file also runs on boards, ins
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import time
@@ -232,8 +233,20 @@ def fastest_two_thirds(samples_ms: Samples) -> Samples:
     return fastest
 
 
+def midmean(samples_ms: Samples) -> Samples:
+    """Mean from the 15th to the 70th percentile of the rounds: (rounds, subjects) -> (subjects,).
+
+    Uses more of the rounds than the median does, and like it neither the hiccups nor the luckiest.
+    """
+    rounds = len(samples_ms)
+    middle = np.sort(samples_ms, axis=0)[int(rounds * 0.15) : math.ceil(rounds * 0.7)]
+    found: Samples = middle.mean(axis=0)
+    return found
+
+
 STATISTICS: dict[str, Callable[[Samples], Samples]] = {
     "fastest_two_thirds": fastest_two_thirds,
+    "midmean": midmean,
     "median": lambda samples: np.median(samples, axis=0),
     "minimum": lambda samples: samples.min(axis=0),
 }

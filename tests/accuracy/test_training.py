@@ -1,14 +1,16 @@
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 
 import pytest
 import torch
+import yaml
 
 from nas.accuracy.estimator import AccuracyError
 from nas.accuracy.training import Recipe, TrainedAccuracy, evaluate, train
 from nas.data import DatasetSettings, load
 from search_spaces.block import Architecture, Block, Head, Stem
 from search_spaces.errors import InputError
+from tests.conftest import CONF
 
 SMALL = Architecture(
     resolution=16,
@@ -67,3 +69,9 @@ def test_recipes_are_checked() -> None:
     if not torch.cuda.is_available():
         with pytest.raises(InputError, match=r"accuracy\.device=cpu"):
             Recipe(device="cuda")
+
+
+def test_the_recipe_of_the_command_is_the_library_s() -> None:
+    config = yaml.safe_load((CONF / "accuracy" / "train.yaml").read_text())
+    names = [field.name for field in fields(Recipe) if field.name != "seed"]
+    assert Recipe(**{name: config[name] for name in names}) == Recipe()

@@ -236,3 +236,17 @@ def test_seconds_needed_grows_with_the_rounds(small_space: SearchSpace) -> None:
     assert (
         0 < seconds_needed(FakeTarget(), runtime, plan, 5) < seconds_needed(FakeTarget(), runtime, plan, 5000)
     )
+
+
+def test_activations_that_cost_time_are_told_apart(small_space: SearchSpace) -> None:
+    surcharge = {"relu": 1.0, "relu6": 1.1, "hswish": 1.3}
+    blocks = sorted((key for key in reachable_layer_keys(small_space) if str(key).startswith("ir")), key=str)
+    keys = random.Random(0).sample(blocks, 600)
+    true_ms = {key: layer_ms(key) * surcharge[key.part.activation] for key in keys}
+    known = set(keys[:300])
+    filler = GapFiller({key: true_ms[key] for key in known})
+    errors: dict[str, list[float]] = {name: [] for name in surcharge}
+    for key, predicted in filler.predict([key for key in keys if key not in known]).items():
+        errors[key.part.activation].append(predicted.latency_ms / true_ms[key] - 1)
+    for name, found in errors.items():
+        assert abs(np.mean(found)) < 0.01, name

@@ -120,6 +120,7 @@ def test_statistics() -> None:
     samples = np.array([[1.0, 10.0], [2.0, 20.0], [9.0, 90.0]])
     assert timing.STATISTICS["fastest_two_thirds"](samples) == pytest.approx([1.5, 15.0])
     assert timing.STATISTICS["median"](samples) == pytest.approx([2.0, 20.0])
+    assert timing.midmean(np.arange(100.0)[::-1, None]) == pytest.approx([42.0])  # 15 to 69
     assert timing.STATISTICS["minimum"](samples) == pytest.approx([1.0, 10.0])
 
 
@@ -128,6 +129,10 @@ def test_the_statistic_is_chosen_by_its_stability() -> None:
     # Rare, deep dips make the minimum a lottery; heavy tails would do the same to a mean.
     samples = 10 + 0.1 * generator.standard_normal((40, 200))
     samples[generator.random(samples.shape) < 0.02] *= generator.uniform(0.3, 0.9)
+    assert timing.most_stable_statistic(samples) == "midmean"
+    # Every third run disturbed: the mean of many samples moves, the middle one does not.
+    samples = 10 + 0.01 * generator.standard_normal((40, 200))
+    samples[generator.random(samples.shape) < 0.35] *= 1.5
     assert timing.most_stable_statistic(samples) == "median"
 
 
