@@ -17,7 +17,7 @@ from nas.config import DatasetConfig, TrainConfig, dataset_settings, plain, reci
 from nas.console import print_summary
 from nas.cost import cost
 from nas.latency.onnx_graph import onnx_model
-from nas.latency.runtimes import quantize
+from nas.latency.quantization import quantize
 from nas.model import Network, WeightsError
 from search_spaces.block import Architecture
 from search_spaces.errors import InputError

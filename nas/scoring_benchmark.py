@@ -14,7 +14,7 @@ from nas.accuracy.predictor import shipped_predictor
 from nas.boards.hardware import table_without_measuring
 from nas.command import command
 from nas.config import HardwareConfig, RuntimeConfig, hardware_of, plain, read_space
-from nas.console import console
+from nas.console import print_summary
 from nas.engine.batch import BatchScorer, layer_latency
 from nas.latency.provision import table_folder
 from nas.latency.runtimes import Runtime
@@ -23,7 +23,14 @@ from nas.layers import reachable_layer_keys
 
 @dataclass
 class ScoringConfig:
-    """Schema of ``conf/scoring_benchmark.yaml``."""
+    """Everything ``python -m nas.scoring_benchmark`` can be told.
+
+    Attributes:
+        tables: where measured latencies are looked for; estimates serve as well.
+        networks: scored in one call.
+        repeats: calls, of which the median counts.
+        seed: of the networks.
+    """
 
     hardware: HardwareConfig = field(default_factory=HardwareConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
@@ -45,18 +52,22 @@ def main(config: Any) -> None:
     )
     start = time.perf_counter()
     scorer = BatchScorer(space, shipped_predictor(), layer_latency(table))
-    console.print(f"look-up tables of {len(keys):,} layers: {time.perf_counter() - start:.1f} s")
-    rows = scorer.sample(config.networks, np.random.default_rng(config.seed))
+    prepared_s = time.perf_counter() - start
+    members = scorer.sample(config.networks, np.random.default_rng(config.seed))
     rates = []
     with threadpool_limits(1):
         for _ in range(config.repeats):
             start = time.perf_counter()
-            scorer.score(rows)
+            scorer.score(members)
             rates.append(config.networks / (time.perf_counter() - start))
-    console.print(
-        f"{config.networks:,} networks in one call, accuracy and latency: {np.median(rates):,.0f} a second "
-        f"on one core (median of {config.repeats} calls, {min(rates):,.0f} to {max(rates):,.0f})"
-    )
+    rows = {
+        "latency": table.header.title,
+        "look-up tables": f"{len(keys):,} layers in {prepared_s:.1f} s",
+        "one call": f"{config.networks:,} networks, accuracy and latency",
+        "a second, on one core": f"{np.median(rates):,.0f} (median of {config.repeats} calls, "
+        f"{min(rates):,.0f} to {max(rates):,.0f})",
+    }
+    print_summary("scoring", rows, f"python -m nas.search hardware={board.name}")
 
 
 if __name__ == "__main__":

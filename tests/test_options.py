@@ -35,6 +35,7 @@ SCHEMAS = {
     "adaptation": "AdaptationConfig",
     "fit_estimate": "FitConfig",
     "latency_benchmark": "BenchmarkConfig",
+    "scoring_benchmark": "ScoringConfig",
 }
 
 
@@ -156,6 +157,10 @@ def test_help_names_every_choice_and_key(name: str) -> None:
             fields -= {"dry_run", "kit", "import_file"}
         for field in fields:
             assert f"{field}:" in text
+
+
+def test_every_command_is_known_here() -> None:
+    assert sorted(SCHEMAS) == commands()
 
 
 def test_help_shows_the_keys_of_a_choice() -> None:

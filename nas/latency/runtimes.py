@@ -7,12 +7,9 @@ The runtime belongs to the hardware. PyTorch eager is no proxy for a deployed mo
 from __future__ import annotations
 
 import importlib.metadata
-import logging
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 import onnx
@@ -20,7 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from nas.latency.onnx_graph import INPUT_NAME, onnx_model
+from nas.latency.onnx_graph import onnx_model
+from nas.latency.quantization import quantize
 from nas.latency.timing import Runner, onnx_runner
 from nas.layers import LayerKey, build_layer
 from nas.model import Network
@@ -32,8 +30,6 @@ Precision = Literal["fp32", "int8"]
 
 RUNTIMES: tuple[str, ...] = get_args(RuntimeName)
 PRECISIONS: tuple[str, ...] = get_args(Precision)
-
-_CALIBRATION_IMAGES = 2
 
 
 class RuntimeUnavailableError(InputError):
@@ -125,58 +121,14 @@ def graph(
 
     Args:
         subject: the layer or network.
-        precision: ``fp32`` or ``int8``.
+        precision: ``fp32``, or ``int8`` with nominal ranges: latency does not depend on them.
         external: see :func:`nas.latency.onnx_graph.onnx_model`; fp32 only.
     """
     with torch.device("meta"):
         module = build_module(subject)
     if precision == "fp32":
         return onnx_model(module, input_shape(subject), external=external)
-    generator = np.random.default_rng(0)
-    images = [
-        generator.standard_normal(input_shape(subject)).astype(np.float32) for _ in range(_CALIBRATION_IMAGES)
-    ]
-    return quantize(onnx_model(module, input_shape(subject)), images)
-
-
-def quantize(model: onnx.ModelProto, images: list[NDArray[np.float32]]) -> onnx.ModelProto:
-    """Static int8 quantisation with QDQ nodes, per channel, ranges taken from images.
-
-    Args:
-        model: an fp32 graph of :func:`nas.latency.onnx_graph.onnx_model`.
-        images: calibration inputs, each of the model's input shape.
-    """
-    from onnxruntime.quantization import (
-        CalibrationDataReader,
-        QuantFormat,
-        QuantType,
-        quantize_static,
-    )
-
-    class Images(CalibrationDataReader):  # type: ignore[misc]
-        def __init__(self) -> None:
-            self._left = iter([{INPUT_NAME: image} for image in images])
-
-        def get_next(self) -> dict[str, Any] | None:
-            return next(self._left, None)
-
-    # It advises every caller to optimise the graph first; ours has nothing left to fuse.
-    logging.disable(logging.WARNING)
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "int8.onnx"
-            quantize_static(
-                model,
-                str(path),
-                Images(),
-                quant_format=QuantFormat.QDQ,
-                per_channel=True,
-                activation_type=QuantType.QUInt8,
-                weight_type=QuantType.QInt8,
-            )
-            return onnx.load(str(path))
-    finally:
-        logging.disable(logging.NOTSET)
+    return quantize(onnx_model(module, input_shape(subject)))
 
 
 def _prepare_onnxruntime(subject: LayerKey | Architecture, runtime: Runtime) -> Runner:
@@ -207,5 +159,10 @@ def _prepare_executorch(subject: LayerKey | Architecture, runtime: Runtime) -> R
     image = torch.randn(input_shape(subject), generator=torch.Generator().manual_seed(0))
     exported = torch.export.export(build_module(subject), (image,))
     program = to_edge_transform_and_lower(exported, partitioner=[XnnpackPartitioner()]).to_executorch()
-    module = portable_lib._load_for_executorch_from_buffer(program.buffer)
-    return lambda: module.forward((image,))
+    buffer = program.buffer
+    module = portable_lib._load_for_executorch_from_buffer(buffer)
+
+    def run(_: bytes = buffer) -> object:  # the module reads weights from the buffer without owning it
+        return module.forward((image,))
+
+    return run

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from nas.reporting.data import Report
+from nas.reporting.data import MIXED_KINDS, Report, equal_budgets
 from nas.reporting.page import comparison_page, report_page
 from search_spaces.mobilenet import reference
 from tests.reporting.report_cases import network, report
@@ -111,6 +111,44 @@ def test_sources_are_named_beside_numbers() -> None:
     assert "80.00 ± 0.50 % published, 30.00 ms measured" in page
     assert "accuracy predicted (1), published (1); latency measured (2)" in page
     assert "as its authors report it" in page
+
+
+def test_the_validation_card_begins_with_a_sentence() -> None:
+    errors = {"networks": 50, "mape": 0.021, "within_5_percent": 0.94}
+    for latency, sentence in (
+        (
+            {"card": {"calibrated": errors}},
+            "50 networks it never saw, the table is off by 2.1 % on average; 94",
+        ),
+        (
+            {"calibration": {"left_out": errors}},
+            "50 networks left out one by one, the table is off by 2.1 %",
+        ),
+        ({}, "Nobody knows"),
+    ):
+        assert sentence in report_page(report(network(75.0, 10.0, 1), provenance={"latency": latency}))
+
+
+def test_predicted_and_published_accuracies_are_set_against_each_other_openly() -> None:
+    published = replace(network(75.2, 10.0, 1, "r"), accuracy_source="published", deviation=None)
+    page = re.sub(r"<[^>]+>", "", report_page(report(published, network(76.9, 9.0, 2))))
+    assert "At r's latency: +1.7 points0000000002: predicted 76.90 ± 0.50 % against published 75.20 %" in (
+        page.replace("&#x27;", "'")
+    )
+    assert MIXED_KINDS.replace("'", "&#x27;") in page
+    alike = re.sub(r"<[^>]+>", "", report_page(report(network(75.2, 10.0, 1, "r"), network(76.9, 9.0, 2))))
+    assert "against 75.20 ± 0.50 %, both predicted" in alike
+    assert "different kinds" not in alike
+
+
+def test_comparisons_give_the_best_within_equal_budgets() -> None:
+    one = report(network(70.0, 10.0, 1), network(75.0, 40.0, 2))
+    other = report(network(69.0, 10.0, 1), network(76.5, 30.0, 2), provenance={"sampler": "random"})
+    budgets = {row.budget_ms: row.points for row in equal_budgets(one, other)}
+    assert budgets == {10: -1.0, 15: -1.0, 20: -1.0, 30: 6.5}
+    page = re.sub(r"<[^>]+>", " ", comparison_page(one, other))
+    assert "+6.5 points" in page
+    assert re.search(r"What differs\s.*sampler\s+–\s+random", page)
 
 
 def test_a_cautious_front_is_explained() -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+import itertools
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,8 @@ import pytest
 
 from nas.reporting.data import read_study, report_of
 from nas.reporting.page import comparison_page, report_page
-from tests.reporting.report_cases import made_up_study, network, report
+from search_spaces.mobilenet import reference
+from tests.reporting.report_cases import REFERENCES, made_up_study, network, report
 from tests.reporting.test_page import HOSTILE, hostile_report
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
@@ -173,19 +176,62 @@ def test_zooming_in_keeps_the_front(browser: Browser, page: Path) -> None:
     assert len(browser.all(".point")) <= 62
 
 
-def test_two_studies_share_a_page(browser: Browser, page: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("width", [1200, 390])
+def test_two_studies_share_a_page(browser: Browser, page: Path, tmp_path: Path, width: int) -> None:
     made_up_study(tmp_path / "other", trials=30)
     reports = [report_of(read_study(folder)) for folder in (page.parent, tmp_path / "other")]
     path = tmp_path / "comparison.html"
     path.write_text(comparison_page(*reports), encoding="utf-8")
-    browser.open(path)
+    browser.open(path, width)
     assert browser.driver.get_log("browser") == []
     assert len(browser.all(".point")) == 62 + 32
+    tables = "[...document.querySelectorAll('.compare .scroll')]"
+    assert browser.evaluate(f"{tables}.map(t => t.scrollWidth <= t.clientWidth)") == [True] * 4
+    # References that lie in one place are named once.
+    assert sorted(each.text for each in browser.all("#pareto text.reference")) == sorted(
+        name.removeprefix("mobilenet_") if width == 390 else name for name in REFERENCES
+    )
     assert len(browser.all(".frontline.two")) == 2
     one, other = (each.text for each in browser.all("#pair h3"))
     assert one.endswith("(made_up)")
     assert other.endswith("(other)")
-    browser.screenshot("comparison")
+    browser.screenshot(f"comparison-{width}")
+
+
+@pytest.mark.parametrize("media", ["screen", "print"])
+def test_no_text_covers_another_in_the_answers(browser: Browser, page: Path, media: str) -> None:
+    browser.open(page, 780)
+    browser.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": media})
+    boxes = browser.evaluate(
+        "[...document.querySelectorAll('.answer p, .answer h3')].map(e => e.getBoundingClientRect())"
+        ".map(r => [r.left, r.top, r.right, r.bottom])"
+    )
+    for one, other in itertools.combinations(boxes, 2):
+        across = min(one[2], other[2]) - max(one[0], other[0])
+        down = min(one[3], other[3]) - max(one[1], other[1])
+        assert across <= 1 or down <= 1
+    browser.screenshot(f"report-{media}")
+    browser.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+
+
+def test_five_thousand_trials_open(
+    browser: Browser, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    members = [
+        replace(
+            network(40 + 38 * (1 - 3 / (3 + i % 997)) - i % 89 / 10, 5 + i % 997 / 10, i),
+            architecture=reference("mobilenet_v3_large", (128, 160, 192, 224)[i % 4]),
+        )
+        for i in range(5000)
+    ]
+    path = tmp_path / "report.html"
+    path.write_text(report_page(report(*members)), encoding="utf-8")
+    browser.open(path)
+    assert len(browser.all(".point")) == 5000
+    assert browser.driver.get_log("browser") == []
+    with capsys.disabled():  # the figure is published in results/README.md
+        loaded_ms = browser.evaluate("performance.getEntriesByType('navigation')[0].loadEventEnd")
+        print(f" 5,000 trials: {path.stat().st_size / 1e6:.1f} MB, loaded and drawn in {loaded_ms:.0f} ms")
 
 
 def test_a_study_of_one_reference_beyond_the_budget_can_be_drawn(browser: Browser, tmp_path: Path) -> None:

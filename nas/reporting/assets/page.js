@@ -1,5 +1,5 @@
 "use strict";
-// Draws what report_html.py embeds as JSON. Nothing is fetched, and text only ever becomes text nodes.
+// Draws what page.py embeds as JSON. Nothing is fetched, and text only ever becomes text nodes.
 (() => {
   const studies = JSON.parse(document.getElementById("data").textContent);
   const classes = ["one", "two"]; // of the studies of a comparison
@@ -108,7 +108,8 @@
     const boxes = [];
     studies.forEach((s, study) => {
       const n = s.networks, c = classes[study], isReference = new Set(s.references);
-      if (s.budget_ms != null) {
+      const same = study > 0 && s.budget_ms?.toFixed(1) === studies[0].budget_ms?.toFixed(1);
+      if (s.budget_ms != null && !same) {
         const px = x(s.budget_ms);
         dots.append(draw("line", { class: "budget", x1: px, x2: px, y1: box.top, y2: box.bottom }));
         const atLeft = px < box.left + 110;
@@ -162,7 +163,10 @@
   function labelReferences(group, items, box) {
     const taken = items.map(([px, py]) => [px - 7, py + 4, 14]);
     const narrow = box.right < 560 && items.every((item) => item[2].startsWith("mobilenet_"));
+    const named = []; // in a comparison the same reference may lie in one place twice
     for (const [px, py, name] of items.sort((a, b) => a[1] - b[1])) {
+      if (named.some(([x, y, other]) => other === name && Math.hypot(x - px, y - py) < 8)) continue;
+      named.push([px, py, name]);
       const text = narrow ? name.slice("mobilenet_".length) : name, width = text.length * 7.2;
       const left = px + 12 + width > box.right, x0 = left ? px - 12 - width : px + 12;
       const free = (y) => taken.every(([tx, ty, tw]) => Math.abs(ty - y) > 13 || x0 > tx + tw || tx > x0 + width);
@@ -396,7 +400,8 @@
 
   function drawImportances() {
     for (const place of document.querySelectorAll("[data-importances]")) {
-      const all = studies[+place.dataset.importances].importances.slice(0, 12);
+      const all = studies[+place.dataset.importances].importances
+        .filter((row) => Math.max(row[1], row[2]) >= 0.005).slice(0, 12);
       const most = Math.max(1e-9, ...all.flatMap((row) => [row[1], row[2]]));
       place.replaceChildren(...all.map(([name, forAccuracy, forLatency]) => make("div", { class: "bar" },
         make("span", {}, name),
