@@ -283,6 +283,7 @@ class SearchSettings:
         references: names of networks to evaluate like candidates.
         caution: standard deviations subtracted from an uncertain accuracy.
         workers: networks evaluated at once on this machine.
+        screen: networks scored before the search where accuracy is predicted; their front is where it begins.
         refine: netadapt shrinks a network of the front after the search; null: no refinement.
         refine_from: reference or id on the front to begin with; null: the slowest of the front.
         refine_to_ms: latency to shrink it to; null: the budget.
@@ -296,6 +297,7 @@ class SearchSettings:
     references: list[str] = field(default_factory=list)
     caution: float = 1.0
     workers: int = 1
+    screen: int = 0
     refine: str | None = None
     refine_from: str | None = None
     refine_to_ms: float | None = None
@@ -306,6 +308,7 @@ class SearchSettings:
         _at_least("search.trials", self.trials, 1)
         _at_least("search.caution", self.caution, 0)
         _at_least("search.workers", self.workers, 1)
+        _at_least("search.screen", self.screen, 0)
         _at_least("search.seed", self.seed, 0)
         if self.minutes is not None and not self.minutes > 0:
             raise InputError(f"search.minutes must be positive, not {self.minutes:g}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +11,8 @@ from typing import Any
 import optuna
 from omegaconf import OmegaConf
 
-from nas.accuracy.estimator import AccuracyEstimator
+from nas.accuracy.estimator import AccuracyEstimator, PublishedFirst
+from nas.accuracy.predictor import Predictor
 from nas.accuracy_source import accuracy_of
 from nas.boards.hardware import Hardware
 from nas.boards.latency_source import LatencySource
@@ -31,8 +33,10 @@ from nas.config import (
 )
 from nas.console import console, measuring_progress, print_report_summary, search_progress
 from nas.engine import study
+from nas.engine.batch import BatchScorer, layer_latency
 from nas.engine.neighbourhood import Neighbourhood
 from nas.engine.netadapt import refine
+from nas.engine.screening import Screened, screen
 from nas.engine.storage import close_storage, open_storage, open_study, refresh_study
 from nas.latency.provision import Effort, reference_architectures, table_folder
 from nas.latency.runtimes import Runtime
@@ -112,6 +116,8 @@ def main(config: Any) -> None:
             provenance(config, table, card, budget_ms),
         )
         write_atomically(folder / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
+        if settings.screen and not named.storage:
+            _screen(opened, space, objective, accuracy, table, settings, budget_ms)
         with search_progress(settings.trials) as show:
             result = study.run_search(
                 opened,
@@ -195,6 +201,28 @@ def _check_card(
     if required:
         raise InputError(f"search.require_validation=true, but the latency table {problem}; run: {remedy}")
     console.print(f"  [yellow]warning: the latency table {problem}; better: {remedy}[/]")
+
+
+def _screen(
+    opened: optuna.Study,
+    space: SearchSpace,
+    objective: Objective,
+    accuracy: AccuracyEstimator,
+    table: LatencyTable,
+    settings: SearchSettings,
+    budget_ms: float | None,
+) -> None:
+    """Begin a new study with the front of very many networks, where a predictor can score them."""
+    predictor = accuracy.otherwise if isinstance(accuracy, PublishedFirst) else None
+    if not isinstance(predictor, Predictor) or opened.get_trials(deepcopy=False):
+        return
+    scorer = BatchScorer(space, predictor, layer_latency(table))
+    found = screen(scorer, budget_ms or math.inf, settings.caution, settings.screen, settings.seed)
+    neighbourhood = Neighbourhood(space, table, budget_ms)
+    study.run_proposer(
+        opened, Screened(neighbourhood, found), neighbourhood, objective, accuracy, kind="screened"
+    )
+    console.print(f"screened: {settings.screen:,} networks, {len(found)} of them on their front")
 
 
 def _refine(

@@ -153,7 +153,7 @@ def test_a_space_of_ones_own_with_a_wrong_field_is_named(run: Run, tmp_path: Pat
 def test_networks_of_ones_own_are_learnt_from_and_part_of_the_study(run: Run, tmp_path: Path) -> None:
     extra = tmp_path / "mine.csv"
     arguments = ["hardware=rpi4", "search.trials=3", "search_space.resolutions=[96]"]
-    arguments += ["search.references=[mobilenet_v3_large]"]
+    arguments += ["search.references=[mobilenet_v3_large]", "search.screen=0"]
 
     def top1s(name: str) -> list[float]:
         found = report_of(read_study(tmp_path / "results" / name), importances=False).candidates

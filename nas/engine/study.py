@@ -7,7 +7,8 @@ The study is an ordinary Optuna study (see nas.engine.storage). A complete trial
 space that count for its network, the values of the objective and these user attributes:
 
     architecture     id of the network
-    kind             "candidate", "reference" or "refinement" (see nas.engine.netadapt); only candidates count
+    kind             "candidate", "reference", "screened" (see nas.engine.screening) or "refinement" (see
+                     nas.engine.netadapt); only candidates count
                      towards `trials` and are bound by the budget
     name             name of the reference, else null
     top1, deviation, accuracy_source, latency_ms, latency_source, macs, parameters
@@ -45,7 +46,7 @@ from search_spaces.block import Architecture
 from search_spaces.errors import InputError
 from search_spaces.space import SearchSpace
 
-Kind = Literal["candidate", "reference", "refinement"]
+Kind = Literal["candidate", "reference", "screened", "refinement"]
 
 _PROGRESS_INTERVAL_S = 0.25
 _POLL_INTERVAL_S = 0.05
