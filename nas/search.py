@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
 from omegaconf import OmegaConf
 
@@ -36,7 +37,7 @@ from nas.engine import study
 from nas.engine.batch import BatchScorer, layer_latency
 from nas.engine.neighbourhood import Neighbourhood
 from nas.engine.netadapt import refine
-from nas.engine.screening import Screened, screen
+from nas.engine.screening import screen
 from nas.engine.storage import close_storage, open_storage, open_study, refresh_study
 from nas.latency.provision import Effort, reference_architectures, table_folder
 from nas.latency.runtimes import Runtime
@@ -56,9 +57,12 @@ from nas.reporting.writer import write_report
 from search_spaces.block import Architecture
 from search_spaces.errors import InputError
 from search_spaces.space import SearchSpace
+from search_spaces.stage import Parameters
 
 # After measuring the front's layers the front may be another one: look again, but not for ever.
 _FRONT_PASSES = 3
+# Screening more networks than several times a space has members finds nothing new.
+_SCREENED_SHARE = 4
 
 
 @dataclass
@@ -107,6 +111,13 @@ def main(config: Any) -> None:
     budget_ms = _budget_ms(settings.budget_ms, table, space, resolution)
     storage = open_storage(named.storage or str(folder / "study.journal"))
     try:
+        first: list[Parameters] = []
+        predictor = accuracy.otherwise if isinstance(accuracy, PublishedFirst) else None
+        if settings.screen and config.sampler.name == "evolution" and isinstance(predictor, Predictor):
+            # A study that was begun keeps its table; so do machines that share one.
+            begun = named.storage is not None or named.name in optuna.get_all_study_names(storage)
+            measuring = None if begun else latencies
+            table, first = _screen(space, predictor, table, measuring, settings, budget_ms)
         opened = open_study(
             storage,
             named.name,
@@ -116,8 +127,6 @@ def main(config: Any) -> None:
             provenance(config, table, card, budget_ms),
         )
         write_atomically(folder / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
-        if settings.screen and not named.storage:
-            _screen(opened, space, objective, accuracy, table, settings, budget_ms)
         with search_progress(settings.trials) as show:
             result = study.run_search(
                 opened,
@@ -135,6 +144,7 @@ def main(config: Any) -> None:
                 dear=config.accuracy.name == "train",
                 workers=settings.workers,
                 shared=storage if named.storage else None,
+                first=first,
             )
         console.print(
             f"stopped: {result.stopped} ({result.evaluated:,} candidates in {result.seconds:.0f} s)"
@@ -204,25 +214,40 @@ def _check_card(
 
 
 def _screen(
-    opened: optuna.Study,
     space: SearchSpace,
-    objective: Objective,
-    accuracy: AccuracyEstimator,
+    predictor: Predictor,
     table: LatencyTable,
+    latencies: LatencySource | None,
     settings: SearchSettings,
     budget_ms: float | None,
-) -> None:
-    """Begin a new study with the front of very many networks, where a predictor can score them."""
-    predictor = accuracy.otherwise if isinstance(accuracy, PublishedFirst) else None
-    if not isinstance(predictor, Predictor) or opened.get_trials(deepcopy=False):
-        return
-    scorer = BatchScorer(space, predictor, layer_latency(table))
-    found = screen(scorer, budget_ms or math.inf, settings.caution, settings.screen, settings.seed)
-    neighbourhood = Neighbourhood(space, table, budget_ms)
-    study.run_proposer(
-        opened, Screened(neighbourhood, found), neighbourhood, objective, accuracy, kind="screened"
-    )
-    console.print(f"screened: {settings.screen:,} networks, {len(found)} of them on their front")
+) -> tuple[LatencyTable, list[Parameters]]:
+    """Members of the space to begin with: the front of very many networks, scored in batches.
+
+    Args:
+        space: where they come from.
+        predictor: of their accuracy.
+        table: of their latency.
+        latencies: measures the layers of the front that are predicted so far, None to leave them so.
+        settings: how many networks to score.
+        budget_ms: slower ones do not count.
+
+    Returns:
+        The table with what was measured, and the front, slowest first: at most half of the trials wanted.
+    """
+    passes = _FRONT_PASSES if latencies else 1
+    networks = min(settings.screen, _SCREENED_SHARE * space.size)
+    for number in range(passes):
+        scorer = BatchScorer(space, predictor, layer_latency(table))
+        found = screen(scorer, budget_ms or math.inf, settings.caution, networks, settings.seed)
+        console.print(f"screened {networks:,} networks: {len(found)} are on their front")
+        if latencies is None or number == passes - 1:
+            break
+        better = _measured(latencies, table, [space.build(each) for each in found])
+        if better is table:
+            break
+        table = better
+    count = min(len(found), max(1, settings.trials // 2))
+    return table, [found[index] for index in np.linspace(0, len(found) - 1, count).round().astype(int)]
 
 
 def _refine(
@@ -270,18 +295,25 @@ def _measure_front(opened: optuna.Study, table: LatencyTable, latencies: Latency
     for _ in range(_FRONT_PASSES):
         front = report_of(opened, importances=False).front
         networks = [each.architecture for each in front if each.architecture]
-        try:
-            better = latencies.measured(table, networks)
-        except MeasurementError as error:
-            # A search of hours is not lost because the machine was busy at its end.
-            console.print(f"[yellow]warning: layers of the front stay predicted: {error}[/]")
-            break
+        better = _measured(latencies, table, networks)
         if better is table:
             break
         table = better
         found = {each.id: table.latency(each) for each in networks}
         study.remeasure(opened, {name: (each.latency_ms, each.source) for name, each in found.items()})
     return table
+
+
+def _measured(
+    latencies: LatencySource, table: LatencyTable, networks: Sequence[Architecture]
+) -> LatencyTable:
+    """The table with the layers of these networks measured; as it was where that fails."""
+    try:
+        return latencies.measured(table, networks)
+    except MeasurementError as error:
+        # A search of hours is not lost because the machine was busy at its end.
+        console.print(f"[yellow]warning: layers of the front stay predicted: {error}[/]")
+        return table
 
 
 if __name__ == "__main__":

@@ -1,19 +1,15 @@
-"""Very many networks scored at once, the best of them proposed.
+"""The front of very many networks, scored at once before a study begins.
 
-A predictor and a latency table score a hundred thousand networks a second (:mod:`nas.engine.batch`), the
-study takes a hundred trials a second. So an evolution runs on scores alone, and only its front becomes
-trials.
+A predictor and a latency table score a hundred thousand networks a second (:mod:`nas.engine.batch`), a
+study takes a few hundred trials a second. So an evolution runs on scores alone, and only its front becomes
+trials. The layers of that front are also those worth measuring before the search relies on them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from nas.engine.batch import BatchScorer, Choices, Floats
-from nas.engine.neighbourhood import Candidate, Neighbourhood, SpaceExhaustedError
-from search_spaces.block import Architecture
 from search_spaces.stage import Parameters
 
 # The front is kept as the most accurate network of each of so many bands of latency, equal in logarithm.
@@ -78,27 +74,3 @@ def _best_by_band(bounds: Floats, latencies: Floats) -> Choices:
     bands = ((logarithms - low) / max(high - low, 1e-9) * (_BANDS - 1)).astype(np.int64)
     order = np.lexsort((-bounds, bands))
     return order[np.unique(bands[order], return_index=True)[1]]
-
-
-class Screened:
-    """Proposes given networks, one after the other (see :class:`nas.engine.samplers.Proposer`)."""
-
-    def __init__(self, neighbourhood: Neighbourhood, parameters: Sequence[Parameters]) -> None:
-        self.seen: set[Architecture] = set()
-        self._candidates = iter([neighbourhood.realise(each) for each in parameters])
-
-    def propose(self) -> Candidate:
-        """The next network.
-
-        Raises:
-            SpaceExhaustedError: after the last.
-        """
-        for candidate in self._candidates:
-            if candidate.architecture not in self.seen:
-                self.seen.add(candidate.architecture)
-                return candidate
-        raise SpaceExhaustedError("all screened networks are proposed")
-
-    def observe(self, candidate: Candidate, values: Sequence[float] | None) -> None:
-        """Nothing is learnt: they were scored already."""
-        self.seen.add(candidate.architecture)

@@ -7,8 +7,7 @@ The study is an ordinary Optuna study (see nas.engine.storage). A complete trial
 space that count for its network, the values of the objective and these user attributes:
 
     architecture     id of the network
-    kind             "candidate", "reference", "screened" (see nas.engine.screening) or "refinement" (see
-                     nas.engine.netadapt); only candidates count
+    kind             "candidate", "reference" or "refinement" (see nas.engine.netadapt); only candidates count
                      towards `trials` and are bound by the budget
     name             name of the reference, else null
     top1, deviation, accuracy_source, latency_ms, latency_source, macs, parameters
@@ -23,7 +22,7 @@ from __future__ import annotations
 import secrets
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
@@ -45,8 +44,9 @@ from nas.objective import Evaluation, Objective, values
 from search_spaces.block import Architecture
 from search_spaces.errors import InputError
 from search_spaces.space import SearchSpace
+from search_spaces.stage import Parameters
 
-Kind = Literal["candidate", "reference", "screened", "refinement"]
+Kind = Literal["candidate", "reference", "refinement"]
 
 _PROGRESS_INTERVAL_S = 0.25
 _POLL_INTERVAL_S = 0.05
@@ -135,6 +135,7 @@ def run_search(
     workers: int = 1,
     shared: BaseStorage | None = None,
     lease_s: float = 60.0,
+    first: Sequence[Parameters] = (),
 ) -> SearchResult:
     """Evaluate references, then candidates until ``trials`` of them are complete in the study.
 
@@ -157,6 +158,8 @@ def run_search(
         shared: the storage of the study if other processes write to the study too, see
             :mod:`nas.engine.claims`.
         lease_s: a process sharing the study is taken for dead after so many seconds without a sign.
+        first: members of the space to evaluate before the sampler is asked, as far as they are within the
+            budget and not in the study.
 
     Raises:
         BudgetError: if the budget is not positive or below the fastest possible latency.
@@ -174,6 +177,7 @@ def run_search(
     try:
         with Workers[_Job](accuracy, workers) as evaluators:
             search = _Search(ledger, proposer, evaluators, objective, neighbourhood, wanted, trials)
+            search.begin_with(first)
             return search.run(time_limit_s, progress)
     finally:
         ledger.close()
@@ -256,10 +260,16 @@ class _Search:
         self._running: set[str] = set()
         self._elsewhere: dict[int, str] = {}
         self._abandoned: list[Candidate] = []
+        self._first: list[Candidate] = []
         self._done = 0
         self._evaluated = 0
         self._failed = 0
         self._failures_in_a_row = 0
+
+    def begin_with(self, members: Sequence[Parameters]) -> None:
+        """Evaluate these members of the space before the proposer is asked."""
+        found = (self._neighbourhood.propose(each) for each in reversed(members))
+        self._first = [each for each in found if each is not None]
 
     def run(self, time_limit_s: float | None, report: Callable[[Progress], None] | None) -> SearchResult:
         """Evaluate until enough is complete, the time is over or nothing new is left."""
@@ -306,7 +316,7 @@ class _Search:
             if self._done + len(self._running) + len(self._elsewhere) >= self._total:
                 return None
             try:
-                candidate = self._abandoned.pop() if self._abandoned else self._proposer.propose()
+                candidate = self._next()
             except SpaceExhaustedError as error:
                 return str(error)
             if not self._start(candidate.architecture, candidate, candidate.latency, self._kind, None):
@@ -314,6 +324,17 @@ class _Search:
                 self._proposer.seen.discard(candidate.architecture)
                 return None
         return None
+
+    def _next(self) -> Candidate:
+        """A network that another worker gave up, one to begin with, or what is proposed."""
+        if self._abandoned:
+            return self._abandoned.pop()
+        while self._first:
+            candidate = self._first.pop()
+            if candidate.architecture not in self._proposer.seen:
+                self._proposer.seen.add(candidate.architecture)
+                return candidate
+        return self._proposer.propose()
 
     def _start(
         self,

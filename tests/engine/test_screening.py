@@ -7,8 +7,7 @@ import pytest
 from nas.accuracy.predictor import shipped_predictor
 from nas.cost import layer_cost
 from nas.engine.batch import BatchScorer
-from nas.engine.neighbourhood import Neighbourhood, SpaceExhaustedError
-from nas.engine.screening import Screened, screen
+from nas.engine.screening import screen
 from nas.latency.table import Latency
 from nas.layers import LayerKey, layer_keys
 from search_spaces.block import Architecture
@@ -78,14 +77,3 @@ def test_repeats_for_a_seed_and_finds_nothing_below_the_fastest(scorer: BatchSco
     assert first == screen(scorer, 20.0, CAUTION, networks=500, seed=1)
     assert first != screen(scorer, 20.0, CAUTION, networks=500, seed=2)
     assert screen(scorer, 0.001, CAUTION, networks=500, seed=1) == []
-
-
-def test_each_network_is_proposed_once(scorer: BatchScorer) -> None:
-    found = screen(scorer, 20.0, CAUTION, networks=500, seed=1)
-    neighbourhood = Neighbourhood(SPACE, _Sums(), 20.0)
-    proposer = Screened(neighbourhood, [*found, found[0]])
-    proposed = [proposer.propose() for _ in found]
-    assert [each.parameters for each in proposed] == found
-    assert all(each.latency.latency_ms <= 20.0 for each in proposed)
-    with pytest.raises(SpaceExhaustedError, match="all screened networks"):
-        proposer.propose()
