@@ -41,7 +41,8 @@ _SMALL = "search_space=my_space.yaml search_space.resolutions=[96]"
 _MEASURE = "profile.max_keys=30 profile.networks=4 profile.rounds=3"
 _PROFILE = f"{_SMALL} {_MEASURE}"
 _VALIDATE = f"{_PROFILE} validate.networks=4 validate.rounds=3"
-_SEARCH = f"{_PROFILE} search.trials=30"
+_FEW = "search.trials=30 search.screen=500"
+_SEARCH = f"{_PROFILE} {_FEW}"
 _BESIDE = "search.references=[mobilenet_v3_large]"
 # For each command what is added to it, and a file it leaves; None if there is only something to read.
 RUNS: dict[str, tuple[str, str | None]] = {
@@ -86,7 +87,7 @@ RUNS: dict[str, tuple[str, str | None]] = {
     "accuracy.epochs=100": ("accuracy.epochs=1 dataset.workers=0", "my_net.safetensors"),
     "python recognise.py photo.jpg": ("", None),
     "python -m nas.search search_space=my_space.yaml study.name=my_space": (
-        f"search_space.resolutions=[96] {_MEASURE} search.trials=30 {_BESIDE}",
+        f"search_space.resolutions=[96] {_MEASURE} {_FEW} {_BESIDE}",
         "results/my_space/report.html",
     ),
     "python -m nas.profile profile.dry_run=true": ("search_space.resolutions=[96]", None),
