@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from search_spaces.block import Activation, Block, BlockKind, Head, Stem, halve, make_divisible
+
+# The same few hundred blocks make up all members of a space: they are checked once.
+_block = lru_cache(maxsize=10_000)(Block)
 
 Value = bool | int | float | str
 Parameters = dict[str, Value]
@@ -222,7 +226,7 @@ class Stage:
         expanded, expansion_conv = in_channels, False
         if self.kind == "inverted_residual":
             expanded, expansion_conv = rounding.expand(in_channels, values["expansion"])
-        return Block(
+        return _block(
             kind=self.kind,
             kernel=values["kernel"],
             in_channels=in_channels,

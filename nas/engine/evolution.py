@@ -33,6 +33,8 @@ LISTED = 10_000
 _ATTEMPTS = 100
 _CROSSOVER = 0.3
 _RANDOM_START = 12
+_RESERVE = 300
+_PROMISING = 50
 _LISTED_POOL = 2_000
 _TRAINING_POINTS = 400
 _TUNING_GROWTH = 1.5
@@ -66,9 +68,9 @@ class Effort:
 # Training a network takes minutes: think for a second. A predictor takes microseconds: a proposal may
 # take milliseconds, the fewer the more are known already.
 DEAR = Effort(growth=0.0, pool=400, pool_per_proposal=2, unguided=0.1, tuning_points=300)
-CHEAP = Effort(growth=0.1, pool=60, pool_per_proposal=2, unguided=0.1, tuning_points=150)
+CHEAP = Effort(growth=0.06, pool=60, pool_per_proposal=2, unguided=0.1, tuning_points=150)
 _CHEAP_AND_MANY = Effort(growth=0.25, pool=60, pool_per_proposal=1.5, unguided=0.4, tuning_points=150)
-_MANY = 300
+_MANY = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,11 +109,17 @@ class Evolution:
         self._front: list[int] = []
         self._front_losses: Array = np.empty(0)
         self._queue: list[Candidate] = []
+        self._reserve: list[_Known] = []
         self._described: dict[Architecture, _Known] = {}
         self._ranked_at = 0
         self._tuned_at = 0
         self._hyperparameters = Hyperparameters((0.0,) * self._encoder.group_count)
         self._listed: list[_Known] | None = None
+
+    @property
+    def settled(self) -> int:
+        """How many proposals are left of the last ranking."""
+        return len(self._queue)
 
     def propose(self) -> Candidate:
         """A candidate within the budget that was never proposed or observed.
@@ -167,7 +175,7 @@ class Evolution:
 
     def _unguided(self) -> Candidate | None:
         for _ in range(_ATTEMPTS):
-            candidate = self.neighbourhood.propose(self._child())
+            candidate = self.neighbourhood.propose(self._child(self._parents()))
             if candidate is not None and candidate.architecture not in self.seen:
                 return candidate
         return None
@@ -179,25 +187,25 @@ class Evolution:
                 return candidate
         return first_unseen(self.neighbourhood, self.seen)
 
-    def _child(self) -> Parameters:
+    def _child(self, parents: Sequence[Candidate]) -> Parameters:
         generator = self._generator
-        parents = self._parents()
-        parent = self._known[generator.choice(parents)].candidate
+        parent = generator.choice(parents)
         genes = dict(parent.genes)
         if generator.random() < _CROSSOVER:
-            other = self._known[generator.choice(parents)].candidate
+            other = generator.choice(parents)
             genes = {name: generator.choice((value, other.genes[name])) for name, value in genes.items()}
         for _ in range(generator.choice((1, 1, 2, 3))):
             name = generator.choice(list(parent.parameters))
             genes[name] = generator.choice(self.neighbourhood.alternatives(name, genes[name]))
         return genes
 
-    def _parents(self) -> list[int]:
+    def _parents(self) -> list[Candidate]:
         if self._objective.cost_names:
-            return self._front
+            return [self._known[index].candidate for index in self._front]
         # Without costs the front is a single network; its runners-up keep the search from narrowing.
         utilities = np.array([self._utility(index) for index in self._within])
-        return [self._within[rank] for rank in np.argsort(-utilities, kind="stable")[:_RUNNERS_UP]]
+        best = np.argsort(-utilities, kind="stable")[:_RUNNERS_UP]
+        return [self._known[self._within[rank]].candidate for rank in best]
 
     # -- the process ---------------------------------------------------------------------------
 
@@ -232,13 +240,14 @@ class Evolution:
                 np.array(front_costs).reshape(len(utilities), -1)[known],
                 bounds,
             )
-            best = left[np.argsort(-gains, kind="stable")[:share]]
-            left = np.setdiff1d(left, best)
+            left = left[np.argsort(-gains, kind="stable")]
+            best, left = left[:share], left[share:]
             self._queue += [pool[index].candidate for index in best]
             self._described |= {pool[index].candidate.architecture: pool[index] for index in best}
             # Believe the mean, so that the next proposals improve something else.
             utilities += [float(mean[index]) for index in best]
             front_costs += [pool[index].costs for index in best]
+        self._reserve = [pool[index] for index in left[:_RESERVE]]
 
     def _learn(self) -> GaussianProcess:
         indices = np.arange(len(self._known))
@@ -265,12 +274,18 @@ class Evolution:
             if len(self._listed) <= _LISTED_POOL:
                 return self._listed
             return self._generator.sample(self._listed, _LISTED_POOL)
-        found: dict[Architecture, Candidate] = {}
-        for _ in range(size):
-            candidate = self.neighbourhood.propose(self._child())
-            if candidate is not None and candidate.architecture not in self.seen:
-                found[candidate.architecture] = candidate
-        return [self._describe(each) for each in found.values()]
+        # The best of the last ranking that were not proposed stay in the pool, and have children too.
+        kept = [each for each in self._reserve if each.candidate.architecture not in self.seen]
+        found = {each.candidate.architecture: each for each in kept}
+        front, promising = self._parents(), [each.candidate for each in kept[:_PROMISING]]
+        for number in range(size):
+            parents = promising if promising and number % 2 else front
+            candidate = self.neighbourhood.propose(self._child(parents))
+            if candidate is None or candidate.architecture in self.seen:
+                continue
+            if candidate.architecture not in found:
+                found[candidate.architecture] = self._describe(candidate)
+        return list(found.values())
 
     # -- what is known -------------------------------------------------------------------------
 

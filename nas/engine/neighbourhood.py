@@ -2,7 +2,8 @@
 
 neighbourhood = Neighbourhood(space, latency_model, budget_ms=20.0)
 fastest = neighbourhood.fastest()                     # BudgetError if even that one is too slow
-for candidate in neighbourhood.steps(fastest): ...    # one design step away, within the budget
+neighbourhood.alternatives("stage3.depth", 3)         # one design step away: 2 and 4
+neighbourhood.propose(fastest.genes | {"stage3.depth": 4})    # None if that is above the budget
 """
 
 from __future__ import annotations
@@ -114,14 +115,6 @@ class Neighbourhood:
         ordered = sorted(choices, key=float)
         index = ordered.index(value)
         return (*ordered[max(0, index - 1) : index], *ordered[index + 1 : index + 2])
-
-    def steps(self, candidate: Candidate) -> Iterator[Candidate]:
-        """Every candidate one design step away and within the budget."""
-        for name, value in candidate.parameters.items():
-            for other in self.alternatives(name, value):
-                neighbour = self.propose(candidate.genes | {name: other})
-                if neighbour is not None:
-                    yield neighbour
 
     def fastest(self) -> Candidate:
         """The fastest member, by coordinate descent from the smallest.

@@ -101,6 +101,11 @@ class NetAdapt:
         """Whether the network is within the target."""
         return bool(self.path) and self.path[-1].latency_ms <= self._target_ms
 
+    @property
+    def settled(self) -> int:
+        """How many proposals are left of this step."""
+        return sum(candidate.architecture not in self.seen for candidate in self._proposals.values())
+
     def propose(self) -> Candidate:
         """The next proposal of this step, or the first of the next.
 

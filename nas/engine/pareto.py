@@ -13,11 +13,6 @@ from numpy.typing import NDArray
 Points = NDArray[np.float64]
 
 
-def dominates(one: Points, other: Points) -> bool:
-    """Whether ``one`` (objectives,) is nowhere worse than ``other`` and somewhere better."""
-    return bool(np.all(one <= other) and np.any(one < other))
-
-
 def front(points: Points) -> NDArray[np.intp]:
     """Indices of the points (n, objectives) that no other dominates, in the order of the first objective.
 

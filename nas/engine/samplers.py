@@ -2,6 +2,13 @@
 
     proposer = make_proposer("nsga2", objective, Neighbourhood(space, latency, budget_ms), seed=0)
 
+    sampler = EvolutionSampler(Neighbourhood(space, latency, budget_ms), Pareto(), seed=0)
+    study = optuna.create_study(directions=["maximize", "minimize"], sampler=sampler)
+    study.optimize(lambda trial: evaluate(space.suggest(trial)), n_trials=100)
+
+The second is our sampler in any Optuna study. The search itself asks it without the detour of
+:meth:`optuna.Study.ask`, which would cost more time than all the rest.
+
 Optuna's samplers work on a study in memory that mirrors the durable one. They see a fixed set of
 parameters (those of blocks that do not exist included), no network outside the space, and their
 proposals above the budget or already known as failed trials.
@@ -10,21 +17,25 @@ proposals above the budget or already known as failed trials.
 from __future__ import annotations
 
 import random
+import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import optuna
+from optuna import Study
 from optuna.distributions import BaseDistribution, CategoricalDistribution
-from optuna.exceptions import ExperimentalWarning
+from optuna.exceptions import ExperimentalWarning, TrialPruned
 from optuna.samplers import BaseSampler, GPSampler, NSGAIIISampler, NSGAIISampler, RandomSampler, TPESampler
-from optuna.trial import TrialState
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
 
 from nas.engine.evolution import Evolution, first_unseen
-from nas.engine.neighbourhood import Candidate, Neighbourhood
-from nas.objective import Objective, directions
+from nas.engine.neighbourhood import Candidate, Neighbourhood, SpaceExhaustedError
+from nas.objective import Objective, directions, names
 from search_spaces.block import Architecture
 from search_spaces.errors import InputError
+from search_spaces.space import NotInSpaceError
 
 
 def _nsga3(seed: int) -> BaseSampler:
@@ -57,6 +68,10 @@ class Proposer(Protocol):
 
     seen: set[Architecture]
 
+    @property
+    def settled(self) -> int:
+        """How many further proposals are decided already, whatever is observed before they are made."""
+
     def propose(self) -> Candidate:
         """A candidate that is not in ``seen``, and now is.
 
@@ -70,7 +85,7 @@ class Proposer(Protocol):
 
 
 class OptunaProposer:
-    """An Optuna sampler as a proposer.
+    """An Optuna sampler as a proposer. No proposal is settled before all is observed.
 
     Args:
         sampler: the sampler.
@@ -83,6 +98,7 @@ class OptunaProposer:
         self, sampler: BaseSampler, objective: Objective, neighbourhood: Neighbourhood, seed: int
     ) -> None:
         self.seen: set[Architecture] = set()
+        self.settled = 0
         self._neighbourhood = neighbourhood
         self._generator = random.Random(seed)
         self._distributions = distributions(neighbourhood)
@@ -123,6 +139,103 @@ class OptunaProposer:
                     params=dict(candidate.genes), distributions=self._distributions, values=list(values)
                 )
             )
+
+
+class EvolutionSampler(BaseSampler):
+    """Our sampler, :class:`nas.engine.evolution.Evolution`, for any Optuna study.
+
+    It learns from all complete trials of the study whose parameters are a network of the space, whoever
+    made them, and proposes no network twice, those of running and failed trials included. Parameters
+    that the space does not have are drawn at random. All that it knows is in the study: after
+    ``optuna.load_study`` a new sampler goes on where the old one stopped.
+
+    Args:
+        neighbourhood: the space and the budget.
+        objective: what the values of a trial mean: utility first, then the costs. If the study minimises
+            its first value, that is minus the utility.
+        seed: of all random choices, None for one from the operating system.
+        dear: whether an evaluation takes longer than a tenth of a second or so.
+    """
+
+    def __init__(
+        self, neighbourhood: Neighbourhood, objective: Objective, seed: int | None = None, dear: bool = False
+    ) -> None:
+        self._neighbourhood = neighbourhood
+        self._objective = objective
+        self._dear = dear
+        self._generator = random.Random(seed)
+        self._others = RandomSampler(seed)
+        self._distributions = distributions(neighbourhood)
+        self._study_name: str | None = None
+        # Optuna asks one sampler from several threads where n_jobs > 1.
+        self._lock = threading.Lock()
+
+    def reseed_rng(self) -> None:
+        """Draw other random numbers from now on."""
+        self._others.reseed_rng()
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """All parameters of the space."""
+        return dict(self._distributions)
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """The parameters of a network within the budget that the study does not hold.
+
+        Raises:
+            BudgetError: if nothing is within the budget.
+            SpaceExhaustedError: if nothing new is left; within ``Study.optimize`` that ends instead.
+            ValueError: if the study has not the values of the objective.
+        """
+        with self._lock:
+            self._learn(study, trial)
+            try:
+                candidate = self._evolution.propose()
+            except SpaceExhaustedError as error:
+                try:
+                    study.stop()
+                except RuntimeError:
+                    raise error from None  # asked by hand, there is no loop to stop
+                raise TrialPruned(str(error)) from None
+        return {name: value for name, value in candidate.parameters.items() if name in search_space}
+
+    def sample_independent(
+        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        """A random value of a parameter that the space does not have."""
+        return self._others.sample_independent(study, trial, param_name, param_distribution)
+
+    def _learn(self, study: Study, asking: FrozenTrial) -> None:
+        """Observe what the study holds beyond what is known already."""
+        if study.study_name != self._study_name:
+            if len(study.directions) != 1 + len(self._objective.cost_names):
+                wanted = ", ".join(names(self._objective))
+                raise ValueError(f"the study has {len(study.directions)} values, not {wanted}")
+            seed = self._generator.getrandbits(32)
+            self._evolution = Evolution(self._neighbourhood, self._objective, seed, self._dear)
+            self._study_name, self._observed = study.study_name, set[int]()
+        sign = 1 if study.directions[0] == StudyDirection.MAXIMIZE else -1
+        for trial in study.get_trials(deepcopy=False):
+            if trial.number in self._observed or trial.number == asking.number:
+                continue
+            candidate = self._candidate(trial)
+            if candidate is not None and trial.state == TrialState.COMPLETE:
+                utility, *costs = trial.values
+                self._evolution.observe(candidate, (sign * utility, *costs))
+            elif candidate is not None:
+                self._evolution.seen.add(candidate.architecture)
+            if trial.state.is_finished():
+                self._observed.add(trial.number)
+
+    def _candidate(self, trial: FrozenTrial) -> Candidate | None:
+        # A running trial may not have been asked for all of its parameters yet, a waiting one has them fixed.
+        parameters = trial.system_attrs.get("fixed_params", {}) | trial.params
+        try:
+            self._neighbourhood.space.build(parameters)
+        except NotInSpaceError:
+            return None
+        return self._neighbourhood.realise(parameters)
 
 
 def make_proposer(

@@ -304,11 +304,11 @@ class _Search:
         """Give the workers what they can take; why there will be no further job, if so."""
         for name, (architecture, latency) in list(self._wanted.items()):
             busy = architecture.id in self._running or architecture.id in self._elsewhere.values()
-            if not busy and self._workers.in_flight < self._workers.count:
+            if not busy and self._workers.in_flight < self._workers.room:
                 candidate = self._neighbourhood.encode(architecture)
                 if self._start(architecture, candidate, latency, "reference", name):
                     self._wanted.pop(name, None)
-        while self._workers.in_flight < self._workers.count:
+        while self._wants_more():
             if self._done >= self._total:
                 return f"{self._total} trials are complete"
             if clock.over():
@@ -336,6 +336,13 @@ class _Search:
                 return candidate
         return self._proposer.propose()
 
+    def _wants_more(self) -> bool:
+        """Whether another network can be started without missing what those in flight would teach."""
+        in_flight = self._workers.in_flight
+        return in_flight < self._workers.count or (
+            in_flight < self._workers.room and (bool(self._first) or self._proposer.settled > 0)
+        )
+
     def _start(
         self,
         architecture: Architecture,
@@ -360,11 +367,18 @@ class _Search:
         if known is not None:
             attributes |= {key: known.user_attrs[key] for key in RESULTS if key in known.user_attrs}
         parameters = {} if candidate is None else candidate.parameters
-        trial = optuna.create_trial(
+        trial = FrozenTrial(
+            number=-1,
+            trial_id=-1,
             state=TrialState.RUNNING,
+            value=None,
+            datetime_start=datetime.now(),
+            datetime_complete=None,
             params=dict(parameters),
             distributions={parameter: self._distributions[parameter] for parameter in parameters},
             user_attrs=attributes,
+            system_attrs={},
+            intermediate_values={},
         )
         claim = self._ledger.claim(trial, self._total)
         if claim is None:

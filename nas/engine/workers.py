@@ -14,25 +14,31 @@ from concurrent.futures.process import BrokenProcessPool
 from types import TracebackType
 from typing import Generic, TypeVar
 
-from nas.accuracy.estimator import Accuracy, AccuracyError, AccuracyEstimator
+from nas.accuracy.estimator import AccuracyError, AccuracyEstimator, Answer, BatchEstimator, ask
 from search_spaces.block import Architecture
 
-Answer = Accuracy | AccuracyError
 _Key = TypeVar("_Key", bound=Hashable)
 
 # A network that kills its worker process so often is given up.
 _DEATHS = 3
+# Networks a source that takes many at once is asked for at a time: a fraction of a second of work.
+_BATCH = 64
 
 
 class Workers(Generic[_Key]):
     """Evaluates networks, as many at once as there are workers.
 
-    A single worker is this process itself. Several are processes of their own, each with a copy of
-    the estimator, which must therefore be picklable. If one is killed, its work is done again.
+    A single worker is this process itself, and takes many networks at once where the estimator does.
+    Several are processes of their own, each with a copy of the estimator, which must therefore be
+    picklable. If one is killed, its work is done again.
 
     Args:
         estimator: the source of accuracy.
         count: number of workers.
+
+    Attributes:
+        count: number of workers.
+        room: networks that can be in flight at once.
 
     Raises:
         ValueError: if the count is not positive.
@@ -42,8 +48,10 @@ class Workers(Generic[_Key]):
         if count < 1:
             raise ValueError(f"search.workers must be at least 1, not {count}")
         self.count = count
+        self.room = _BATCH if count == 1 and isinstance(estimator, BatchEstimator) else count
         self._estimator = estimator
         self._pool: ProcessPoolExecutor | None = None
+        self._waiting: list[tuple[_Key, Architecture]] = []
         self._answers: list[tuple[_Key, Answer]] = []
         self._running: dict[Future[Answer], tuple[_Key, Architecture]] = {}
         self._deaths: dict[_Key, int] = {}
@@ -60,12 +68,12 @@ class Workers(Generic[_Key]):
     @property
     def in_flight(self) -> int:
         """Networks submitted and not yet answered."""
-        return len(self._running) + len(self._answers)
+        return len(self._waiting) + len(self._running) + len(self._answers)
 
     def submit(self, key: _Key, architecture: Architecture) -> None:
-        """Start an evaluation; with a single worker it is over when this returns."""
+        """Start an evaluation; a single worker begins with it in :meth:`wait`."""
         if self.count == 1:
-            self._answers.append((key, _ask(self._estimator, architecture)))
+            self._waiting.append((key, architecture))
             return
         if self._pool is None:
             # Not forked: a forked process inherits threads' locks and cannot use CUDA.
@@ -82,6 +90,10 @@ class Workers(Generic[_Key]):
 
     def wait(self) -> list[tuple[_Key, Answer]]:
         """The answers that are there; waits for the first if there is none yet."""
+        if self._waiting:
+            keys, architectures = zip(*self._waiting, strict=True)
+            self._waiting = []
+            self._answers += zip(keys, ask(self._estimator, architectures), strict=True)
         while self._running and not self._answers:
             finished, _ = wait(self._running, return_when=FIRST_COMPLETED)
             broken: list[tuple[_Key, Architecture]] = []
@@ -109,13 +121,6 @@ class Workers(Generic[_Key]):
                 self._answers.append((key, AccuracyError("its evaluation killed the worker process")))
 
 
-def _ask(estimator: AccuracyEstimator, architecture: Architecture) -> Answer:
-    try:
-        return estimator.accuracy(architecture)
-    except AccuracyError as error:
-        return error
-
-
 _estimator: AccuracyEstimator | None = None
 
 
@@ -126,4 +131,4 @@ def _start(estimator: AccuracyEstimator) -> None:
 
 def _evaluate(architecture: Architecture) -> Answer:
     assert _estimator is not None
-    return _ask(_estimator, architecture)
+    return ask(_estimator, [architecture])[0]

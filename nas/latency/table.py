@@ -12,7 +12,7 @@ import hashlib
 import io
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
@@ -143,7 +143,7 @@ class LatencyTable:
         Raises:
             MissingKeysError: if a layer is missing.
         """
-        return sum(self.entries[key].latency_ms for key in self._keys(architecture))
+        return sum(entry.latency_ms for _, entry in self.layer_latencies(architecture))
 
     def latency(self, architecture: Architecture) -> Latency:
         """Latency of a network, calibrated where the table has a calibration.
@@ -151,11 +151,11 @@ class LatencyTable:
         Raises:
             MissingKeysError: if a layer is missing.
         """
-        keys = self._keys(architecture)
-        layers_ms = [self.entries[key].latency_ms for key in keys]
+        keys, entries = zip(*self.layer_latencies(architecture), strict=True)
+        layers_ms = [entry.latency_ms for entry in entries]
         calibration = self.header.calibration
         total = sum(layers_ms) if calibration is None else calibration.network_ms(keys, layers_ms)
-        return Latency(total, worst_source(self.entries[key].source for key in keys))
+        return Latency(total, worst_source(entry.source for entry in entries))
 
     def layer_latencies(self, architecture: Architecture) -> list[tuple[LayerKey, Entry]]:
         """The layers of a network with their entries, in order.
@@ -163,7 +163,16 @@ class LatencyTable:
         Raises:
             MissingKeysError: if a layer is missing.
         """
-        return [(key, self.entries[key]) for key in self._keys(architecture)]
+        keys = layer_keys(architecture)
+        try:
+            # A single look-up each: a search asks for thousands of networks.
+            return [(key, self.entries[key]) for key in keys]
+        except KeyError:
+            missing = self.missing(keys)
+            raise MissingKeysError(
+                f"the latency table for {self.header.hardware} lacks {len(missing)} layer(s) of this "
+                f"network, e.g. {missing[0]}; measure them with: {self.profile_command}"
+            ) from None
 
     def with_entries(self, entries: Mapping[LayerKey, Entry], **header: Any) -> LatencyTable:
         """The table with further (or better) entries and changed header fields."""
@@ -175,16 +184,6 @@ class LatencyTable:
         calibration = self.header.calibration
         lines.append(repr(calibration.coefficients) if calibration else "uncalibrated")
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
-
-    def _keys(self, architecture: Architecture) -> Sequence[LayerKey]:
-        keys = layer_keys(architecture)
-        missing = self.missing(keys)
-        if missing:
-            raise MissingKeysError(
-                f"the latency table for {self.header.hardware} lacks {len(missing)} layer(s) of this "
-                f"network, e.g. {missing[0]}; measure them with: {self.profile_command}"
-            )
-        return keys
 
     # -- files ---------------------------------------------------------------------------------
 

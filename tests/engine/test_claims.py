@@ -114,13 +114,16 @@ def check(url: str, log: Path, trials: int) -> Counter[str]:
 
 
 @pytest.mark.slow
-def test_many_workers_lose_no_trial_and_repeat_none(url: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("count", "trials"), [(3, 60), (8, 300)])
+def test_many_workers_lose_no_trial_and_repeat_none(
+    url: str, tmp_path: Path, count: int, trials: int
+) -> None:
     log = tmp_path / "asked"
-    workers = [start(url, log, trials=60) for _ in range(3)]
-    assert [worker.wait(timeout=120) for worker in workers] == [0] * 3
-    asked = check(url, log, trials=60)
+    workers = [start(url, log, trials) for _ in range(count)]
+    assert [worker.wait(timeout=250) for worker in workers] == [0] * count
+    asked = check(url, log, trials)
     assert set(asked.values()) == {1}
-    assert len(asked) == 61
+    assert len(asked) == trials + 1
 
 
 def test_the_trial_of_a_killed_worker_is_taken_over(url: str, tmp_path: Path) -> None:

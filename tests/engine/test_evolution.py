@@ -1,25 +1,15 @@
 import numpy as np
 import pytest
 
+from nas.engine.comparison import Problem
 from nas.engine.evolution import Evolution
 from nas.engine.neighbourhood import Neighbourhood
 from nas.engine.pareto import hypervolume
-from nas.engine.samplers import make_proposer
 from nas.objective import Budget, MnasNet, Objective, Pareto
-from nas.search_benchmark import RegularisedEvolution, Table, losses
-from search_spaces.block import Architecture
 from search_spaces.space import SearchSpace
 from tests.engine.search_cases import MadeUpAccuracy, MadeUpLatency, small_space
 
-
-class MadeUpTable(Table):
-    """The made-up accuracy in place of the predictor's."""
-
-    def __getitem__(self, architecture: Architecture) -> float:
-        return MadeUpAccuracy().accuracy(architecture).top1
-
-
-TABLE = MadeUpTable(0.0)
+ACCURACY = MadeUpAccuracy()
 
 
 @pytest.mark.parametrize("dear", [False, True])
@@ -32,7 +22,7 @@ def test_proposals_are_new_and_within_the_budget(objective: Objective, dear: boo
         assert candidate.architecture not in proposed
         assert candidate.latency.latency_ms <= 2.0
         proposed.add(candidate.architecture)
-        top1 = TABLE[candidate.architecture]
+        top1 = ACCURACY.accuracy(candidate.architecture).top1
         costs = (candidate.latency.latency_ms, 1.0)[: len(objective.cost_names)]
         proposer.observe(candidate, (top1 * objective.factor(candidate.latency.latency_ms), *costs))
 
@@ -45,23 +35,24 @@ def test_starts_from_the_fast_and_the_slow_corner() -> None:
     # The slow corner cannot be enlarged by any single step.
     slow = proposer.propose()
     assert slow.latency.latency_ms > np.median(within)
-    assert all(step.latency.latency_ms <= slow.latency.latency_ms for step in neighbourhood.steps(slow))
+    steps = [
+        neighbourhood.propose(slow.genes | {name: other})
+        for name, value in slow.parameters.items()
+        for other in neighbourhood.alternatives(name, value)
+    ]
+    assert all(step is None or step.latency.latency_ms <= slow.latency.latency_ms for step in steps)
 
 
 def test_finds_more_than_random_and_regularised_evolution() -> None:
-    shares: dict[str, list[float]] = {}
-    for seed in range(3):
-        for name in ("evolution", "random", "regularised"):
-            neighbourhood = Neighbourhood(small_space(), MadeUpLatency())
-            proposer = (
-                RegularisedEvolution(neighbourhood, Pareto(), seed)
-                if name == "regularised"
-                else make_proposer(name, Pareto(), neighbourhood, seed)
-            )
-            found = losses(proposer, Pareto(), TABLE, 60)
-            shares.setdefault(name, []).append(hypervolume(found, np.array([-20.0, 12.0])))
-    assert min(shares["evolution"]) > max(shares["random"])
-    assert min(shares["evolution"]) > max(shares["regularised"])
+    problem = Problem(small_space(), MadeUpLatency(), ACCURACY)
+    volumes = {
+        name: [
+            hypervolume(problem.run(name, Pareto(), seed, 60), np.array([-20.0, 12.0])) for seed in range(3)
+        ]
+        for name in ("evolution", "random", "regularised_evolution")
+    }
+    assert min(volumes["evolution"]) > max(volumes["random"])
+    assert min(volumes["evolution"]) > max(volumes["regularised_evolution"])
 
 
 def test_the_same_seed_proposes_the_same() -> None:
@@ -70,7 +61,8 @@ def test_the_same_seed_proposes_the_same() -> None:
         found = []
         for _ in range(30):
             candidate = proposer.propose()
-            proposer.observe(candidate, (TABLE[candidate.architecture], candidate.latency.latency_ms))
+            top1 = ACCURACY.accuracy(candidate.architecture).top1
+            proposer.observe(candidate, (top1, candidate.latency.latency_ms))
             found.append(candidate.architecture.id)
         return found
 
@@ -79,8 +71,19 @@ def test_the_same_seed_proposes_the_same() -> None:
 
 
 def test_large_spaces_are_searched_too(mobilenet_space: SearchSpace) -> None:
-    neighbourhood = Neighbourhood(mobilenet_space, MadeUpLatency(), 300.0)
-    proposer = Evolution(neighbourhood, Pareto(), seed=0)
-    found = losses(proposer, Pareto(), TABLE, 40)
-    assert len(proposer.seen) == 40
+    found = Problem(mobilenet_space, MadeUpLatency(), ACCURACY).run("evolution", Pareto(), 0, 40, 300.0)
+    assert len(np.unique(found, axis=0)) == 40
     assert found[:, 1].max() <= 300.0
+
+
+def test_settled_proposals_are_what_one_ranking_gave() -> None:
+    neighbourhood = Neighbourhood(small_space(), MadeUpLatency())
+    cheap, dear = (Evolution(neighbourhood, Pareto(), seed=0, dear=dear) for dear in (False, True))
+    for proposer in (cheap, dear):
+        for candidate in list(neighbourhood.members())[::4]:
+            top1 = ACCURACY.accuracy(candidate.architecture).top1
+            proposer.observe(candidate, (top1, candidate.latency.latency_ms))
+        while not proposer._queue and len(proposer.seen) < len(proposer._known) + 20:
+            proposer.propose()
+    # Training is dear: nothing is decided before the last result is known.
+    assert cheap.settled > dear.settled == 0
