@@ -61,8 +61,8 @@ class Problem:
         """Minus top-1 and latency of every network, (networks, 2)."""
         members = {each.architecture: each for each in self.neighbourhood().members()}
         self._learn(list(members))
-        rows = [(top1, members[each].latency.latency_ms) for each in members if (top1 := self._top1[each])]
-        return np.array(rows) * (-1, 1)
+        told = {each: top1 for each in members if (top1 := self._top1[each]) is not None}
+        return np.array([(-top1, members[each].latency.latency_ms) for each, top1 in told.items()])
 
     def run(
         self,

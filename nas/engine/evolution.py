@@ -6,9 +6,10 @@
 
 It starts from the references, the fastest and the slowest corner of the space within the budget and
 a few random networks. Then a Gaussian process over the networks evaluated so far ranks a pool of new
-ones, all of a small space, else children of the front, by the hypervolume improvement it expects (as
-LINAS, Cummings et al. 2022, and BRP-NAS, Dudziak et al. 2020, rank by predictors of their own). No
-network is proposed twice, none above the budget.
+ones by the hypervolume improvement it expects (as LINAS, Cummings et al. 2022, and BRP-NAS, Dudziak et
+al. 2020, rank by predictors of their own). The pool is all of a small space, else children of the front,
+what the last ranking liked without proposing it, and the children of that: little by little an inner
+search for the largest improvement. No network is proposed twice, none above the budget.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ LISTED = 10_000
 _ATTEMPTS = 100
 _CROSSOVER = 0.3
 _RANDOM_START = 12
+# Networks that stay in the pool from one ranking to the next, and how many of the best of them have children.
 _RESERVE = 300
 _PROMISING = 50
 _LISTED_POOL = 2_000
@@ -65,8 +67,8 @@ class Effort:
     tuning_points: int
 
 
-# Training a network takes minutes: think for a second. A predictor takes microseconds: a proposal may
-# take milliseconds, the fewer the more are known already.
+# Training a network takes minutes: think for a second. A predictor takes a fraction of a millisecond: a
+# proposal may take a few, fewer when there are many.
 DEAR = Effort(growth=0.0, pool=400, pool_per_proposal=2, unguided=0.1, tuning_points=300)
 CHEAP = Effort(growth=0.06, pool=60, pool_per_proposal=2, unguided=0.1, tuning_points=150)
 _CHEAP_AND_MANY = Effort(growth=0.25, pool=60, pool_per_proposal=1.5, unguided=0.4, tuning_points=150)
