@@ -106,18 +106,23 @@ def help_text(command: str, arguments: Sequence[str] = ()) -> str:
 
 
 def _group_lines(groups: Mapping[str, str]) -> Iterator[str]:
+    width = max(len(choice) for group in groups for choice in choices_of(group))
     for group, default in groups.items():
         shown = group
         for choice in sorted(choices_of(group), key=lambda name: name != default):
             header, _ = _parts(Path(group, f"{choice}.yaml"))
             sentence = re.split(r"(?<=\.)\s", header, maxsplit=1)[0].rstrip(".")
-            start = f"  {shown:<13}{'*' if choice == default else ' '} {choice:<14} "
+            start = f"  {shown:<13}{'*' if choice == default else ' '} {choice:<{width}} "
             yield textwrap.fill(
-                " ".join(sentence.split()), 110, initial_indent=start, subsequent_indent=" " * len(start)
+                " ".join(sentence.split()),
+                110,
+                initial_indent=start,
+                subsequent_indent=" " * len(start),
+                break_on_hyphens=False,
             )
             shown = ""
         if group in FILE_GROUPS:
-            yield f"  {'':<15}FILE.yaml      a file of your own"
+            yield f"  {'':<15}{'FILE.yaml':<{width}} a file of your own"
 
 
 def _parts(path: Path) -> tuple[str, str]:
