@@ -92,7 +92,7 @@ def main(config: Any) -> None:
             progress,
             profile_command(hardware.name, runtime),
         )
-    print_table_summary(table, folder, f"python -m nas.validate hardware={hardware.name}")
+    print_table_summary(table, folder, profile_command(hardware.name, runtime, "validate"))
 
 
 def _write_kit(path: Path, board: Hardware, runtime: Runtime, plan: Plan, settings: ProfileSettings) -> None:
