@@ -83,7 +83,9 @@ def main(config: Any) -> None:
             table, judged, shown, target, folder / "validating.jsonl", settings.rounds, progress, known
         )
     save(validation, folder)
-    family = Table(*FAMILY_COLUMNS, title=f"the MobileNets on {table.header.title}", title_justify="left")
+    family = Table(title=f"the MobileNets on {table.header.title}", title_justify="left")
+    for column in FAMILY_COLUMNS:
+        family.add_column(column, overflow="fold")
     for row in family_rows(validation):
         family.add_row(*row)
     console.print(family)

@@ -231,7 +231,7 @@ def load_card(folder: Path) -> Card | None:
 
 
 def family_rows(validation: Validation) -> list[tuple[str, str, str, str, str, str, str]]:
-    """The MobileNets on this device: name, published top-1, parameters, MACs, p50, p90, predicted."""
+    """The MobileNets on this device, by name: see :data:`FAMILY_COLUMNS`."""
     rows = []
     for name, record, predicted_ms in zip(
         validation.names, validation.records, validation.predicted_ms, strict=True
@@ -250,7 +250,7 @@ def family_rows(validation: Validation) -> list[tuple[str, str, str, str, str, s
                     f"{predicted_ms:.2f}",
                 )
             )
-    return rows
+    return sorted(rows)
 
 
 FAMILY_COLUMNS = ("network", "top-1 % (published)", "params M", "MACs M", "p50 ms", "p90 ms", "predicted ms")
