@@ -86,7 +86,8 @@ def main(config: Any) -> None:
             profile_command(hardware.name, runtime),
         )
     over_ssh = f" hardware.host={board.hosts[0]}" if board.hosts else ""
-    print_table_summary(table, folder, f"python -m nas.validate hardware={hardware.name}{over_ssh}")
+    validating = profile_command(hardware.name, runtime, "validate")
+    print_table_summary(table, folder, validating + over_ssh)
 
 
 def _write_kit(path: Path, board: Hardware, runtime: Runtime, plan: Plan, settings: ProfileSettings) -> None:

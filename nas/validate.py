@@ -12,7 +12,7 @@ from nas.command import command
 from nas.config import HardwareConfig, ProfileSettings, RuntimeConfig, hardware_of, plain, read_space
 from nas.console import console, measuring_progress, print_summary
 from nas.latency.profiling import CALIBRATION_REFERENCES, load_networks
-from nas.latency.provision import Effort, ready_table, reference_architectures, table_folder
+from nas.latency.provision import Effort, profile_command, ready_table, reference_architectures, table_folder
 from nas.latency.runtimes import Runtime
 from nas.latency.validation import FAMILY_COLUMNS, family_rows, fresh_networks, save, validate
 from search_spaces.errors import InputError
@@ -57,8 +57,8 @@ def main(config: Any) -> None:
     target = board.target(runtime, profiling.seed, console.print)
     if target is None:
         raise InputError(
-            f"hardware={board.name} is not this machine; validate it with: python -m nas.validate "
-            f"hardware={board.name} hardware.host=USER@BOARD"
+            f"hardware={board.name} is not this machine; validate it with: "
+            f"{profile_command(board.name, runtime, 'validate')} hardware.host=USER@BOARD"
         )
     effort = Effort(profiling.max_keys, profiling.networks, profiling.rounds, profiling.seed)
     with measuring_progress() as progress:
@@ -73,17 +73,20 @@ def main(config: Any) -> None:
             progress,
             console.print,
         )
-        used = [record.architecture for record in load_networks(folder)]
+        known = load_networks(folder)
+        used = [record.architecture for record in known]
         fresh = fresh_networks(space, settings.networks, settings.seed, used)
         # References are shown; those the calibration was fitted on do not count as fresh.
         judged = {each.id: each for each in fresh}
         judged |= {name: each for name, each in references.items() if each not in used}
         shown = {name: each for name, each in references.items() if each in used}
         validation = validate(
-            table, judged, shown, target, folder / "validating.jsonl", settings.rounds, progress
+            table, judged, shown, target, folder / "validating.jsonl", settings.rounds, progress, known
         )
     save(validation, folder)
-    family = Table(*FAMILY_COLUMNS, title=f"the MobileNets on {table.header.title}", title_justify="left")
+    family = Table(title=f"the MobileNets on {table.header.title}", title_justify="left")
+    for column in FAMILY_COLUMNS:
+        family.add_column(column, overflow="fold")
     for row in family_rows(validation):
         family.add_row(*row)
     console.print(family)
@@ -99,7 +102,7 @@ def main(config: Any) -> None:
     print_summary(
         f"validation on {card.calibrated.networks} fresh networks",
         rows,
-        f"python -m nas.search hardware={config.hardware.name}",
+        profile_command(config.hardware.name, runtime, "search"),
     )
 
 

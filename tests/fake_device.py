@@ -32,10 +32,14 @@ def network_ms(subject: Subject) -> float:
 
 @dataclass
 class FakeTarget:
-    """Measures by the law above, with some noise, and remembers what it was asked for."""
+    """Measures by the law above, with some noise, and remembers what it was asked for.
+
+    ``cold_caches`` slows down lone layers and leaves networks as they are.
+    """
 
     noise: float = 0.0
     speed: float = 1.0
+    cold_caches: float = 1.0
     device: str = "fake cpu"
     runtime_version: str = onnxruntime.__version__
     session_subjects: int = 2000
@@ -53,6 +57,7 @@ class FakeTarget:
         kept = Journal(journal, [subject_name(each) for each in subjects], {"device": self.device})
         generator = np.random.default_rng(len(subjects))
         exact = np.array([network_ms(each) for each in subjects]) / self.speed
+        exact[[isinstance(each, LayerKey) for each in subjects]] *= self.cold_caches
         while len(kept.rounds) < rounds:
             noisy = exact * np.exp(self.noise * generator.standard_normal(len(exact)))
             kept.append(Round([float(each) for each in noisy], [5.0 / self.speed] * 3, {"load": 0.1}))

@@ -20,6 +20,7 @@ import numpy as np
 from onnx import ModelProto, TensorProto
 
 from nas.boards import runner
+from nas.cost import layer_cost
 from nas.latency import conditions, timing
 from nas.latency.devices import ANCHOR, Measurement, Subject, deal_out, measurement, subject_name
 from nas.latency.runtimes import Runtime, graph
@@ -29,6 +30,8 @@ from search_spaces.errors import InputError
 
 # Groups are measured one after the other: what a board with 1 GB of memory holds at once.
 GROUP_SUBJECTS = 300
+# Layers that all groups share, beyond their size.
+_LINKS = 20
 DEFAULT_TEMPERATURE_LIMIT_C = 75.0
 _WEIGHT_TYPES = {TensorProto.FLOAT: "float32", TensorProto.INT8: "int8"}
 _MODULES = {"latency/conditions.py": conditions, "latency/timing.py": timing, "boards/runner.py": runner}
@@ -62,8 +65,16 @@ class KitSettings:
 
 
 def groups_of(subjects: Sequence[Subject], size: int = GROUP_SUBJECTS) -> list[list[Subject]]:
-    """Deal subjects out into groups a board can hold."""
-    return deal_out(subjects, size)
+    """Deal subjects out into groups a board can hold.
+
+    Some layers of the first group, spread from the cheapest to the dearest, are measured in every other group
+    too: they tell how fast the board was then (:func:`nas.latency.profiling.table_level`).
+    """
+    first, *others = deal_out(subjects, size)
+    layers = [subject for subject in first if isinstance(subject, LayerKey)]
+    layers.sort(key=lambda key: (layer_cost(key).macs, str(key)))
+    links = layers[:: max(1, len(layers) // _LINKS)][:_LINKS]
+    return [first, *([*group, *links] for group in others)]
 
 
 def write_kit(

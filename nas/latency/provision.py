@@ -42,9 +42,9 @@ def table_folder(root: Path, hardware: str, runtime: Runtime) -> Path:
     return root / f"{hardware}-{runtime.name}-{runtime.precision}-{runtime.threads}t"
 
 
-def profile_command(hardware: str, runtime: Runtime) -> str:
-    """The command that measures what a table lacks."""
-    parts = ["python -m nas.profile", f"hardware={hardware}"]
+def profile_command(hardware: str, runtime: Runtime, command: str = "profile") -> str:
+    """The command that measures what a table lacks, or another one for the same hardware and runtime."""
+    parts = [f"python -m nas.{command}", f"hardware={hardware}"]
     if runtime.name != "onnxruntime":
         parts.append(f"runtime={runtime.name}")
     if runtime.precision != "fp32":

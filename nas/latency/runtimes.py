@@ -7,8 +7,11 @@ The runtime belongs to the hardware. PyTorch eager is no proxy for a deployed mo
 from __future__ import annotations
 
 import importlib.metadata
+import os
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import FunctionType
 from typing import Literal, get_args
 
 import numpy as np
@@ -141,7 +144,12 @@ def _prepare_torch(subject: LayerKey | Architecture, runtime: Runtime) -> Runner
     torch.set_num_threads(runtime.threads)
     module: Callable[[torch.Tensor], torch.Tensor] = build_module(subject)
     if runtime.name == "torch_compile":
-        module = torch.compile(module)
+        if not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))):
+            raise RuntimeUnavailableError(
+                "runtime torch_compile needs a C++ compiler: install one (sudo apt install g++), or use "
+                "runtime=torch"
+            )
+        module = torch.compile(_with_code_of_its_own(module), dynamic=False)
     image = torch.randn(input_shape(subject), generator=torch.Generator().manual_seed(0))
 
     def run() -> object:
@@ -151,18 +159,35 @@ def _prepare_torch(subject: LayerKey | Architecture, runtime: Runtime) -> Runner
     return run
 
 
+def _with_code_of_its_own(module: Callable[[torch.Tensor], torch.Tensor]) -> FunctionType:
+    """A call of the module that shares no compiled code with others.
+
+    torch.compile keeps what it compiled by code object, eight variants of each; all layers share the code
+    of ``nn.Sequential``, and from the ninth on would silently run eagerly.
+    """
+
+    def call(image: torch.Tensor) -> torch.Tensor:
+        return module(image)
+
+    return FunctionType(call.__code__.replace(), call.__globals__, "call", None, call.__closure__)
+
+
 def _prepare_executorch(subject: LayerKey | Architecture, runtime: Runtime) -> Runner:
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.exir import to_edge_transform_and_lower
     from executorch.extension.pybindings import portable_lib
 
+    # The pool belongs to the process and has a thread for every core until told otherwise.
+    if portable_lib._threadpool_get_thread_count() != runtime.threads:
+        portable_lib._unsafe_reset_threadpool(runtime.threads)
     image = torch.randn(input_shape(subject), generator=torch.Generator().manual_seed(0))
     exported = torch.export.export(build_module(subject), (image,))
     program = to_edge_transform_and_lower(exported, partitioner=[XnnpackPartitioner()]).to_executorch()
     buffer = program.buffer
     module = portable_lib._load_for_executorch_from_buffer(buffer)
 
-    def run(_: bytes = buffer) -> object:  # the module reads weights from the buffer without owning it
+    def run(_: bytes = buffer) -> object:
+        # The module reads its weights from the buffer without owning it: this keeps it alive.
         return module.forward((image,))
 
     return run

@@ -21,12 +21,21 @@ import torch
 from torch import nn
 from torchvision import models
 
-from nas.latency.conditions import snapshot
-from nas.latency.devices import ANCHOR
+from nas.latency.conditions import cpu_model, snapshot
+from nas.latency.devices import ANCHOR, Measurement
 from nas.latency.onnx_graph import INPUT_NAME
+from nas.latency.profiling import link_keys, table_level
 from nas.latency.runtimes import Runtime, RuntimeUnavailableError
 from nas.latency.table import LatencyTable
-from nas.latency.timing import STATISTICS, Journal, Runner, measure, onnx_runner
+from nas.latency.timing import (
+    STATISTICS,
+    Journal,
+    Runner,
+    measure,
+    onnx_runner,
+    round_order,
+    without_drift,
+)
 from nas.reporting.data import PUBLISHED
 from search_spaces.errors import InputError
 
@@ -111,7 +120,7 @@ def measure_end_to_end(
     rounds: int = 40,
     seed: int = 0,
 ) -> dict[str, float]:
-    """Time whole networks on this machine, in the same rounds as the table's anchor network.
+    """Time whole networks on this machine, in the same rounds as some layers of the table.
 
     Args:
         references: what to time.
@@ -134,7 +143,14 @@ def measure_end_to_end(
             "torchvision references are measured beside a measured latency table, and this one is estimated; "
             f"measure it with: {table.profile_command}"
         )
+    if table.header.device != cpu_model():
+        raise TorchvisionReferenceError(
+            f"torchvision references are measured on this machine only, and the latency table is of "
+            f"{table.header.device}; leave {', '.join(each.name for each in references)} out"
+        )
+    links = link_keys(table)
     runners = {each.name: _runner(each, runtime) for each in references}
+    runners |= {str(key): runtime.runner(key) for key in links}
     identity = {
         "runtime": runtime.name,
         "version": runtime.version(),
@@ -143,10 +159,17 @@ def measure_end_to_end(
     }
     kept = Journal(journal, list(runners), identity)
     steady = measure(runners, runtime.runner(ANCHOR), kept, rounds, seed, snapshot)
-    level = table.header.sessions[0]["anchor_ms"] / float(np.median([each.anchor_ms for each in steady]))
-    samples = np.array([each.samples_ms for each in steady])
-    statistic = STATISTICS.get(table.header.statistic, STATISTICS["median"])
-    return {name: float(ms) * level for name, ms in zip(runners, statistic(samples), strict=True)}
+    samples = without_drift(
+        np.array([each.samples_ms for each in steady]),
+        [round_order(each.shuffle, len(runners)) for each in steady],
+    )
+    anchors = np.array([np.median(each.anchor_ms) for each in steady])
+    linked = Measurement(
+        tuple(links), samples[:, len(references) :], anchors, {"anchor_ms": float(np.median(anchors))}
+    )
+    level = table_level(table, linked)
+    found = STATISTICS[table.header.statistic](samples) * level
+    return {each.name: float(latency_ms) for each, latency_ms in zip(references, found, strict=False)}
 
 
 def record(

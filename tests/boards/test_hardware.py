@@ -2,6 +2,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from nas.boards.hardware import (
@@ -12,15 +13,16 @@ from nas.boards.hardware import (
     import_result,
     table_without_measuring,
 )
-from nas.boards.kit import groups_of, read_result, write_kit
+from nas.boards.kit import Group, Result, groups_of, read_result, write_kit
 from nas.boards.remote import SshTarget
-from nas.latency.devices import LocalTarget, Subject
+from nas.latency.devices import LocalTarget, Measurement, Subject
 from nas.latency.estimate import EstimatedLayers
 from nas.latency.runtimes import Runtime
 from nas.latency.table import LatencyTable
 from nas.layers import LayerKey, layer_keys
 from search_spaces.block import Architecture
 from search_spaces.mobilenet import reference
+from tests.fake_device import layer_ms
 
 pytestmark = pytest.mark.usefixtures("unsteady_machine")
 
@@ -56,6 +58,24 @@ def test_a_result_becomes_a_calibrated_table(result: Path, tmp_path: Path) -> No
     assert len(table.header.sessions) == 2
     assert (tmp_path / "samples-2.jsonl").read_text().count("samples_ms") == 2
     assert table.latency(NETWORKS[0]).latency_ms > 0
+
+
+def test_groups_of_a_kit_are_tied_together_by_layers_both_measured(tmp_path: Path) -> None:
+    groups = groups_of(KEYS, 25)
+    shared = set(groups[0]).intersection(*groups[1:])
+    assert len(shared) >= 10
+    assert {key for group in groups for key in group} == set(KEYS)
+    made = []
+    for number, group in enumerate(groups):
+        # The board is 20 % slower while it measures the second group, its anchor does not show it.
+        speed = 1.2 if number == 1 else 1.0
+        samples_ms = np.tile([layer_ms(key) * speed for key in group], (4, 1))
+        record = {"kit": "k", "group": number, "anchor_ms": 5.0}
+        made.append(Group(number, Measurement(tuple(group), samples_ms, np.full(4, 5.0), record), ""))
+    header = {"kit": "k", "rounds": 4, "board": {"cpu": "board", "onnxruntime": "1"}}
+    table = import_result(Result(header, tuple(made), ()), RUNTIME, "rpi4", tmp_path, [])
+    for key in KEYS:
+        assert table.entries[key].latency_ms == pytest.approx(layer_ms(key))
 
 
 def test_a_result_is_imported_once_and_what_was_missing_later(result: Path, tmp_path: Path) -> None:

@@ -94,11 +94,3 @@ def test_a_runtime_that_is_not_installed_names_the_install_command(monkeypatch: 
     monkeypatch.setattr(importlib.metadata, "version", missing)
     with pytest.raises(RuntimeUnavailableError, match=r"pip install 'mobilenet-nas\[executorch\]'"):
         Runtime("executorch").runner(layer_keys(reference("mobilenet_v2", 64))[0])
-
-
-@pytest.mark.parametrize("name", ["torch"])
-def test_torch_runs_layers_and_networks(name: str) -> None:
-    architecture = reference("mobilenet_v3_small", 64)
-    runtime = Runtime(name)  # type: ignore[arg-type]
-    assert runtime.runner(architecture)().shape == (1, 1000)  # type: ignore[attr-defined]
-    assert runtime.runner(layer_keys(architecture)[0])().shape == (1, 16, 32, 32)  # type: ignore[attr-defined]

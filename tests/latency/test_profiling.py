@@ -230,6 +230,23 @@ def test_a_validation_card_states_the_error(small_space: SearchSpace, tmp_path: 
     assert len((tmp_path / "validation.csv").read_text().splitlines()) == 1 + 16
 
 
+def test_drift_is_told_by_networks_where_some_were_measured_before(
+    small_space: SearchSpace, tmp_path: Path
+) -> None:
+    target = FakeTarget(noise=0.01)
+    plan = make_plan(small_space, [], None, 30, seed=0)
+    table = profile(target, Runtime(), "fake", plan, tmp_path, rounds=10)
+    fresh = {each.id: each for each in fresh_networks(small_space, 10, 1, plan.networks)}
+    target.speed, target.cold_caches = 0.8, 1.2
+    known = load_networks(tmp_path)
+    card = validate(table, fresh, {}, target, tmp_path / "v.jsonl", 8, known=known).card
+    assert card.drift == pytest.approx(0.25, abs=0.01)
+    assert card.calibrated.networks == 10
+    assert card.calibrated.mape < 0.02
+    misled = validate(table, fresh, {}, target, tmp_path / "v.jsonl", 8).card
+    assert misled.calibrated.bias > 0.1
+
+
 def test_seconds_needed_grows_with_the_rounds(small_space: SearchSpace) -> None:
     plan = make_plan(small_space, [], 20, 2, seed=0)
     runtime = Runtime()

@@ -2,8 +2,10 @@ from pathlib import Path
 
 import pytest
 
+from nas.latency.conditions import cpu_model
 from nas.latency.runtimes import Runtime
-from nas.latency.table import LatencyTable, TableHeader
+from nas.latency.table import Entry, LatencyTable, TableHeader
+from nas.layers import layer_keys
 from nas.reporting.data import read_study, report_of
 from nas.reporting.torchvision_reference import (
     TorchvisionReference,
@@ -13,13 +15,14 @@ from nas.reporting.torchvision_reference import (
     record,
     torchvision_reference,
 )
+from search_spaces.mobilenet import reference
 from tests.reporting.report_cases import made_up_study
 
 
-def table(anchor_ms: float | None) -> LatencyTable:
+def table(anchor_ms: float | None, device: str = cpu_model()) -> LatencyTable:
     sessions = () if anchor_ms is None else ({"anchor_ms": anchor_ms},)
     return LatencyTable(
-        TableHeader("host", "cpu", "torch", "2", "fp32", 1, "2026-01-01", sessions=sessions), {}
+        TableHeader("host", device, "torch", "2", "fp32", 1, "2026-01-01", sessions=sessions), {}
     )
 
 
@@ -57,6 +60,23 @@ def test_latency_is_told_at_the_level_of_the_table(tmp_path: Path) -> None:
     assert twice == pytest.approx(2 * once)
 
 
+def test_layers_of_the_table_tell_its_level_better_than_the_anchor(tmp_path: Path) -> None:
+    references = [torchvision_reference("torchvision:squeezenet1_1")]
+    runtime = Runtime("torch")
+    keys = layer_keys(reference("mobilenet_v3_small_050", 32, 10))
+
+    def linked(factor: float) -> LatencyTable:
+        entries = {key: Entry(factor, 0.0, 3, "measured") for key in keys}
+        return LatencyTable(table(1.0).header, entries)
+
+    found = [
+        measure_end_to_end(references, linked(factor), runtime, tmp_path / "rounds.jsonl", rounds=3)
+        for factor in (1.0, 3.0)
+    ]
+    # The anchor says the same of both tables, their layers that the second machine took three times as long.
+    assert found[1]["torchvision:squeezenet1_1"] == pytest.approx(3 * found[0]["torchvision:squeezenet1_1"])
+
+
 @pytest.mark.slow
 def test_runs_in_onnx_runtime(tmp_path: Path) -> None:
     pytest.importorskip("onnxscript")
@@ -69,6 +89,8 @@ def test_refuses_what_would_not_compare(tmp_path: Path) -> None:
     references = [torchvision_reference("torchvision:squeezenet1_1")]
     with pytest.raises(TorchvisionReferenceError, match="this one is estimated"):
         measure_end_to_end(references, table(None), Runtime("torch"), tmp_path / "j")
+    with pytest.raises(TorchvisionReferenceError, match=r"table is of Raspberry Pi 4; leave torchv.* out"):
+        measure_end_to_end(references, table(1.0, "Raspberry Pi 4"), Runtime("torch"), tmp_path / "j")
     with pytest.raises(TorchvisionReferenceError, match=r"onnxruntime \(int8\)"):
         measure_end_to_end(references, table(1.0), Runtime(precision="int8"), tmp_path / "j")
 
