@@ -48,6 +48,7 @@ from nas.objective import Objective
 from nas.provenance import fingerprint, layers, provenance
 from nas.reporting.data import report_of
 from nas.reporting.torchvision_reference import (
+    check_measurable,
     is_torchvision,
     measure_end_to_end,
     record,
@@ -106,6 +107,7 @@ def main(config: Any) -> None:
 
     table = latencies.table(space, list(references.values()))
     console.print(f"latency: {table.header.title}")
+    check_measurable(foreign, table, runtime)
     card = load_card(tables)
     _check_card(card, table, board, runtime, settings.require_validation)
     budget_ms = _budget_ms(settings.budget_ms, table, space, resolution)

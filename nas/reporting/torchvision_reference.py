@@ -39,6 +39,7 @@ from nas.latency.timing import (
 from nas.reporting.data import PUBLISHED
 from search_spaces.errors import InputError
 
+_RUNTIMES = (("onnxruntime", "fp32"), ("torch", "fp32"), ("torch_compile", "fp32"))
 PREFIX = "torchvision:"
 _METRICS = "ImageNet-1K"
 
@@ -112,6 +113,32 @@ def torchvision_reference(name: str) -> TorchvisionReference:
     )
 
 
+def check_measurable(
+    references: Sequence[TorchvisionReference], table: LatencyTable, runtime: Runtime
+) -> None:
+    """Say before a search what :func:`measure_end_to_end` could not do after it.
+
+    Raises:
+        TorchvisionReferenceError: if the table is not of this machine, or the runtime cannot run them.
+    """
+    names = ", ".join(each.name for each in references)
+    if references and not table.header.sessions:
+        raise TorchvisionReferenceError(
+            "torchvision references are measured beside a measured latency table, and this one is estimated; "
+            f"measure it with: {table.profile_command}"
+        )
+    if references and table.header.device != cpu_model():
+        raise TorchvisionReferenceError(
+            f"torchvision references are measured on this machine only, and the latency table is of "
+            f"{table.header.device}; leave {names} out"
+        )
+    if references and (runtime.name, runtime.precision) not in _RUNTIMES:
+        raise TorchvisionReferenceError(
+            f"torchvision references run with runtime=onnxruntime (fp32) or torch, not {runtime.name} "
+            f"({runtime.precision}); leave {names} out"
+        )
+
+
 def measure_end_to_end(
     references: Sequence[TorchvisionReference],
     table: LatencyTable,
@@ -138,16 +165,7 @@ def measure_end_to_end(
         TorchvisionReferenceError: if the table was not measured, or the runtime cannot run them.
         MeasurementError: if the machine did not hold still.
     """
-    if not table.header.sessions:
-        raise TorchvisionReferenceError(
-            "torchvision references are measured beside a measured latency table, and this one is estimated; "
-            f"measure it with: {table.profile_command}"
-        )
-    if table.header.device != cpu_model():
-        raise TorchvisionReferenceError(
-            f"torchvision references are measured on this machine only, and the latency table is of "
-            f"{table.header.device}; leave {', '.join(each.name for each in references)} out"
-        )
+    check_measurable(references, table, runtime)
     links = link_keys(table)
     runners = {each.name: _runner(each, runtime) for each in references}
     runners |= {str(key): runtime.runner(key) for key in links}
@@ -203,21 +221,16 @@ def _runner(reference: TorchvisionReference, runtime: Runtime) -> Runner:
         1, 3, reference.resolution, reference.resolution, generator=torch.Generator().manual_seed(0)
     )
     module = reference.build()
-    if runtime.name == "onnxruntime" and runtime.precision == "fp32":
+    if runtime.name == "onnxruntime":
         return onnx_runner(_onnx(module, image), runtime.threads)
-    if runtime.name in ("torch", "torch_compile"):
-        torch.set_num_threads(runtime.threads)
-        call = torch.compile(module) if runtime.name == "torch_compile" else module
+    torch.set_num_threads(runtime.threads)
+    call = torch.compile(module) if runtime.name == "torch_compile" else module
 
-        def run() -> object:
-            with torch.inference_mode():
-                return call(image)
+    def run() -> object:
+        with torch.inference_mode():
+            return call(image)
 
-        return run
-    raise TorchvisionReferenceError(
-        f"torchvision references run with runtime=onnxruntime (fp32) or torch, not {runtime.name} "
-        f"({runtime.precision}); leave {reference.name} out"
-    )
+    return run
 
 
 def _onnx(module: nn.Module, image: torch.Tensor) -> bytes:
