@@ -20,15 +20,8 @@ from nas.config import HardwareConfig, RuntimeConfig, plain, read_space
 from nas.console import console, measuring_progress, print_summary
 from nas.latency.calibration import Calibration, ErrorSummary
 from nas.latency.devices import LocalTarget
-from nas.latency.profiling import (
-    NetworkRecord,
-    Plan,
-    features_of,
-    fill_gaps,
-    load_networks,
-    make_plan,
-    profile,
-)
+from nas.latency.planning import Plan, make_plan
+from nas.latency.profiling import NetworkRecord, features_of, fill_gaps, load_networks, profile
 from nas.latency.provision import reference_architectures
 from nas.latency.runtimes import Precision, Runtime, graph
 from nas.latency.table import LatencyTable, write_atomically

@@ -11,7 +11,8 @@ from nas.boards.kit import groups_of, read_result, write_kit
 from nas.command import command
 from nas.config import HardwareConfig, ProfileSettings, RuntimeConfig, hardware_of, plain, read_space
 from nas.console import console, measuring_progress, print_summary, print_table_summary
-from nas.latency.profiling import Plan, make_plan, profile, seconds_needed
+from nas.latency.planning import Plan, make_plan, seconds_needed
+from nas.latency.profiling import profile
 from nas.latency.provision import load_table, profile_command, reference_architectures, table_folder
 from nas.latency.runtimes import Runtime
 from nas.layers import layer_keys, reachable_layer_keys

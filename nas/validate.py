@@ -11,7 +11,8 @@ from rich.table import Table
 from nas.command import command
 from nas.config import HardwareConfig, ProfileSettings, RuntimeConfig, hardware_of, plain, read_space
 from nas.console import console, measuring_progress, print_summary
-from nas.latency.profiling import CALIBRATION_REFERENCES, load_networks
+from nas.latency.planning import CALIBRATION_REFERENCES
+from nas.latency.profiling import load_networks
 from nas.latency.provision import Effort, profile_command, ready_table, reference_architectures, table_folder
 from nas.latency.runtimes import Runtime
 from nas.latency.validation import FAMILY_COLUMNS, family_rows, fresh_networks, save, validate

@@ -16,7 +16,8 @@ from nas.boards.kit import Group, KitSettings, Result
 from nas.boards.remote import Board, SshTarget
 from nas.latency.devices import LocalTarget, Measurement, Subject, Target
 from nas.latency.estimate import EstimatedLayers
-from nas.latency.profiling import Plan, ProfileProgress, fill_gaps, profile
+from nas.latency.planning import Plan
+from nas.latency.profiling import ProfileProgress, fill_gaps, profile
 from nas.latency.provision import load_table, profile_command
 from nas.latency.runtimes import Runtime
 from nas.latency.table import Entry, LatencyTable, TableHeader

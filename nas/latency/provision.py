@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nas.latency.devices import Target
-from nas.latency.profiling import Plan, ProfileProgress, make_plan, profile
+from nas.latency.planning import Plan, make_plan
+from nas.latency.profiling import ProfileProgress, profile
 from nas.latency.runtimes import Runtime
 from nas.latency.table import LatencyTable, TableError
 from nas.layers import layer_keys, reachable_layer_keys

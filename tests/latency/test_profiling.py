@@ -7,14 +7,8 @@ import pytest
 
 from nas.latency.calibration import FEATURES, Calibration, layer_features
 from nas.latency.gap_filling import GapFiller, GapFillingError
-from nas.latency.profiling import (
-    ProfileProgress,
-    features_of,
-    load_networks,
-    make_plan,
-    profile,
-    seconds_needed,
-)
+from nas.latency.planning import make_plan, seconds_needed
+from nas.latency.profiling import ProfileProgress, features_of, load_networks, profile
 from nas.latency.provision import Effort, measure_layers, ready_table, reference_architectures
 from nas.latency.runtimes import Runtime
 from nas.latency.table import LatencyTable

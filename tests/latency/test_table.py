@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 
 from nas.latency.calibration import Calibration
-from nas.latency.profiling import calibrate, features_of, make_plan, profile
+from nas.latency.planning import make_plan
+from nas.latency.profiling import calibrate, features_of, profile
 from nas.latency.provision import StaleTableError, load_table, profile_command, table_folder
 from nas.latency.runtimes import Runtime
 from nas.latency.table import Entry, LatencyTable, MissingKeysError, TableError, TableHeader
