@@ -65,15 +65,20 @@ class KitSettings:
 
 
 def groups_of(subjects: Sequence[Subject], size: int = GROUP_SUBJECTS) -> list[list[Subject]]:
-    """Deal subjects out into groups a board can hold.
+    """Deal subjects out into groups of at most ``size``, which a board can hold.
 
-    Some layers of the first group, spread from the cheapest to the dearest, are measured in every other group
-    too: they tell how fast the board was then (:func:`nas.latency.profiling.table_level`).
+    Where there are several, some layers of the first group, spread from the cheapest to the dearest, are
+    measured in every other group too: they tell how fast the board was then
+    (:func:`nas.latency.profiling.table_level`).
     """
-    first, *others = deal_out(subjects, size)
+    if len(subjects) <= size:
+        return [list(subjects)]
+    room = max(size - _LINKS, (size + 1) // 2)
+    first, *others = deal_out(subjects, room)
     layers = [subject for subject in first if isinstance(subject, LayerKey)]
     layers.sort(key=lambda key: (layer_cost(key).macs, str(key)))
-    links = layers[:: max(1, len(layers) // _LINKS)][:_LINKS]
+    wanted = size - room
+    links = layers[:: max(1, len(layers) // max(1, wanted))][:wanted]
     return [first, *([*group, *links] for group in others)]
 
 

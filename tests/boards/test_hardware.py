@@ -40,7 +40,7 @@ def result(tmp_path_factory: pytest.TempPathFactory, unsteady_machine: None) -> 
     """What a board sends back: two groups, of which the layers of the last are not all there."""
     folder = tmp_path_factory.mktemp("board")
     subjects: list[Subject] = [*KEYS[:-2], *NETWORKS]
-    write_kit(folder / "kit.zip", RPI4.kit_settings(RUNTIME, rounds=2, seed=0), groups_of(subjects, 30))
+    write_kit(folder / "kit.zip", RPI4.kit_settings(RUNTIME, rounds=2, seed=0), groups_of(subjects, 40))
     subprocess.run([sys.executable, "kit.zip"], cwd=folder, check=True, capture_output=True)
     return folder / "kit-result.jsonl"
 
@@ -61,7 +61,7 @@ def test_a_result_becomes_a_calibrated_table(result: Path, tmp_path: Path) -> No
 
 
 def test_groups_of_a_kit_are_tied_together_by_layers_both_measured(tmp_path: Path) -> None:
-    groups = groups_of(KEYS, 25)
+    groups = groups_of(KEYS, 30)
     shared = set(groups[0]).intersection(*groups[1:])
     assert len(shared) >= 10
     assert {key for group in groups for key in group} == set(KEYS)

@@ -3,6 +3,7 @@ import os
 import stat
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from nas.boards.runner import BoardError, Watch, decode_throttled, model_with_we
 from nas.latency import conditions
 from nas.latency.devices import Subject
 from nas.latency.runtimes import Runtime, graph
-from nas.layers import build_layer, layer_keys
+from nas.layers import LayerKey, build_layer, layer_keys
 from search_spaces.mobilenet import reference
 
 pytestmark = pytest.mark.usefixtures("unsteady_machine")
@@ -35,7 +36,9 @@ RUNTIME = Runtime()
 
 
 def _write(path: Path, rounds: int = 4, groups: int = 1) -> Path:
-    size = -(-len(SUBJECTS) // groups)
+    share = -(-len(SUBJECTS) // groups)
+    # Half of a group are layers that tie it to the others, where there are several.
+    size = share if groups == 1 else 2 * share - 1
     write_kit(path, KitSettings("rpi4", RUNTIME, rounds), groups_of(SUBJECTS, size))
     return path
 
@@ -337,6 +340,11 @@ def test_manifest_names_every_subject_and_the_anchor(tmp_path: Path) -> None:
 
 def test_groups_deal_out_layers_and_networks() -> None:
     groups = groups_of(SUBJECTS, 5)
-    assert sum(map(len, groups)) == len(SUBJECTS)
+    assert len(groups) > 1
     assert max(map(len, groups)) <= 5
-    assert {subject for group in groups for subject in group} == set(SUBJECTS)
+    counts = Counter(subject for group in groups for subject in group)
+    assert set(counts) == set(SUBJECTS)
+    links = {subject for subject, count in counts.items() if count > 1}
+    assert links
+    assert all(isinstance(subject, LayerKey) and counts[subject] == len(groups) for subject in links)
+    assert groups_of(SUBJECTS, len(SUBJECTS)) == [SUBJECTS]

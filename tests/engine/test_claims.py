@@ -114,7 +114,7 @@ def check(url: str, log: Path, trials: int) -> Counter[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("count", "trials"), [(3, 60), (8, 300)])
+@pytest.mark.parametrize(("count", "trials"), [(3, 60), (8, 100)])
 def test_many_workers_lose_no_trial_and_repeat_none(
     url: str, tmp_path: Path, count: int, trials: int
 ) -> None:
