@@ -24,6 +24,10 @@ _REFERENCE_MARKERS = "DsP^vX*ph"
 _PNG_DPI = 300
 _INCHES = (5.0, 3.4)
 _LABEL_CHARACTERS = 75
+# A front of more networks is a line with a band, its points small.
+_DENSE_FRONT = 60
+# Points of accuracy shown below the least accurate reference.
+_BELOW_REFERENCES = 15.0
 
 
 def save_pareto_figures(report: Report, folder: Path) -> list[Path]:
@@ -38,20 +42,29 @@ def save_pareto_figures(report: Report, folder: Path) -> list[Path]:
 
 
 def _draw(axes: Axes, report: Report) -> None:
+    floor = min((each.top1 for each in report.references), default=0.0) - _BELOW_REFERENCES
+    below = sum(each.top1 < floor for each in report.candidates)
     axes.scatter(
         *_coordinates(report.candidates),
         s=6,
         color=CANDIDATE_COLOUR,
         alpha=0.5,
         linewidths=0,
-        label=f"candidates ({len(report.candidates):,})",
+        label=f"candidates ({len(report.candidates):,}{f', {below:,} below' if below else ''})",
         rasterized=True,
     )
     if report.front:
         latencies, accuracies = _coordinates(report.front)
         axes.step(latencies, accuracies, where="post", color=FRONT_COLOUR, linewidth=1)
         deviations = [network.deviation or 0.0 for network in report.front]
-        if any(deviations):
+        dense = len(report.front) > _DENSE_FRONT
+        if any(deviations) and dense:
+            low, high = (
+                [top1 + sign * deviation for top1, deviation in zip(accuracies, deviations, strict=True)]
+                for sign in (-1, 1)
+            )
+            axes.fill_between(latencies, low, high, color=FRONT_COLOUR, alpha=0.2, linewidth=0)
+        elif any(deviations):
             axes.errorbar(
                 latencies,
                 accuracies,
@@ -61,7 +74,7 @@ def _draw(axes: Axes, report: Report) -> None:
                 elinewidth=0.5,
                 alpha=0.5,
             )
-        axes.scatter(latencies, accuracies, s=12, color=FRONT_COLOUR, zorder=3, label="front")
+        axes.scatter(latencies, accuracies, s=2 if dense else 12, color=FRONT_COLOUR, zorder=3, label="front")
     # Names in the legend, not beside the points: they would cover each other.
     for reference, marker in zip(report.references, itertools.cycle(_REFERENCE_MARKERS), strict=False):
         axes.scatter(
@@ -88,6 +101,8 @@ def _draw(axes: Axes, report: Report) -> None:
     title = textwrap.fill(report.title, _LABEL_CHARACTERS)
     axes.set_xlabel(f"latency in ms ({_sources(report, 'latency_source')})\n{title}")
     axes.set_ylabel(f"top-1 accuracy in % ({_sources(report, 'accuracy_source')})")
+    if below:
+        axes.set_ylim(bottom=floor)
     axes.grid(linewidth=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     # Where networks would be slow and inaccurate there are few points to cover.
