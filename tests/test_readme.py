@@ -28,9 +28,12 @@ from sklearn.datasets import load_digits
 from nas.options import CONFIG_FOLDER
 from search_spaces.space import SearchSpace
 from tests.boards.ssh_server import SSHD, ssh_server
+from tests.test_options import schemas
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+# Schemas are told to Hydra by the commands that run; this tells all of them.
+__all__ = ["schemas"]
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(SSHD is None, reason="needs an SSH server (apt install openssh-server)"),
