@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 
 from nas.accuracy.predictor import SHIPPED_PARAMETERS
 from nas.accuracy.records import read_extra
+from nas.engine.batch import layer_latency
 from nas.latency.table import LatencyTable
 from nas.latency.validation import Card
 from nas.layers import layer_keys, reachable_layer_keys
@@ -119,18 +120,12 @@ def _version(package: str) -> str | None:
 
 def layers(report: Report, table: LatencyTable) -> dict[str, list[dict[str, Any]]]:
     """Where the time goes in the front and the references, layer by layer."""
-    calibration = table.header.calibration
+    latency_ms = layer_latency(table)
     result = {}
     for network in (*report.front, *report.references):
         if network.architecture is not None:
             result[network.id] = [
-                {
-                    "key": str(key),
-                    "latency_ms": calibration.layer_ms(key, entry.latency_ms)
-                    if calibration
-                    else entry.latency_ms,
-                    "source": entry.source,
-                }
+                {"key": str(key), "latency_ms": latency_ms(key), "source": entry.source}
                 for key, entry in table.layer_latencies(network.architecture)
             ]
     return result

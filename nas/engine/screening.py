@@ -10,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from nas.engine.batch import BatchScorer, Choices, Floats
+from nas.engine.pareto import front
 from search_spaces.stage import Parameters
 
 # The front is kept as the most accurate network of each of so many bands of latency, equal in logarithm.
@@ -59,11 +60,8 @@ def screen(
         taken = crossed & (generator.random(first.shape, np.float32) < 0.5)
         drawn = generator.random(first.shape, np.float32) < _MUTATION
         rows = np.where(drawn, random_rows(count), np.where(taken, second, first))
-    # Only what no faster network is as accurate as.
-    order = np.argsort(latencies)
-    before = np.maximum.accumulate(np.append(-np.inf, bounds[order]))[:-1]
-    front = order[bounds[order] > before]
-    return [scorer.decode(row) for row in scorer.canonical(best[front[::-1]])]
+    fastest_first = front(np.column_stack([latencies, -bounds]))
+    return [scorer.decode(row) for row in scorer.canonical(best[fastest_first[::-1]])]
 
 
 def _best_by_band(bounds: Floats, latencies: Floats) -> Choices:
