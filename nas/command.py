@@ -24,6 +24,14 @@ from nas.options import CONFIG_FOLDER, FILE_GROUPS, help_text
 from search_spaces.errors import InputError
 
 
+def store_schemas(config_name: str, schema: type) -> None:
+    """Tell Hydra what the configuration of a command is checked against, its choices of accuracy included."""
+    store = ConfigStore.instance()
+    store.store(name=f"{config_name}_schema", node=schema)
+    for name, node in ACCURACY_SCHEMAS.items():
+        store.store(group="accuracy", name=f"{name}_schema", node=node)
+
+
 def command(config_name: str, schema: type, main: Callable[[Any], None]) -> None:
     """Run a command: compose its config, hand it over, and turn errors into one line and an exit code.
 
@@ -36,10 +44,7 @@ def command(config_name: str, schema: type, main: Callable[[Any], None]) -> None
         print(help_text(config_name, sys.argv[1:]))
         return
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    store = ConfigStore.instance()
-    store.store(name=f"{config_name}_schema", node=schema)
-    for name, node in ACCURACY_SCHEMAS.items():
-        store.store(group="accuracy", name=f"{name}_schema", node=node)
+    store_schemas(config_name, schema)
     # Hydra would print several lines and a hint; with this it raises, and we print one.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     errors = Console(stderr=True, soft_wrap=True, highlight=False)

@@ -15,11 +15,10 @@ from typing import Any, get_type_hints
 import pytest
 import yaml
 from hydra import compose, initialize_config_dir
-from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
 from nas import config
-from nas.config import ACCURACY_SCHEMAS
+from nas.command import store_schemas
 from nas.options import CONFIG_FOLDER, choices_of, commands, completions, groups_of, help_text
 from nas.report import with_named_studies
 
@@ -41,11 +40,8 @@ SCHEMAS = {
 
 @pytest.fixture(scope="module", autouse=True)
 def schemas() -> None:
-    store = ConfigStore.instance()
     for name, schema in SCHEMAS.items():
-        store.store(name=f"{name}_schema", node=getattr(importlib.import_module(f"nas.{name}"), schema))
-    for name, node in ACCURACY_SCHEMAS.items():
-        store.store(group="accuracy", name=f"{name}_schema", node=node)
+        store_schemas(name, getattr(importlib.import_module(f"nas.{name}"), schema))
 
 
 def _leaves(node: yaml.Node) -> Iterator[tuple[str, int, int]]:
