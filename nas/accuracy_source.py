@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from nas import data
-from nas.accuracy.estimator import AccuracyEstimator, PublishedFirst
-from nas.accuracy.predictor import Predictor, shipped_predictor
+from nas.accuracy.csv import read_extra
+from nas.accuracy.imagenet import Predictor, shipped_predictor
 from nas.accuracy.proxy import ProxyAccuracy
-from nas.accuracy.records import read_extra
+from nas.accuracy.source import AccuracyEstimator, PublishedFirst
 from nas.accuracy.table import AccuracyTable
-from nas.accuracy.training import TrainedAccuracy
-from nas.config import (
+from nas.accuracy.train import TrainedAccuracy
+from nas.latency.provision import reference_architectures
+from nas.settings import (
     DatasetConfig,
     ImagenetConfig,
     SearchSettings,
@@ -22,8 +23,7 @@ from nas.config import (
     plain,
     recipe_of,
 )
-from nas.latency.provision import reference_architectures
-from search_spaces.mobilenet import published_top1
+from search_spaces.references import published_top1
 from search_spaces.space import SearchSpace
 
 

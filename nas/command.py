@@ -18,9 +18,9 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
-from nas.config import ACCURACY_SCHEMAS
-from nas.latency.timing import MeasurementError
-from nas.options import CONFIG_FOLDER, FILE_GROUPS, help_text
+from nas.help import CONFIG_FOLDER, FILE_GROUPS, help_text
+from nas.measuring.rounds import MeasurementError
+from nas.settings import ACCURACY_SCHEMAS
 from search_spaces.errors import InputError
 
 

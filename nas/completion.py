@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from nas.options import completions
+from nas.help import completions
 
 # Bash takes `=` for a break between words; here GROUP=CHOICE is one.
 _BASH = """\

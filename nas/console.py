@@ -17,10 +17,10 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from nas.engine.study import Progress as SearchProgress
-from nas.latency.profiling import ProfileProgress
+from nas.latency.sessions import ProfileProgress
 from nas.latency.table import LatencyTable
-from nas.reporting.writer import ReportFiles, answer_rows, next_command, summary_rows
+from nas.page.files import ReportFiles, answer_rows, next_command, summary_rows
+from nas.study.loop import Progress as SearchProgress
 
 console = Console(highlight=False, soft_wrap=True)
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from nas.layers import LayerKey, layer_keys
-from search_spaces.block import Architecture, Block, Head, Stem, halve, squeeze_channels
+from search_spaces.architecture import Architecture, Block, Head, Stem, halve, squeeze_channels
 
 
 @dataclass(frozen=True, slots=True)

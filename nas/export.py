@@ -11,17 +11,17 @@ from omegaconf import MISSING
 from safetensors.torch import load_file, save_file
 
 from nas import data
-from nas.accuracy.training import train
+from nas.accuracy.train import train
 from nas.command import command
-from nas.config import DatasetConfig, TrainConfig, dataset_settings, plain, recipe_of
 from nas.console import print_summary
 from nas.cost import cost
-from nas.latency.onnx_graph import onnx_model
-from nas.latency.quantization import quantize
-from nas.model import Network, WeightsError
-from search_spaces.block import Architecture
+from nas.network import Network, WeightsError
+from nas.onnx_graph import onnx_model
+from nas.quantize import quantize
+from nas.settings import DatasetConfig, TrainConfig, dataset_settings, plain, recipe_of
+from search_spaces.architecture import Architecture
 from search_spaces.errors import InputError
-from search_spaces.mobilenet import UnknownReferenceError, reference
+from search_spaces.references import UnknownReferenceError, reference
 
 _CALIBRATION_BATCH = 100
 

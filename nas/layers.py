@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from search_spaces.block import (
+from search_spaces.architecture import (
     Activation,
     Architecture,
     ArchitectureError,

@@ -11,13 +11,13 @@ import torch
 from omegaconf import MISSING
 from rich.table import Table
 
+from nas.accuracy.csv import TrainedNetwork, read_accel, read_extra, read_published
 from nas.accuracy.evaluation import LeftOut, leave_benchmark_out, leave_variants_out
 from nas.accuracy.fit import Effort, fit_benchmark, fit_posterior
-from nas.accuracy.predictor import SHIPPED_PARAMETERS, Predictor
-from nas.accuracy.records import TrainedNetwork, read_accel, read_extra, read_published
+from nas.accuracy.imagenet import SHIPPED_PARAMETERS, Predictor
 from nas.command import command
-from nas.config import plain
 from nas.console import console, print_summary
+from nas.settings import plain
 from search_spaces.errors import InputError
 
 _USAGE = "usage: python -m nas.predictor fit accel=FILE published=FILE [extra=FILE] [output=FILE] [--help]"

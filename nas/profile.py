@@ -6,16 +6,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nas.boards.hardware import Hardware, import_result
-from nas.boards.kit import groups_of, read_result, write_kit
 from nas.command import command
-from nas.config import HardwareConfig, ProfileSettings, RuntimeConfig, hardware_of, plain, read_space
 from nas.console import console, measuring_progress, print_summary, print_table_summary
-from nas.latency.planning import Plan, make_plan, seconds_needed
-from nas.latency.profiling import profile
+from nas.devices.kit import groups_of, read_result, write_kit
+from nas.latency.hardware import Hardware, import_result
+from nas.latency.plan import Plan, make_plan, seconds_needed
 from nas.latency.provision import load_table, profile_command, reference_architectures, table_folder
-from nas.latency.runtimes import Runtime
+from nas.latency.sessions import profile
 from nas.layers import layer_keys, reachable_layer_keys
+from nas.runtimes.runtime import Runtime
+from nas.settings import HardwareConfig, ProfileSettings, RuntimeConfig, hardware_of, plain, read_space
 from search_spaces.errors import InputError
 from search_spaces.space import SearchSpace
 

@@ -12,14 +12,14 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from nas.accuracy.predictor import SHIPPED_PARAMETERS
-from nas.accuracy.records import read_extra
-from nas.engine.batch import layer_latency
+from nas.accuracy.csv import read_extra
+from nas.accuracy.imagenet import SHIPPED_PARAMETERS
 from nas.latency.table import LatencyTable
 from nas.latency.validation import Card
 from nas.layers import layer_keys, reachable_layer_keys
-from nas.reporting.data import Report
-from search_spaces.block import Architecture
+from nas.page.report import Report
+from nas.study.scorer import layer_latency
+from search_spaces.architecture import Architecture
 from search_spaces.space import SearchSpace
 
 _VERSIONS_OF = ("mobilenet-nas", "torch", "torchvision", "optuna", "onnxruntime", "numpy", "scikit-learn")

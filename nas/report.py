@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from nas.command import command
-from nas.config import plain
 from nas.console import print_report_summary, print_summary
-from nas.reporting.data import ReportError, read_study
-from nas.reporting.writer import comparison_rows, write_comparison, write_report
+from nas.page.files import comparison_rows, write_comparison, write_report
+from nas.page.report import ReportError, read_study
+from nas.settings import plain
 
 
 @dataclass

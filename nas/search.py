@@ -12,13 +12,29 @@ import numpy as np
 import optuna
 from omegaconf import OmegaConf
 
-from nas.accuracy.estimator import AccuracyEstimator, PublishedFirst
-from nas.accuracy.predictor import Predictor
+from nas.accuracy.imagenet import Predictor
+from nas.accuracy.source import AccuracyEstimator, PublishedFirst
 from nas.accuracy_source import accuracy_of
-from nas.boards.hardware import Hardware
-from nas.boards.latency_source import LatencySource
 from nas.command import command
-from nas.config import (
+from nas.console import console, measuring_progress, print_report_summary, search_progress
+from nas.latency.hardware import Hardware
+from nas.latency.provision import Effort, reference_architectures, table_folder
+from nas.latency.source import LatencySource
+from nas.latency.table import LatencyTable, write_atomically
+from nas.latency.validation import Card, load_card
+from nas.measuring.rounds import MeasurementError
+from nas.page.files import write_report
+from nas.page.report import report_of
+from nas.page.torchvision_reference import (
+    check_measurable,
+    is_torchvision,
+    measure_end_to_end,
+    record,
+    torchvision_reference,
+)
+from nas.provenance import fingerprint, layers, provenance
+from nas.runtimes.runtime import Runtime
+from nas.settings import (
     DatasetConfig,
     HardwareConfig,
     ObjectiveConfig,
@@ -32,30 +48,14 @@ from nas.config import (
     plain,
     read_space,
 )
-from nas.console import console, measuring_progress, print_report_summary, search_progress
-from nas.engine import study
-from nas.engine.batch import BatchScorer, layer_latency
-from nas.engine.neighbourhood import Neighbourhood
-from nas.engine.netadapt import refine
-from nas.engine.screening import screen
-from nas.engine.storage import close_storage, open_storage, open_study, refresh_study
-from nas.latency.provision import Effort, reference_architectures, table_folder
-from nas.latency.runtimes import Runtime
-from nas.latency.table import LatencyTable, write_atomically
-from nas.latency.timing import MeasurementError
-from nas.latency.validation import Card, load_card
-from nas.objective import Objective
-from nas.provenance import fingerprint, layers, provenance
-from nas.reporting.data import report_of
-from nas.reporting.torchvision_reference import (
-    check_measurable,
-    is_torchvision,
-    measure_end_to_end,
-    record,
-    torchvision_reference,
-)
-from nas.reporting.writer import write_report
-from search_spaces.block import Architecture
+from nas.study import loop
+from nas.study.neighbourhood import Neighbourhood
+from nas.study.netadapt import refine
+from nas.study.objective import Objective
+from nas.study.scorer import BatchScorer, layer_latency
+from nas.study.screening import screen
+from nas.study.storage import close_storage, open_storage, open_study, refresh_study
+from search_spaces.architecture import Architecture
 from search_spaces.errors import InputError
 from search_spaces.space import SearchSpace
 from search_spaces.stage import Parameters
@@ -130,7 +130,7 @@ def main(config: Any) -> None:
         )
         write_atomically(folder / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
         with search_progress(settings.trials) as show:
-            result = study.run_search(
+            result = loop.run_search(
                 opened,
                 space,
                 objective,
@@ -302,7 +302,7 @@ def _measure_front(opened: optuna.Study, table: LatencyTable, latencies: Latency
             break
         table = better
         found = {each.id: table.latency(each) for each in networks}
-        study.remeasure(opened, {name: (each.latency_ms, each.source) for name, each in found.items()})
+        loop.remeasure(opened, {name: (each.latency_ms, each.source) for name, each in found.items()})
     return table
 
 

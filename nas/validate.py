@@ -9,15 +9,15 @@ from typing import Any
 from rich.table import Table
 
 from nas.command import command
-from nas.config import HardwareConfig, ProfileSettings, RuntimeConfig, hardware_of, plain, read_space
 from nas.console import console, measuring_progress, print_summary
-from nas.latency.planning import CALIBRATION_REFERENCES
-from nas.latency.profiling import load_networks
+from nas.latency.plan import CALIBRATION_REFERENCES
 from nas.latency.provision import Effort, profile_command, ready_table, reference_architectures, table_folder
-from nas.latency.runtimes import Runtime
+from nas.latency.sessions import load_networks
 from nas.latency.validation import FAMILY_COLUMNS, family_rows, fresh_networks, save, validate
+from nas.runtimes.runtime import Runtime
+from nas.settings import HardwareConfig, ProfileSettings, RuntimeConfig, hardware_of, plain, read_space
 from search_spaces.errors import InputError
-from search_spaces.mobilenet import FAMILIES
+from search_spaces.references import FAMILIES
 
 
 @dataclass

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar, get_args
 
-from search_spaces.block import Activation, ArchitectureError, BlockKind, Head, Stem, check_fields
+from search_spaces.architecture import Activation, ArchitectureError, BlockKind, Head, Stem, check_fields
 from search_spaces.errors import InputError
 from search_spaces.stage import (
     BLOCK_FIELDS,

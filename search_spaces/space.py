@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 import yaml
 
-from search_spaces.block import Architecture, Block, Head, Stem, halve
+from search_spaces.architecture import Architecture, Block, Head, Stem, halve
 from search_spaces.errors import InputError
 from search_spaces.schema import (
     SpaceError,

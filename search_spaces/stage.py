@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from search_spaces.block import Activation, Block, BlockKind, Head, Stem, halve, make_divisible
+from search_spaces.architecture import Activation, Block, BlockKind, Head, Stem, halve, make_divisible
 
 # The same few hundred blocks make up all members of a space: they are checked once.
 _block = lru_cache(maxsize=10_000)(Block)

@@ -4,8 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from nas.boards import kit
-from nas.latency import timing
+from nas.devices import kit
+from nas.measuring import rounds
 from search_spaces.space import SearchSpace
 
 CONF = Path(__file__).parent.parent / "conf"
@@ -19,12 +19,12 @@ def mobilenet_space() -> SearchSpace:
 @pytest.fixture(scope="module")
 def unsteady_machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Lets every round count, here and inside kits: machines that run tests do not hold still."""
-    source = Path(timing.__file__).read_text()
-    line = f"STEADY_TOLERANCE = {timing.STEADY_TOLERANCE:.2f}\n"
+    source = Path(rounds.__file__).read_text()
+    line = f"STEADY_TOLERANCE = {rounds.STEADY_TOLERANCE:.2f}\n"
     assert line in source
-    lenient = tmp_path_factory.mktemp("lenient") / "timing.py"
+    lenient = tmp_path_factory.mktemp("lenient") / "rounds.py"
     lenient.write_text(source.replace(line, "STEADY_TOLERANCE = 1e9\n"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(timing, "STEADY_TOLERANCE", 1e9)
-        patch.setitem(kit._MODULES, "latency/timing.py", SimpleNamespace(__file__=str(lenient)))
+        patch.setattr(rounds, "STEADY_TOLERANCE", 1e9)
+        patch.setitem(kit._MODULES, "measuring/rounds.py", SimpleNamespace(__file__=str(lenient)))
         yield

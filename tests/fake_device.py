@@ -10,9 +10,9 @@ import numpy as np
 import onnxruntime
 
 from nas.cost import layer_cost
-from nas.latency.devices import Measurement, Subject, measurement, subject_name
-from nas.latency.timing import Journal, Round
+from nas.devices.device import Measurement, Subject, measurement, subject_name
 from nas.layers import LayerKey, layer_keys
+from nas.measuring.rounds import Journal, Round
 
 
 def layer_ms(key: LayerKey) -> float:

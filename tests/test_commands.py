@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from nas.command import command
-from nas.reporting.data import read_study, report_of
-from search_spaces.block import Architecture
+from nas.page.report import read_study, report_of
+from search_spaces.architecture import Architecture
 from search_spaces.space import SearchSpace
 
 COMMANDS = {

@@ -8,9 +8,9 @@ from fvcore.nn import FlopCountAnalysis
 
 from nas.cost import cost, layer_cost
 from nas.layers import LayerKey, LayerKeyError, build_layer, layer_keys, reachable_layer_keys
-from nas.model import TORCHVISION_V2_NORM_EPSILON, Network, WeightsError, load_torchvision_weights
-from search_spaces.block import Architecture, Block, Head, Stem
-from search_spaces.mobilenet import FAMILIES, reference
+from nas.network import TORCHVISION_V2_NORM_EPSILON, Network, WeightsError, load_torchvision_weights
+from search_spaces.architecture import Architecture, Block, Head, Stem
+from search_spaces.references import FAMILIES, reference
 from search_spaces.space import SearchSpace
 
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from nas.accuracy.predictor import SHIPPED_PARAMETERS, Predictor
+from nas.accuracy.imagenet import SHIPPED_PARAMETERS, Predictor
 from nas.command import command
 from nas.predictor import FitConfig, main
-from search_spaces.mobilenet import reference
+from search_spaces.references import reference
 
 Rows = list[dict[str, object]]
 CHOICES = {"expansion": (1, 4, 6), "kernel": (3, 5), "layers": (1, 2, 3), "se": (0, 1)}

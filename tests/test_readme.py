@@ -25,10 +25,10 @@ from hydra import compose, initialize_config_dir
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from nas.options import CONFIG_FOLDER
+from nas.help import CONFIG_FOLDER
 from search_spaces.space import SearchSpace
-from tests.boards.ssh_server import SSHD, ssh_server
-from tests.test_options import schemas
+from tests.devices.ssh_server import SSHD, ssh_server
+from tests.test_help import schemas
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

@@ -3,7 +3,7 @@ import sys
 from pathlib import Path
 
 from nas.report import with_named_studies
-from tests.reporting.report_cases import made_up_study
+from tests.page.report_cases import made_up_study
 
 
 def test_studies_may_be_named_by_their_folders_alone() -> None:

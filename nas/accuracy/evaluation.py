@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import kendalltau
 
+from nas.accuracy.csv import TrainedNetwork
 from nas.accuracy.features import features_of
 from nas.accuracy.fit import Effort, fit_benchmark, fit_posterior
-from nas.accuracy.gaussian_process import RECIPES, Posterior
-from nas.accuracy.records import TrainedNetwork
+from nas.accuracy.process import RECIPES, Posterior
 
 Floats = NDArray[np.float64]
 

@@ -18,10 +18,10 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from nas.accuracy.estimator import AccuracyError
+from nas.accuracy.source import AccuracyError
 from nas.cost import layer_cost
 from nas.layers import IMAGE_CHANNELS, LayerKey
-from search_spaces.block import Architecture, Block, Head, Stem
+from search_spaces.architecture import Architecture, Block, Head, Stem
 
 Flags = NDArray[np.bool_]
 Floats = NDArray[np.float64]

@@ -10,9 +10,9 @@ import torch
 from sklearn.cluster import KMeans
 from torch import Tensor
 
+from nas.accuracy.csv import TrainedNetwork
 from nas.accuracy.features import FEATURES, NETWORK_FEATURES, features_of
-from nas.accuracy.gaussian_process import RECIPES, Hyperparameters, Inducing, Posterior, Recipe
-from nas.accuracy.records import TrainedNetwork
+from nas.accuracy.process import RECIPES, Hyperparameters, Inducing, Posterior, Recipe
 
 # Spread of the network features over all MobileNets: the benchmark alone has one resolution and width.
 _NETWORK_SCALE = (0.3, 0.5, 0.5, 0.4, 0.3, 0.4, 0.4, 0.5, 0.5, 0.5, 0.5)

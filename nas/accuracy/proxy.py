@@ -13,10 +13,10 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from nas.accuracy.estimator import Accuracy, AccuracyError
+from nas.accuracy.source import Accuracy, AccuracyError
 from nas.cost import cost
-from nas.model import Network
-from search_spaces.block import Architecture
+from nas.network import Network
+from search_spaces.architecture import Architecture
 
 ProxyName = Literal["naswot", "synflow", "macs"]
 PROXIES: tuple[ProxyName, ...] = get_args(ProxyName)
@@ -136,5 +136,5 @@ class ProxyAccuracy:
         proxy_scorer(self.name, self.resolution)
 
     def accuracy(self, architecture: Architecture) -> Accuracy:
-        """See :class:`nas.accuracy.estimator.AccuracyEstimator`."""
+        """See :class:`nas.accuracy.source.AccuracyEstimator`."""
         return Accuracy(proxy_score(architecture, self.name, self.resolution), "proxy")

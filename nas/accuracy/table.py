@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from nas.accuracy.estimator import Accuracy, AccuracyError
-from nas.accuracy.records import REPEAT_TOLERANCE, Line, read_lines
-from search_spaces.block import Architecture
+from nas.accuracy.csv import REPEAT_TOLERANCE, Line, read_lines
+from nas.accuracy.source import Accuracy, AccuracyError
+from search_spaces.architecture import Architecture
 from search_spaces.space import NotInSpaceError, SearchSpace
 from search_spaces.stage import Parameters, Value
 

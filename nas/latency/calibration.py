@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from nas.cost import products
 from nas.layers import LayerKey
-from search_spaces.block import Block, Stem, halve
+from search_spaces.architecture import Block, Stem, halve
 
 _MEGABYTE = 4 / 1e6  # fp32 values
 FEATURES = (

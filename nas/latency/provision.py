@@ -6,14 +6,14 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from nas.latency.devices import Target
-from nas.latency.planning import Plan, make_plan
-from nas.latency.profiling import ProfileProgress, profile
-from nas.latency.runtimes import Runtime
+from nas.devices.device import Target
+from nas.latency.plan import Plan, make_plan
+from nas.latency.sessions import ProfileProgress, profile
 from nas.latency.table import LatencyTable, TableError
 from nas.layers import layer_keys, reachable_layer_keys
-from search_spaces.block import Architecture
-from search_spaces.mobilenet import FAMILIES, reference
+from nas.runtimes.runtime import Runtime
+from search_spaces.architecture import Architecture
+from search_spaces.references import FAMILIES, reference
 from search_spaces.space import SearchSpace
 
 
@@ -139,7 +139,7 @@ def ready_table(
 
     Raises:
         StaleTableError: if the table there was measured under other conditions.
-        nas.latency.timing.MeasurementError: if the machine did not hold still.
+        nas.measuring.rounds.MeasurementError: if the machine did not hold still.
     """
     table = load_table(folder, hardware, runtime, target.device, target.runtime_version)
     wanted = reachable_layer_keys(space).union(*(layer_keys(each) for each in references))
@@ -176,7 +176,7 @@ def measure_layers(
     """The table with every layer of some networks measured instead of predicted.
 
     Raises:
-        nas.latency.timing.MeasurementError: if the machine did not hold still.
+        nas.measuring.rounds.MeasurementError: if the machine did not hold still.
     """
     keys = {
         key: None

@@ -19,7 +19,7 @@ from typing import Any, Literal, Protocol, get_args
 
 from nas.latency.calibration import Calibration
 from nas.layers import LayerKey, LayerKeyError, layer_keys
-from search_spaces.block import Architecture
+from search_spaces.architecture import Architecture
 from search_spaces.errors import InputError
 
 SCHEMA_VERSION = 1

@@ -20,13 +20,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nas.cost import cost
+from nas.devices.device import Subject, Target
 from nas.latency.calibration import ErrorSummary
-from nas.latency.devices import Subject, Target
-from nas.latency.profiling import NetworkRecord, ProfileProgress, link_keys, network_records, table_level
+from nas.latency.sessions import NetworkRecord, ProfileProgress, link_keys, network_records, table_level
 from nas.latency.table import LatencyTable, TableError, write_atomically
-from nas.latency.timing import MeasurementError
-from search_spaces.block import Architecture
-from search_spaces.mobilenet import published_top1
+from nas.measuring.rounds import MeasurementError
+from search_spaces.architecture import Architecture
+from search_spaces.references import published_top1
 from search_spaces.space import SearchSpace
 
 CARD_SCHEMA = 1

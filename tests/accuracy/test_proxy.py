@@ -3,11 +3,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from nas.accuracy.estimator import AccuracyError
 from nas.accuracy.proxy import naswot, proxy_score, proxy_scorer, synflow
+from nas.accuracy.source import AccuracyError
 from nas.cost import cost
-from nas.model import Network
-from search_spaces.mobilenet import reference
+from nas.network import Network
+from search_spaces.references import reference
 
 SMALL = reference("mobilenet_v3_small_050")
 

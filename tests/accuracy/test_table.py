@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 
-from nas.accuracy.estimator import Accuracy, AccuracyError
-from nas.accuracy.records import AccuracyDataError
+from nas.accuracy.csv import AccuracyDataError
+from nas.accuracy.source import Accuracy, AccuracyError
 from nas.accuracy.table import AccuracyTable
-from search_spaces.mobilenet import reference
+from search_spaces.references import reference
 from search_spaces.space import SearchSpace
 
 SPACE = SearchSpace.from_dict(

@@ -6,7 +6,7 @@ from typing import Any
 import optuna
 import pytest
 
-from search_spaces.mobilenet import reference
+from search_spaces.references import reference
 from search_spaces.schema import SpaceError
 from search_spaces.space import NotInSpaceError, SearchSpace
 

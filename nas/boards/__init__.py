@@ -1,1 +1,0 @@
-"""Devices other than this machine: reached over SSH, or by a kit that somebody carries to them."""

@@ -1,0 +1,202 @@
+"""Where layers are measured: this machine, or another one that is sent a kit."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nas.layers import LayerKey
+from nas.measuring.conditions import cpu_model, describe, snapshot
+from nas.measuring.rounds import Journal, Round, measure, round_order, without_drift
+from nas.runtimes.runtime import Runtime
+from search_spaces.architecture import Architecture
+from search_spaces.references import reference
+
+Subject = LayerKey | Architecture
+
+# What the anchor network is: small enough to run in every round, large enough to be a network.
+ANCHOR = reference("mobilenet_v3_small")
+
+
+# Weights, their repacked copy and buffers of a session, layers and networks mixed as in a profile.
+_MEGABYTES_PER_SUBJECT = 4
+
+
+def subject_name(subject: Subject) -> str:
+    """How journals and result files call a layer or a network."""
+    return str(subject) if isinstance(subject, LayerKey) else f"network_{subject.id}"
+
+
+def deal_out(subjects: Sequence[Subject], most: int) -> list[list[Subject]]:
+    """Groups of at most ``most`` subjects; striding shares out layers and networks evenly."""
+    count = -(-len(subjects) // most)
+    return [list(subjects[start::count]) for start in range(count)]
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """Samples of one measuring session.
+
+    Attributes:
+        subjects: the layers and networks measured.
+        samples_ms: (rounds, subjects), steady rounds only, every sample.
+        anchor_ms: (rounds,) median of the anchor's runs in each round.
+        record: rounds, conditions and device, for the table's header.
+        orders: the order in which the subjects of each round ran; None if drift is taken out already.
+    """
+
+    subjects: tuple[Subject, ...]
+    samples_ms: NDArray[np.float64]
+    anchor_ms: NDArray[np.float64]
+    record: dict[str, Any]
+    orders: tuple[tuple[int, ...], ...] | None = None
+
+    def steadied(self) -> NDArray[np.float64]:
+        """Samples without the drift that all subjects share: (rounds, subjects)."""
+        return self.samples_ms if self.orders is None else without_drift(self.samples_ms, self.orders)
+
+
+class Target(Protocol):
+    """A device that can measure."""
+
+    @property
+    def device(self) -> str:
+        """Processor or board."""
+
+    @property
+    def runtime_version(self) -> str:
+        """Version of the runtime that the device has."""
+
+    @property
+    def session_subjects(self) -> int:
+        """How many subjects the device holds in memory at once; more are measured in several sessions."""
+
+    def measure(
+        self,
+        subjects: Sequence[Subject],
+        rounds: int,
+        journal: Path,
+        on_prepared: Callable[[int, int], None],
+        on_round: Callable[[int, int], None],
+    ) -> Measurement:
+        """Time layers and networks in interleaved rounds, continuing what the journal holds.
+
+        Args:
+            subjects: what to time.
+            rounds: steady rounds wanted.
+            journal: where rounds are kept until the table is written.
+            on_prepared: called with (subjects ready, subjects in all).
+            on_round: called with (steady rounds, rounds wanted).
+
+        Raises:
+            MeasurementError: if the machine did not hold still, or the journal is another's.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class LocalTarget:
+    """This machine.
+
+    Attributes:
+        runtime: what runs the layers.
+        seed: of the shuffled order.
+    """
+
+    runtime: Runtime
+    seed: int = 0
+
+    @property
+    def session_subjects(self) -> int:
+        """See :class:`Target`: what half of the free memory and more holds, a few megabytes each."""
+        return max(300, int((snapshot()["free_memory_mb"] or 0) / _MEGABYTES_PER_SUBJECT))
+
+    @property
+    def device(self) -> str:
+        """Processor of this machine."""
+        return cpu_model()
+
+    @property
+    def runtime_version(self) -> str:
+        """Version of the runtime installed here."""
+        return self.runtime.version()
+
+    def measure(
+        self,
+        subjects: Sequence[Subject],
+        rounds: int,
+        journal: Path,
+        on_prepared: Callable[[int, int], None] = lambda done, total: None,
+        on_round: Callable[[int, int], None] = lambda done, wanted: None,
+    ) -> Measurement:
+        """See :class:`Target`."""
+        runtime = self.runtime
+        kept = Journal(
+            journal,
+            [subject_name(subject) for subject in subjects],
+            {
+                "device": self.device,
+                "runtime": runtime.name,
+                "version": self.runtime_version,
+                "precision": runtime.precision,
+                "threads": runtime.threads,
+            },
+        )
+        runners = {}
+        started = time.monotonic()
+        for done, subject in enumerate(subjects, start=1):
+            runners[subject_name(subject)] = runtime.runner(subject)
+            on_prepared(done, len(subjects))
+        prepared = time.monotonic()
+        before = snapshot()
+        steady_rounds = measure(runners, runtime.runner(ANCHOR), kept, rounds, self.seed, snapshot, on_round)
+        return measurement(
+            subjects,
+            steady_rounds,
+            kept.rounds,
+            {
+                **describe(),
+                "before": before,
+                "preparing_s": round(prepared - started, 1),
+                "measuring_s": round(time.monotonic() - prepared, 1),
+            },
+        )
+
+
+def measurement(
+    subjects: Sequence[Subject],
+    kept: Sequence[Round],
+    all_rounds: Sequence[Round],
+    machine: Mapping[str, Any],
+) -> Measurement:
+    """Put rounds together into a :class:`Measurement` with its record of conditions."""
+    anchors = np.array([np.median(each.anchor_ms) for each in kept])
+    conditions = {
+        name: _range([each.conditions.get(name) for each in all_rounds])
+        for name in (all_rounds[0].conditions if all_rounds else {})
+    }
+    return Measurement(
+        subjects=tuple(subjects),
+        samples_ms=np.array([each.samples_ms for each in kept]),
+        anchor_ms=anchors,
+        orders=tuple(tuple(round_order(each.shuffle, len(subjects))) for each in kept),
+        record={
+            "rounds": len(kept),
+            "discarded_rounds": len(all_rounds) - len(kept),
+            "subjects": len(subjects),
+            "anchor_ms": float(np.median(anchors)),
+            "anchor_spread": float(np.subtract(*np.percentile(anchors, [75, 25])) / np.median(anchors)),
+            "conditions": conditions,
+            **machine,
+        },
+    )
+
+
+def _range(values: Sequence[float | None]) -> list[float] | None:
+    known = [value for value in values if value is not None]
+    return [min(known), max(known)] if known else None

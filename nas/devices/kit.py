@@ -1,0 +1,338 @@
+"""The portable kit: what a board needs to measure layers without PyTorch, and what it sends back.
+
+A kit is one zip file that Python runs as it is (``python3 rpi4-kit.zip``; see :mod:`nas.measuring.board`).
+Its graphs come without weights, which the board makes from a seed: a layer takes about a kilobyte.
+A result file is JSON lines: a header, the journal of each group of subjects, and a last line that
+says how many groups there are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from onnx import ModelProto, TensorProto
+
+from nas.cost import layer_cost
+from nas.devices.device import ANCHOR, Measurement, Subject, deal_out, measurement, subject_name
+from nas.layers import LayerKey
+from nas.measuring import board, conditions, rounds
+from nas.runtimes.runtime import Runtime, graph
+from search_spaces.architecture import Architecture
+from search_spaces.errors import InputError
+
+# Groups are measured one after the other: what a board with 1 GB of memory holds at once.
+GROUP_SUBJECTS = 300
+# Layers that all groups share, beyond their size.
+_LINKS = 20
+DEFAULT_TEMPERATURE_LIMIT_C = 75.0
+_WEIGHT_TYPES = {TensorProto.FLOAT: "float32", TensorProto.INT8: "int8"}
+_MODULES = {
+    "measuring/conditions.py": conditions,
+    "measuring/rounds.py": rounds,
+    "measuring/board.py": board,
+}
+
+
+class KitError(InputError):
+    """A kit that cannot be made."""
+
+
+class ResultError(InputError):
+    """A result file that cannot be used."""
+
+
+@dataclass(frozen=True, slots=True)
+class KitSettings:
+    """How a kit is to be measured.
+
+    Attributes:
+        hardware: name of the hardware config.
+        runtime: precision and threads; boards run ONNX Runtime.
+        rounds: steady rounds wanted.
+        seed: of weights, inputs and the shuffled order.
+        temperature_limit_c: no round begins above this temperature.
+    """
+
+    hardware: str
+    runtime: Runtime
+    rounds: int
+    seed: int = 0
+    temperature_limit_c: float = DEFAULT_TEMPERATURE_LIMIT_C
+
+
+def groups_of(subjects: Sequence[Subject], size: int = GROUP_SUBJECTS) -> list[list[Subject]]:
+    """Deal subjects out into groups of at most ``size``, which a board can hold.
+
+    Where there are several, some layers of the first group, spread from the cheapest to the dearest, are
+    measured in every other group too: they tell how fast the board was then
+    (:func:`nas.latency.sessions.table_level`).
+    """
+    if len(subjects) <= size:
+        return [list(subjects)]
+    room = max(size - _LINKS, (size + 1) // 2)
+    first, *others = deal_out(subjects, room)
+    layers = [subject for subject in first if isinstance(subject, LayerKey)]
+    layers.sort(key=lambda key: (layer_cost(key).macs, str(key)))
+    wanted = size - room
+    links = layers[:: max(1, len(layers) // max(1, wanted))][:wanted]
+    return [first, *([*group, *links] for group in others)]
+
+
+def write_kit(
+    path: Path,
+    settings: KitSettings,
+    groups: Sequence[Sequence[Subject]],
+    on_prepared: Callable[[int, int], None] = lambda done, total: None,
+) -> str:
+    """Write a kit.
+
+    Args:
+        path: the zip file.
+        settings: how to measure.
+        groups: layers and networks that take turns with each other.
+        on_prepared: called with (subjects written, subjects in all).
+
+    Returns:
+        The kit's identity, which its result carries.
+
+    Raises:
+        KitError: if the runtime is not ONNX Runtime or the file cannot be written.
+    """
+    if settings.runtime.name != "onnxruntime":
+        raise KitError(
+            f"boards are measured with ONNX Runtime; runtime={settings.runtime.name} cannot be sent to one"
+        )
+    subjects = {subject_name(subject): subject for group in groups for subject in (*group, ANCHOR)}
+    described: dict[str, Any] = {}
+    manifest: dict[str, Any] = {
+        "hardware": settings.hardware,
+        "runtime": settings.runtime.name,
+        "precision": settings.runtime.precision,
+        "threads": settings.runtime.threads,
+        "rounds": settings.rounds,
+        "seed": settings.seed,
+        "temperature_limit_c": settings.temperature_limit_c,
+        "anchor": subject_name(ANCHOR),
+        "groups": [[subject_name(subject) for subject in group] for group in groups],
+        "networks": {
+            name: subject.to_dict() for name, subject in subjects.items() if isinstance(subject, Architecture)
+        },
+    }
+    manifest["kit"] = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()[:12]
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as kit:
+            for number, (name, subject) in enumerate(subjects.items()):
+                stripped, weights = strip_weights(graph(subject, settings.runtime.precision))
+                described[name] = {"graph": f"graphs/{number:05}.onnx", "weights": weights}
+                kit.writestr(described[name]["graph"], stripped)
+                on_prepared(number + 1, len(subjects))
+            kit.writestr(board.MANIFEST, json.dumps(manifest | {"subjects": described}))
+            for package in ("nas", "nas/measuring"):
+                kit.writestr(f"{package}/__init__.py", "")
+            for name, module in _MODULES.items():
+                assert module.__file__
+                kit.write(module.__file__, f"nas/{name}")
+            kit.writestr("__main__.py", "from nas.measuring.board import main\n\nmain()\n")
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise KitError(f"cannot write {path}: {error.strerror}") from None
+    return str(manifest["kit"])
+
+
+def strip_weights(model: ModelProto) -> tuple[bytes, list[dict[str, Any]]]:
+    """A model without the weights of its convolutions and linear layers, and what they were.
+
+    Scales, zero points and biases stay: they are small, and quantised arithmetic depends on them.
+    """
+    weights, kept = [], []
+    for tensor in model.graph.initializer:
+        if len(tensor.dims) >= 2 and tensor.data_type in _WEIGHT_TYPES:
+            kind = _WEIGHT_TYPES[tensor.data_type]
+            weights.append({"name": tensor.name, "shape": list(tensor.dims), "type": kind})
+        else:
+            kept.append(tensor)
+    stripped = ModelProto()
+    stripped.CopyFrom(model)
+    del stripped.graph.initializer[:]
+    stripped.graph.initializer.extend(kept)
+    return stripped.SerializeToString(), weights
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """What a board measured of one group of subjects.
+
+    Attributes:
+        number: of the group in its kit, from 0.
+        measurement: the samples.
+        journal: the lines of the board's own journal.
+    """
+
+    number: int
+    measurement: Measurement
+    journal: str
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a board measured.
+
+    Attributes:
+        header: the kit's settings, and the board as it described itself.
+        groups: what can be used.
+        problems: one line for each thing that is missing or cannot be used.
+    """
+
+    header: Mapping[str, Any]
+    groups: tuple[Group, ...]
+    problems: tuple[str, ...]
+
+    @property
+    def device(self) -> str:
+        """The board's own name."""
+        return str(self.header["board"]["cpu"])
+
+
+def read_result(path: Path, hardware: str, runtime: Runtime) -> Result:
+    """Read a result file; groups that are whole are used even if others are missing.
+
+    Args:
+        path: the file.
+        hardware: name of the hardware config it must be for.
+        runtime: precision and threads it must be for.
+
+    Raises:
+        ResultError: if it is no result, of another kit, or nothing in it can be used.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ResultError(f"cannot read {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ResultError(f"{path} is no result file of a kit") from None
+    return parse_result(text, str(path), hardware, runtime)
+
+
+def parse_result(text: str, where: str, hardware: str, runtime: Runtime) -> Result:
+    """Read the text of a result file, as :func:`read_result`."""
+    lines = text[: text.rfind("\n") + 1].splitlines()
+    try:
+        header, *rest = (json.loads(line) for line in lines)
+        schema = header["result"]
+    except (ValueError, LookupError, TypeError):
+        raise ResultError(f"{where} is no result file of a kit, or is damaged") from None
+    if schema != board.RESULT_SCHEMA:
+        raise ResultError(f"{where} is of result schema {schema}, this program reads {board.RESULT_SCHEMA}")
+    try:
+        _check_kit(header, where, hardware, runtime)
+        groups, problems = [], []
+        for journal, group in _journals(rest, header["kit"]):
+            names = journal["names"]
+            subjects = [_subject(name, header["networks"]) for name in names]
+            number = journal["identity"]["group"]
+            label = f"group {number + 1}"
+            if any(len(each.samples_ms) != len(names) for each in group):
+                raise ResultError(f"{where} is damaged: a round of {label} has too few samples")
+            steady = rounds.steady(group)
+            if len(steady) < (header["rounds"] + 1) // 2:
+                throttled = sum(map(rounds.is_throttled, group))
+                problems.append(
+                    f"{label}: {len(steady)} usable rounds of {header['rounds']} wanted "
+                    f"({throttled} of {len(group)} were throttled)"
+                )
+                continue
+            measured = _measurement(subjects, steady, group, {**header, "group": number})
+            lines_of_group = [journal, *(each.__dict__ for each in group)]
+            text_of_group = "".join(json.dumps(line) + "\n" for line in lines_of_group)
+            groups.append(Group(number, measured, text_of_group))
+        missing = header["groups"] - len(groups) - len(problems)
+        if missing:
+            problems.append(f"{missing} of {header['groups']} groups are missing")
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise ResultError(f"{where} is damaged: {error!r}") from None
+    if not groups:
+        raise ResultError(
+            f"nothing in {where} can be used: {'; '.join(problems)}; run the kit again on the board to go on"
+        )
+    return Result(header, tuple(groups), tuple(problems))
+
+
+def _check_kit(header: Mapping[str, Any], where: str, hardware: str, runtime: Runtime) -> None:
+    made_for = (header["hardware"], header["runtime"], header["precision"], header["threads"])
+    wanted = (hardware, runtime.name, runtime.precision, runtime.threads)
+    if made_for != wanted:
+        raise ResultError(
+            f"{where} comes from another kit: it is for {_listed(made_for)}, not for {_listed(wanted)}"
+        )
+
+
+def _listed(settings: tuple[Any, ...]) -> str:
+    hardware, runtime, precision, threads = settings
+    return f"hardware={hardware}, {runtime}, {precision}, {threads} thread{'s' if threads != 1 else ''}"
+
+
+def _journals(
+    lines: Sequence[Mapping[str, Any]], kit: str
+) -> list[tuple[Mapping[str, Any], list[rounds.Round]]]:
+    found: list[tuple[Mapping[str, Any], list[rounds.Round]]] = []
+    for line in lines:
+        if "names" in line:
+            if line["identity"]["kit"] != kit:
+                raise ResultError(f"the result mixes kits {kit} and {line['identity']['kit']}")
+            found.append((line, []))
+        elif "samples_ms" in line:
+            found[-1][1].append(rounds.Round(**line))
+    return found
+
+
+def _subject(name: str, networks: Mapping[str, Any]) -> Subject:
+    return Architecture.from_dict(networks[name]) if name in networks else LayerKey.parse(name)
+
+
+def _measurement(
+    subjects: Sequence[Subject],
+    steady: Sequence[rounds.Round],
+    measured: Sequence[rounds.Round],
+    header: Mapping[str, Any],
+) -> Measurement:
+    machine = header["board"]
+    plain = [
+        rounds.Round(
+            each.samples_ms,
+            each.anchor_ms,
+            {name: value for name, value in each.conditions.items() if not isinstance(value, list)},
+        )
+        for each in measured
+    ]
+    throttled = sum(map(rounds.is_throttled, measured))
+    described = {**machine, "runtime_version": machine["onnxruntime"], "throttled_rounds": throttled}
+    return measurement(subjects, steady, plain, {"kit": header["kit"], "group": header["group"], **described})
+
+
+def agreement(measured: Sequence[Measurement], names: Sequence[str]) -> list[float]:
+    """How much slower each board is than the first on the layers all of them measured.
+
+    Args:
+        measured: one measurement per board.
+        names: the layers all boards measured.
+
+    Returns:
+        For each board the median over those layers of its latency over the first board's, minus 1.
+    """
+    medians = []
+    for each in measured:
+        column = {subject_name(subject): index for index, subject in enumerate(each.subjects)}
+        medians.append(np.median(each.samples_ms, axis=0)[[column[name] for name in names]])
+    return [float(np.median(each / medians[0])) - 1 for each in medians]

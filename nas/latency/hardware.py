@@ -1,0 +1,220 @@
+"""Hardware that is not this machine: who measures it, and what a search does before anybody has.
+
+A board reached over SSH is measured like this machine. One without network is sent a kit and sends back
+a result. While there is no table, boards with a shipped estimate answer with that, labelled
+``estimated`` wherever it appears; for the others a search says how to measure.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from nas.devices.device import LocalTarget, Measurement, Subject, Target
+from nas.devices.kit import Group, KitSettings, Result
+from nas.devices.ssh import Board, SshTarget
+from nas.latency.plan import Plan
+from nas.latency.preset import EstimatedLayers
+from nas.latency.provision import load_table, profile_command
+from nas.latency.sessions import ProfileProgress, fill_gaps, profile
+from nas.latency.table import Entry, LatencyTable, TableHeader
+from nas.layers import LayerKey
+from nas.runtimes.runtime import Runtime
+from search_spaces.architecture import Architecture
+from search_spaces.errors import InputError
+
+
+class NoTableError(InputError):
+    """A board that nobody has measured and that no estimate is shipped for."""
+
+
+class NothingNewError(InputError):
+    """A result that was imported before."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hardware:
+    """What is to be measured, as ``conf/hardware`` describes it.
+
+    Attributes:
+        name: what tables and reports call it.
+        measured_here: whether it is this machine.
+        hosts: boards reached over SSH; none for one without network.
+        python: the boards' interpreter.
+        estimate: name of a shipped estimate, None where there is none.
+        temperature_limit_c: boards pause measuring above this.
+        tolerance: how much boards that share the work may differ.
+    """
+
+    name: str
+    measured_here: bool
+    hosts: tuple[str, ...] = ()
+    python: str = "python3"
+    estimate: str | None = None
+    temperature_limit_c: float = 75.0
+    tolerance: float = 0.05
+
+    def kit_settings(self, runtime: Runtime, rounds: int, seed: int) -> KitSettings:
+        """How a kit for this hardware is to be measured."""
+        return KitSettings(self.name, runtime, rounds, seed, self.temperature_limit_c)
+
+    def target(self, runtime: Runtime, seed: int, say: Callable[[str], None]) -> Target | None:
+        """Who measures this hardware, None if it has to be carried a kit.
+
+        Args:
+            runtime: what runs the layers.
+            seed: of the order of measuring.
+            say: takes lines from the boards.
+        """
+        if self.hosts:
+            return SshTarget(
+                tuple(Board(host, self.python) for host in self.hosts),
+                self.kit_settings(runtime, rounds=1, seed=seed),
+                self.tolerance,
+                lambda host, line: say(f"{host}: {line}"),
+            )
+        return LocalTarget(runtime, seed) if self.measured_here else None
+
+    def how_to_measure(self, runtime: Runtime) -> str:
+        """The commands that make a table for this hardware."""
+        command = profile_command(self.name, runtime)
+        if self.measured_here:
+            return command
+        kit = f"{command} profile.kit={self.name}-kit.zip"
+        return f"{command} hardware.host=USER@BOARD, or without network: {kit}"
+
+
+def import_result(
+    result: Result,
+    runtime: Runtime,
+    hardware: str,
+    folder: Path,
+    predicted: Sequence[LayerKey],
+    table: LatencyTable | None = None,
+) -> LatencyTable:
+    """Turn what a board sent back into a table, or extend the one there is.
+
+    Args:
+        result: what was measured.
+        runtime: what ran it.
+        hardware: name of the hardware config.
+        folder: where the table is kept.
+        predicted: layers to predict where the result does not hold them.
+        table: the table to extend.
+
+    Raises:
+        NothingNewError: if the table holds all of it already.
+    """
+    imported = {(each.get("kit"), each.get("group")) for each in table.header.sessions} if table else set()
+    groups = [each for each in result.groups if (result.header["kit"], each.number) not in imported]
+    if not groups:
+        raise NothingNewError(f"everything in this result is in the table of {hardware} already")
+    for group in groups:
+        subjects = group.measurement.subjects
+        keys = tuple(subject for subject in subjects if isinstance(subject, LayerKey))
+        networks = tuple(subject for subject in subjects if isinstance(subject, Architecture))
+        table = profile(
+            _Imported(group, result.device, str(result.header["board"]["onnxruntime"])),
+            runtime,
+            hardware,
+            Plan(keys, networks, tuple(predicted) if group is groups[-1] else ()),
+            folder,
+            int(result.header["rounds"]),
+            table,
+            ProfileProgress(),
+            profile_command(hardware, runtime),
+        )
+    assert table is not None
+    return table
+
+
+def table_without_measuring(
+    hardware: Hardware,
+    keys: Sequence[LayerKey],
+    runtime: Runtime,
+    folder: Path,
+) -> LatencyTable:
+    """The latencies a search can use while the board is not within reach.
+
+    Args:
+        hardware: the board.
+        keys: layers wanted.
+        runtime: what runs them.
+        folder: where a table would be kept.
+
+    Returns:
+        The table made earlier, with layers it lacks predicted; or one that is estimated throughout.
+
+    Raises:
+        NoTableError: if there is neither table nor estimate, naming the commands that make a table.
+    """
+    table = load_table(folder, hardware.name, runtime)
+    if table is not None:
+        return fill_gaps(table, table.missing(keys))
+    if hardware.estimate is None:
+        raise NoTableError(
+            f"there is no latency table for hardware={hardware.name} yet, and no estimate for it; "
+            f"measure one: {hardware.how_to_measure(runtime)}"
+        )
+    return estimated_table(hardware, keys, runtime)
+
+
+def estimated_table(hardware: Hardware, keys: Sequence[LayerKey], runtime: Runtime) -> LatencyTable:
+    """A table of estimates; it is never written where measured tables are.
+
+    Raises:
+        NoTableError: if the estimate is for other threads or another precision.
+    """
+    assert hardware.estimate is not None
+    estimate = EstimatedLayers.load(hardware.estimate)
+    details = estimate.details
+    if (runtime.precision, runtime.threads) != (details["precision"], details["threads"]):
+        raise NoTableError(
+            f"the estimate for {hardware.estimate} is for {details['precision']} and {details['threads']} "
+            f"thread, not for {runtime.precision} and {runtime.threads}; measure instead: "
+            f"{hardware.how_to_measure(runtime)}"
+        )
+    error = estimate.error_percent
+    header = TableHeader(
+        hardware=hardware.name,
+        device=f"{details['board']} (ESTIMATED, {error:.0f} % mean error a layer)",
+        runtime=details["runtime"],
+        runtime_version="(published block latencies)",
+        precision=details["precision"],
+        threads=details["threads"],
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        statistic="estimate",
+    )
+    entries = {}
+    for key in keys:
+        latency_ms = estimate.layer_ms(key)
+        entries[key] = Entry(latency_ms, latency_ms * error / 100, 0, "estimated")
+    return LatencyTable(header, entries, hardware.how_to_measure(runtime))
+
+
+@dataclass(frozen=True, slots=True)
+class _Imported:
+    """Stands in for a board whose measurement is already there; a :class:`nas.devices.device.Target`."""
+
+    group: Group
+    device: str
+    runtime_version: str
+
+    @property
+    def session_subjects(self) -> int:
+        return len(self.group.measurement.subjects)
+
+    def measure(
+        self,
+        subjects: Sequence[Subject],
+        rounds: int,
+        journal: Path,
+        on_prepared: Callable[[int, int], None],
+        on_round: Callable[[int, int], None],
+    ) -> Measurement:
+        """The measurement as it was; the journal is its samples."""
+        journal.parent.mkdir(parents=True, exist_ok=True)
+        journal.write_text(self.group.journal, encoding="utf-8")
+        return self.group.measurement

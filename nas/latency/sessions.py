@@ -1,0 +1,302 @@
+"""Measurements become a latency table: sessions tied together, gaps filled, sums of layers calibrated.
+
+Layers and whole networks are measured together (see nas.latency.plan); the networks calibrate the
+sums of layers.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nas.devices.device import Measurement, Subject, Target, deal_out, subject_name
+from nas.latency.calibration import Calibration, network_features
+from nas.latency.plan import Plan
+from nas.latency.predictor import GapFiller
+from nas.latency.preset import AdaptedLayers, EstimatedLayers
+from nas.latency.table import Entry, LatencyTable, TableError, TableHeader, write_atomically
+from nas.layers import LayerKey, layer_keys
+from nas.measuring.rounds import STATISTICS, instability, most_stable_statistic
+from nas.runtimes.runtime import Runtime
+from search_spaces.architecture import Architecture
+
+# With fewer measured layers than this the others are predicted by an adapted estimate.
+ADAPT_BELOW = 300
+_PRIOR = "rpi4"
+# Layers measured again in every further session.
+_LINKS = 60
+_FEWEST_LINKS = 10
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkRecord:
+    """A network measured end to end.
+
+    Attributes:
+        architecture: the network.
+        latency_ms: the table's statistic over the rounds.
+        p50_ms: median.
+        p90_ms: 90th percentile.
+        p99_ms: 99th percentile.
+    """
+
+    architecture: Architecture
+    latency_ms: float
+    p50_ms: float
+    p90_ms: float
+    p99_ms: float
+
+    @property
+    def latencies_ms(self) -> tuple[float, float, float, float]:
+        """Statistic, p50, p90, p99."""
+        return (self.latency_ms, self.p50_ms, self.p90_ms, self.p99_ms)
+
+
+@dataclass(frozen=True, slots=True)
+class ProfileProgress:
+    """Called while measuring, to draw progress bars.
+
+    Attributes:
+        prepared: (subjects ready, subjects in all).
+        measured: (steady rounds, rounds wanted).
+    """
+
+    prepared: Callable[[int, int], None] = lambda done, total: None
+    measured: Callable[[int, int], None] = lambda done, wanted: None
+
+
+def profile(
+    target: Target,
+    runtime: Runtime,
+    hardware: str,
+    plan: Plan,
+    folder: Path,
+    rounds: int,
+    table: LatencyTable | None = None,
+    progress: ProfileProgress = ProfileProgress(),
+    profile_command: str = "python -m nas.profile",
+) -> LatencyTable:
+    """Measure what the plan says, extend or make the table, calibrate it and write it.
+
+    Args:
+        target: the device.
+        runtime: what runs the layers on it.
+        hardware: name of the hardware config.
+        plan: what to measure.
+        folder: where table, networks and samples are kept.
+        rounds: steady rounds wanted.
+        table: the table to extend.
+        progress: callbacks for progress bars.
+        profile_command: what error messages tell the user to type for missing layers.
+
+    Raises:
+        nas.measuring.rounds.MeasurementError: if the machine did not hold still.
+    """
+    subjects: list[Subject] = [*plan.keys, *plan.networks]
+    networks = load_networks(folder) if table is not None else []
+    for part in deal_out(subjects, target.session_subjects):
+        # Another day, another clock speed: layers measured before tie the sessions together.
+        links = link_keys(table) if table is not None else []
+        group = [*part, *(key for key in links if key not in part)]
+        identity = hashlib.sha256("\n".join(subject_name(each) for each in group).encode()).hexdigest()[:10]
+        journal = folder / f"partial-{identity}.jsonl"
+        measured = target.measure(group, rounds, journal, progress.prepared, progress.measured)
+        table, found = _add_session(table, measured, target, runtime, hardware, profile_command)
+        networks += found
+        number = len(table.header.sessions)
+        table.save(folder)
+        _save_networks(folder, networks)
+        journal.replace(folder / f"samples-{number}.jsonl")
+    if table is None:
+        raise TableError("there is nothing to measure and no table to extend")
+    table = fill_gaps(table, plan.predicted)
+    if plan.networks:
+        table = calibrate(table, networks)
+    table.save(folder)
+    return table
+
+
+def fill_gaps(table: LatencyTable, keys: Sequence[LayerKey]) -> LatencyTable:
+    """Predict layers from the measured ones; predictions of other layers stay as they are.
+
+    Few measured layers adapt the shipped estimate, of whatever device they are: its physics makes up
+    for what they do not tell (see ``results/boards.md``).
+
+    Raises:
+        GapFillingError: if too few layers of a kind were measured.
+        EstimateError: if too few layers were measured at all.
+    """
+    measured = {key: each.latency_ms for key, each in table.entries.items() if each.source == "measured"}
+    wanted = [key for key in keys if key not in measured]
+    if not wanted:
+        return table
+    filler: AdaptedLayers | GapFiller
+    if len(measured) < ADAPT_BELOW:
+        filler = AdaptedLayers(EstimatedLayers.load(_PRIOR), measured)
+    else:
+        filler = GapFiller(measured)
+    predicted = {
+        key: Entry(each.latency_ms, each.deviation_ms, 0, "predicted")
+        for key, each in filler.predict(wanted).items()
+    }
+    summary = {"measured": filler.rows, "predicted": len(predicted), "mean_error": filler.error}
+    return table.with_entries(predicted, gap_filling=summary)
+
+
+def calibrate(table: LatencyTable, networks: Sequence[NetworkRecord]) -> LatencyTable:
+    """Fit the correction from summed layers on networks whose layers the table holds."""
+    usable = [each for each in networks if not table.missing(layer_keys(each.architecture))]
+    if len(usable) < 4:
+        return table
+    features = features_of(table, [each.architecture for each in usable])
+    return table.with_entries(
+        {}, calibration=Calibration.fit(features, np.array([each.latency_ms for each in usable]))
+    )
+
+
+def features_of(table: LatencyTable, architectures: Sequence[Architecture]) -> NDArray[np.float64]:
+    """Calibration features of networks: (networks, features)."""
+    rows = []
+    for architecture in architectures:
+        layers = table.layer_latencies(architecture)
+        rows.append(network_features([key for key, _ in layers], [entry.latency_ms for _, entry in layers]))
+    return np.array(rows)
+
+
+def load_networks(folder: Path) -> list[NetworkRecord]:
+    """The networks measured end to end for a table, none if there is no file.
+
+    Raises:
+        TableError: if the file is damaged.
+    """
+    path = folder / "networks.json"
+    if not path.exists():
+        return []
+    try:
+        return [
+            NetworkRecord(
+                Architecture.from_dict(each["architecture"]),
+                *(float(each[name]) for name in ("latency_ms", "p50_ms", "p90_ms", "p99_ms")),
+            )
+            for each in json.loads(path.read_text(encoding="utf-8"))
+        ]
+    except (ValueError, KeyError, TypeError) as error:
+        raise TableError(f"{path} is damaged ({error}); delete the folder and profile again") from None
+
+
+def network_records(measured: Measurement, statistic: str) -> list[NetworkRecord]:
+    """The networks among a measurement's subjects with their latencies and percentiles."""
+    samples = measured.steadied()
+    reduced = STATISTICS[statistic](samples)
+    records = []
+    for column, subject in enumerate(measured.subjects):
+        if isinstance(subject, Architecture):
+            # Percentiles are of what really happened, drift included.
+            p50, p90, p99 = np.percentile(measured.samples_ms[:, column], [50, 90, 99])
+            records.append(NetworkRecord(subject, float(reduced[column]), float(p50), float(p90), float(p99)))
+    return records
+
+
+def link_keys(table: LatencyTable) -> list[LayerKey]:
+    """Measured layers to measure again with others, spread evenly from the fastest to the slowest."""
+    measured = sorted(
+        (key for key in table.entries if is_measured(table, key)),
+        key=lambda key: (table.entries[key].latency_ms, str(key)),
+    )
+    chosen = np.linspace(0, len(measured) - 1, min(_LINKS, len(measured))).round().astype(int)
+    return [measured[index] for index in chosen]
+
+
+def table_level(table: LatencyTable, measured: Measurement) -> float:
+    """What a session's latencies must be multiplied by to be at the table's level.
+
+    The median over the layers both hold; with too few of them, the ratio of the anchor networks.
+    """
+    reduced = STATISTICS[table.header.statistic](measured.steadied())
+    ratios = [
+        table.entries[subject].latency_ms / reduced[column]
+        for column, subject in enumerate(measured.subjects)
+        if isinstance(subject, LayerKey) and is_measured(table, subject)
+    ]
+    if len(ratios) >= _FEWEST_LINKS:
+        return float(np.median(ratios))
+    if not table.header.sessions:
+        return 1.0
+    return float(table.header.sessions[0]["anchor_ms"] / measured.record["anchor_ms"])
+
+
+def is_measured(table: LatencyTable, key: LayerKey) -> bool:
+    """Whether the table holds a measurement of a layer."""
+    entry = table.entries.get(key)
+    return entry is not None and entry.source == "measured"
+
+
+def _add_session(
+    table: LatencyTable | None,
+    measured: Measurement,
+    target: Target,
+    runtime: Runtime,
+    hardware: str,
+    profile_command: str,
+) -> tuple[LatencyTable, list[NetworkRecord]]:
+    samples = measured.steadied()
+    statistic = table.header.statistic if table else most_stable_statistic(samples)
+    record = {
+        **measured.record,
+        "instability": {name: instability(samples, name) for name in STATISTICS} if len(samples) > 3 else {},
+    }
+    level = 1.0 if table is None else table_level(table, measured)
+    record["scaled_by"] = level
+    reduced = STATISTICS[statistic](samples) * level
+    quartiles = np.percentile(samples, [25, 75], axis=0) * level
+    entries = {
+        subject: Entry(
+            float(reduced[column]),
+            float(quartiles[1, column] - quartiles[0, column]),
+            len(samples),
+            "measured",
+        )
+        for column, subject in enumerate(measured.subjects)
+        if isinstance(subject, LayerKey) and not (table and is_measured(table, subject))
+    }
+    found = [
+        replace(each, latency_ms=each.latency_ms * level) for each in network_records(measured, statistic)
+    ]
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    if table is None:
+        header = TableHeader(
+            hardware=hardware,
+            device=target.device,
+            runtime=runtime.name,
+            runtime_version=target.runtime_version,
+            precision=runtime.precision,
+            threads=runtime.threads,
+            created=now,
+            statistic=statistic,
+            sessions=(record,),
+        )
+        return LatencyTable(header, entries, profile_command), found
+    sessions = (*table.header.sessions, record)
+    return table.with_entries(entries, created=now, sessions=sessions), found
+
+
+def _save_networks(folder: Path, networks: Sequence[NetworkRecord]) -> None:
+    rows: list[dict[str, Any]] = [
+        {
+            "architecture": each.architecture.to_dict(),
+            "latency_ms": each.latency_ms,
+            "p50_ms": each.p50_ms,
+            "p90_ms": each.p90_ms,
+            "p99_ms": each.p99_ms,
+        }
+        for each in networks
+    ]
+    write_atomically(folder / "networks.json", json.dumps(rows) + "\n")

@@ -1,0 +1,1 @@
+"""Rounds of measurements and their conditions: runs on boards that have only numpy and onnxruntime."""

@@ -1,0 +1,344 @@
+"""Runs on the board: measures what a kit holds and writes a result file. ``python3 rpi4-kit.zip``.
+
+Needs Python 3.9, numpy and onnxruntime, nothing else. The kit is a zip file that Python runs as it is:
+this file, ``nas.measuring.rounds`` (the same interleaved rounds as everywhere), ``nas.measuring.conditions``,
+and the graphs without their weights, which are made here from a seed. Every round is on disk before the
+next one begins: after a power cut the same command goes on where it stopped.
+
+On a Raspberry Pi, measuring pauses above a temperature limit, rounds in which the board was throttled
+do not count, and under-voltage is warned of.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from nas.measuring import conditions
+
+RESULT_SCHEMA = 1
+MANIFEST = "manifest.json"
+COOL_BY_C = 5.0
+PAUSE_S = 10.0
+LONGEST_PAUSE_S = 30 * 60.0
+
+# Bits of `vcgencmd get_throttled` (Raspberry Pi documentation): now; 16 bits further up: since boot.
+THROTTLED_BITS = {
+    0: "under-voltage",
+    1: "frequency capped",
+    2: "throttled",
+    3: "soft temperature limit",
+}
+_SYSFS_THROTTLED = Path("/sys/devices/platform/soc/soc:firmware/get_throttled")
+
+
+class BoardError(RuntimeError):
+    """What stops the measurement on the board. The message is one line that says what to do."""
+
+
+def decode_throttled(bits: int) -> dict[str, list[str]]:
+    """The names of the set bits, those that hold now and those seen since boot."""
+    return {
+        "now": [name for bit, name in THROTTLED_BITS.items() if bits >> bit & 1],
+        "since_boot": [name for bit, name in THROTTLED_BITS.items() if bits >> (bit + 16) & 1],
+    }
+
+
+def read_throttled() -> int | None:
+    """The bits of ``vcgencmd get_throttled``, None where there is neither that nor its kernel file."""
+    command = shutil.which("vcgencmd")
+    if command:
+        with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+            done = subprocess.run(  # noqa: S603  # the board's own tool, found on its own PATH
+                [command, "get_throttled"], capture_output=True, text=True, timeout=10, check=False
+            )
+            found = re.search(r"throttled=(0x[0-9a-fA-F]+)", done.stdout)
+            if found:
+                return int(found[1], 16)
+    with contextlib.suppress(OSError, ValueError):
+        return int(_SYSFS_THROTTLED.read_text().strip(), 16)
+    return None
+
+
+class Watch:
+    """Reads the conditions after each round, and holds the next one back while the board is hot.
+
+    Args:
+        limit_c: no round begins above this temperature.
+        report: takes lines for the user.
+        pause: waits for some seconds.
+    """
+
+    def __init__(
+        self, limit_c: float, report: Callable[[str], None], pause: Callable[[float], None] = time.sleep
+    ) -> None:
+        self._limit_c = limit_c
+        self._report = report
+        self._pause = pause
+        self._bits = read_throttled() or 0
+        self._warned = False
+        if self._bits & 0x10001:
+            self._warn_of_voltage()
+
+    def snapshot(self) -> dict[str, Any]:
+        """Conditions at the end of a round; ``throttled`` lists what disturbed it."""
+        state: dict[str, Any] = dict(conditions.snapshot())
+        bits = read_throttled()
+        if bits is not None:
+            before, self._bits = self._bits, bits
+            # Throttled when the round began, when it ended, or for a moment in between.
+            disturbed = before | bits | (bits & ~before) >> 16
+            state["throttled"] = decode_throttled(disturbed)["now"]
+            state["throttled_since_boot"] = decode_throttled(bits)["since_boot"]
+            if "under-voltage" in state["throttled"]:
+                self._warn_of_voltage()
+        self.cool_down(state["temperature_c"])
+        return state
+
+    def cool_down(self, temperature_c: float | None) -> None:
+        """Wait until the board is some degrees below the limit, if it is above.
+
+        Raises:
+            BoardError: if it does not cool down.
+        """
+        if temperature_c is None or temperature_c <= self._limit_c:
+            return
+        target, waited_s = self._limit_c - COOL_BY_C, 0.0
+        self._report(f"{temperature_c:.0f} °C: pausing until {target:.0f} °C")
+        while temperature_c is not None and temperature_c > target:
+            if waited_s >= LONGEST_PAUSE_S:
+                raise BoardError(
+                    f"the board did not cool below {target:.0f} °C in {LONGEST_PAUSE_S / 60:.0f} minutes: "
+                    "cool it and run the same command again; what was measured is kept"
+                )
+            self._pause(PAUSE_S)
+            waited_s += PAUSE_S
+            temperature_c = conditions.snapshot()["temperature_c"]
+        self._bits = read_throttled() or 0  # what happened while pausing disturbed no round
+
+    def _warn_of_voltage(self) -> None:
+        if not self._warned:
+            self._report("warning: under-voltage; use the board's own power supply, or rounds will not count")
+            self._warned = True
+
+
+def model_with_weights(stripped: bytes, weights: list[dict[str, Any]], seed: int) -> bytes:
+    """A runnable model: the stripped graph and random weights of the shapes it lacks.
+
+    Serialised protobuf messages merge by concatenation, so the weights are appended as a second
+    ``graph`` field; no protobuf library is needed. Every graph gets memory of its own, so that weights
+    arrive as cold as in a network.
+
+    Args:
+        stripped: an ONNX model without some initialisers.
+        weights: for each its ``name``, ``shape`` and ``type`` (``float32`` or ``int8``).
+        seed: of the values.
+    """
+    import numpy as np
+
+    random = np.random.default_rng(seed)
+    tensors = []
+    for weight in weights:
+        shape = weight["shape"]
+        if weight["type"] == "int8":
+            values = random.integers(-127, 128, size=shape, dtype=np.int8)
+        else:
+            fan_in = max(1, int(np.prod(shape[1:])))
+            values = random.standard_normal(shape, dtype=np.float32) * np.float32((2 / fan_in) ** 0.5)
+        # TensorProto: 1 dims, 2 data_type (1 float, 3 int8), 8 name, 9 raw_data. GraphProto: 5 initializer.
+        tensor = b"".join(b"\x08" + _varint(size) for size in shape)
+        tensor += b"\x10" + _varint({"float32": 1, "int8": 3}[weight["type"]])
+        tensor += _bytes_field(8, weight["name"].encode()) + _bytes_field(9, values.tobytes())
+        tensors.append(_bytes_field(5, tensor))
+    return stripped + _bytes_field(7, b"".join(tensors))  # ModelProto: 7 graph
+
+
+def _bytes_field(number: int, content: bytes) -> bytes:
+    return _varint(number << 3 | 2) + _varint(len(content)) + content
+
+
+def _varint(value: int) -> bytes:
+    encoded = bytearray()
+    while value > 0x7F:
+        encoded.append(value & 0x7F | 0x80)
+        value >>= 7
+    encoded.append(value)
+    return bytes(encoded)
+
+
+def run(kit_path: Path, folder: Path, groups: int | None, report: Callable[[str], None]) -> Path:
+    """Measure a kit and write its result file.
+
+    Args:
+        kit_path: the zip file.
+        folder: where rounds and result go.
+        groups: measure only so many groups; all where None.
+        report: takes lines for the user.
+
+    Returns:
+        The result file.
+
+    Raises:
+        BoardError: on anything that the user can set right.
+    """
+    with zipfile.ZipFile(kit_path) as kit, _locked(folder, kit_path.stem, report) as journals:
+        manifest = json.loads(kit.read(MANIFEST))
+        result = folder / f"{kit_path.stem}-result.jsonl"
+        watch = Watch(manifest["temperature_limit_c"], report)
+        board = _describe_board()
+        report(f"{board['cpu']}, onnxruntime {board['onnxruntime']}, kit {manifest['kit']}")
+        watch.cool_down(conditions.snapshot()["temperature_c"])
+        wanted = len(manifest["groups"]) if groups is None else min(groups, len(manifest["groups"]))
+        for number in range(wanted):
+            try:
+                _measure_group(kit, manifest, number, journals, watch, report)
+            finally:
+                if _journal_path(journals, number).exists():
+                    _write_result(result, manifest, board, journals, number + 1)
+        board["throttled_at_end"] = decode_throttled(read_throttled() or 0)
+        _write_result(result, manifest, board, journals, wanted)
+    report(f"done: {result}")
+    return result
+
+
+@contextlib.contextmanager
+def _locked(folder: Path, name: str, report: Callable[[str], None]) -> Iterator[Path]:
+    """The folder of rounds, for one process at a time: two would disturb each other's timing."""
+    journals = folder / f"{name}-rounds"
+    journals.mkdir(parents=True, exist_ok=True)
+    with (journals / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            report("waiting for another run of this kit to end")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield journals
+
+
+def _measure_group(
+    kit: zipfile.ZipFile,
+    manifest: dict[str, Any],
+    number: int,
+    journals: Path,
+    watch: Watch,
+    report: Callable[[str], None],
+) -> None:
+    from nas.measuring import rounds
+
+    names: list[str] = manifest["groups"][number]
+    identity = {"kit": manifest["kit"], "group": number}
+    journal = rounds.Journal(_journal_path(journals, number), names, identity)
+    wanted: int = manifest["rounds"]
+    label = f"group {number + 1}/{len(manifest['groups'])}"
+    if len(rounds.steady(journal.rounds)) >= wanted:
+        report(f"{label}: {wanted} of {wanted} rounds, measured before")
+        return
+    if journal.rounds:
+        report(f"{label}: going on after {len(journal.rounds)} rounds")
+
+    def runner(name: str) -> rounds.Runner:
+        subject = manifest["subjects"][name]
+        model = model_with_weights(kit.read(subject["graph"]), subject["weights"], manifest["seed"])
+        return rounds.onnx_runner(model, manifest["threads"], manifest["seed"])
+
+    runners = {name: runner(name) for name in names}
+    anchor = runner(manifest["anchor"])
+    start, begun = time.monotonic(), len(rounds.steady(journal.rounds))
+
+    def on_round(done: int, wanted: int) -> None:
+        left_s = (time.monotonic() - start) / max(1, done - begun) * (wanted - done)
+        temperature = journal.rounds[-1].conditions.get("temperature_c")
+        heat = "" if temperature is None else f", {temperature:.0f} °C"
+        report(f"{label}: {done} of {wanted} rounds, {left_s:.0f} s left{heat}")
+
+    rounds.measure(runners, anchor, journal, wanted, manifest["seed"], watch.snapshot, on_round)
+
+
+def _journal_path(journals: Path, number: int) -> Path:
+    return journals / f"group-{number:04}.jsonl"
+
+
+def _write_result(
+    path: Path, manifest: dict[str, Any], board: dict[str, Any], journals: Path, groups: int
+) -> None:
+    """All journals in one file: a header, then each group's own lines, then a line that says it is whole."""
+    described = {name: value for name, value in manifest.items() if name not in ("subjects", "groups")}
+    header = {"result": RESULT_SCHEMA, **described, "groups": len(manifest["groups"]), "board": board}
+    temporary = path.with_suffix(".tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(json.dumps(header) + "\n")
+        for number in range(groups):
+            file.write(_journal_path(journals, number).read_text(encoding="utf-8"))
+        file.write(json.dumps({"measured_groups": groups}) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def _describe_board() -> dict[str, Any]:
+    import numpy
+    import onnxruntime
+
+    throttled = read_throttled()
+    return {
+        **conditions.describe(),
+        **conditions.snapshot(),
+        "numpy": numpy.__version__,
+        "onnxruntime": onnxruntime.__version__,
+        "throttled": None if throttled is None else decode_throttled(throttled),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+
+
+def check_packages() -> None:
+    """Refuse to start without what is needed.
+
+    Raises:
+        BoardError: with the line that installs it.
+    """
+    missing = []
+    for name in ("numpy", "onnxruntime"):
+        try:
+            __import__(name)
+        except ImportError:
+            missing.append(name)
+    if missing:
+        raise BoardError(
+            f"{' and '.join(missing)} missing; install with: "
+            f"{sys.executable} -m pip install {' '.join(missing)} (if pip refuses: python3 -m venv ~/nas && "
+            "~/nas/bin/pip install numpy onnxruntime, then use ~/nas/bin/python)"
+        )
+
+
+def main() -> None:
+    """Entry point of the kit."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
+    parser.add_argument("--folder", type=Path, default=Path(), help="where the result file goes")
+    parser.add_argument("--groups", type=int, default=None, help="measure only the first so many groups")
+    arguments = parser.parse_args()
+    try:
+        check_packages()
+        run(Path(sys.argv[0]), arguments.folder, arguments.groups, lambda line: print(line, flush=True))
+    except KeyboardInterrupt:
+        sys.exit("interrupted; run the same command again to go on")
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            sys.exit(
+                "the disk is full: free some space and run the same command again; what was measured is kept"
+            )
+        sys.exit(f"{error}; run the same command again to go on")
+    except (RuntimeError, MemoryError) as error:
+        sys.exit(str(error) or "out of memory: make the kit with smaller groups (profile.group_size)")

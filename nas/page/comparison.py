@@ -1,0 +1,109 @@
+"""What two studies have to do with each other: equal budgets, answers, circumstances, shared networks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from scipy.stats import kendalltau
+
+from nas.page.markup import Markup, card, chooser, element, facts, milliseconds, plain, table
+from nas.page.report import Report, equal_budgets, section, signed
+
+_CONDITIONS = ("device", "runtime", "runtime_version", "precision", "threads")
+
+
+def comparison_card(first: Report, second: Report) -> Markup:
+    """Everything that two studies have to say about each other."""
+    children: list[str] = []
+    if _conditions(first) != _conditions(second):
+        children.append(
+            element(
+                "p",
+                "Their latencies hold for different devices or settings: compare the answers, "
+                "not milliseconds with milliseconds.",
+                class_="warning",
+            )
+        )
+    rows = [
+        (
+            f"within {row.budget_ms:g} ms",
+            *(
+                element("span", chooser(report, number, best), *facts(best, " ")) if best else "–"
+                for number, (report, best) in enumerate(zip((first, second), row.best, strict=True))
+            ),
+            "–" if row.points is None else f"{signed(row.points, 1)} points",
+        )
+        for row in equal_budgets(first, second)
+    ]
+    if rows:
+        children.append(element("h3", "The best within equal latency budgets"))
+        children.append(table(("", first.name, second.name, f"{second.name} over {first.name}"), rows))
+    answers = [{answer.reference.label: answer for answer in report.answers} for report in (first, second)]
+    rows = []
+    for name in answers[0] | answers[1]:
+        pair = [answer.get(name) for answer in answers]
+        rows.append((f"at {name}’s latency", *(answer.gain if answer else "–" for answer in pair)))
+        rows.append((f"at {name}’s accuracy", *(answer.saving if answer else "–" for answer in pair)))
+    if rows:
+        children.append(element("h3", "Beside the references"))
+        children.append(table(("", first.name, second.name), rows))
+    children.append(element("h3", "What differs"))
+    children.append(table(("", first.name, second.name), _differences(first, second), numbers_from=3))
+    rows = []
+    mine, other = ({network.id: network for network in report.networks} for report in (first, second))
+    shared = [(mine[id_], other[id_]) for id_ in mine if id_ in other]
+    for one, two in shared:
+        if one.kind == "reference":
+            rows.append(
+                (
+                    one.label,
+                    *(milliseconds(n) for n in (one, two)),
+                    f"{two.latency_ms / one.latency_ms:.2f}×",
+                )
+            )
+    if rows:
+        children.append(element("h3", "Latency of the same network"))
+        children.append(table(("", first.name, second.name, "ratio"), rows))
+    if len(shared) >= 5:
+        tau = kendalltau(
+            [one.latency_ms for one, _ in shared], [two.latency_ms for _, two in shared]
+        ).statistic
+        children.append(
+            element(
+                "p",
+                f"{len(shared):,} networks are in both studies; their latencies agree in rank to "
+                f"Kendall tau {tau:.3f}.",
+                class_="quiet",
+            )
+        )
+    return card("Side by side", *children, class_="card compare")
+
+
+def _differences(first: Report, second: Report) -> Iterator[tuple[str, str, str]]:
+    """Everything in which two studies differ, in words."""
+    one, other = _circumstances(first), _circumstances(second)
+    for name in one:
+        if one[name] != other[name]:
+            yield name, plain(one[name] or "–"), plain(other[name] or "–")
+
+
+def _circumstances(report: Report) -> dict[str, Any]:
+    provenance = report.provenance
+    latency = section(provenance, "latency")
+    return {
+        "hardware": provenance.get("hardware"),
+        **{name.replace("_", " "): latency.get(name) for name in _CONDITIONS},
+        "accuracy from": section(provenance, "accuracy").get("name"),
+        "dataset": provenance.get("dataset"),
+        "sampler": provenance.get("sampler"),
+        "seed": provenance.get("seed"),
+        "budget in ms": report.budget_ms,
+        "candidates": f"{len(report.candidates):,}",
+        "on the front": len(report.front),
+    }
+
+
+def _conditions(report: Report) -> tuple[object, ...]:
+    latency = section(report.provenance, "latency")
+    return (report.provenance.get("hardware"), *(latency.get(name) for name in _CONDITIONS))

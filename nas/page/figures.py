@@ -1,0 +1,117 @@
+"""The Pareto plot for papers: one page column wide, no title, fonts embedded as text."""
+
+from __future__ import annotations
+
+import itertools
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from nas.page.report import NetworkResult, Report
+
+# Okabe and Ito's palette, safe for colour-blind readers; shapes differ as well.
+CANDIDATE_COLOUR = "#9aa0a6"
+FRONT_COLOUR = "#0072b2"
+REFERENCE_COLOUR = "#d55e00"
+
+# Fixed, so that the same study gives the same bytes.
+_SETTINGS: Any = {"font.size": 8, "svg.fonttype": "none", "svg.hashsalt": "mobilenet-nas"}
+_REFERENCE_MARKERS = "DsP^vX*ph"
+_PNG_DPI = 300
+_INCHES = (5.0, 3.4)
+_LABEL_CHARACTERS = 75
+# A front of more networks is a line with a band, its points small.
+_DENSE_FRONT = 60
+# Points of accuracy shown below the least accurate reference.
+_BELOW_REFERENCES = 15.0
+
+
+def save_pareto_figures(report: Report, folder: Path) -> list[Path]:
+    """Write ``pareto.png`` and ``pareto.svg``: accuracy in percent against milliseconds."""
+    with matplotlib.rc_context(_SETTINGS):
+        figure = Figure(figsize=_INCHES, layout="constrained")
+        _draw(figure.add_subplot(), report)
+        paths = [folder / "pareto.png", folder / "pareto.svg"]
+        figure.savefig(paths[0], dpi=_PNG_DPI, metadata={"Software": None})
+        figure.savefig(paths[1], metadata={"Date": None})
+    return paths
+
+
+def _draw(axes: Axes, report: Report) -> None:
+    floor = min((each.top1 for each in report.references), default=0.0) - _BELOW_REFERENCES
+    below = sum(each.top1 < floor for each in report.candidates)
+    axes.scatter(
+        *_coordinates(report.candidates),
+        s=6,
+        color=CANDIDATE_COLOUR,
+        alpha=0.5,
+        linewidths=0,
+        label=f"candidates ({len(report.candidates):,}{f', {below:,} below' if below else ''})",
+        rasterized=True,
+    )
+    if report.front:
+        latencies, accuracies = _coordinates(report.front)
+        axes.step(latencies, accuracies, where="post", color=FRONT_COLOUR, linewidth=1)
+        deviations = [network.deviation or 0.0 for network in report.front]
+        dense = len(report.front) > _DENSE_FRONT
+        if any(deviations) and dense:
+            low, high = (
+                [top1 + sign * deviation for top1, deviation in zip(accuracies, deviations, strict=True)]
+                for sign in (-1, 1)
+            )
+            axes.fill_between(latencies, low, high, color=FRONT_COLOUR, alpha=0.2, linewidth=0)
+        elif any(deviations):
+            axes.errorbar(
+                latencies,
+                accuracies,
+                yerr=deviations,
+                fmt="none",
+                ecolor=FRONT_COLOUR,
+                elinewidth=0.5,
+                alpha=0.5,
+            )
+        axes.scatter(latencies, accuracies, s=2 if dense else 12, color=FRONT_COLOUR, zorder=3, label="front")
+    # Names in the legend, not beside the points: they would cover each other.
+    for reference, marker in zip(report.references, itertools.cycle(_REFERENCE_MARKERS), strict=False):
+        axes.scatter(
+            *_coordinates((reference,)),
+            s=30,
+            marker=marker,
+            color=REFERENCE_COLOUR,
+            edgecolors="white",
+            linewidths=0.5,
+            zorder=4,
+            label=reference.label,
+        )
+    if report.budget_ms is not None:
+        axes.axvline(report.budget_ms, color="black", linestyle="--", linewidth=0.8)
+        axes.annotate(
+            f"budget {report.budget_ms:.3g} ms",
+            (report.budget_ms, 1.0),
+            xycoords=("data", "axes fraction"),
+            xytext=(0, 2),
+            textcoords="offset points",
+            ha="center",
+            fontsize=7,
+        )
+    title = textwrap.fill(report.title, _LABEL_CHARACTERS)
+    axes.set_xlabel(f"latency in ms ({_sources(report, 'latency_source')})\n{title}")
+    axes.set_ylabel(f"top-1 accuracy in % ({_sources(report, 'accuracy_source')})")
+    if below:
+        axes.set_ylim(bottom=floor)
+    axes.grid(linewidth=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    # Where networks would be slow and inaccurate there are few points to cover.
+    axes.legend(loc="lower right", fontsize=7, framealpha=0.85, edgecolor="none")
+
+
+def _coordinates(networks: tuple[NetworkResult, ...]) -> tuple[list[float], list[float]]:
+    return [network.latency_ms for network in networks], [network.top1 for network in networks]
+
+
+def _sources(report: Report, attribute: str) -> str:
+    return ", ".join(report.source_counts(attribute))

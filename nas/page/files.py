@@ -1,0 +1,233 @@
+"""The files of a report, in the folder of its study.
+
+files = write_report(Path("results/digits"), study)
+print(files.html)
+
+report.html              the page, works offline
+summary.md               the same in a few lines
+pareto.png, pareto.svg   for papers
+pareto.csv               front members and references
+architectures/<id>.yaml  each front member, for `python -m nas.export` and Architecture.from_yaml
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+import optuna
+
+from nas.latency.table import write_atomically
+from nas.page.figures import save_pareto_figures
+from nas.page.html import comparison_page, report_page
+from nas.page.report import (
+    MIXED_KINDS,
+    NetworkResult,
+    Report,
+    equal_budgets,
+    report_of,
+    signed,
+)
+
+_COLUMNS = (
+    "id",
+    "name",
+    "kind",
+    "top1",
+    "deviation",
+    "accuracy_source",
+    "latency_ms",
+    "latency_source",
+    "macs",
+    "parameters",
+    "resolution",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ReportFiles:
+    """Where a report lies.
+
+    Attributes:
+        report: what it says.
+        html: the page.
+        summary: Markdown.
+        figures: png and svg.
+        table: csv of front members and references.
+        architectures: folder with a YAML file for each front member.
+    """
+
+    report: Report
+    html: Path
+    summary: Path
+    figures: tuple[Path, ...]
+    table: Path
+    architectures: Path
+
+
+def write_report(folder: Path, study: optuna.Study) -> ReportFiles:
+    """Write all files of a study's report; older ones are replaced.
+
+    Raises:
+        ReportError: if no report can be made of the study.
+    """
+    report = report_of(study)
+    folder.mkdir(parents=True, exist_ok=True)
+    files = ReportFiles(
+        report=report,
+        html=folder / "report.html",
+        summary=folder / "summary.md",
+        figures=tuple(save_pareto_figures(report, folder)),
+        table=folder / "pareto.csv",
+        architectures=folder / "architectures",
+    )
+    write_atomically(files.html, report_page(report))
+    write_atomically(files.summary, summary(report))
+    write_atomically(files.table, pareto_csv(report))
+    _write_architectures(report, files.architectures)
+    return files
+
+
+def write_comparison(path: Path, first: optuna.Study, second: optuna.Study) -> tuple[Report, Report]:
+    """Write one page that compares two studies, and return what it is about.
+
+    Raises:
+        ReportError: if no report can be made of one of the studies.
+    """
+    reports = report_of(first), report_of(second)
+    write_atomically(path, comparison_page(*reports))
+    return reports
+
+
+def summary_rows(files: ReportFiles) -> dict[str, str]:
+    """What commands print at their end: what was found, and where the files are."""
+    report = files.report
+    rows = {
+        "latency": report.title or "device unknown",
+        "front": f"{len(report.front)} of {len(report.networks):,} networks",
+    }
+    if any(answer.mixes_kinds for answer in report.answers):
+        rows["mind"] = MIXED_KINDS
+    names = ", ".join(path.name for path in (*files.figures, files.table, files.summary))
+    return rows | {
+        "page": str(files.html),
+        "for papers": f"{names} beside it",
+        "architectures": str(files.architectures),
+    }
+
+
+def answer_rows(report: Report) -> list[tuple[str, str, str, str]]:
+    """For each reference: its name, its latency, and what was found at its latency and at its accuracy."""
+    rows = []
+    for answer in report.answers:
+        reference = answer.reference
+        gain = answer.gain
+        if answer.as_fast:
+            gain += f": {answer.evidence(answer.as_fast)}"
+        rows.append((reference.label, _latency(reference), gain, answer.saving))
+    return rows
+
+
+def next_command(files: ReportFiles) -> str:
+    """What to type after a report: the export of the most accurate network of the front."""
+    found = [each for each in files.report.front if each.kind != "reference" and each.architecture]
+    if not found:
+        return f"open {files.html} in a browser"
+    return f"python -m nas.export export.architecture={files.architectures / found[-1].id}.yaml"
+
+
+def comparison_rows(first: Report, second: Report) -> dict[str, str]:
+    """What the comparison of two studies prints: the best of each at equal budgets."""
+    rows = {f"{report.name} on": report.title or "device unknown" for report in (first, second)}
+    for row in equal_budgets(first, second):
+        one, other = row.best
+        if one and other:
+            rows[f"within {row.budget_ms:g} ms"] = (
+                f"{_accuracy(one)} and {_accuracy(other)}: {signed(row.points or 0.0, 1)} points"
+            )
+    return rows
+
+
+def pareto_csv(report: Report) -> str:
+    """One line for each front member and reference, by latency."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(_COLUMNS)
+    for network in _front_and_references(report):
+        writer.writerow(_cell(getattr(network, column)) for column in _COLUMNS)
+    return text.getvalue()
+
+
+def summary(report: Report) -> str:
+    """The answers and the front in Markdown."""
+    lines = [f"# {report.name}", ""]
+    if report.title:
+        lines += [report.title, ""]
+    for answer in report.answers:
+        reference = answer.reference
+        lines.append(
+            f"- **{reference.label}** has {_accuracy(reference)}, {_latency(reference)}. "
+            f"At its latency: {answer.gain}{_which(answer.as_fast)}. "
+            f"At its accuracy: {answer.saving}{_which(answer.as_accurate)}."
+        )
+    if any(answer.mixes_kinds for answer in report.answers):
+        lines += ["", MIXED_KINDS]
+    budget = "no latency budget" if report.budget_ms is None else f"budget {report.budget_ms:.2f} ms"
+    lines += [
+        "",
+        f"{len(report.candidates):,} candidates, {len(report.front)} networks on the front, {budget}.",
+        "",
+        "| network | top-1 | latency | MACs | parameters | resolution |",
+        "|---|---|---|---|---|---|",
+    ]
+    for network in _front_and_references(report):
+        name = f"{network.name} (reference)" if network.name else f"`{network.id}`"
+        lines.append(
+            f"| {name} | {_accuracy(network)} | {_latency(network)} | {network.macs / 1e6:,.1f} M | "
+            f"{network.parameters / 1e6:.2f} M | {network.resolution or '–'} |"
+        )
+    command = report.provenance.get("command")
+    if command:
+        lines += ["", f"    {command}"]
+    return "\n".join(lines) + "\n"
+
+
+def _write_architectures(report: Report, folder: Path) -> None:
+    wanted = {network.id: network for network in report.front if network.architecture is not None}
+    # Of an older front; other files stay.
+    for path in folder.glob("[0-9a-f]" * 10 + ".yaml"):
+        if path.stem not in wanted:
+            path.unlink()
+    for network in wanted.values():
+        assert network.architecture is not None
+        header = [
+            f"{network.label}, found by the study {report.name}" if not network.name else network.name,
+            f"top-1 {_accuracy(network)}; latency {_latency(network)}",
+            f"{network.macs / 1e6:,.1f} M multiply-accumulates, {network.parameters / 1e6:.2f} M parameters",
+            report.title,
+        ]
+        comments = "".join(f"# {' '.join(line.split())}\n" for line in header if line)
+        write_atomically(folder / f"{network.id}.yaml", comments + network.architecture.to_yaml())
+
+
+def _front_and_references(report: Report) -> list[NetworkResult]:
+    rows = {network.trial: network for network in (*report.front, *report.references)}
+    return sorted(rows.values(), key=lambda network: network.latency_ms)
+
+
+def _cell(value: object) -> object:
+    return f"{value:.6g}" if isinstance(value, float) else "" if value is None else value
+
+
+def _accuracy(network: NetworkResult) -> str:
+    return f"{network.accuracy} ({network.accuracy_source})"
+
+
+def _latency(network: NetworkResult) -> str:
+    return f"{network.latency_ms:.2f} ms ({network.latency_source})"
+
+
+def _which(network: NetworkResult | None) -> str:
+    return "" if network is None else f" (`{network.id}`: {_accuracy(network)}, {_latency(network)})"

@@ -1,0 +1,529 @@
+"""Everything a report says, computed once from the study alone, as plain data.
+
+    study = read_study(Path("results/digits"))
+    report = report_of(study)
+    for answer in report.answers:
+        print(answer.reference.label, answer.gain, answer.saving)
+
+How it is drawn and written is the business of the other modules of this package.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.storages import BaseStorage, JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, TrialState
+
+from nas.study.pareto import front, hypervolume
+from nas.study.storage import open_storage
+from search_spaces.architecture import Architecture
+from search_spaces.errors import InputError
+from search_spaces.space import SearchSpace
+
+STUDY_FILE = "study.journal"
+# Study attribute with references that are no trials: networks of other families, measured end to end,
+# with the accuracy their authors publish; see nas.page.torchvision_reference.
+PUBLISHED = "published"
+MIXED_KINDS = (
+    "Accuracies of different kinds are compared here: a predicted one is a model's guess with its standard "
+    "deviation, a published one its authors' training. Train a network before you rely on the difference."
+)
+# fANOVA on this many trials takes a few seconds; on all of a long study it would take minutes.
+_TRIALS_FOR_IMPORTANCE = 300
+_FEWEST_FOR_IMPORTANCE = 20
+
+
+class ReportError(InputError):
+    """A study that no report can be made of. The message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkResult:
+    """What the study knows of one network.
+
+    Attributes:
+        trial: number of its trial, negative for published references, which are no trials.
+        id: id of its architecture.
+        kind: ``candidate`` or ``reference``.
+        name: name of a reference, else None.
+        top1: accuracy in percent.
+        judged_top1: accuracy the search went by: less where the objective is cautious.
+        deviation: one standard deviation of the accuracy in points, None where unknown.
+        accuracy_source: ``measured``, ``predicted`` or ``published``.
+        latency_ms: milliseconds for one image.
+        latency_source: ``measured``, ``predicted`` or ``estimated``.
+        macs: multiply-accumulates.
+        parameters: trainable parameters.
+        resolution: side of the input image in pixels, None where unknown.
+        architecture: its block table, None for a network that is not of the family.
+    """
+
+    trial: int
+    id: str
+    kind: str
+    name: str | None
+    top1: float
+    judged_top1: float
+    deviation: float | None
+    accuracy_source: str
+    latency_ms: float
+    latency_source: str
+    macs: int
+    parameters: int
+    resolution: int | None
+    architecture: Architecture | None
+
+    @property
+    def label(self) -> str:
+        """Name of a reference, id of a candidate."""
+        return self.name or self.id
+
+    @property
+    def accuracy(self) -> str:
+        """E.g. ``76.94 ± 0.80 %``."""
+        deviation = "" if self.deviation is None else f" ± {self.deviation:.2f}"
+        return f"{self.top1:.2f}{deviation} %"
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the search found in comparison with one reference.
+
+    Attributes:
+        reference: the network to beat.
+        as_fast: the most accurate candidate that is not slower, None if there is none.
+        as_accurate: the fastest candidate that is not less accurate, None if there is none.
+    """
+
+    reference: NetworkResult
+    as_fast: NetworkResult | None
+    as_accurate: NetworkResult | None
+
+    @property
+    def points(self) -> float | None:
+        """Percentage points of accuracy gained at the reference's latency."""
+        return None if self.as_fast is None else self.as_fast.top1 - self.reference.top1
+
+    @property
+    def latency_change(self) -> float | None:
+        """Relative change of latency at the reference's accuracy; -0.25 is a quarter less."""
+        if self.as_accurate is None:
+            return None
+        return self.as_accurate.latency_ms / self.reference.latency_ms - 1
+
+    @property
+    def mixes_kinds(self) -> bool:
+        """Whether accuracies of different kinds are compared, predicted ones with published ones."""
+        found = (each for each in (self.as_fast, self.as_accurate) if each is not None)
+        return any(each.accuracy_source != self.reference.accuracy_source for each in found)
+
+    def evidence(self, found: NetworkResult) -> str:
+        """Which numbers stand behind a gain: ``predicted 76.9 ± 0.8 % against published 75.2 %``."""
+        if found.accuracy_source == self.reference.accuracy_source:
+            return f"{found.accuracy} against {self.reference.accuracy}, both {found.accuracy_source}"
+        return (
+            f"{found.accuracy_source} {found.accuracy} against "
+            f"{self.reference.accuracy_source} {self.reference.accuracy}"
+        )
+
+    @property
+    def gain(self) -> str:
+        """What is gained at the reference's latency, e.g. ``+1.3 points``."""
+        return "nothing found is as fast" if self.points is None else f"{signed(self.points, 1)} points"
+
+    @property
+    def saving(self) -> str:
+        """What is saved at the reference's accuracy, e.g. ``−25 % latency``."""
+        if self.latency_change is None:
+            return "nothing found is as accurate"
+        return f"{signed(100 * self.latency_change, 0)} % latency"
+
+
+@dataclass(frozen=True, slots=True)
+class EqualBudget:
+    """What two studies offer within the same latency budget.
+
+    Attributes:
+        budget_ms: the budget.
+        best: the best candidate of each study within it, None where there is none.
+    """
+
+    budget_ms: float
+    best: tuple[NetworkResult | None, NetworkResult | None]
+
+    @property
+    def points(self) -> float | None:
+        """How much more accurate the second one is, in percentage points."""
+        one, other = self.best
+        return None if one is None or other is None else other.top1 - one.top1
+
+
+@dataclass(frozen=True, slots=True)
+class LayerLatency:
+    """A layer's share of the latency of any network that contains it."""
+
+    latency_ms: float
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Importance:
+    """How much of the variation between the trials one parameter explains, as shares of 1."""
+
+    parameter: str
+    accuracy: float
+    latency: float
+
+
+@dataclass(frozen=True)
+class Report:
+    """One study, ready to be drawn.
+
+    Attributes:
+        name: name of the study.
+        networks: all complete trials in the order of the study, then published references.
+        failed: number of trials whose accuracy could not be told.
+        budget_ms: bound on latency, None without one.
+        hypervolume: (trial number, share of the box between 0 and 100 % and between 0 ms and the budget
+            that is dominated so far), one pair for each change and the last trial.
+        importances: parameters by their importance for accuracy, most important first; empty where
+            there are too few trials.
+        layers: latency of single layers, by layer key, as far as the study kept them.
+        provenance: what the search noted about its circumstances; any field may be missing.
+    """
+
+    name: str
+    networks: tuple[NetworkResult, ...]
+    failed: int = 0
+    budget_ms: float | None = None
+    hypervolume: tuple[tuple[int, float], ...] = ()
+    importances: tuple[Importance, ...] = ()
+    layers: Mapping[str, LayerLatency] = field(default_factory=dict)
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def references(self) -> tuple[NetworkResult, ...]:
+        """References by latency, also those above the budget."""
+        found = (network for network in self.networks if network.kind == "reference")
+        return tuple(sorted(found, key=lambda network: network.latency_ms))
+
+    @cached_property
+    def candidates(self) -> tuple[NetworkResult, ...]:
+        """What the search proposed."""
+        return tuple(network for network in self.networks if network.kind != "reference")
+
+    @cached_property
+    def front(self) -> tuple[NetworkResult, ...]:
+        """Trials within the budget that no other one dominates, by latency, references included."""
+        within = [
+            network
+            for network in self.networks
+            if network.trial >= 0 and (self.budget_ms is None or network.latency_ms <= self.budget_ms)
+        ]
+        if not within:
+            return ()
+        chosen = [within[index] for index in front(_losses(within))]
+        return tuple(sorted(chosen, key=lambda network: network.latency_ms))
+
+    @cached_property
+    def answers(self) -> tuple[Answer, ...]:
+        """What the study found beside each reference: first the one that gave the budget, then by latency."""
+        budget_name = self.provenance.get("budget_name")
+        ordered = sorted(self.references, key=lambda reference: reference.name != budget_name)
+        return tuple(_answer(reference, self.candidates) for reference in ordered)
+
+    @cached_property
+    def positions(self) -> dict[int, int]:
+        """Where in :attr:`networks` the network of a trial is, by its number."""
+        return {network.trial: position for position, network in enumerate(self.networks)}
+
+    @property
+    def caution(self) -> float:
+        """How many deviations the search took off uncertain accuracies."""
+        for network in self.networks:
+            if network.deviation:
+                return (network.top1 - network.judged_top1) / network.deviation
+        return 0.0
+
+    @property
+    def title(self) -> str:
+        """One line: device, runtime, precision, threads, date; empty where unknown."""
+        return str(section(self.provenance, "latency").get("title") or self.provenance.get("hardware") or "")
+
+    def source_counts(self, attribute: str) -> dict[str, int]:
+        """How many networks have their ``accuracy_source`` or ``latency_source`` from where."""
+        return dict(Counter(str(getattr(network, attribute)) for network in self.networks))
+
+
+def signed(value: float, digits: int) -> str:
+    """A number with its sign, a real minus, and no negative zero."""
+    text = f"{value:+.{digits}f}"
+    if float(text) == 0:
+        text = "±" + text[1:]
+    return text.replace("-", "−")
+
+
+def section(provenance: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """A mapping inside the provenance, empty where it is missing."""
+    value = provenance.get(name)
+    return value if isinstance(value, Mapping) else {}
+
+
+# -- reading ---------------------------------------------------------------------------------------
+
+
+def read_study(folder: Path, storage: str | None = None) -> optuna.Study:
+    """The study kept in a folder, to be read; a search may be writing to it meanwhile.
+
+    Args:
+        folder: ``results/<study>``, holds ``study.journal``.
+        storage: database the study of the folder's name is kept in, instead of the file.
+
+    Raises:
+        ReportError: if there is no study.
+    """
+    name = folder.resolve().name
+    opened: BaseStorage
+    if storage is not None:
+        opened = open_storage(storage)
+    else:
+        path = folder / STUDY_FILE
+        if not path.is_file():
+            raise ReportError(
+                f"there is no study in {folder}: it has no {STUDY_FILE}; name the folder of a study, "
+                "or its database with storage=postgresql://..."
+            )
+        try:
+            opened = JournalStorage(JournalFileBackend(str(path)))
+        except (ValueError, KeyError) as error:
+            raise ReportError(f"{path} is no study file: {error}") from None
+    names = optuna.get_all_study_names(opened)
+    if name not in names:
+        if storage is not None or len(names) != 1:
+            raise ReportError(f"there is no study {name!r} here; there are: {', '.join(names) or 'none'}")
+        name = names[0]
+    return optuna.load_study(study_name=name, storage=opened)
+
+
+def report_of(study: optuna.Study, importances: bool = True) -> Report:
+    """Compute everything a report shows.
+
+    Args:
+        study: made by :func:`nas.study.loop.run_search`, may be in progress.
+        importances: whether to compute parameter importances, which takes some seconds.
+
+    Raises:
+        ReportError: if the study was not made by this project or holds no complete trial.
+    """
+    attributes = study.user_attrs
+    if "space" not in attributes:
+        raise ReportError(
+            f"study {study.study_name!r} was not made by this project: it names no search space"
+        )
+    space = SearchSpace.from_dict(attributes["space"])
+    trials = study.get_trials(deepcopy=False)
+    complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
+    if not complete:
+        raise ReportError(f"study {study.study_name!r} holds no complete trial yet")
+    # Where the first value of a trial is its accuracy, it is the one the search went by.
+    judged = (study.metric_names or ["top1"])[0] == "top1"
+    remeasured = attributes.get("remeasured") or {}
+    networks = tuple(_network(trial, space, judged, remeasured) for trial in complete)
+    provenance = attributes.get("provenance") or {}
+    budget = provenance.get("budget_ms")
+    budget_ms = float(budget) if isinstance(budget, int | float) else None
+    return Report(
+        name=study.study_name,
+        networks=networks + _published(attributes.get(PUBLISHED) or {}),
+        failed=sum(trial.state == TrialState.FAIL for trial in trials),
+        budget_ms=budget_ms,
+        hypervolume=_hypervolume_over_trials(networks, budget_ms),
+        importances=parameter_importances(complete) if importances else (),
+        layers=_layer_latencies(section(provenance, "layers")),
+        provenance=provenance,
+    )
+
+
+def _network(
+    trial: FrozenTrial, space: SearchSpace, judged: bool, remeasured: Mapping[str, tuple[float, str]]
+) -> NetworkResult:
+    attributes = trial.user_attrs
+    # Layers of the front are measured after the search; see nas.study.loop.remeasure.
+    predicted = (attributes["latency_ms"], attributes["latency_source"])
+    latency_ms, latency_source = remeasured.get(attributes["architecture"], predicted)
+    architecture = None
+    if attributes.get("table"):
+        architecture = Architecture.from_dict(attributes["table"])
+    elif trial.params:
+        architecture = space.build(trial.params)
+    return NetworkResult(
+        trial=trial.number,
+        id=str(attributes["architecture"]),
+        kind=attributes["kind"],
+        name=attributes.get("name"),
+        top1=attributes["top1"],
+        judged_top1=trial.values[0] if judged else attributes["top1"],
+        deviation=attributes.get("deviation"),
+        accuracy_source=attributes["accuracy_source"],
+        latency_ms=latency_ms,
+        latency_source=latency_source,
+        macs=attributes["macs"],
+        parameters=attributes["parameters"],
+        resolution=architecture.resolution if architecture else attributes.get("resolution"),
+        architecture=architecture,
+    )
+
+
+def _published(references: Mapping[str, Mapping[str, Any]]) -> tuple[NetworkResult, ...]:
+    return tuple(
+        NetworkResult(
+            trial=-number,
+            id=name,
+            kind="reference",
+            name=name,
+            top1=each["top1"],
+            judged_top1=each["top1"],
+            deviation=None,
+            accuracy_source="published",
+            latency_ms=each["latency_ms"],
+            latency_source=each["latency_source"],
+            macs=each["macs"],
+            parameters=each["parameters"],
+            resolution=each["resolution"],
+            architecture=None,
+        )
+        for number, (name, each) in enumerate(references.items(), start=1)
+    )
+
+
+def _layer_latencies(networks: Mapping[str, Any]) -> dict[str, LayerLatency]:
+    # A layer costs the same in every network, so what is known of one network helps to explain others.
+    return {
+        str(layer["key"]): LayerLatency(float(layer["latency_ms"]), str(layer["source"]))
+        for layers in networks.values()
+        for layer in layers
+    }
+
+
+# -- computing -------------------------------------------------------------------------------------
+
+
+def _losses(networks: Sequence[NetworkResult]) -> np.ndarray[Any, np.dtype[np.float64]]:
+    return np.array([[-network.judged_top1, network.latency_ms] for network in networks])
+
+
+def _answer(reference: NetworkResult, candidates: Iterable[NetworkResult]) -> Answer:
+    as_fast = as_accurate = None
+    for candidate in candidates:
+        if candidate.latency_ms <= reference.latency_ms and (
+            as_fast is None or candidate.judged_top1 > as_fast.judged_top1
+        ):
+            as_fast = candidate
+        if candidate.judged_top1 >= reference.judged_top1 and (
+            as_accurate is None or candidate.latency_ms < as_accurate.latency_ms
+        ):
+            as_accurate = candidate
+    return Answer(reference, as_fast, as_accurate)
+
+
+def equal_budgets(first: Report, second: Report) -> tuple[EqualBudget, ...]:
+    """The best of two studies within equal budgets: round milliseconds between the ends of their fronts."""
+    fronts = [report.front for report in (first, second)]
+    if not all(fronts):
+        return ()
+    low = max(each[0].latency_ms for each in fronts)
+    high = max(each[-1].latency_ms for each in fronts)
+    rounds = (
+        step * 10.0**power
+        for power in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+        for step in (1, 1.5, 2, 3, 5, 7)
+    )
+    budgets = [each for each in rounds if low <= each <= high]
+    return tuple(
+        EqualBudget(each, (_best_within(first.candidates, each), _best_within(second.candidates, each)))
+        for each in budgets
+    )
+
+
+def _best_within(candidates: Iterable[NetworkResult], budget_ms: float) -> NetworkResult | None:
+    within = (each for each in candidates if each.latency_ms <= budget_ms)
+    return max(within, key=lambda each: each.judged_top1, default=None)
+
+
+def _hypervolume_over_trials(
+    networks: Sequence[NetworkResult], budget_ms: float | None
+) -> tuple[tuple[int, float], ...]:
+    bound = budget_ms or max(network.latency_ms for network in networks)
+    # A point on the bound still counts.
+    corner = np.array([0.0, np.nextafter(bound, np.inf)])
+    best = np.empty((0, 2))
+    steps: list[tuple[int, float]] = []
+    for network, loss in zip(networks, _losses(networks), strict=True):
+        if loss[1] < corner[1] and not np.any(np.all(best <= loss, axis=1)):
+            best = np.vstack([best, loss])
+            best = best[front(best)]
+            steps.append((network.trial, hypervolume(best, corner) / (100 * bound)))
+    if steps and steps[-1][0] != networks[-1].trial:
+        steps.append((networks[-1].trial, steps[-1][1]))
+    return tuple(steps)
+
+
+def parameter_importances(trials: Sequence[FrozenTrial]) -> tuple[Importance, ...]:
+    """Importances for accuracy and for latency by functional ANOVA (Hutter et al. 2014), highest first.
+
+    Optuna leaves out parameters that some trials lack. Here a network lacks what does not count for
+    it (the third block of a stage of two), so "absent" becomes one more choice of each parameter.
+    A bounded number of candidates is looked at, evenly taken from all; too few give nothing.
+    """
+    candidates = [trial for trial in trials if trial.user_attrs["kind"] != "reference" and trial.params]
+    if len(candidates) < _FEWEST_FOR_IMPORTANCE:
+        return ()
+    picked = np.linspace(0, len(candidates) - 1, min(len(candidates), _TRIALS_FOR_IMPORTANCE)).astype(int)
+    candidates = [candidates[index] for index in picked]
+    values: dict[str, list[Any]] = {}
+    for trial in candidates:
+        for name, value in trial.params.items():
+            values.setdefault(name, [])
+            if value not in values[name]:
+                values[name].append(value)
+    choices = {name: [None, *found] for name, found in values.items() if len(found) > 1}
+    distributions: dict[str, BaseDistribution] = {
+        name: CategoricalDistribution(each) for name, each in choices.items()
+    }
+    if not choices:
+        return ()
+    verbosity = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    shares = []
+    for attribute in ("top1", "latency_ms"):
+        study = optuna.create_study()
+        study.add_trials(
+            optuna.create_trial(
+                value=trial.user_attrs[attribute],
+                params={name: trial.params.get(name) for name in choices},
+                distributions=distributions,
+            )
+            for trial in candidates
+        )
+        evaluator = optuna.importance.FanovaImportanceEvaluator(n_trees=16, max_depth=8, seed=0)
+        try:
+            shares.append(optuna.importance.get_param_importances(study, evaluator=evaluator))
+        except (RuntimeError, ValueError):  # no variation at all to explain
+            shares.append({})
+    optuna.logging.set_verbosity(verbosity)
+    accuracy, latency = shares
+    found_importances = (
+        Importance(name, float(accuracy.get(name, 0.0)), float(latency.get(name, 0.0))) for name in choices
+    )
+    return tuple(sorted(found_importances, key=lambda each: each.accuracy, reverse=True))

@@ -1,0 +1,1 @@
+"""Inference runtimes: how a layer or a network becomes something that can be timed."""

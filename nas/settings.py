@@ -1,0 +1,395 @@
+"""The configuration of all commands: structured schemas, and the plain objects they stand for.
+
+Hydra composes YAML files from ``conf/`` into these dataclasses, so an unknown key or a value of the wrong
+type fails before anything runs. Config objects stop at the commands: everything below them takes plain
+typed arguments.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from omegaconf import MISSING, OmegaConf
+
+from nas.accuracy.train import Recipe
+from nas.data import DatasetSettings
+from nas.latency.hardware import Hardware
+from nas.study.objective import Budget, MnasNet, Objective, Pareto
+from search_spaces.errors import InputError
+from search_spaces.space import SearchSpace
+
+_C = TypeVar("_C")
+
+
+def _at_least(name: str, value: float, least: int) -> None:
+    if not value >= least:
+        raise InputError(f"{name} must be at least {least}, not {value:g}")
+
+
+@dataclass
+class HardwareConfig:
+    """Where networks will run.
+
+    Attributes:
+        name: what tables and reports call it.
+        description: one line for people.
+        cores: processor cores, for information.
+        threads: threads the network may use.
+        host: user@host of a board reached over ssh; null for this machine or a board without network.
+        hosts: several identical boards that share the work.
+        measured_here: whether layers are measured on this machine.
+        estimate: name of a shipped estimate to use while there is no measured table; null for none.
+        temperature_limit_c: boards pause measuring above this.
+        python: interpreter on the board that has numpy and onnxruntime.
+        tolerance: how much boards that share the work may differ on layers that all of them measure.
+    """
+
+    name: str = MISSING
+    description: str = ""
+    cores: int = 1
+    threads: int = 1
+    host: str | None = None
+    hosts: list[str] = field(default_factory=list)
+    measured_here: bool = False
+    estimate: str | None = None
+    temperature_limit_c: float = 75.0
+    python: str = "python3"
+    tolerance: float = 0.05
+
+
+@dataclass
+class RuntimeConfig:
+    """What runs networks on the hardware.
+
+    Attributes:
+        name: onnxruntime, executorch, torch or torch_compile.
+        precision: fp32 or int8.
+        threads: threads within an operator.
+    """
+
+    name: str = MISSING
+    precision: str = "fp32"
+    threads: int = 1
+
+
+@dataclass
+class ProfileSettings:
+    """How a latency table is measured.
+
+    Attributes:
+        folder: where tables are kept.
+        max_keys: layers to measure at most; the rest of the space is predicted from them. null: all.
+        networks: random members measured end to end for the calibration.
+        rounds: steady rounds wanted.
+        seed: of the choice of layers, of the networks and of the order of measuring.
+        dry_run: only say what would be measured and how long it would take.
+        kit: write a portable measuring kit to this zip file instead of measuring.
+        import_file: turn a board's result file into a table instead of measuring; ``profile.import=``.
+    """
+
+    folder: str = "results/latency"
+    max_keys: int | None = 1000
+    networks: int = 80
+    rounds: int = 40
+    seed: int = 0
+    dry_run: bool = False
+    kit: str | None = None
+    import_file: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_keys is not None:
+            _at_least("profile.max_keys", self.max_keys, 1)
+        _at_least("profile.networks", self.networks, 0)
+        _at_least("profile.rounds", self.rounds, 1)
+        _at_least("profile.seed", self.seed, 0)
+
+
+@dataclass
+class TrainConfig:
+    """Accuracy by training; see :class:`nas.accuracy.train.Recipe`, defaults in ``accuracy/train.yaml``.
+
+    Attributes:
+        name: ``train``.
+        label: part of the study's name.
+        trials: default of ``search.trials``.
+        minutes: default of ``search.minutes``.
+        epochs: passes over the training images, for each candidate.
+        batch_size: images per step.
+        learning_rate: peak of a one-cycle schedule.
+        weight_decay: AdamW's.
+        label_smoothing: share of the target spread over all classes.
+        norm_momentum: of batch normalisation, PyTorch's convention.
+        device: cpu, cuda, or auto.
+        threads: of PyTorch while training.
+    """
+
+    name: str = "train"
+    label: str = MISSING
+    trials: int = 1000
+    minutes: float | None = 5.0
+    epochs: int = MISSING
+    batch_size: int = MISSING
+    learning_rate: float = MISSING
+    weight_decay: float = MISSING
+    label_smoothing: float = MISSING
+    norm_momentum: float = MISSING
+    device: str = MISSING
+    threads: int = MISSING
+
+
+@dataclass
+class ImagenetConfig:
+    """Predicted ImageNet accuracy; see :mod:`nas.accuracy.imagenet`.
+
+    Attributes:
+        name: ``imagenet``.
+        label: part of the study's name.
+        trials: default of ``search.trials``.
+        minutes: default of ``search.minutes``.
+        parameters: file of fitted parameters, null for the shipped ones.
+        extra: CSV of networks of one's own, null for none.
+    """
+
+    name: str = "imagenet"
+    label: str = MISSING
+    trials: int = 3000
+    minutes: float | None = None
+    parameters: str | None = None
+    extra: str | None = None
+
+
+@dataclass
+class TableConfig:
+    """Known accuracies; see :mod:`nas.accuracy.table`.
+
+    Attributes:
+        name: ``table``.
+        label: part of the study's name.
+        trials: default of ``search.trials``.
+        minutes: default of ``search.minutes``.
+        path: CSV with a column for each parameter of the space, and ``accuracy``.
+    """
+
+    name: str = "table"
+    label: str = MISSING
+    trials: int = 300
+    minutes: float | None = None
+    path: str = MISSING
+
+
+@dataclass
+class ProxyConfig:
+    """Training-free scores; see :mod:`nas.accuracy.proxy`.
+
+    Attributes:
+        name: ``proxy``.
+        label: part of the study's name.
+        trials: default of ``search.trials``.
+        minutes: default of ``search.minutes``.
+        score: naswot or synflow.
+        resolution: pixels a side at which networks are scored.
+    """
+
+    name: str = "proxy"
+    label: str = MISSING
+    trials: int = 300
+    minutes: float | None = None
+    score: str = "synflow"
+    resolution: int = 64
+
+
+@dataclass
+class DatasetConfig:
+    """Which images; see :class:`nas.data.DatasetSettings`.
+
+    Attributes:
+        name: which dataset, and part of the study's name.
+        root: folder of the images.
+        resolutions: sides candidates choose among, in pixels; references take the last.
+        validation_share: share of images kept from training where the dataset has no split of its own.
+        limit: use at most this many training images; null: all.
+        workers: processes that read image files.
+        download: let torchvision fetch CIFAR into ``root``.
+    """
+
+    name: str = MISSING
+    root: str | None = None
+    resolutions: list[int] = field(default_factory=lambda: [32])
+    validation_share: float = 0.25
+    limit: int | None = None
+    workers: int = 2
+    download: bool = False
+
+
+@dataclass
+class SamplerConfig:
+    """How the next network is proposed; see :mod:`nas.study.samplers`.
+
+    Attributes:
+        name: evolution, or one of Optuna's samplers.
+    """
+
+    name: str = MISSING
+
+
+@dataclass
+class ObjectiveConfig:
+    """What a network is worth; see :mod:`nas.study.objective`.
+
+    Attributes:
+        name: pareto, budget or mnasnet.
+        third: a third objective of pareto: parameters, macs or model_size_mb.
+        target_ms: latency at which mnasnet counts the accuracy as it is.
+        exponent: of latency over target in mnasnet.
+    """
+
+    name: str = MISSING
+    third: str | None = None
+    target_ms: float | None = None
+    exponent: float = -0.07
+
+
+@dataclass
+class StudyConfig:
+    """Where the study is kept.
+
+    Attributes:
+        name: what the study is called, and its folder.
+        folder: folder of all studies.
+        storage: database URL for studies of many machines; null: a file.
+    """
+
+    name: str = MISSING
+    folder: str = "results"
+    storage: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.name in ("", ".", "..") or Path(self.name).name != self.name:
+            raise InputError(
+                f"study.name must be the name of a folder, not {self.name!r}; study.folder says where it lies"
+            )
+
+
+@dataclass
+class SearchSettings:
+    """How long to search, for what, and beside what.
+
+    Attributes:
+        trials: completed candidates wanted in the study.
+        minutes: start no further trial after so long.
+        budget_ms: milliseconds, or the name of a reference.
+        references: names of networks to evaluate like candidates.
+        caution: standard deviations subtracted from an uncertain accuracy.
+        workers: networks evaluated at once on this machine.
+        screen: networks scored before the search where accuracy is predicted; their front is where it begins.
+        refine: netadapt shrinks a network of the front after the search; null: no refinement.
+        refine_from: reference or id on the front to begin with; null: the slowest of the front.
+        refine_to_ms: latency to shrink it to; null: the budget.
+        seed: of sampler and training.
+        require_validation: refuse a latency table without a good validation card.
+    """
+
+    trials: int = 1000
+    minutes: float | None = None
+    budget_ms: str | None = None
+    references: list[str] = field(default_factory=list)
+    caution: float = 1.0
+    workers: int = 1
+    screen: int = 0
+    refine: str | None = None
+    refine_from: str | None = None
+    refine_to_ms: float | None = None
+    seed: int = 0
+    require_validation: bool = False
+
+    def __post_init__(self) -> None:
+        _at_least("search.trials", self.trials, 1)
+        _at_least("search.caution", self.caution, 0)
+        _at_least("search.workers", self.workers, 1)
+        _at_least("search.screen", self.screen, 0)
+        _at_least("search.seed", self.seed, 0)
+        if self.minutes is not None and not self.minutes > 0:
+            raise InputError(f"search.minutes must be positive, not {self.minutes:g}")
+        if self.refine not in (None, "netadapt"):
+            raise InputError(f"search.refine must be netadapt or null, not {self.refine}")
+        if self.refine and self.refine_to_ms is None and self.budget_ms is None:
+            raise InputError("search.refine=netadapt needs search.refine_to_ms or search.budget_ms")
+
+
+def hardware_of(config: HardwareConfig) -> Hardware:
+    """The hardware a config describes."""
+    hosts = [config.host] if config.host else config.hosts
+    return Hardware(
+        name=config.name,
+        measured_here=config.measured_here,
+        hosts=tuple(hosts),
+        python=config.python,
+        estimate=config.estimate,
+        temperature_limit_c=config.temperature_limit_c,
+        tolerance=config.tolerance,
+    )
+
+
+ACCURACY_SCHEMAS: dict[str, type] = {
+    "imagenet": ImagenetConfig,
+    "proxy": ProxyConfig,
+    "table": TableConfig,
+    "train": TrainConfig,
+}
+
+
+def dataset_settings(config: DatasetConfig) -> DatasetSettings:
+    """The images a config describes.
+
+    Raises:
+        DatasetError: if a setting is wrong.
+    """
+    return DatasetSettings(
+        name=config.name,  # type: ignore[arg-type]  # DatasetSettings checks it
+        root=Path(config.root) if config.root else None,
+        validation_share=config.validation_share,
+        limit=config.limit,
+        workers=config.workers,
+        download=config.download,
+    )
+
+
+def recipe_of(config: TrainConfig, seed: int) -> Recipe:
+    """The training recipe of ``accuracy=train``.
+
+    Raises:
+        InputError: if a setting is wrong.
+    """
+    names = set(Recipe.__dataclass_fields__) - {"seed"}
+    return Recipe(**{name: getattr(config, name) for name in names}, seed=seed)
+
+
+def read_space(config: Any) -> SearchSpace:
+    """The search space of a composed config."""
+    return SearchSpace.from_dict(OmegaConf.to_container(config, resolve=True))
+
+
+def plain(config: Any, schema: type[_C]) -> _C:
+    """A config node as an object of its dataclass."""
+    made = OmegaConf.to_object(config)
+    assert isinstance(made, schema)
+    return made
+
+
+def objective_of(config: ObjectiveConfig, caution: float) -> Objective:
+    """The objective a config describes, with a cautious accuracy.
+
+    Raises:
+        InputError: if a setting is wrong.
+    """
+    if config.name == "pareto":
+        if config.third not in (None, "parameters", "macs", "model_size_mb"):
+            raise InputError(f"objective.third must be parameters, macs or model_size_mb, not {config.third}")
+        return Pareto(config.third, caution)  # type: ignore[arg-type]
+    if config.name == "budget":
+        return Budget(caution)
+    if config.target_ms is None or not config.target_ms > 0:
+        raise InputError("objective=mnasnet needs objective.target_ms, a positive latency in ms")
+    return MnasNet(config.target_ms, config.exponent, caution)

@@ -1,0 +1,550 @@
+"""The study loop: propose, reject what is too slow, evaluate, record, report progress.
+
+    result = run_search(study, space, objective, accuracy, latency, references,
+                        sampler="evolution", trials=300, budget_ms=20.0, progress=print)
+
+The study is an ordinary Optuna study (see nas.study.storage). A complete trial has the parameters of the
+space that count for its network, the values of the objective and these user attributes:
+
+    architecture     id of the network
+    kind             "candidate", "reference" or "refinement" (see nas.study.netadapt); only candidates count
+                     towards `trials` and are bound by the budget
+    name             name of the reference, else null
+    top1, deviation, accuracy_source, latency_ms, latency_source, macs, parameters
+    table            Architecture.to_dict() of a reference (it may lie outside the space)
+
+`architecture_of(study, trial)` rebuilds the network from the study alone. A network whose accuracy
+cannot be told is a failed trial with the attribute `error`.
+"""
+
+from __future__ import annotations
+
+import secrets
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Literal
+
+import numpy as np
+import optuna
+from optuna.storages import BaseStorage
+from optuna.trial import FrozenTrial, TrialState
+
+from nas.accuracy.source import Accuracy, AccuracyError, AccuracyEstimator
+from nas.cost import cost
+from nas.latency.table import Latency, LatencyModel
+from nas.study.leases import RESULTS, Ledger, SharedLedger, SoleLedger
+from nas.study.neighbourhood import Candidate, Neighbourhood, SpaceExhaustedError
+from nas.study.objective import Evaluation, Objective, values
+from nas.study.pareto import front, hypervolume
+from nas.study.samplers import Proposer, distributions, make_proposer
+from nas.study.workers import Workers
+from search_spaces.architecture import Architecture
+from search_spaces.errors import InputError
+from search_spaces.space import SearchSpace
+from search_spaces.stage import Parameters
+
+Kind = Literal["candidate", "reference", "refinement"]
+
+_PROGRESS_INTERVAL_S = 0.25
+_POLL_INTERVAL_S = 0.05
+_FAILURES_IN_A_ROW = 20
+
+
+class SearchError(InputError):
+    """A search that cannot go on. The message gives the reason."""
+
+
+@dataclass(frozen=True, slots=True)
+class Best:
+    """The most accurate network within the budget so far.
+
+    Attributes:
+        architecture: its id.
+        name: its name if it is a reference.
+        top1: accuracy in percent, cautious where the objective is.
+        latency_ms: milliseconds for one image.
+    """
+
+    architecture: str
+    name: str | None
+    top1: float
+    latency_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a search is.
+
+    Attributes:
+        done: completed candidates in the study, those of earlier runs included.
+        total: completed candidates wanted.
+        trials_per_second: of this run.
+        feasible_share: share of this run's proposals within the budget, 1 without one.
+        best: the most accurate network within the budget, references included; None before any.
+        hypervolume: share, 0 to 1, of the box between 0 and 100 % and between 0 and the budget (or
+            the largest cost of any reference) that the front dominates; best utility / 100 where
+            there are no costs.
+        seconds_left: until the last trial or the time limit; None while unknown.
+    """
+
+    done: int
+    total: int
+    trials_per_second: float
+    feasible_share: float
+    best: Best | None
+    hypervolume: float
+    seconds_left: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class SearchResult:
+    """How a search ended.
+
+    Attributes:
+        progress: as reported last.
+        evaluated: candidates completed by this run.
+        failed: candidates of this run whose accuracy could not be told.
+        seconds: duration of this run.
+        stopped: why it ended, one line.
+    """
+
+    progress: Progress
+    evaluated: int
+    failed: int
+    seconds: float
+    stopped: str
+
+
+def run_search(
+    study: optuna.Study,
+    space: SearchSpace,
+    objective: Objective,
+    accuracy: AccuracyEstimator,
+    latency: LatencyModel,
+    references: Mapping[str, Architecture],
+    sampler: str = "evolution",
+    trials: int = 300,
+    budget_ms: float | None = None,
+    time_limit_s: float | None = None,
+    seed: int = 0,
+    progress: Callable[[Progress], None] | None = None,
+    dear: bool = False,
+    workers: int = 1,
+    shared: BaseStorage | None = None,
+    lease_s: float = 60.0,
+    first: Sequence[Parameters] = (),
+) -> SearchResult:
+    """Evaluate references, then candidates until ``trials`` of them are complete in the study.
+
+    Args:
+        study: from :func:`nas.study.storage.open_study`; what it holds already is continued.
+        space: where candidates come from.
+        objective: what a trial is worth.
+        accuracy: the one source of accuracy, for references and candidates alike.
+        latency: asked before any accuracy is.
+        references: networks to evaluate beside the candidates, by name, also above the budget.
+        sampler: one of :data:`nas.study.samplers.SAMPLERS`.
+        trials: completed candidates wanted in the study, those of earlier runs included.
+        budget_ms: hard bound on the latency of candidates, None for none.
+        time_limit_s: after so many seconds no further candidate is started, None for no limit.
+        seed: of the sampler.
+        progress: called a few times a second, and at the end.
+        dear: whether telling an accuracy takes longer than a tenth of a second or so: the default
+            sampler then thinks longer about each proposal.
+        workers: networks evaluated at once; above 1 each in a process of its own.
+        shared: the storage of the study if other processes write to the study too, see
+            :mod:`nas.study.leases`.
+        lease_s: a process sharing the study is taken for dead after so many seconds without a sign.
+        first: members of the space to evaluate before the sampler is asked, as far as they are within the
+            budget and not in the study.
+
+    Raises:
+        BudgetError: if the budget is not positive or below the fastest possible latency.
+        SamplerError: if there is no such sampler.
+        SearchError: if accuracy cannot be told for many candidates in a row.
+        ValueError: if ``workers`` is not positive.
+    """
+    neighbourhood = Neighbourhood(space, latency, budget_ms)
+    neighbourhood.fastest()
+    # A continued study must not repeat the random choices of its first run, nor machines each other's.
+    seed = secrets.randbits(32) if shared is not None else seed + len(study.get_trials(deepcopy=False))
+    proposer = make_proposer(sampler, objective, neighbourhood, seed, dear)
+    ledger: Ledger = SoleLedger(study) if shared is None else SharedLedger(study, shared, lease_s)
+    wanted = {name: (each, latency.latency(each)) for name, each in references.items()}
+    try:
+        with Workers[_Job](accuracy, workers) as evaluators:
+            search = _Search(ledger, proposer, evaluators, objective, neighbourhood, wanted, trials)
+            search.begin_with(first)
+            return search.run(time_limit_s, progress)
+    finally:
+        ledger.close()
+
+
+def run_proposer(
+    study: optuna.Study,
+    proposer: Proposer,
+    neighbourhood: Neighbourhood,
+    objective: Objective,
+    accuracy: AccuracyEstimator,
+    kind: Kind,
+    progress: Callable[[Progress], None] | None = None,
+    workers: int = 1,
+) -> SearchResult:
+    """Evaluate what a proposer proposes until it has nothing more; trials of another kind than candidates.
+
+    Raises:
+        SearchError: if accuracy cannot be told for many networks in a row.
+    """
+    with Workers[_Job](accuracy, workers) as evaluators:
+        search = _Search(
+            SoleLedger(study), proposer, evaluators, objective, neighbourhood, {}, sys.maxsize, kind
+        )
+        return search.run(None, progress)
+
+
+def remeasure(study: optuna.Study, latencies: Mapping[str, tuple[float, str]]) -> None:
+    """Record better latencies of networks than their trials hold: {architecture id: (ms, source)}.
+
+    Trials cannot change once they are complete; reports put these in their place.
+    """
+    known = study.user_attrs.get("remeasured", {})
+    study.set_user_attr("remeasured", {**known, **{name: list(each) for name, each in latencies.items()}})
+
+
+def architecture_of(study: optuna.Study, trial: FrozenTrial) -> Architecture:
+    """The network of a trial, rebuilt from the study alone."""
+    if "table" in trial.user_attrs:
+        return Architecture.from_dict(trial.user_attrs["table"])
+    return SearchSpace.from_dict(study.user_attrs["space"]).build(trial.params)
+
+
+@dataclass(frozen=True, eq=False)
+class _Job:
+    """A network being evaluated."""
+
+    architecture: Architecture
+    candidate: Candidate | None
+    evaluation: Callable[[Accuracy], Evaluation]
+    trial: FrozenTrial
+    claim: int
+
+
+class _Search:
+    """State of one run."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        proposer: Proposer,
+        workers: Workers[_Job],
+        objective: Objective,
+        neighbourhood: Neighbourhood,
+        references: Mapping[str, tuple[Architecture, Latency]],
+        total: int,
+        kind: Kind = "candidate",
+    ) -> None:
+        self._kind = kind
+        self._ledger = ledger
+        self._proposer = proposer
+        self._workers = workers
+        self._objective = objective
+        self._neighbourhood = neighbourhood
+        self._wanted = dict(references)
+        self._total = total
+        self._distributions = distributions(neighbourhood)
+        self._board = _Board(objective, neighbourhood.budget_ms)
+        self._known: dict[str, FrozenTrial] = {}
+        self._running: set[str] = set()
+        self._elsewhere: dict[int, str] = {}
+        self._abandoned: list[Candidate] = []
+        self._first: list[Candidate] = []
+        self._done = 0
+        self._evaluated = 0
+        self._failed = 0
+        self._failures_in_a_row = 0
+
+    def begin_with(self, members: Sequence[Parameters]) -> None:
+        """Evaluate these members of the space before the proposer is asked."""
+        found = (self._neighbourhood.propose(each) for each in reversed(members))
+        self._first = [each for each in found if each is not None]
+
+    def run(self, time_limit_s: float | None, report: Callable[[Progress], None] | None) -> SearchResult:
+        """Evaluate until enough is complete, the time is over or nothing new is left."""
+        clock = _Clock(time_limit_s)
+        for trial in self._ledger.news():
+            self._take(trial)
+        clock.start(self._done)
+        while True:
+            stopped = self._start_jobs(clock)
+            for job, answer in self._workers.wait():
+                self._finish(job, answer)
+            if report is not None and clock.report_due():
+                report(self._progress(clock))
+            for trial in self._ledger.news():
+                self._take(trial)
+            if self._workers.in_flight:
+                continue
+            # What other workers still do matters only as long as it may come back to this one.
+            settled = not self._wanted and (self._done >= self._total or not self._elsewhere)
+            if stopped is not None and (settled or clock.over()):
+                break
+            if stopped is not None or self._elsewhere:
+                time.sleep(_POLL_INTERVAL_S)
+        final = self._progress(clock)
+        if report is not None:
+            report(final)
+        return SearchResult(final, self._evaluated, self._failed, clock.seconds(), stopped)
+
+    # -- starting ------------------------------------------------------------------------------
+
+    def _start_jobs(self, clock: _Clock) -> str | None:
+        """Give the workers what they can take; why there will be no further job, if so."""
+        for name, (architecture, latency) in list(self._wanted.items()):
+            busy = architecture.id in self._running or architecture.id in self._elsewhere.values()
+            if not busy and self._workers.in_flight < self._workers.room:
+                candidate = self._neighbourhood.encode(architecture)
+                if self._start(architecture, candidate, latency, "reference", name):
+                    self._wanted.pop(name, None)
+        while self._wants_more():
+            if self._done >= self._total:
+                return f"{self._total} trials are complete"
+            if clock.over():
+                return f"the time limit of {clock.limit_s:g} s is over"
+            if self._done + len(self._running) + len(self._elsewhere) >= self._total:
+                return None
+            try:
+                candidate = self._next()
+            except SpaceExhaustedError as error:
+                return str(error)
+            if not self._start(candidate.architecture, candidate, candidate.latency, self._kind, None):
+                # Taken by another worker, of which the news tell; or not needed now.
+                self._proposer.seen.discard(candidate.architecture)
+                return None
+        return None
+
+    def _next(self) -> Candidate:
+        """A network that another worker gave up, one to begin with, or what is proposed."""
+        if self._abandoned:
+            return self._abandoned.pop()
+        while self._first:
+            candidate = self._first.pop()
+            if candidate.architecture not in self._proposer.seen:
+                self._proposer.seen.add(candidate.architecture)
+                return candidate
+        return self._proposer.propose()
+
+    def _wants_more(self) -> bool:
+        """Whether another network can be started without missing what those in flight would teach."""
+        in_flight = self._workers.in_flight
+        return in_flight < self._workers.count or (
+            in_flight < self._workers.room and (bool(self._first) or self._proposer.settled > 0)
+        )
+
+    def _start(
+        self,
+        architecture: Architecture,
+        candidate: Candidate | None,
+        latency: Latency,
+        kind: Kind,
+        name: str | None,
+    ) -> bool:
+        counted = cost(architecture)
+        attributes: dict[str, Any] = {
+            "architecture": architecture.id,
+            "kind": kind,
+            "name": name,
+            "latency_ms": latency.latency_ms,
+            "latency_source": latency.source,
+            "macs": counted.macs,
+            "parameters": counted.parameters,
+        }
+        if kind == "reference":
+            attributes["table"] = architecture.to_dict()
+        known = self._known.get(attributes["architecture"])
+        if known is not None:
+            attributes |= {key: known.user_attrs[key] for key in RESULTS if key in known.user_attrs}
+        parameters = {} if candidate is None else candidate.parameters
+        trial = FrozenTrial(
+            number=-1,
+            trial_id=-1,
+            state=TrialState.RUNNING,
+            value=None,
+            datetime_start=datetime.now(),
+            datetime_complete=None,
+            params=dict(parameters),
+            distributions={parameter: self._distributions[parameter] for parameter in parameters},
+            user_attrs=attributes,
+            system_attrs={},
+            intermediate_values={},
+        )
+        claim = self._ledger.claim(trial, self._total)
+        if claim is None:
+            return False
+        job = _Job(
+            architecture,
+            candidate,
+            lambda accuracy: Evaluation(accuracy, latency.latency_ms, latency.source, counted),
+            trial,
+            claim,
+        )
+        if known is not None:
+            self._record(job, tuple(known.values))
+            return True
+        self._running.add(attributes["architecture"])
+        self._workers.submit(job, architecture)
+        return True
+
+    # -- finishing -----------------------------------------------------------------------------
+
+    def _finish(self, job: _Job, answer: Accuracy | AccuracyError) -> None:
+        candidate = job.trial.user_attrs["kind"] == self._kind
+        self._running.discard(job.trial.user_attrs["architecture"])
+        if isinstance(answer, AccuracyError):
+            job.trial.user_attrs["error"] = str(answer)
+            recorded = self._record(job, None)
+        else:
+            job.trial.user_attrs |= {
+                "top1": answer.top1,
+                "deviation": answer.deviation,
+                "accuracy_source": answer.source,
+            }
+            recorded = self._record(job, values(self._objective, job.evaluation(answer)))
+        if not candidate or not recorded:
+            return
+        failed = isinstance(answer, AccuracyError)
+        self._evaluated += not failed
+        self._failed += failed
+        self._failures_in_a_row = self._failures_in_a_row + 1 if failed else 0
+        if self._failures_in_a_row >= max(_FAILURES_IN_A_ROW, self._evaluated):
+            raise SearchError(
+                f"the accuracy of {self._failures_in_a_row} networks in a row cannot be told: {answer}"
+            )
+
+    def _record(self, job: _Job, trial_values: tuple[float, ...] | None) -> bool:
+        trial = job.trial
+        trial.state = TrialState.FAIL if trial_values is None else TrialState.COMPLETE
+        trial.values = trial_values
+        trial.datetime_complete = datetime.now()
+        recorded = self._ledger.finish(job.claim, trial)
+        if recorded:
+            self._take(trial, job.candidate)
+        return recorded
+
+    def _take(self, trial: FrozenTrial, candidate: Candidate | None = None) -> None:
+        """Learn of a trial of this worker, of an earlier run or of another worker."""
+        attributes = trial.user_attrs
+        if "architecture" not in attributes:
+            return
+        if trial.state == TrialState.RUNNING:
+            self._elsewhere[trial.number] = attributes["architecture"]
+        else:
+            self._elsewhere.pop(trial.number, None)
+        if candidate is None and trial.params:
+            candidate = self._neighbourhood.realise(trial.params)
+        complete = trial.state == TrialState.COMPLETE
+        if attributes["kind"] == "reference" and (complete or "error" in attributes):
+            self._wanted.pop(attributes["name"], None)
+        if complete:
+            self._board.add(trial)
+            self._known[attributes["architecture"]] = trial
+            self._done += attributes["kind"] == self._kind
+        if candidate is None:
+            return
+        if trial.state == TrialState.RUNNING:
+            self._proposer.seen.add(candidate.architecture)
+        elif complete or "error" in attributes:
+            self._proposer.observe(candidate, trial.values if complete else None)
+        elif "abandoned" in attributes and attributes["kind"] == "candidate":
+            self._abandoned.append(candidate)
+
+    def _progress(self, clock: _Clock) -> Progress:
+        rate = clock.rate(self._done)
+        limits = [(self._total - self._done) / rate] if rate else []
+        if clock.limit_s is not None:
+            limits.append(max(0.0, clock.limit_s - clock.seconds()))
+        tried = self._neighbourhood.tried
+        return Progress(
+            done=self._done,
+            total=self._total,
+            trials_per_second=rate,
+            feasible_share=self._neighbourhood.feasible / tried if tried else 1.0,
+            best=self._board.best,
+            hypervolume=self._board.hypervolume(),
+            seconds_left=min(limits) if limits else None,
+        )
+
+
+class _Clock:
+    """Time since the start, and how fast trials complete."""
+
+    def __init__(self, limit_s: float | None) -> None:
+        self.limit_s = limit_s
+        self._start = self._reported = self._first = time.monotonic()
+        self._done_at_start = 0
+
+    def start(self, done: int) -> None:
+        """Count the rate from here."""
+        self._first, self._done_at_start = time.monotonic(), done
+
+    def seconds(self) -> float:
+        """Since the run began."""
+        return time.monotonic() - self._start
+
+    def over(self) -> bool:
+        """Whether the limit has passed."""
+        return self.limit_s is not None and self.seconds() >= self.limit_s
+
+    def rate(self, done: int) -> float:
+        """Trials per second, 0 before the first."""
+        return (done - self._done_at_start) / max(time.monotonic() - self._first, 1e-9)
+
+    def report_due(self) -> bool:
+        """Whether it is time for progress again."""
+        if time.monotonic() - self._reported < _PROGRESS_INTERVAL_S:
+            return False
+        self._reported = time.monotonic()
+        return True
+
+
+class _Board:
+    """Best network and hypervolume of the complete trials."""
+
+    def __init__(self, objective: Objective, budget_ms: float) -> None:
+        self._objective = objective
+        self._budget_ms = budget_ms
+        self._losses: list[tuple[float, ...]] = []
+        self._reference_costs: list[tuple[float, ...]] = []
+        self.best: Best | None = None
+
+    def add(self, trial: FrozenTrial) -> None:
+        """Take in a complete trial."""
+        attributes = trial.user_attrs
+        utility, *costs = trial.values
+        self._losses.append((-utility, *costs))
+        if attributes["kind"] == "reference":
+            self._reference_costs.append(tuple(costs))
+        latency_ms = attributes["latency_ms"]
+        top1 = attributes["top1"] - self._objective.caution * (attributes["deviation"] or 0.0)
+        if latency_ms <= self._budget_ms and (self.best is None or top1 > self.best.top1):
+            self.best = Best(attributes["architecture"], attributes["name"], top1, latency_ms)
+
+    def hypervolume(self) -> float:
+        """See :class:`Progress`."""
+        if not self._losses:
+            return 0.0
+        losses = np.array(self._losses)
+        losses = losses[front(losses)]
+        self._losses = [tuple(row) for row in losses]
+        bounds = (
+            np.array(self._reference_costs).max(axis=0)
+            if self._reference_costs
+            else losses[:, 1:].max(axis=0)
+        )
+        if "latency_ms" in self._objective.cost_names and np.isfinite(self._budget_ms):
+            bounds[self._objective.cost_names.index("latency_ms")] = self._budget_ms
+        # A point on the bound still counts.
+        bounds = np.nextafter(bounds, np.inf)
+        return hypervolume(losses, np.array([0.0, *bounds])) / (100.0 * float(np.prod(bounds)))

@@ -1,0 +1,272 @@
+"""Durable studies: one file without a server, or a database shared by many machines.
+
+    storage = open_storage("results/digits/study.journal")     # or "postgresql://user@host/database"
+    study = open_study(storage, "digits", Pareto(), space, fingerprint={...}, provenance={...})
+
+The file is an Optuna journal: `optuna-dashboard FILE`, `optuna.load_study` through
+`JournalStorage(JournalFileBackend(FILE))` and Optuna's visualisations open it, also while a search
+is writing to it. One process writes at a time; a second one is refused.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.exceptions import ExperimentalWarning
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage
+from optuna.storages.journal import BaseJournalBackend
+from sqlalchemy.exc import IntegrityError, ProgrammingError, SQLAlchemyError
+
+from nas.study.objective import Objective, directions, names
+from search_spaces.errors import InputError
+from search_spaces.space import SearchSpace
+
+_SYNC_INTERVAL_S = 1.0
+_CONNECT_TIMEOUT_S = 10
+_OPENINGS = 4
+
+
+class StorageError(InputError):
+    """A storage that cannot be used. The message says which and why."""
+
+
+class StudyMismatchError(InputError):
+    """A study that was started with other settings. The message names the first that differs."""
+
+
+class JournalFile(BaseJournalBackend):
+    """An append-only file of JSON lines, in the format of Optuna's ``JournalFileBackend``.
+
+    Each record is handed to the operating system at once, so a killed process loses nothing it has
+    finished writing; the disk is synchronised once a second, so a power cut loses a second at most.
+    A last line that was cut off is dropped when the file is next opened.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Open or create the file and keep others from writing to it.
+
+        Raises:
+            StorageError: if the file cannot be opened, is being written to, or is no journal.
+        """
+        self._path = path
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise StorageError(f"cannot open the study file {path}: {error.strerror}") from None
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(self._descriptor)
+            raise StorageError(
+                f"the study file {path} is in use by another process: wait for it, "
+                "or share a study through study.storage=postgresql://..."
+            ) from None
+        self._drop_torn_line()
+        self._read_count, self._read_offset = 0, 0
+        self._synchronised = time.monotonic()
+
+    def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:
+        """The records from the given number on.
+
+        Raises:
+            StorageError: if a line is no JSON, naming it.
+        """
+        if log_number_from < self._read_count:
+            self._read_count, self._read_offset = 0, 0
+        for line in self._complete_lines():
+            try:
+                record: dict[str, Any] = json.loads(line)
+            except ValueError:
+                raise StorageError(
+                    f"the study file {self._path} is damaged in line {self._read_count + 1}: no JSON"
+                ) from None
+            self._read_count += 1
+            self._read_offset += len(line) + 1
+            if self._read_count > log_number_from:
+                yield record
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        """Append records.
+
+        Raises:
+            StorageError: if the disk takes no more.
+        """
+        data = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs).encode()
+        try:
+            written = os.write(self._descriptor, data)
+            if written < len(data):
+                os.write(self._descriptor, data[written:])
+            if time.monotonic() - self._synchronised >= _SYNC_INTERVAL_S:
+                self.synchronise()
+        except OSError as error:
+            raise StorageError(f"cannot write to the study file {self._path}: {error.strerror}") from None
+
+    def synchronise(self) -> None:
+        """Wait until everything written is on the disk."""
+        os.fsync(self._descriptor)
+        self._synchronised = time.monotonic()
+
+    def close(self) -> None:
+        """Synchronise, and let others write."""
+        if self._descriptor >= 0:
+            self.synchronise()
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def _complete_lines(self) -> list[bytes]:
+        size = os.fstat(self._descriptor).st_size
+        data = os.pread(self._descriptor, size - self._read_offset, self._read_offset)
+        return data.split(b"\n")[:-1]
+
+    def _drop_torn_line(self) -> None:
+        data = self._path.read_bytes()
+        if data and not data.startswith(b"{"):
+            os.close(self._descriptor)
+            raise StorageError(f"{self._path} is not a study file")
+        end = data.rfind(b"\n") + 1
+        if end < len(data):
+            os.ftruncate(self._descriptor, end)
+
+
+def open_storage(location: str) -> BaseStorage:
+    """Open a study file (a path) or a database (a URL with ``://``).
+
+    Raises:
+        StorageError: if it cannot be opened or does not answer.
+    """
+    if "://" not in location:
+        return JournalStorage(JournalFile(Path(location)))
+    url = location
+    scheme = location.split("://", 1)[0]
+    # psycopg (version 3) is the driver of the extra `postgres`; SQLAlchemy's default is psycopg2.
+    if scheme in ("postgres", "postgresql"):
+        url = "postgresql+psycopg://" + location.split("://", 1)[1]
+    engine: dict[str, Any] = {"pool_pre_ping": True}
+    if url.startswith("postgresql"):
+        engine["connect_args"] = {"connect_timeout": _CONNECT_TIMEOUT_S}
+    for attempt in range(1, _OPENINGS + 1):
+        try:
+            return RDBStorage(url, engine_kwargs=engine)
+        except ImportError as error:
+            raise StorageError(
+                f"the study storage {_without_password(location)} needs a driver: "
+                f"pip install 'mobilenet-nas[postgres]' ({error})"
+            ) from None
+        except (SQLAlchemyError, RuntimeError, ValueError) as error:
+            # Of machines that start together one creates the tables, the others have to look again.
+            if attempt < _OPENINGS and isinstance(error, IntegrityError | ProgrammingError):
+                time.sleep(attempt)
+                continue
+            reason = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
+            raise StorageError(
+                f"the study storage {_without_password(location)} does not answer: {reason}"
+            ) from None
+    raise AssertionError("unreachable")
+
+
+def close_storage(storage: BaseStorage) -> None:
+    """Finish writing and let others use the study."""
+    backend = getattr(storage, "_backend", None)
+    if isinstance(backend, JournalFile):
+        backend.close()
+    storage.remove_session()
+
+
+def open_study(
+    storage: BaseStorage,
+    name: str,
+    objective: Objective,
+    space: SearchSpace,
+    fingerprint: Mapping[str, Any],
+    provenance: Mapping[str, Any] | None = None,
+) -> optuna.Study:
+    """Create a study, or continue it if it is the same.
+
+    Args:
+        storage: from :func:`open_storage`.
+        name: what the study is called.
+        objective: gives the directions and the names of the values.
+        space: kept in the study, so that it can be read without anything else.
+        fingerprint: what must not change while a study goes on; plain JSON types, may be nested.
+        provenance: what else is worth knowing (versions, hardware, date); replaced on each run.
+
+    Raises:
+        StudyMismatchError: if the study exists with another space, objective or fingerprint.
+    """
+    wanted: dict[str, Any] = json.loads(json.dumps(dict(fingerprint)))
+    wanted["objective_names"] = list(names(objective))
+    study = optuna.create_study(
+        storage=storage, study_name=name, directions=list(directions(objective)), load_if_exists=True
+    )
+    if tuple(direction.name.lower() for direction in study.directions) != directions(objective):
+        existing = ", ".join(direction.name.lower() for direction in study.directions)
+        raise StudyMismatchError(
+            f"study {name!r} has the directions {existing}, not {', '.join(directions(objective))}: "
+            "give the new study another name"
+        )
+    attributes = study.user_attrs
+    if "fingerprint" not in attributes:
+        if attributes or study.get_trials(deepcopy=False):
+            raise StudyMismatchError(f"study {name!r} was not made by this project: give another name")
+        # First of all, so that machines which start together agree on whose study it is.
+        study.set_user_attr("fingerprint", wanted)
+        attributes = study.user_attrs
+    plain_space = json.loads(json.dumps(space.to_dict()))
+    if "space" not in attributes:
+        study.set_user_attr("space", plain_space)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            study.set_metric_names(list(names(objective)))
+        attributes = study.user_attrs
+    for key, old, new in _differences(attributes["fingerprint"], wanted):
+        raise StudyMismatchError(_changed(name, key, old, new))
+    for key, old, new in _differences(attributes["space"], plain_space):
+        raise StudyMismatchError(_changed(name, f"search space: {key}", old, new))
+    if provenance is not None:
+        study.set_user_attr("provenance", dict(provenance))
+    return study
+
+
+def refresh_study(study: optuna.Study, fingerprint: Mapping[str, Any], provenance: Mapping[str, Any]) -> None:
+    """Replace fingerprint and provenance after the study's own run changed what they describe."""
+    kept = {"objective_names": study.user_attrs["fingerprint"]["objective_names"]}
+    study.set_user_attr("fingerprint", {**json.loads(json.dumps(dict(fingerprint))), **kept})
+    study.set_user_attr("provenance", dict(provenance))
+
+
+def _changed(name: str, key: str, old: object, new: object) -> str:
+    return (
+        f"study {name!r} was started with {key} = {_short(old)}, now it is {_short(new)}: "
+        "restore the setting or give the new study another name"
+    )
+
+
+def _short(value: object) -> str:
+    text = "nothing" if value is None else json.dumps(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _differences(old: object, new: object, key: str = "") -> Iterator[tuple[str, object, object]]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for name in [*old, *(name for name in new if name not in old)]:
+            yield from _differences(old.get(name), new.get(name), f"{key}.{name}" if key else name)
+    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new) and key:
+        for number, (one, other) in enumerate(zip(old, new, strict=True), start=1):
+            yield from _differences(one, other, f"{key} {number}")
+    elif old != new:
+        yield key, old, new
+
+
+def _without_password(url: str) -> str:
+    scheme, _, rest = url.partition("://")
+    user, at, place = rest.rpartition("@")
+    return f"{scheme}://{user.split(':')[0]}{at}{place}"

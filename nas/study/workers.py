@@ -1,0 +1,134 @@
+"""Where accuracies are told: in this process, or in several worker processes.
+
+with Workers(estimator, count=2) as workers:
+    workers.submit("first", architecture)
+    for key, answer in workers.wait(): ...      # an Accuracy, or the AccuracyError
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Hashable
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from types import TracebackType
+from typing import Generic, TypeVar
+
+from nas.accuracy.source import AccuracyError, AccuracyEstimator, Answer, BatchEstimator, ask
+from search_spaces.architecture import Architecture
+
+_Key = TypeVar("_Key", bound=Hashable)
+
+# A network that kills its worker process so often is given up.
+_DEATHS = 3
+# Networks a source that takes many at once is asked for at a time: a fraction of a second of work.
+_BATCH = 64
+
+
+class Workers(Generic[_Key]):
+    """Evaluates networks, as many at once as there are workers.
+
+    A single worker is this process itself, and takes many networks at once where the estimator does.
+    Several are processes of their own, each with a copy of the estimator, which must therefore be
+    picklable. If one is killed, its work is done again.
+
+    Args:
+        estimator: the source of accuracy.
+        count: number of workers.
+
+    Attributes:
+        count: number of workers.
+        room: networks that can be in flight at once.
+
+    Raises:
+        ValueError: if the count is not positive.
+    """
+
+    def __init__(self, estimator: AccuracyEstimator, count: int = 1) -> None:
+        if count < 1:
+            raise ValueError(f"search.workers must be at least 1, not {count}")
+        self.count = count
+        self.room = _BATCH if count == 1 and isinstance(estimator, BatchEstimator) else count
+        self._estimator = estimator
+        self._pool: ProcessPoolExecutor | None = None
+        self._waiting: list[tuple[_Key, Architecture]] = []
+        self._answers: list[tuple[_Key, Answer]] = []
+        self._running: dict[Future[Answer], tuple[_Key, Architecture]] = {}
+        self._deaths: dict[_Key, int] = {}
+
+    def __enter__(self) -> Workers[_Key]:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(wait=kind is None, cancel_futures=True)
+
+    @property
+    def in_flight(self) -> int:
+        """Networks submitted and not yet answered."""
+        return len(self._waiting) + len(self._running) + len(self._answers)
+
+    def submit(self, key: _Key, architecture: Architecture) -> None:
+        """Start an evaluation; a single worker begins with it in :meth:`wait`."""
+        if self.count == 1:
+            self._waiting.append((key, architecture))
+            return
+        if self._pool is None:
+            # Not forked: a forked process inherits threads' locks and cannot use CUDA.
+            self._pool = ProcessPoolExecutor(
+                self.count,
+                mp_context=multiprocessing.get_context("spawn"),
+                initializer=_start,
+                initargs=(self._estimator,),
+            )
+        try:
+            self._running[self._pool.submit(_evaluate, architecture)] = (key, architecture)
+        except BrokenProcessPool:
+            self._restart([(key, architecture)])
+
+    def wait(self) -> list[tuple[_Key, Answer]]:
+        """The answers that are there; waits for the first if there is none yet."""
+        if self._waiting:
+            keys, architectures = zip(*self._waiting, strict=True)
+            self._waiting = []
+            self._answers += zip(keys, ask(self._estimator, architectures), strict=True)
+        while self._running and not self._answers:
+            finished, _ = wait(self._running, return_when=FIRST_COMPLETED)
+            broken: list[tuple[_Key, Architecture]] = []
+            for future in finished:
+                job = self._running.pop(future)
+                try:
+                    self._answers.append((job[0], future.result()))
+                except BrokenProcessPool:
+                    broken.append(job)
+            if broken:
+                self._restart(broken)
+        answers, self._answers = self._answers, []
+        return answers
+
+    def _restart(self, broken: list[tuple[_Key, Architecture]]) -> None:
+        # One death breaks the whole pool: everything in flight has to start again.
+        jobs = [*broken, *self._running.values()]
+        self._running.clear()
+        self._pool = None
+        for key, architecture in jobs:
+            self._deaths[key] = self._deaths.get(key, 0) + 1
+            if self._deaths[key] < _DEATHS:
+                self.submit(key, architecture)
+            else:
+                self._answers.append((key, AccuracyError("its evaluation killed the worker process")))
+
+
+_estimator: AccuracyEstimator | None = None
+
+
+def _start(estimator: AccuracyEstimator) -> None:
+    global _estimator  # the one thing a worker process is started with
+    _estimator = estimator
+
+
+def _evaluate(architecture: Architecture) -> Answer:
+    assert _estimator is not None
+    return ask(_estimator, [architecture])[0]

@@ -1,0 +1,311 @@
+"""MobileNetV1, V2 and V3 as block tables, with their width, depth and resolution multipliers.
+
+Sources, row by row:
+    V1: Howard et al. 2017, "MobileNets", Table 1 (arXiv 1704.04861).
+    V2: Sandler et al. 2018, "MobileNetV2", Table 2 (arXiv 1801.04381).
+    V3: Howard et al. 2019, "Searching for MobileNetV3", Tables 1 and 2 (arXiv 1905.02244).
+    Minimalistic V3 (no SE, no h-swish, 3x3 only): tensorflow/models, research/slim/nets/mobilenet.
+    Width multipliers: the same code; depth multiplier: timm's ``mobilenetv3_large_150d``.
+    Published top-1: the READMEs of research/slim/nets (``mobilenet_v1.md``, ``mobilenet/README.md``).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+
+from search_spaces.architecture import Activation, Architecture, Block, Head, Stem, make_divisible
+from search_spaces.errors import InputError
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """One printed row. ``expanded`` 0: V1's depthwise separable block."""
+
+    kernel: int
+    expanded: int
+    out: int
+    se: bool
+    activation: Activation
+    stride: int
+
+
+def _rows(*table: tuple[int, int, int, bool, Activation, int]) -> tuple[_Row, ...]:
+    return tuple(_Row(*row) for row in table)
+
+
+_RE: Activation = "relu"
+_R6: Activation = "relu6"
+_HS: Activation = "hswish"
+
+# fmt: off
+_V1 = _rows(
+    (3, 0,   64, False, _R6, 1),
+    (3, 0,  128, False, _R6, 2),
+    (3, 0,  128, False, _R6, 1),
+    (3, 0,  256, False, _R6, 2),
+    (3, 0,  256, False, _R6, 1),
+    (3, 0,  512, False, _R6, 2),
+    (3, 0,  512, False, _R6, 1),
+    (3, 0,  512, False, _R6, 1),
+    (3, 0,  512, False, _R6, 1),
+    (3, 0,  512, False, _R6, 1),
+    (3, 0,  512, False, _R6, 1),
+    (3, 0, 1024, False, _R6, 2),
+    (3, 0, 1024, False, _R6, 1),
+)
+
+_V2 = _rows(
+    (3,  32,  16, False, _R6, 1),
+    (3,  96,  24, False, _R6, 2),
+    (3, 144,  24, False, _R6, 1),
+    (3, 144,  32, False, _R6, 2),
+    (3, 192,  32, False, _R6, 1),
+    (3, 192,  32, False, _R6, 1),
+    (3, 192,  64, False, _R6, 2),
+    (3, 384,  64, False, _R6, 1),
+    (3, 384,  64, False, _R6, 1),
+    (3, 384,  64, False, _R6, 1),
+    (3, 384,  96, False, _R6, 1),
+    (3, 576,  96, False, _R6, 1),
+    (3, 576,  96, False, _R6, 1),
+    (3, 576, 160, False, _R6, 2),
+    (3, 960, 160, False, _R6, 1),
+    (3, 960, 160, False, _R6, 1),
+    (3, 960, 320, False, _R6, 1),
+)
+
+_V3_LARGE = _rows(
+    (3,  16,  16, False, _RE, 1),
+    (3,  64,  24, False, _RE, 2),
+    (3,  72,  24, False, _RE, 1),
+    (5,  72,  40, True,  _RE, 2),
+    (5, 120,  40, True,  _RE, 1),
+    (5, 120,  40, True,  _RE, 1),
+    (3, 240,  80, False, _HS, 2),
+    (3, 200,  80, False, _HS, 1),
+    (3, 184,  80, False, _HS, 1),
+    (3, 184,  80, False, _HS, 1),
+    (3, 480, 112, True,  _HS, 1),
+    (3, 672, 112, True,  _HS, 1),
+    (5, 672, 160, True,  _HS, 2),
+    (5, 960, 160, True,  _HS, 1),
+    (5, 960, 160, True,  _HS, 1),
+)
+
+_V3_SMALL = _rows(
+    (3,  16, 16, True,  _RE, 2),
+    (3,  72, 24, False, _RE, 2),
+    (3,  88, 24, False, _RE, 1),
+    (5,  96, 40, True,  _HS, 2),
+    (5, 240, 40, True,  _HS, 1),
+    (5, 240, 40, True,  _HS, 1),
+    (5, 120, 48, True,  _HS, 1),
+    (5, 144, 48, True,  _HS, 1),
+    (5, 288, 96, True,  _HS, 2),
+    (5, 576, 96, True,  _HS, 1),
+    (5, 576, 96, True,  _HS, 1),
+)
+# fmt: on
+
+
+def _minimalistic(rows: tuple[_Row, ...]) -> tuple[_Row, ...]:
+    return tuple(replace(row, kernel=3, se=False, activation=_RE) for row in rows)
+
+
+@dataclass(frozen=True, slots=True)
+class _Family:
+    """A table and what it does at both ends."""
+
+    rows: tuple[_Row, ...]
+    stem: Stem
+    head: Head
+    # Below this width multiplier the stem keeps its width (timm's ``fix_stem`` for V3).
+    fixed_stem_below: float = 0.0
+
+
+_FAMILIES: dict[str, _Family] = {
+    "mobilenet_v1": _Family(_V1, Stem(32, _R6), Head()),
+    "mobilenet_v2": _Family(_V2, Stem(32, _R6), Head(1280, 0, _R6)),
+    "mobilenet_v3_large": _Family(_V3_LARGE, Stem(16, _HS), Head(960, 1280, _HS), 0.75),
+    "mobilenet_v3_small": _Family(_V3_SMALL, Stem(16, _HS), Head(576, 1024, _HS), 0.75),
+    "mobilenet_v3_large_minimalistic": _Family(
+        _minimalistic(_V3_LARGE), Stem(16, _RE), Head(960, 1280, _RE), 0.75
+    ),
+    "mobilenet_v3_small_minimalistic": _Family(
+        _minimalistic(_V3_SMALL), Stem(16, _RE), Head(576, 1024, _RE), 0.75
+    ),
+}
+
+FAMILIES: tuple[str, ...] = tuple(_FAMILIES)
+
+_ALIASES = {"mobilenet_v3_large_150d": "mobilenet_v3_large_150_d120"}
+
+_NAME = re.compile(
+    r"(?P<family>mobilenet_v(?:1|2|3_(?:large|small)(?:_minimalistic)?))"
+    r"(?:_(?P<width>\d{3}))?(?:_d(?P<depth>\d{3}))?(?:_r(?P<resolution>\d{2,3}))?"
+)
+
+
+class UnknownReferenceError(InputError):
+    """A name that is not in the family."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReferenceName:
+    """A reference taken apart, e.g. ``mobilenet_v3_small_075`` or ``mobilenet_v2_140_d120_r192``.
+
+    Attributes:
+        family: one of :data:`FAMILIES`.
+        width_percent: width multiplier times 100.
+        depth_percent: depth multiplier times 100.
+        resolution: side of the input image in pixels, None where the name does not say.
+    """
+
+    family: str
+    width_percent: int = 100
+    depth_percent: int = 100
+    resolution: int | None = None
+
+    @classmethod
+    def parse(cls, name: str) -> ReferenceName:
+        """Read a name.
+
+        Raises:
+            UnknownReferenceError: listing the families and the grammar of variants.
+        """
+        match = _NAME.fullmatch(_ALIASES.get(name, name))
+        if match is None or "000" in (match["width"], match["depth"]):
+            raise UnknownReferenceError(
+                f"unknown reference {name!r}: known are {', '.join(FAMILIES)}, each with an optional width "
+                "(_075), depth (_d120) and resolution (_r192)"
+            )
+        return cls(
+            family=match["family"],
+            width_percent=int(match["width"] or 100),
+            depth_percent=int(match["depth"] or 100),
+            resolution=int(match["resolution"]) if match["resolution"] else None,
+        )
+
+
+def reference(name: str, resolution: int = 224, classes: int = 1000) -> Architecture:
+    """The architecture a name stands for.
+
+    Args:
+        name: family with optional multipliers, see :class:`ReferenceName`.
+        resolution: side of the input image in pixels, unless the name says it.
+        classes: number of classes.
+
+    Raises:
+        UnknownReferenceError: if the name is not of the family.
+    """
+    parsed = ReferenceName.parse(name)
+    family = _FAMILIES[parsed.family]
+    width = parsed.width_percent / 100
+    v1 = parsed.family == "mobilenet_v1"
+
+    def scale(channels: float) -> int:
+        # V1 scales plainly, with a floor of 8; V2 and V3 keep multiples of 8.
+        return max(8, int(channels * width)) if v1 else make_divisible(channels * width)
+
+    stem = family.stem
+    if width >= family.fixed_stem_below:
+        stem = replace(stem, channels=scale(stem.channels))
+    blocks: list[Block] = []
+    base_in, channels = family.stem.channels, stem.channels
+    for ratio, row in _deepen(family.rows, base_in, parsed.depth_percent / 100):
+        out = scale(row.out)
+        has_expansion = row.expanded > 0 and ratio != 1
+        blocks.append(
+            Block(
+                kind="inverted_residual" if row.expanded else "depthwise_separable",
+                kernel=row.kernel,
+                in_channels=channels,
+                expanded_channels=make_divisible(channels * ratio) if has_expansion else channels,
+                out_channels=out,
+                stride=row.stride,
+                activation=row.activation,
+                se=row.se,
+                expansion_conv=has_expansion,
+            )
+        )
+        channels = out
+    head = family.head
+    if parsed.family == "mobilenet_v2":
+        # The last layer of V2 only ever grows (Sandler et al., 6.1).
+        head = replace(head, conv_channels=max(head.conv_channels, scale(head.conv_channels)))
+    elif head.conv_channels:
+        # To timm, V3's 1x1 convolution is one more stage, which the depth multiplier repeats.
+        conv_layers = math.ceil(parsed.depth_percent / 100)
+        head = replace(head, conv_channels=scale(head.conv_channels), conv_layers=conv_layers)
+    return Architecture(
+        resolution=parsed.resolution or resolution,
+        stem=stem,
+        blocks=tuple(blocks),
+        head=head,
+        classes=classes,
+    )
+
+
+def _deepen(rows: Sequence[_Row], in_channels: int, depth: float) -> list[tuple[float, _Row]]:
+    """Rows with their expansion ratio, each stage repeated ``ceil(n * depth)`` times.
+
+    A stage is a run of rows of one width. Within a stage the repeats go to its later kinds of rows
+    first, as timm (and EfficientNet before it) shares them out.
+    """
+    ratios: list[tuple[float, _Row]] = []
+    for row in rows:
+        ratios.append(((row.expanded or in_channels) / in_channels, row))
+        in_channels = row.out
+    deepened: list[tuple[float, _Row]] = []
+    for _, stage_rows in groupby(ratios, key=lambda pair: pair[1].out):
+        stage = list(stage_rows)
+        kinds = [list(kind) for _, kind in groupby(stage, key=lambda pair: pair[0])]
+        left, left_scaled = len(stage), math.ceil(len(stage) * depth)
+        repeats: list[int] = []
+        for kind in reversed(kinds):
+            repeats.insert(0, max(1, round(len(kind) / left * left_scaled)))
+            left -= len(kind)
+            left_scaled -= repeats[0]
+        for kind, count in zip(kinds, repeats, strict=True):
+            ratio, first = kind[0]
+            deepened.append((ratio, first))
+            deepened += [(ratio, replace(first, stride=1))] * (count - 1)
+    return deepened
+
+
+# (family, width in percent) -> {resolution: ImageNet top-1 in percent}, sources in the module docstring.
+_PUBLISHED_TOP1: dict[tuple[str, int], dict[int, float]] = {
+    ("mobilenet_v1", 100): {224: 70.9, 192: 70.0, 160: 68.0, 128: 65.2},
+    ("mobilenet_v1", 75): {224: 68.4, 192: 67.2, 160: 65.3, 128: 62.1},
+    ("mobilenet_v1", 50): {224: 63.3, 192: 61.7, 160: 59.1, 128: 56.3},
+    ("mobilenet_v1", 25): {224: 49.8, 192: 47.7, 160: 45.5, 128: 41.5},
+    ("mobilenet_v2", 140): {224: 75.0},
+    ("mobilenet_v2", 130): {224: 74.4},
+    ("mobilenet_v2", 100): {224: 71.8, 192: 70.7, 160: 68.8, 128: 65.3, 96: 60.3},
+    ("mobilenet_v2", 75): {224: 69.8, 192: 68.7, 160: 66.4, 128: 63.2, 96: 58.8},
+    ("mobilenet_v2", 50): {224: 65.4, 192: 63.9, 160: 61.0, 128: 57.7, 96: 51.2},
+    ("mobilenet_v2", 35): {224: 60.3, 192: 58.2, 160: 55.7, 128: 50.8, 96: 45.5},
+    ("mobilenet_v3_large", 100): {224: 75.2},
+    ("mobilenet_v3_large", 75): {224: 73.3},
+    ("mobilenet_v3_small", 100): {224: 67.5},
+    ("mobilenet_v3_small", 75): {224: 65.4},
+    ("mobilenet_v3_large_minimalistic", 100): {224: 72.3},
+    ("mobilenet_v3_small_minimalistic", 100): {224: 61.9},
+}
+
+
+def published_top1(name: str, resolution: int = 224) -> float | None:
+    """ImageNet top-1 in percent as published for this reference, None where nothing is.
+
+    Raises:
+        UnknownReferenceError: if the name is not of the family.
+    """
+    parsed = ReferenceName.parse(name)
+    if parsed.depth_percent != 100:
+        return None
+    by_resolution = _PUBLISHED_TOP1.get((parsed.family, parsed.width_percent), {})
+    return by_resolution.get(parsed.resolution or resolution)

@@ -1,0 +1,77 @@
+from dataclasses import fields, replace
+from functools import partial
+
+import pytest
+import torch
+import yaml
+
+from nas.accuracy.source import AccuracyError
+from nas.accuracy.train import Recipe, TrainedAccuracy, evaluate, train
+from nas.data import DatasetSettings, load
+from search_spaces.architecture import Architecture, Block, Head, Stem
+from search_spaces.errors import InputError
+from tests.conftest import CONF
+
+SMALL = Architecture(
+    resolution=16,
+    stem=Stem(8),
+    blocks=(
+        Block("inverted_residual", 3, 8, 24, 16, 2, "hswish", True),
+        Block("inverted_residual", 3, 16, 48, 16, 1, "hswish", False),
+    ),
+    head=Head(32, 0, "hswish"),
+    classes=4,
+)
+STRIPES = DatasetSettings("synthetic")
+RECIPE = Recipe(epochs=8, batch_size=32, learning_rate=0.01, device="cpu", threads=1)
+
+
+def test_a_network_learns_and_is_judged_on_unseen_images() -> None:
+    split = load(STRIPES, 16)
+    network, top1 = train(SMALL, split, RECIPE)
+    assert top1 >= 75
+    assert top1 == evaluate(network, split.validation, 7)
+    _, untrained = train(SMALL, split, replace(RECIPE, epochs=1, learning_rate=1e-9))
+    assert untrained < 60
+
+
+def test_training_is_deterministic_for_a_seed() -> None:
+    split = load(STRIPES, 16)
+    recipe = replace(RECIPE, epochs=2)
+    (one, _), (two, _) = train(SMALL, split, recipe), train(SMALL, split, recipe)
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
+    (other, _) = train(SMALL, split, replace(recipe, seed=1))
+    assert not all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+
+
+def test_accuracy_says_that_it_was_measured() -> None:
+    estimator = TrainedAccuracy(partial(load, STRIPES), replace(RECIPE, epochs=1))
+    found = estimator.accuracy(SMALL)
+    assert found.source == "measured"
+    assert 0 <= found.top1 <= 100
+
+
+def test_classes_must_fit() -> None:
+    with pytest.raises(AccuracyError, match="the network has 10 classes, the dataset 4"):
+        train(replace(SMALL, classes=10), load(STRIPES, 16), RECIPE)
+
+
+def test_divergence_is_said() -> None:
+    with pytest.raises(AccuracyError, match=r"diverged in epoch 1; lower accuracy\.learning_rate"):
+        train(SMALL, load(STRIPES, 16), replace(RECIPE, learning_rate=1e30))
+
+
+def test_recipes_are_checked() -> None:
+    with pytest.raises(InputError, match=r"accuracy\.epochs must be at least 1"):
+        Recipe(epochs=0)
+    with pytest.raises(InputError, match=r"accuracy\.learning_rate"):
+        Recipe(learning_rate=0)
+    if not torch.cuda.is_available():
+        with pytest.raises(InputError, match=r"accuracy\.device=cpu"):
+            Recipe(device="cuda")
+
+
+def test_the_recipe_of_the_command_is_the_library_s() -> None:
+    config = yaml.safe_load((CONF / "accuracy" / "train.yaml").read_text())
+    names = [field.name for field in fields(Recipe) if field.name != "seed"]
+    assert Recipe(**{name: config[name] for name in names}) == Recipe()

@@ -1,0 +1,190 @@
+"""Boards over SSH, against a real server on loopback with throw-away keys."""
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from nas.devices import ssh
+from nas.devices.device import Subject
+from nas.devices.kit import KitSettings, write_kit
+from nas.devices.ssh import Board, RemoteError, SshTarget
+from nas.layers import layer_keys
+from nas.runtimes.runtime import Runtime
+from search_spaces.references import reference
+from tests.devices.ssh_server import SSHD, Server, ssh_server
+
+pytestmark = [
+    pytest.mark.skipif(SSHD is None, reason="needs an SSH server (apt install openssh-server)"),
+    pytest.mark.usefixtures("unsteady_machine"),
+]
+
+NETWORK = reference("mobilenet_v3_small", 64, 10)
+SUBJECTS: list[Subject] = [*dict.fromkeys(layer_keys(NETWORK)[:6]), NETWORK]
+SETTINGS = KitSettings("rpi4", Runtime(), rounds=3)
+
+
+@pytest.fixture(scope="module")
+def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with ssh_server(tmp_path_factory.mktemp("sshd")) as opened:
+        yield opened
+
+
+@pytest.fixture
+def server(session: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Server:
+    """The server, with the user's ssh reading the test's configuration instead of ``~/.ssh``."""
+    ssh = shutil.which("ssh")
+    wrapper = tmp_path / "bin" / "ssh"
+    wrapper.parent.mkdir()
+    wrapper.write_text(f'#!/bin/sh\nexec {ssh} -F {session.config} "$@"\n')
+    wrapper.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{wrapper.parent}:{os.environ['PATH']}")
+    monkeypatch.setattr(ssh, "RECONNECT_WAITS_S", (0.1, 0.2, 0.5))
+    shutil.rmtree(session.folder / "homes", ignore_errors=True)
+    return session
+
+
+def test_a_board_is_measured_and_left_as_it_was(server: Server, tmp_path: Path) -> None:
+    target = SshTarget((server.board("board-a"),), SETTINGS)
+    rounds: list[tuple[int, int]] = []
+    journal = tmp_path / "journal.jsonl"
+    measured = target.measure(SUBJECTS, 3, journal, on_round=lambda *done: rounds.append(done))
+    assert measured.subjects == tuple(SUBJECTS)
+    assert measured.samples_ms.shape == (3, len(SUBJECTS))
+    assert rounds == [(1, 3), (2, 3), (3, 3)]
+    assert measured.record["cpu"] == target.device
+    assert journal.read_text().count("samples_ms") == 3
+    assert server.left_over("board-a") == []
+
+
+def test_a_dropped_connection_goes_on_where_it_stopped(server: Server, tmp_path: Path) -> None:
+    lines: list[str] = []
+
+    def on_round(done: int, wanted: int) -> None:
+        if done == 5 and not any("lost" in line for line in lines):
+            server.drop_connections()
+
+    target = SshTarget((server.board("board-a"),), SETTINGS, on_line=lambda host, line: lines.append(line))
+    measured = target.measure(SUBJECTS, 15, tmp_path / "journal.jsonl", on_round=on_round)
+    assert len(measured.samples_ms) == 15
+    assert measured.record["discarded_rounds"] == 0
+    assert any("connection lost" in line for line in lines)
+    assert any("going on after" in line for line in lines)
+
+
+def test_a_board_that_stays_away_keeps_what_it_measured(server: Server, tmp_path: Path) -> None:
+    kit = tmp_path / "kit.zip"
+    write_kit(kit, replace(SETTINGS, rounds=15), [SUBJECTS])
+    board = server.board("board-a")
+
+    def drop(line: str) -> None:
+        if " of 15 rounds" in line:
+            server.drop_connections()
+
+    with pytest.raises(RemoteError, match=r"board-a: the connection was lost.*kept on the board"):
+        board.measure(kit, drop, waits_s=())
+    (folder,) = server.left_over("board-a")
+    kept = (folder / "kit-rounds" / "group-0000.jsonl").read_text().count("samples_ms")
+    assert kept >= 1
+    time.sleep(2.1)  # zip files date their entries to two seconds: the same kit, made again later
+    before = kit.read_bytes()
+    write_kit(kit, replace(SETTINGS, rounds=15), [SUBJECTS])
+    assert kit.read_bytes() != before
+    lines: list[str] = []
+    assert board.measure(kit, lines.append).count("samples_ms") == 15
+    assert any("going on after" in line for line in lines)
+    board.clean_up(kit)
+    assert server.left_over("board-a") == []
+
+
+def test_two_boards_share_the_layers(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ssh, "COMMON_SUBJECTS", 3)
+    target = SshTarget((server.board("board-a"), server.board("board-b")), SETTINGS, tolerance=1e9)
+    measured = target.measure(SUBJECTS, 3, tmp_path / "journal.jsonl")
+    assert measured.subjects == tuple(SUBJECTS)
+    assert measured.samples_ms.shape == (3, len(SUBJECTS))
+    assert (measured.samples_ms > 0).all()
+    counts = [record["subjects"] for record in measured.record["boards"]]
+    assert sum(counts) == len(SUBJECTS) + 3
+    assert abs(counts[0] - counts[1]) <= 1
+    assert server.left_over("board-a") == server.left_over("board-b") == []
+
+
+def test_boards_that_disagree_are_refused(server: Server, tmp_path: Path) -> None:
+    target = SshTarget((server.board("board-a"), server.board("board-b")), SETTINGS, tolerance=0.0)
+    with pytest.raises(RemoteError, match=r"board-b is [+-]\d+\.\d% off board-a on the \d+ layers"):
+        target.measure(SUBJECTS, 3, tmp_path / "journal.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("host", "message"),
+    [
+        ("nowhere", "nowhere: there is no host of this name"),
+        ("switched-off", "switched-off: it cannot be reached: is it switched on"),
+        ("unknown-key", "unknown-key: it does not accept your key: run `ssh-copy-id unknown-key`"),
+        ("changed-host", "changed-host: its host key is unknown or has changed: run `ssh changed-host`"),
+        ("-oProxyCommand=true", "names no host"),
+    ],
+)
+def test_a_board_that_cannot_be_used_is_one_clear_line(
+    server: Server, tmp_path: Path, host: str, message: str
+) -> None:
+    target = SshTarget((Board(host, sys.executable),), SETTINGS)
+    with pytest.raises(RemoteError, match=message) as caught:
+        target.measure(SUBJECTS, 3, tmp_path / "journal.jsonl")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_board_without_python_or_packages_is_told_what_to_install(server: Server, tmp_path: Path) -> None:
+    with pytest.raises(RemoteError, match="has no /nowhere/python: install Python there"):
+        _ = Board("board-a", "/nowhere/python").description
+    bare = tmp_path / "bare"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", bare], check=True)
+    line = "has no numpy and no onnxruntime; install there with: .*python -m pip install numpy onnxruntime"
+    with pytest.raises(RemoteError, match=line):
+        _ = Board("board-a", f"{bare}/bin/python").description
+
+
+def test_a_python_in_the_home_folder_is_found_there(server: Server) -> None:
+    python = server.home("board-a") / "my venv" / "python"
+    python.parent.mkdir(parents=True)
+    python.symlink_to(sys.executable)
+    with pytest.raises(RemoteError, match=r"has no .*onnxruntime") as caught:
+        _ = Board("board-a", "~/my venv/python").description  # the venv's own packages are not there
+    assert "~/my venv/python -m pip install" in str(caught.value)
+
+
+def test_a_full_disk_is_one_clear_line(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kit = tmp_path / "kit.zip"
+    write_kit(kit, SETTINGS, [SUBJECTS])
+    monkeypatch.setattr(Board, "run", _with_full_disk(Board.run))
+    with pytest.raises(RemoteError, match="board-a: its disk is full; free some space"):
+        server.board("board-a").measure(kit, print)
+
+
+def _with_full_disk(run: Callable[..., bytes]) -> Callable[..., bytes]:
+    def full(self: Board, command: str, stdin: bytes = b"") -> bytes:
+        return run(self, command.replace(".part &&", ".part && cat /dev/zero > /dev/full &&"), stdin)
+
+    return full
+
+
+def test_different_boards_cannot_share(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    boards = (server.board("board-a"), server.board("board-b"))
+    boards[1].__dict__["description"] = {**boards[0].description, "cpu": "Raspberry Pi 5"}
+    with pytest.raises(RemoteError, match=r"the boards differ .*Raspberry Pi 5"):
+        _ = SshTarget(boards, SETTINGS).device
+
+
+def test_host_checking_is_never_switched_off() -> None:
+    source = Path(ssh.__file__).read_text()
+    assert "StrictHostKeyChecking" not in source
+    assert "UserKnownHostsFile" not in source

@@ -1,0 +1,216 @@
+import json
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from nas.cost import cost
+from nas.latency.preset import (
+    TERMS,
+    AdaptedLayers,
+    BlockMeasurement,
+    EstimatedLayers,
+    EstimateError,
+    adaptation_errors,
+    available,
+    fit_coefficients,
+    work,
+)
+from nas.layers import LayerKey, layer_keys, reachable_layer_keys
+from search_spaces.architecture import Block, Head, Stem
+from search_spaces.references import reference
+from search_spaces.space import SearchSpace
+from tools.fit_preset import read_blocks
+
+# Published latency of the whole board (four threads) at 224 px, milliseconds, fastest and slowest:
+# XNNPACK's README (32- and 64-bit, 2020) and ncnn's benchmark/README.md at 1.5 GHz (two versions; V3 is
+# Large, and ncnn gives no V3-Small).
+FOUR_CORES_MS = {
+    "mobilenet_v1": (72, 86),
+    "mobilenet_v2": (41, 76),
+    "mobilenet_v3_large": (38, 61),
+    "mobilenet_v3_small": (13, 15),
+}
+PEAK_GMACS_PER_S = 6.0
+
+
+@pytest.fixture(scope="module")
+def rpi4() -> EstimatedLayers:
+    return EstimatedLayers.load("rpi4")
+
+
+@pytest.fixture(scope="module")
+def keys(mobilenet_space: SearchSpace) -> list[LayerKey]:
+    return random.Random(0).sample(sorted(reachable_layer_keys(mobilenet_space), key=str), 600)
+
+
+def _network_ms(layers: EstimatedLayers, name: str) -> float:
+    return sum(layers.layer_ms(key) for key in layer_keys(reference(name)))
+
+
+def test_references_come_in_the_published_order(rpi4: EstimatedLayers) -> None:
+    latencies = [_network_ms(rpi4, name) for name in FOUR_CORES_MS]
+    assert latencies == sorted(latencies, reverse=True)
+
+
+@pytest.mark.parametrize("name", FOUR_CORES_MS)
+def test_references_lie_between_what_four_cores_need_and_four_times_that(
+    rpi4: EstimatedLayers, name: str
+) -> None:
+    fastest, slowest = FOUR_CORES_MS[name]
+    latency_ms = _network_ms(rpi4, name)
+    assert fastest < latency_ms < 4 * slowest
+    assert latency_ms > cost(reference(name)).macs / 1e6 / PEAK_GMACS_PER_S
+
+
+def _bigger(key: LayerKey) -> list[LayerKey]:
+    """The same layer with more of one thing."""
+    part = key.part
+    found = [replace(key, size=key.size + step) for step in (1, 2, 16)]
+    if isinstance(part, Stem):
+        found += [replace(key, part=replace(part, channels=part.channels + 8))]
+        found += [replace(key, part=replace(part, kernel=5))]
+    elif isinstance(part, Head):
+        found += [replace(key, in_channels=key.in_channels + 8), replace(key, classes=key.classes + 1)]
+        if part.hidden_channels:  # none at all is no narrower layer but another head
+            found += [replace(key, part=replace(part, hidden_channels=part.hidden_channels + 8))]
+        if part.conv_channels:
+            found += [replace(key, part=replace(part, conv_channels=part.conv_channels + 8))]
+    elif part.kind == "inverted_residual":
+        wider = [replace(part, out_channels=part.out_channels + step) for step in (1, 8, 64)]
+        if part.expansion_conv:
+            wider += [replace(part, expanded_channels=part.expanded_channels + 8)]
+        else:
+            wider += [replace(part, expansion_conv=True)]
+        wider += [replace(part, kernel=part.kernel + 2), replace(part, se=True)]
+        wider += [replace(part, activation="hswish")]
+        found += [replace(key, part=block) for block in wider]
+        if part.expansion_conv:
+            block = replace(part, in_channels=part.in_channels + 8)
+            found.append(LayerKey(key.size, block.in_channels, block))
+    return found
+
+
+def test_more_of_anything_never_gets_faster(rpi4: EstimatedLayers, keys: list[LayerKey]) -> None:
+    for key in keys:
+        for bigger in _bigger(key):
+            assert rpi4.layer_ms(bigger) >= rpi4.layer_ms(key), f"{bigger} against {key}"
+
+
+def test_work_of_a_block_counted_by_hand() -> None:
+    block = Block("inverted_residual", 5, 8, 24, 16, 2, "hswish", se=True)
+    counted = dict(zip(TERMS, work(LayerKey(10, 8, block)), strict=True))
+    squeezed = 8
+    assert counted["depthwise_macs"] * 1e6 == pytest.approx(24 * 25 * 25)
+    assert counted["pointwise_macs"] * 1e6 == pytest.approx(8 * 24 * 100 + 24 * 16 * 25 + 2 * 24 * squeezed)
+    assert counted["activation_bytes"] * 1e6 == pytest.approx(
+        4 * ((8 + 24) * 100 + (24 + 16) * 25 + 2 * (24 + squeezed))
+    )
+    # h-swish reads and writes after both convolutions; SE reads to pool, then reads and writes.
+    assert counted["elementwise_bytes"] * 1e6 == pytest.approx(4 * (2 * 24 * 100 + 2 * 24 * 25 + 3 * 24 * 25))
+    assert counted["operators"] == 5 + 4
+
+
+def test_every_shipped_estimate_states_its_origin_and_error() -> None:
+    assert available() == ("rpi4",)
+    for device in available():
+        estimate = EstimatedLayers.load(device)
+        assert {"source", "licence", "threads", "precision", "runtime"} <= set(estimate.details)
+        assert 0 < estimate.error_percent < 25
+        assert EstimatedLayers.from_json(estimate.to_json()) == estimate
+
+
+def test_an_unknown_board_is_named_with_those_there_are() -> None:
+    with pytest.raises(EstimateError, match=r"'rpi3'.*rpi4"):
+        EstimatedLayers.load("rpi3")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda data: data | {"schema": 99}, "schema 1"),
+        (lambda data: {name: data[name] for name in data if name != "coefficients_ms"}, "not an estimate"),
+        (lambda data: data | {"coefficients_ms": dict.fromkeys(TERMS, -1.0)}, "negative"),
+        (lambda data: [data], "not an estimate"),
+    ],
+)
+def test_a_broken_estimate_is_refused(rpi4: EstimatedLayers, change: object, message: str) -> None:
+    assert callable(change)
+    with pytest.raises(EstimateError, match=message):
+        EstimatedLayers.from_json(json.dumps(change(json.loads(rpi4.to_json()))))
+
+
+def test_the_fit_finds_the_coefficients_that_made_the_data(rpi4: EstimatedLayers) -> None:
+    blocks = []
+    for size, channels in ((32, 16), (16, 32), (8, 64), (8, 112), (4, 184)):
+        for kernel in (3, 5):
+            for expansion in (1, 3, 6):
+                block = Block("inverted_residual", kernel, channels, channels * expansion, channels)
+                key = LayerKey(size, channels, block)
+                blocks.append(BlockMeasurement(key, None, rpi4.layer_ms(key)))
+    coefficients, errors = fit_coefficients(blocks, PEAK_GMACS_PER_S)
+    assert coefficients == pytest.approx(rpi4.coefficients, rel=1e-3)
+    assert np.abs(errors).max() < 1e-3
+
+
+def test_block_latencies_are_read_once_each_and_without_channel_shuffle(tmp_path: Path) -> None:
+    header = (
+        "in_channels,out_channels,stride,in_resolution,expansion,kernel,groups,"
+        "latency_ms_minus_skip,skip_is_identity\n"
+    )
+    rows = ["16,16,1,32,1,3,1,0.5,True", "16,16,1,32,1,3,2,0.9,True", "16,16,1,32,1,3,1,0.5,True"]
+    path = tmp_path / "blocks.csv"
+    path.write_text(header + "\n".join([*rows, "16,24,2,32,6,5,1,2.5,False"]) + "\n")
+    absolute, relative = read_blocks(path)
+    assert (str(absolute.key), absolute.baseline) == ("ir_32_i16_x16_o16_k3_s1_relu", None)
+    assert (str(relative.key), str(relative.baseline)) == (
+        "ir_32_i16_x96_o24_k5_s2_relu",
+        "skip_32_i16_o24_s2",
+    )
+    path.write_text(header + "16,16,1,32,one,3,1,0.5,True\n")
+    with pytest.raises(EstimateError, match="line 2"):
+        read_blocks(path)
+
+
+def _other_device(estimate: EstimatedLayers, keys: list[LayerKey]) -> dict[LayerKey, float]:
+    """A device three times faster, with dear depthwise kernels, cheap weights and some noise."""
+    factors = np.array([0.3, 0.8, 0.2, 0.1, 0.3, 0.5])
+    random = np.random.default_rng(1)
+    device = replace(estimate, coefficients=tuple(np.array(estimate.coefficients) * factors))
+    return {key: device.layer_ms(key) * float(random.lognormal(0, 0.02)) for key in keys}
+
+
+def test_a_handful_of_layers_adapts_the_estimate(rpi4: EstimatedLayers, keys: list[LayerKey]) -> None:
+    measured = _other_device(rpi4, keys[:300])
+    errors = adaptation_errors(rpi4, measured, counts=(10, 30, 100, 1000), draws=3)
+    assert [error.layers for error in errors] == [10, 30, 100]
+    adapted = [error.adapted_percent for error in errors]
+    assert adapted == sorted(adapted, reverse=True)
+    assert adapted[1] < 10
+    assert adapted[2] < 0.5 * errors[2].factor_percent
+
+
+def test_the_stated_error_of_an_adapted_estimate_is_near_the_true_one(
+    rpi4: EstimatedLayers, keys: list[LayerKey]
+) -> None:
+    measured = _other_device(rpi4, keys[:300])
+    used, aside = keys[:100], keys[100:300]
+    model = AdaptedLayers(rpi4, {key: measured[key] for key in used})
+    predicted = model.predict(aside)
+    true_error = np.mean([abs(predicted[key].latency_ms / measured[key] - 1) for key in aside])
+    assert model.rows == 100
+    assert 0.5 * true_error < model.error < 2 * true_error
+    within = [
+        abs(predicted[key].latency_ms - measured[key]) < 2 * predicted[key].deviation_ms for key in aside
+    ]
+    assert np.mean(within) > 0.8
+
+
+def test_adapting_needs_enough_latencies_that_are_some(rpi4: EstimatedLayers, keys: list[LayerKey]) -> None:
+    measured = _other_device(rpi4, keys[:12])
+    with pytest.raises(EstimateError, match="9 measured layers"):
+        AdaptedLayers(rpi4, dict(list(measured.items())[:9]))
+    with pytest.raises(EstimateError, match="not a number"):
+        AdaptedLayers(rpi4, measured | {keys[0]: float("nan")})

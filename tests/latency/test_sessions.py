@@ -1,0 +1,263 @@
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from nas.latency.calibration import FEATURES, Calibration, layer_features
+from nas.latency.plan import make_plan, seconds_needed
+from nas.latency.predictor import GapFiller, GapFillingError
+from nas.latency.provision import Effort, measure_layers, ready_table, reference_architectures
+from nas.latency.sessions import ProfileProgress, features_of, load_networks, profile
+from nas.latency.table import LatencyTable
+from nas.latency.validation import fresh_networks, load_card, save, validate
+from nas.layers import layer_keys, reachable_layer_keys
+from nas.measuring.rounds import Journal
+from nas.runtimes.runtime import Runtime
+from search_spaces.references import reference
+from search_spaces.space import SearchSpace
+from tests.fake_device import FakeTarget, layer_ms, network_ms
+
+SILENT = ProfileProgress()
+
+
+@pytest.fixture(scope="module")
+def small_space(mobilenet_space: SearchSpace) -> SearchSpace:
+    return replace(mobilenet_space.restricted([96]), width_multipliers=(1.0,))
+
+
+def test_a_plan_without_limit_measures_every_reachable_layer(small_space: SearchSpace) -> None:
+    plan = make_plan(small_space, [], None, 5, seed=0)
+    assert set(plan.keys) >= reachable_layer_keys(small_space)
+    assert {key for network in plan.networks for key in layer_keys(network)} <= set(plan.keys)
+    assert not plan.predicted
+
+
+def test_a_limited_plan_takes_references_first_and_predicts_the_rest(small_space: SearchSpace) -> None:
+    references = list(reference_architectures(small_space).values())
+    plan = make_plan(small_space, references, 300, 10, seed=0)
+    assert len(plan.keys) == len(set(plan.keys)) == 300
+    for architecture in references:
+        assert set(layer_keys(architecture)) <= set(plan.keys)
+    assert reachable_layer_keys(small_space) <= {*plan.keys, *plan.predicted}
+    assert not set(plan.keys) & set(plan.predicted)
+    assert len(plan.networks) >= 10 + 8
+
+
+def test_a_plan_spreads_over_sizes_and_kinds(small_space: SearchSpace) -> None:
+    plan = make_plan(small_space, [], 300, 4, seed=0)
+    reachable = reachable_layer_keys(small_space)
+    for attribute in ("size", "in_channels"):
+        values = {getattr(key, attribute) for key in reachable}
+        assert {getattr(key, attribute) for key in plan.keys} >= {min(values), max(values)}
+    kinds = {type(key.part) for key in plan.keys}
+    assert len(kinds) == 3
+
+
+def test_what_a_table_holds_is_not_measured_again(small_space: SearchSpace, tmp_path: Path) -> None:
+    target = FakeTarget()
+    first = make_plan(small_space, [], 100, 6, seed=0)
+    assert len(set(first.keys)) == 100
+    table = profile(target, Runtime(), "fake", first, tmp_path, 4)
+    again = make_plan(small_space, [], 100, 6, seed=0, table=table)
+    assert not again.keys
+    assert not again.networks
+    more = make_plan(small_space, [], 130, 6, seed=0, table=table)
+    assert len(more.keys) == 30
+    assert not set(more.keys) & set(first.keys)
+
+
+def test_calibration_finds_the_law_of_the_device(small_space: SearchSpace, tmp_path: Path) -> None:
+    plan = make_plan(small_space, [], None, 40, seed=0)
+    table = profile(FakeTarget(noise=0.01), Runtime(), "fake", plan, tmp_path, rounds=20)
+    calibration = table.header.calibration
+    assert calibration is not None
+    assert calibration.uncorrected.mape > 0.1
+    assert calibration.left_out.mape < 0.01
+    for network in fresh_networks(small_space, 20, 0, plan.networks):
+        assert table.latency(network).latency_ms == pytest.approx(network_ms(network), rel=0.03)
+        assert table.latency(network).source == "measured"
+
+
+def test_leave_one_out_equals_fitting_without_the_network(small_space: SearchSpace, tmp_path: Path) -> None:
+    plan = make_plan(small_space, [], None, 30, seed=0)
+    table = profile(FakeTarget(noise=0.05), Runtime(), "fake", plan, tmp_path, rounds=3)
+    networks = load_networks(tmp_path)
+    features = features_of(table, [each.architecture for each in networks])
+    actual = np.array([each.latency_ms for each in networks])
+    errors = []
+    for index in range(len(networks)):
+        kept = np.arange(len(networks)) != index
+        without = Calibration.fit(features[kept], actual[kept])
+        errors.append(features[index] @ np.array(without.coefficients) / actual[index] - 1)
+    whole = Calibration.fit(features, actual)
+    # The scale of the ridge changes a little with each network left out.
+    assert whole.left_out.mape == pytest.approx(np.abs(errors).mean(), rel=0.02)
+
+
+def test_shares_of_layers_add_up_to_the_network(small_space: SearchSpace, tmp_path: Path) -> None:
+    plan = make_plan(small_space, [], None, 30, seed=0)
+    table = profile(FakeTarget(noise=0.02), Runtime(), "fake", plan, tmp_path, rounds=3)
+    calibration = table.header.calibration
+    assert calibration is not None
+    network = plan.networks[3]
+    parts = [calibration.layer_ms(key, entry.latency_ms) for key, entry in table.layer_latencies(network)]
+    assert sum(parts) == pytest.approx(table.latency(network).latency_ms)
+    assert len(layer_features(layer_keys(network)[0])) == len(FEATURES) - 1
+
+
+def test_gaps_are_filled_and_say_so(small_space: SearchSpace, tmp_path: Path) -> None:
+    plan = make_plan(small_space, [], 250, 20, seed=0)
+    table = profile(FakeTarget(noise=0.005), Runtime(), "fake", plan, tmp_path, rounds=10)
+    assert table.header.gap_filling["measured"] == 250
+    assert table.header.gap_filling["mean_error"] < 0.05
+    errors = []
+    for key in plan.predicted:
+        entry = table.entries[key]
+        assert entry.source == "predicted"
+        assert entry.samples == 0
+        errors.append(abs(entry.latency_ms / layer_ms(key) - 1))
+    assert np.mean(errors) < 0.05
+    assert LatencyTable.load(tmp_path).header.gap_filling == table.header.gap_filling
+
+
+def test_gap_filling_refuses_to_guess_from_nothing(small_space: SearchSpace) -> None:
+    keys = sorted(reachable_layer_keys(small_space), key=str)
+    blocks = [key for key in keys if str(key).startswith("ir")]
+    with pytest.raises(GapFillingError, match="too few to predict"):
+        GapFiller({key: layer_ms(key) for key in blocks[:3]})
+    filler = GapFiller({key: layer_ms(key) for key in random.Random(0).sample(blocks, 40)})
+    head = next(key for key in keys if str(key).startswith("head"))
+    with pytest.raises(GapFillingError, match="kind head"):
+        filler.predict([head])
+
+
+def test_predicted_layers_of_the_front_can_be_measured(small_space: SearchSpace, tmp_path: Path) -> None:
+    target = FakeTarget(noise=0.005)
+    plan = make_plan(small_space, [], 150, 20, seed=0)
+    table = profile(target, Runtime(), "fake", plan, tmp_path, rounds=6)
+    network = next(
+        each for each in fresh_networks(small_space, 20, 0, ()) if table.latency(each).source == "predicted"
+    )
+    others = {key: entry for key, entry in table.entries.items() if key not in layer_keys(network)}
+    # The machine is 10 % faster by now; the anchor ties both sessions together.
+    target.speed = 1.1
+    better = measure_layers(table, [network], target, Runtime(), tmp_path, 6, SILENT)
+    assert better.latency(network).source == "measured"
+    for key, entry in better.layer_latencies(network):
+        assert entry.latency_ms == pytest.approx(layer_ms(key), rel=0.02)
+    assert {key: better.entries[key] for key in others} == others
+    assert better.header.calibration == table.header.calibration
+    assert measure_layers(better, [network], target, Runtime(), tmp_path, 6, SILENT) is better
+
+
+def test_an_interrupted_profile_measures_only_the_missing_rounds(
+    small_space: SearchSpace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = make_plan(small_space, [], 50, 4, seed=0)
+    appended = Journal.append
+    rounds = []
+
+    def append(journal: Journal, measured: object) -> None:
+        if len(rounds) == 3:
+            raise KeyboardInterrupt
+        rounds.append(measured)
+        appended(journal, measured)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Journal, "append", append)
+    with pytest.raises(KeyboardInterrupt):
+        profile(FakeTarget(), Runtime(), "fake", plan, tmp_path, rounds=8)
+    assert not (tmp_path / "table.csv").exists()
+    monkeypatch.setattr(Journal, "append", appended)
+    table = profile(FakeTarget(), Runtime(), "fake", plan, tmp_path, rounds=8)
+    assert table.header.sessions[0]["rounds"] == 8
+    (samples,) = tmp_path.glob("samples-*.jsonl")
+    assert samples.read_text().count('"samples_ms"') == 8
+    assert not list(tmp_path.glob("partial-*"))
+
+
+def test_a_ready_table_is_measured_once(small_space: SearchSpace, tmp_path: Path) -> None:
+    target = FakeTarget()
+    said: list[str] = []
+    references = list(reference_architectures(small_space).values())
+
+    def ready(space: SearchSpace, max_keys: int) -> LatencyTable:
+        effort = Effort(max_keys, networks=8, rounds=4)
+        return ready_table(
+            space, references, target, Runtime(), "fake", tmp_path, effort, SILENT, said.append
+        )
+
+    ready(small_space, 150)
+    assert target.asked > 150
+    assert "no latency table yet: measuring 150 layers" in said[0]
+    asked = target.asked
+    ready(small_space, 150)
+    assert target.asked == asked
+    wider = small_space.restricted([96, 128])
+    table = ready(wider, 200)
+    assert "lacks layers of this space" in said[1]
+    assert not table.missing(reachable_layer_keys(wider))
+
+
+def test_a_validation_card_states_the_error(small_space: SearchSpace, tmp_path: Path) -> None:
+    target = FakeTarget(noise=0.01)
+    plan = make_plan(small_space, [reference("mobilenet_v2", 96)], 200, 30, seed=0)
+    table = profile(target, Runtime(), "fake", plan, tmp_path, rounds=10)
+    assert load_card(tmp_path) is None
+    fresh = {each.id: each for each in fresh_networks(small_space, 15, 1, plan.networks)}
+    assert not set(fresh.values()) & set(plan.networks)
+    target.speed = 0.8
+    shown = {"mobilenet_v2": reference("mobilenet_v2", 96)}
+    validation = validate(table, fresh, shown, target, tmp_path / "v.jsonl", 8)
+    save(validation, tmp_path)
+    card = load_card(tmp_path)
+    assert card is not None
+    assert card.to_dict() == validation.card.to_dict()
+    assert card.calibrated.networks == 15
+    assert card.calibrated.mape < 0.03 < card.uncorrected.mape
+    assert card.drift == pytest.approx(0.25, abs=0.01)
+    assert card.is_good
+    text = (tmp_path / "card.md").read_text()
+    assert "| mobilenet_v2 | 60.3 | 3.50 | 56 |" in text
+    assert (tmp_path / "validation.png").stat().st_size > 10_000
+    assert len((tmp_path / "validation.csv").read_text().splitlines()) == 1 + 16
+
+
+def test_drift_is_told_by_networks_where_some_were_measured_before(
+    small_space: SearchSpace, tmp_path: Path
+) -> None:
+    target = FakeTarget(noise=0.01)
+    plan = make_plan(small_space, [], None, 30, seed=0)
+    table = profile(target, Runtime(), "fake", plan, tmp_path, rounds=10)
+    fresh = {each.id: each for each in fresh_networks(small_space, 10, 1, plan.networks)}
+    target.speed, target.cold_caches = 0.8, 1.2
+    known = load_networks(tmp_path)
+    card = validate(table, fresh, {}, target, tmp_path / "v.jsonl", 8, known=known).card
+    assert card.drift == pytest.approx(0.25, abs=0.01)
+    assert card.calibrated.networks == 10
+    assert card.calibrated.mape < 0.02
+    misled = validate(table, fresh, {}, target, tmp_path / "v.jsonl", 8).card
+    assert misled.calibrated.bias > 0.1
+
+
+def test_seconds_needed_grows_with_the_rounds(small_space: SearchSpace) -> None:
+    plan = make_plan(small_space, [], 20, 2, seed=0)
+    runtime = Runtime()
+    assert (
+        0 < seconds_needed(FakeTarget(), runtime, plan, 5) < seconds_needed(FakeTarget(), runtime, plan, 5000)
+    )
+
+
+def test_activations_that_cost_time_are_told_apart(small_space: SearchSpace) -> None:
+    surcharge = {"relu": 1.0, "relu6": 1.1, "hswish": 1.3}
+    blocks = sorted((key for key in reachable_layer_keys(small_space) if str(key).startswith("ir")), key=str)
+    keys = random.Random(0).sample(blocks, 600)
+    true_ms = {key: layer_ms(key) * surcharge[key.part.activation] for key in keys}
+    known = set(keys[:300])
+    filler = GapFiller({key: true_ms[key] for key in known})
+    errors: dict[str, list[float]] = {name: [] for name in surcharge}
+    for key, predicted in filler.predict([key for key in keys if key not in known]).items():
+        errors[key.part.activation].append(predicted.latency_ms / true_ms[key] - 1)
+    for name, found in errors.items():
+        assert abs(np.mean(found)) < 0.01, name

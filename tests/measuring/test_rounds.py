@@ -1,0 +1,169 @@
+import itertools
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from nas.measuring import rounds
+from nas.measuring.rounds import Journal, MeasurementError, Round, measure
+
+
+def _steady_round(samples: int = 3, anchor_ms: float = 5.0) -> Round:
+    return Round([1.0] * samples, [anchor_ms] * 3, {"load": 0.5})
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
+    """A clock that only runners advance."""
+    now = {"s": 0.0}
+    monkeypatch.setattr(rounds.time, "perf_counter", lambda: now["s"])
+    return now
+
+
+def _taking(clock: dict[str, float], milliseconds: "itertools.cycle[float]") -> rounds.Runner:
+    def run() -> None:
+        clock["s"] += next(milliseconds) / 1e3
+
+    return run
+
+
+def test_every_subject_runs_once_per_round_in_changing_order(tmp_path: Path, clock: dict[str, float]) -> None:
+    order: list[str] = []
+    runners = {name: (lambda name=name: order.append(name)) for name in "abcdef"}
+    anchor = _taking(clock, itertools.cycle([5.0]))
+    found = measure(runners, anchor, Journal(tmp_path / "j", list(runners), {}), rounds=4, seed=3)
+    warm_up, *rounds = (order[start : start + 6] for start in range(0, len(order), 6))
+    assert warm_up == list("abcdef")
+    assert all(sorted(each) == list("abcdef") for each in rounds)
+    assert len({tuple(each) for each in rounds}) == 4 == len(found)
+
+
+def test_samples_are_what_the_clock_says(tmp_path: Path, clock: dict[str, float]) -> None:
+    runners = {"slow": _taking(clock, itertools.cycle([7.0])), "fast": _taking(clock, itertools.cycle([2.0]))}
+    anchor = _taking(clock, itertools.cycle([5.0]))
+    (found,) = measure(runners, anchor, Journal(tmp_path / "j", list(runners), {}), rounds=1, seed=0)
+    assert found.samples_ms == pytest.approx([7.0, 2.0])
+    assert found.anchor_ms == pytest.approx([5.0] * 3)
+
+
+def test_rounds_in_which_the_anchor_moved_are_measured_again(tmp_path: Path, clock: dict[str, float]) -> None:
+    # Warm-up, then three anchor runs a round: the second round is disturbed.
+    anchors = itertools.cycle([5.0, *[5.0] * 3, *[9.0] * 3, *[5.1] * 9])
+    journal = Journal(tmp_path / "j", ["a"], {})
+    found = measure({"a": _taking(clock, itertools.cycle([1.0]))}, _taking(clock, anchors), journal, 4, 0)
+    assert len(found) == 4
+    assert len(journal.rounds) == 5
+    assert all(each.anchor_ms[0] < 6 for each in found)
+
+
+def test_a_machine_that_never_holds_still_is_refused(tmp_path: Path, clock: dict[str, float]) -> None:
+    anchors = itertools.cycle([2.0, *(ms for ms in (1.0, 2.0, 4.0, 8.0, 16.0, 32.0) for _ in range(3))])
+    journal = Journal(tmp_path / "j", ["a"], {})
+    with pytest.raises(MeasurementError, match="did not hold still"):
+        measure({"a": lambda: None}, _taking(clock, anchors), journal, rounds=6, seed=0)
+
+
+def test_a_measurement_continues_where_it_was_interrupted(tmp_path: Path, clock: dict[str, float]) -> None:
+    path = tmp_path / "journal.jsonl"
+    anchor = _taking(clock, itertools.cycle([5.0]))
+    calls = itertools.count()
+
+    def interrupted() -> None:
+        if next(calls) == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        measure({"a": interrupted}, anchor, Journal(path, ["a"], {"cpu": "x"}), rounds=5, seed=0)
+    resumed = Journal(path, ["a"], {"cpu": "x"})
+    assert len(resumed.rounds) == 2
+    assert len(measure({"a": lambda: None}, anchor, resumed, rounds=5, seed=0)) == 5
+    assert len(Journal(path, ["a"], {"cpu": "x"}).rounds) == 5
+
+
+def test_a_torn_last_line_is_forgotten(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    journal = Journal(path, ["a", "b", "c"], {})
+    journal.append(_steady_round())
+    journal.append(_steady_round())
+    whole = path.read_bytes()
+    for cut in (1, 20, 60):
+        path.write_bytes(whole[:-cut])
+        again = Journal(path, ["a", "b", "c"], {})
+        assert len(again.rounds) == 1
+        again.append(_steady_round())
+        assert len(Journal(path, ["a", "b", "c"], {}).rounds) == 2
+
+
+def test_a_journal_of_other_subjects_or_conditions_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    Journal(path, ["a", "b", "c"], {"threads": 1}).append(_steady_round())
+    with pytest.raises(MeasurementError, match="its names differs"):
+        Journal(path, ["a", "b"], {"threads": 1})
+    with pytest.raises(MeasurementError, match="its identity differs"):
+        Journal(path, ["a", "b", "c"], {"threads": 2})
+    path.write_text("no json\n")
+    with pytest.raises(MeasurementError, match="is damaged"):
+        Journal(path, ["a", "b", "c"], {"threads": 1})
+
+
+def test_a_round_of_another_length_is_damage(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    Journal(path, ["a", "b", "c"], {}).append(_steady_round())
+    with path.open("a") as file:
+        file.write(json.dumps(_steady_round(samples=2).__dict__) + "\n")
+    with pytest.raises(MeasurementError, match="is damaged"):
+        Journal(path, ["a", "b", "c"], {})
+
+
+def test_statistics() -> None:
+    samples = np.array([[1.0, 10.0], [2.0, 20.0], [9.0, 90.0]])
+    assert rounds.STATISTICS["fastest_two_thirds"](samples) == pytest.approx([1.5, 15.0])
+    assert rounds.STATISTICS["median"](samples) == pytest.approx([2.0, 20.0])
+    assert rounds.midmean(np.arange(100.0)[::-1, None]) == pytest.approx([42.0])  # 15 to 69
+    assert rounds.STATISTICS["minimum"](samples) == pytest.approx([1.0, 10.0])
+
+
+def test_the_statistic_is_chosen_by_its_stability() -> None:
+    generator = np.random.default_rng(0)
+    # Rare, deep dips make the minimum a lottery; heavy tails would do the same to a mean.
+    samples = 10 + 0.1 * generator.standard_normal((40, 200))
+    samples[generator.random(samples.shape) < 0.02] *= generator.uniform(0.3, 0.9)
+    assert rounds.most_stable_statistic(samples) == "midmean"
+    # Every third run disturbed: the mean of many samples moves, the middle one does not.
+    samples = 10 + 0.01 * generator.standard_normal((40, 200))
+    samples[generator.random(samples.shape) < 0.35] *= 1.5
+    assert rounds.most_stable_statistic(samples) == "median"
+
+
+def test_onnx_runner_runs_the_graph() -> None:
+    from nas.layers import layer_keys
+    from nas.runtimes.runtime import Runtime
+    from search_spaces.references import reference
+
+    for key in layer_keys(reference("mobilenet_v3_small", 64))[:4]:
+        (output,) = Runtime().runner(key)()  # type: ignore[misc]
+        assert np.isfinite(output).all()
+
+
+def test_drift_that_neighbours_share_is_taken_out() -> None:
+    generator = np.random.default_rng(0)
+    exact = generator.uniform(0.05, 10, 300)
+    orders = [rounds.round_order(seed, 300) for seed in range(30)]
+    samples = np.empty((30, 300))
+    for index, order in enumerate(orders):
+        # The clock falls by a third for a part of every round, at another time in each.
+        speed = np.ones(300)
+        start = int(generator.integers(0, 150))
+        speed[start : start + 150] = 1.5
+        samples[index, order] = exact[order] * speed * np.exp(0.01 * generator.standard_normal(300))
+    found = np.median(rounds.without_drift(samples, orders), axis=0) / exact
+    plain = np.median(samples, axis=0) / exact
+    assert np.std(found / np.median(found)) < 0.01
+    assert np.std(plain / np.median(plain)) > 0.1
+
+
+def test_no_drift_is_invented() -> None:
+    exact = np.linspace(1, 2, 100)
+    orders = [rounds.round_order(seed, 100) for seed in range(10)]
+    assert rounds.without_drift(np.tile(exact, (10, 1)), orders) == pytest.approx(np.tile(exact, (10, 1)))

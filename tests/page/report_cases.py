@@ -1,0 +1,90 @@
+"""A study and hand-made networks for the tests of the report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import optuna
+
+from nas.layers import layer_keys
+from nas.page.report import NetworkResult, Report
+from nas.study.loop import SearchResult, architecture_of, run_search
+from nas.study.objective import Pareto
+from nas.study.storage import close_storage, open_storage, open_study
+from search_spaces.references import reference
+from tests.study.search_cases import MadeUpAccuracy, MadeUpLatency, small_space
+
+BUDGET_MS = 2.5
+REFERENCES = {
+    "mobilenet_v2_050": reference("mobilenet_v2_050", 64, 10),
+    "mobilenet_v1": reference("mobilenet_v1", 64, 10),
+}
+
+
+def network(top1: float, latency_ms: float, trial: int = 0, name: str | None = None) -> NetworkResult:
+    return NetworkResult(
+        trial=trial,
+        id=f"{trial:010x}",
+        kind="candidate" if name is None else "reference",
+        name=name,
+        top1=top1,
+        judged_top1=top1,
+        deviation=0.5,
+        accuracy_source="predicted",
+        latency_ms=latency_ms,
+        latency_source="measured",
+        macs=10_000_000,
+        parameters=1_000_000,
+        resolution=224,
+        architecture=None,
+    )
+
+
+def report(*networks: NetworkResult, **fields: Any) -> Report:
+    return Report("study", tuple(networks), **fields)
+
+
+def provenance(study: optuna.Study) -> dict[str, Any]:
+    layers = {}
+    for trial in study.get_trials(deepcopy=False):
+        architecture = architecture_of(study, trial)
+        layers[architecture.id] = [
+            {"key": str(key), "latency_ms": 0.1, "source": "measured"} for key in layer_keys(architecture)
+        ]
+    errors = {"networks": 50, "mape": 0.021, "bias": -0.01, "within_5_percent": 0.94}
+    return {
+        "hardware": "host",
+        "latency": {
+            "title": "a processor, onnxruntime 1.30, fp32, 1 thread, 2026-01-01",
+            "device": "a processor",
+            "runtime": "onnxruntime",
+            "counts": {"measured": 40, "predicted": 2, "estimated": 0},
+            "calibration": {"left_out": errors, "uncorrected": errors | {"mape": 0.2}},
+            "card": {"created": "2026-01-02", "drift": 0.01, "calibrated": errors},
+        },
+        "budget_ms": BUDGET_MS,
+        "budget_name": "mobilenet_v1",
+        "seed": 0,
+        "command": "python -m nas.search search.trials=60",
+        "layers": layers,
+    }
+
+
+def made_up_study(folder: Path, trials: int = 60) -> SearchResult:
+    """Search the small space and keep the study in a folder as the search command does."""
+    storage = open_storage(str(folder / "study.journal"))
+    study = open_study(storage, folder.name, Pareto(), small_space(), {})
+    result = run_search(
+        study,
+        small_space(),
+        Pareto(),
+        MadeUpAccuracy(),
+        MadeUpLatency(),
+        REFERENCES,
+        trials=trials,
+        budget_ms=BUDGET_MS,
+    )
+    study.set_user_attr("provenance", provenance(study))
+    close_storage(storage)
+    return result

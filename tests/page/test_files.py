@@ -1,0 +1,84 @@
+import csv
+from dataclasses import replace
+
+import pytest
+
+from nas.page.files import ReportFiles, answer_rows, next_command, summary, summary_rows, write_report
+from nas.page.report import MIXED_KINDS, read_study
+from search_spaces.architecture import Architecture
+from tests.page.report_cases import REFERENCES, made_up_study, network, report
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> ReportFiles:
+    folder = tmp_path_factory.mktemp("results") / "made_up"
+    made_up_study(folder)
+    stale = folder / "architectures" / "0123456789.yaml"
+    stale.parent.mkdir()
+    stale.write_text("of an older front")
+    (stale.parent / "mine.yaml").write_text("not ours")
+    return write_report(folder, read_study(folder))
+
+
+def test_csv_has_a_line_for_each_front_member_and_reference(files: ReportFiles) -> None:
+    rows = list(csv.DictReader(files.table.open(encoding="utf-8")))
+    expected = {each.id for each in (*files.report.front, *files.report.references)}
+    assert {row["id"] for row in rows} == expected
+    assert {row["name"] for row in rows if row["kind"] == "reference"} == set(REFERENCES)
+    latencies = [float(row["latency_ms"]) for row in rows]
+    assert latencies == sorted(latencies)
+    first = files.report.front[0]
+    row = next(row for row in rows if row["id"] == first.id)
+    assert float(row["top1"]) == pytest.approx(first.top1, rel=1e-5)
+    assert (row["accuracy_source"], row["latency_source"]) == ("predicted", "estimated")
+    assert (int(row["macs"]), int(row["resolution"])) == (first.macs, first.resolution)
+
+
+def test_architectures_say_what_they_are_and_can_be_read(files: ReportFiles) -> None:
+    kept = {path.stem for path in files.architectures.glob("*.yaml")}
+    assert kept == {each.id for each in files.report.front} | {"mine"}
+    for member in files.report.front:
+        text = (files.architectures / f"{member.id}.yaml").read_text(encoding="utf-8")
+        assert Architecture.from_yaml(text) == member.architecture
+        comments = [line for line in text.splitlines() if line.startswith("#")]
+        assert f"{member.latency_ms:.2f} ms (estimated)" in comments[1]
+        assert f"{member.top1:.2f} ± {member.deviation:.2f} % (predicted)" in comments[1]
+
+
+def test_summary_and_console_give_the_answers(files: ReportFiles) -> None:
+    text = files.summary.read_text(encoding="utf-8")
+    beside = {row[0]: row[2:] for row in answer_rows(files.report)}
+    for answer in files.report.answers:
+        assert f"At its latency: {answer.gain}" in text
+        assert f"At its accuracy: {answer.saving}" in text
+        gain, saving = beside[answer.reference.label]
+        assert gain.startswith(answer.gain)
+        assert saving == answer.saving
+    assert summary_rows(files)["page"] == str(files.html)
+    assert next_command(files).endswith(f"{files.report.front[-1].id}.yaml")
+
+
+def test_predicted_and_published_accuracies_are_never_mixed_silently(files: ReportFiles) -> None:
+    assert MIXED_KINDS not in files.summary.read_text(encoding="utf-8")
+    published = replace(network(75.2, 10.0, 1, "published_one"), accuracy_source="published", deviation=None)
+    mixed = report(published, network(76.9, 9.0, 2))
+    ((_, _, gain, _),) = answer_rows(mixed)
+    assert gain == "+1.7 points: predicted 76.90 ± 0.50 % against published 75.20 %"
+    assert MIXED_KINDS in summary(mixed)
+    assert MIXED_KINDS in summary_rows(replace(files, report=mixed))["mind"]
+
+
+def test_figures_are_written(files: ReportFiles) -> None:
+    png, svg = files.figures
+    assert png.read_bytes().startswith(b"\x89PNG")
+    text = svg.read_text(encoding="utf-8")
+    assert "<svg" in text
+    # Text stays text, so that papers can restyle it.
+    assert "mobilenet_v1" in text
+
+
+def test_the_same_study_gives_the_same_files(files: ReportFiles) -> None:
+    paths = [files.html, files.summary, files.table, files.figures[1]]
+    before = [path.read_bytes() for path in paths]
+    write_report(files.html.parent, read_study(files.html.parent))
+    assert [path.read_bytes() for path in paths] == before

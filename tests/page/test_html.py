@@ -1,0 +1,166 @@
+import base64
+import hashlib
+import json
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from typing import Any
+
+import pytest
+
+from nas.page.html import comparison_page, report_page
+from nas.page.report import MIXED_KINDS, Report, equal_budgets
+from search_spaces.references import reference
+from tests.page.report_cases import network, report
+
+HOSTILE = "</script><script>document.title='owned'</script><img src=x onerror=alert(1)>'\"&{{script}}"
+
+
+class Page(HTMLParser):
+    """Elements, their attributes and the scripts of a page."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.content: dict[str, str] = {}
+        self._inside = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        self._inside = tag + (dict(attrs).get("id") or "")
+
+    def handle_endtag(self, tag: str) -> None:
+        self._inside = ""
+
+    def handle_data(self, data: str) -> None:
+        self.content[self._inside] = self.content.get(self._inside, "") + data
+
+
+def studies_of(page: Page) -> Any:
+    return json.loads(page.content["scriptdata"])
+
+
+def hostile_report() -> Report:
+    networks = [network(75.0, 10.0, 1), network(74.0, 12.0, 2, HOSTILE)]
+    provenance = {"latency": {"title": HOSTILE, "warning": HOSTILE}, "command": HOSTILE, HOSTILE: HOSTILE}
+    return replace(report(*networks, provenance=provenance), name=HOSTILE)
+
+
+@pytest.mark.parametrize("make", [report_page, lambda one: comparison_page(one, one)])
+def test_names_from_outside_stay_text(make: Any) -> None:
+    page = Page(make(hostile_report()))
+    assert [tag for tag, _ in page.elements].count("script") == 2
+    assert "img" not in [tag for tag, _ in page.elements]
+    assert not [name for _, attributes in page.elements for name in attributes if name.startswith("on")]
+    assert studies_of(page)[0]["name"] == HOSTILE
+    assert studies_of(page)[0]["names"] == {"1": HOSTILE}
+    assert page.content["h1"].startswith(HOSTILE)
+
+
+def test_the_page_may_run_its_own_script_and_load_nothing() -> None:
+    text = report_page(report(network(75.0, 10.0)))
+    page = Page(text)
+    policies = [
+        attributes["content"]
+        for tag, attributes in page.elements
+        if attributes.get("http-equiv") == "Content-Security-Policy"
+    ]
+    (policy,) = policies
+    assert policy is not None
+    assert "default-src 'none'" in policy
+    for tag in ("style", "script"):
+        digest = base64.b64encode(hashlib.sha256(page.content[tag].encode()).digest()).decode()
+        assert f"{tag}-src 'sha256-{digest}'" in policy
+    links = [
+        attributes[name]
+        for _, attributes in page.elements
+        for name in ("src", "href")
+        if attributes.get(name) is not None
+    ]
+    assert links == ["data:,"]
+    assert not re.search(r"\b(fetch|XMLHttpRequest|eval|import)\b\s*\(", page.content["script"])
+
+
+def test_embedded_layers_rebuild_the_printed_table() -> None:
+    large = reference("mobilenet_v3_large")
+    page = Page(report_page(report(replace(network(75.0, 10.0, 1, "v3"), architecture=large))))
+    (study,) = studies_of(page)
+    layers = [study["layers"][index] for index in study["networks"]["layers"][0]]
+    cells = [row for layer in layers for row in layer["rows"]]
+    printed = [
+        [cell.strip() for cell in line.strip("| \n").split(" | ")]
+        for line in large.to_markdown().splitlines()
+    ]
+    assert cells == printed[2:]
+    assert len(layers) == len(large.blocks) + 2
+
+
+def test_five_thousand_networks_stay_small() -> None:
+    members = [
+        replace(network(70.0 + i % 97 / 10, 5 + i % 89, i), architecture=reference("mobilenet_v2"))
+        for i in range(5000)
+    ]
+    assert len(report_page(report(*members)).encode()) < 6e6
+
+
+def test_sources_are_named_beside_numbers() -> None:
+    published = replace(network(80.0, 30.0, 2, "torchvision:resnet50"), accuracy_source="published")
+    text = report_page(report(network(75.0, 10.0, 1), published))
+    page = re.sub(r"<[^>]+>", "", text)
+    assert "80.00 ± 0.50 % published, 30.00 ms measured" in page
+    assert "accuracy predicted (1), published (1); latency measured (2)" in page
+    assert "as its authors report it" in page
+
+
+def test_the_validation_card_begins_with_a_sentence() -> None:
+    errors = {"networks": 50, "mape": 0.021, "within_5_percent": 0.94}
+    for latency, sentence in (
+        (
+            {"card": {"calibrated": errors}},
+            "50 networks it never saw, the table is off by 2.1 % on average; 94",
+        ),
+        (
+            {"calibration": {"left_out": errors}},
+            "50 networks left out one by one, the table is off by 2.1 %",
+        ),
+        ({}, "Nobody knows"),
+    ):
+        assert sentence in report_page(report(network(75.0, 10.0, 1), provenance={"latency": latency}))
+
+
+def test_predicted_and_published_accuracies_are_set_against_each_other_openly() -> None:
+    published = replace(network(75.2, 10.0, 1, "r"), accuracy_source="published", deviation=None)
+    page = re.sub(r"<[^>]+>", "", report_page(report(published, network(76.9, 9.0, 2))))
+    assert "At r's latency: +1.7 points0000000002: predicted 76.90 ± 0.50 % against published 75.20 %" in (
+        page.replace("&#x27;", "'")
+    )
+    assert MIXED_KINDS.replace("'", "&#x27;") in page
+    alike = re.sub(r"<[^>]+>", "", report_page(report(network(75.2, 10.0, 1, "r"), network(76.9, 9.0, 2))))
+    assert "against 75.20 ± 0.50 %, both predicted" in alike
+    assert "different kinds" not in alike
+
+
+def test_comparisons_give_the_best_within_equal_budgets() -> None:
+    one = report(network(70.0, 10.0, 1), network(75.0, 40.0, 2))
+    other = report(network(69.0, 10.0, 1), network(76.5, 30.0, 2), provenance={"sampler": "random"})
+    budgets = {row.budget_ms: row.points for row in equal_budgets(one, other)}
+    assert budgets == {10: -1.0, 15: -1.0, 20: -1.0, 30: 6.5}
+    page = re.sub(r"<[^>]+>", " ", comparison_page(one, other))
+    assert "+6.5 points" in page
+    assert re.search(r"What differs\s.*sampler\s+–\s+random", page)
+
+
+def test_a_cautious_front_is_explained() -> None:
+    sure = report(network(75.0, 10.0, 1))
+    cautious = report(replace(network(75.0, 10.0, 1), judged_top1=74.25))
+    assert "less 1.5 standard deviations" in report_page(cautious)
+    assert "standard deviations" not in report_page(sure)
+
+
+def test_studies_of_different_devices_are_not_compared_in_milliseconds() -> None:
+    def on(device: str) -> Report:
+        return report(network(75.0, 10.0, 1, "r"), provenance={"latency": {"device": device}})
+
+    assert "not milliseconds with milliseconds" in comparison_page(on("one"), on("other"))
+    assert "not milliseconds with milliseconds" not in comparison_page(on("one"), on("one"))

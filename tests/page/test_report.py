@@ -1,0 +1,137 @@
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.trial import FrozenTrial
+
+from nas.page.report import ReportError, parameter_importances, read_study, report_of
+from nas.study.loop import architecture_of
+from nas.study.objective import Pareto
+from nas.study.storage import close_storage, open_storage, open_study
+from tests.page.report_cases import BUDGET_MS, REFERENCES, made_up_study, network, report
+from tests.study.search_cases import small_space
+
+
+def test_answers_name_the_best_as_fast_and_the_fastest_as_accurate() -> None:
+    slow, fast, exact = network(76.0, 20.0, 1), network(75.0, 10.0, 2), network(75.0, 12.0, 3)
+    (answer,) = report(slow, fast, exact, network(75.5, 16.0, 4, "r")).answers
+    assert (answer.as_fast, answer.as_accurate) == (fast, slow)
+    assert answer.gain == "−0.5 points"
+    assert answer.saving == "+25 % latency"
+
+
+def test_answers_say_when_nothing_is_as_fast_or_as_accurate() -> None:
+    (answer,) = report(network(70.0, 20.0, 1), network(75.0, 10.0, 2, "r")).answers
+    assert answer.as_fast is None
+    assert answer.as_accurate is None
+    assert answer.gain == "nothing found is as fast"
+    assert answer.saving == "nothing found is as accurate"
+
+
+def test_the_same_network_is_no_gain_and_no_loss() -> None:
+    (answer,) = report(network(75.0, 10.0, 1), network(75.0, 10.0, 2, "r")).answers
+    assert (answer.gain, answer.saving) == ("±0.0 points", "±0 % latency")
+
+
+def test_the_reference_that_gave_the_budget_is_answered_first() -> None:
+    references = [network(70.0, 1.0, 1, "fast"), network(75.0, 2.0, 2, "budget")]
+    answers = report(*references, provenance={"budget_name": "budget"}).answers
+    assert [answer.reference.name for answer in answers] == ["budget", "fast"]
+
+
+def test_front_keeps_to_the_budget_and_goes_by_the_cautious_accuracy() -> None:
+    sure, unsure = network(75.0, 10.0, 1), replace(network(75.5, 10.0, 2), judged_top1=74.0)
+    beyond, inside = network(90.0, 31.0, 3, "beyond"), network(80.0, 30.0, 4, "inside")
+    found = report(beyond, unsure, inside, sure, budget_ms=30.0)
+    assert found.front == (sure, inside)
+    assert report(beyond, inside).front == (inside, beyond)
+
+
+def test_a_study_becomes_a_report(tmp_path: Path) -> None:
+    folder = tmp_path / "made_up"
+    result = made_up_study(folder)
+    study = read_study(folder)
+    found = report_of(study)
+    assert len(found.candidates) == 60
+    assert {each.name: each.architecture for each in found.references} == REFERENCES
+    for trial, each in zip(study.trials, found.networks, strict=True):
+        assert each.architecture == architecture_of(study, trial)
+        assert each.architecture is not None
+        assert each.architecture.id == each.id
+    # The search itself says the same.
+    assert found.hypervolume[-1][1] == pytest.approx(result.progress.hypervolume)
+    assert [share for _, share in found.hypervolume] == sorted(share for _, share in found.hypervolume)
+    best = max((each for each in found.front), key=lambda each: each.top1)
+    assert result.progress.best is not None
+    assert best.id == result.progress.best.architecture
+    assert found.budget_ms == BUDGET_MS
+
+
+def test_a_study_can_be_read_while_a_search_writes_to_it(tmp_path: Path) -> None:
+    made_up_study(tmp_path / "s", trials=5)
+    storage = open_storage(str(tmp_path / "s" / "study.journal"))
+    try:
+        assert len(report_of(read_study(tmp_path / "s")).candidates) == 5
+    finally:
+        close_storage(storage)
+
+
+def test_a_study_without_provenance_is_reported(tmp_path: Path) -> None:
+    made_up_study(tmp_path / "s", trials=5)
+    study = read_study(tmp_path / "s")
+    study.set_user_attr("provenance", {})
+    found = report_of(study)
+    assert (found.title, found.budget_ms, dict(found.layers)) == ("", None, {})
+    assert len(found.answers) == len(REFERENCES)
+
+
+def made_up_trials(accuracy: Callable[[dict[str, int]], float], count: int = 60) -> list[FrozenTrial]:
+    """Trials with a parameter that decides, one that does nothing and one that not all have."""
+    choices = optuna.distributions.CategoricalDistribution([0, 1])
+    trials = []
+    for number in range(count):
+        params = {"decides": number % 2, "idle": number // 2 % 2}
+        if number % 3:
+            params["sometimes"] = number // 4 % 2
+        results = {"top1": accuracy(params), "latency_ms": 1.0 + params["idle"]}
+        trials.append(
+            optuna.create_trial(
+                values=list(results.values()),
+                params=params,
+                distributions=dict.fromkeys(params, choices),
+                user_attrs={"kind": "candidate", **results},
+            )
+        )
+    return trials
+
+
+def test_importances_find_what_decides_even_among_absent_parameters() -> None:
+    found = parameter_importances(made_up_trials(lambda params: 70.0 + 5 * params["decides"]))
+    assert found[0].parameter == "decides"
+    shares = {each.parameter: each for each in found}
+    assert set(shares) == {"decides", "idle", "sometimes"}
+    assert shares["decides"].accuracy > 0.9
+    assert shares["idle"].latency > 0.9
+
+
+def test_importances_need_trials_and_variation() -> None:
+    assert parameter_importances(made_up_trials(lambda params: 70.0, count=10)) == ()
+    assert {each.accuracy for each in parameter_importances(made_up_trials(lambda params: 70.0))} == {0.0}
+
+
+def test_what_is_no_study_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ReportError, match=r"has no study\.journal"):
+        read_study(tmp_path)
+    foreign = optuna.create_study()
+    with pytest.raises(ReportError, match="not made by this project"):
+        report_of(foreign)
+    storage = open_storage(str(tmp_path / "s" / "study.journal"))
+    open_study(storage, "s", Pareto(), small_space(), {})
+    close_storage(storage)
+    with pytest.raises(ReportError, match="no complete trial"):
+        report_of(read_study(tmp_path / "s"))
+    (tmp_path / "s" / "study.journal").write_text("no journal\nat all\n")
+    with pytest.raises(ReportError, match="no study file"):
+        read_study(tmp_path / "s")

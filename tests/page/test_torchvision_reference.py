@@ -1,0 +1,110 @@
+from pathlib import Path
+
+import pytest
+
+from nas.latency.table import Entry, LatencyTable, TableHeader
+from nas.layers import layer_keys
+from nas.measuring.conditions import cpu_model
+from nas.page.report import read_study, report_of
+from nas.page.torchvision_reference import (
+    TorchvisionReference,
+    TorchvisionReferenceError,
+    is_torchvision,
+    measure_end_to_end,
+    record,
+    torchvision_reference,
+)
+from nas.runtimes.runtime import Runtime
+from search_spaces.references import reference
+from tests.page.report_cases import made_up_study
+
+
+def table(anchor_ms: float | None, device: str = cpu_model()) -> LatencyTable:
+    sessions = () if anchor_ms is None else ({"anchor_ms": anchor_ms},)
+    return LatencyTable(
+        TableHeader("host", device, "torch", "2", "fp32", 1, "2026-01-01", sessions=sessions), {}
+    )
+
+
+def test_metadata_are_those_of_the_default_weights() -> None:
+    # https://docs.pytorch.org/vision/stable/models.html: ResNet50_Weights.IMAGENET1K_V2
+    found = torchvision_reference("torchvision:resnet50")
+    assert (found.weights, found.top1) == ("IMAGENET1K_V2", 80.858)
+    assert (found.parameters, found.macs, found.resolution) == (25_557_032, 4_089_000_000, 224)
+    assert sum(each.numel() for each in found.build().parameters()) == found.parameters
+
+
+def test_auxiliary_classifiers_are_left_out() -> None:
+    assert not [
+        name
+        for name, _ in torchvision_reference("torchvision:googlenet").build().named_modules()
+        if "aux" in name
+    ]
+
+
+def test_names_are_told_apart_and_unknown_ones_refused() -> None:
+    assert is_torchvision("torchvision:resnet50")
+    assert not is_torchvision("mobilenet_v2")
+    with pytest.raises(TorchvisionReferenceError, match=r"'torchvision:resnet51'.*resnet50"):
+        torchvision_reference("torchvision:resnet51")
+
+
+def test_latency_is_told_at_the_level_of_the_table(tmp_path: Path) -> None:
+    references = [torchvision_reference("torchvision:squeezenet1_1")]
+    runtime = Runtime("torch")
+    journal = tmp_path / "rounds.jsonl"
+    (once,) = measure_end_to_end(references, table(1.0), runtime, journal, rounds=3).values()
+    # The journal holds all rounds: a table of a machine half as fast doubles the same samples.
+    (twice,) = measure_end_to_end(references, table(2.0), runtime, journal, rounds=3).values()
+    assert once > 0
+    assert twice == pytest.approx(2 * once)
+
+
+def test_layers_of_the_table_tell_its_level_better_than_the_anchor(tmp_path: Path) -> None:
+    references = [torchvision_reference("torchvision:squeezenet1_1")]
+    runtime = Runtime("torch")
+    keys = layer_keys(reference("mobilenet_v3_small_050", 32, 10))
+
+    def linked(factor: float) -> LatencyTable:
+        entries = {key: Entry(factor, 0.0, 3, "measured") for key in keys}
+        return LatencyTable(table(1.0).header, entries)
+
+    found = [
+        measure_end_to_end(references, linked(factor), runtime, tmp_path / "rounds.jsonl", rounds=3)
+        for factor in (1.0, 3.0)
+    ]
+    # The anchor says the same of both tables, their layers that the second machine took three times as long.
+    assert found[1]["torchvision:squeezenet1_1"] == pytest.approx(3 * found[0]["torchvision:squeezenet1_1"])
+
+
+@pytest.mark.slow
+def test_runs_in_onnx_runtime(tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript")
+    references = [torchvision_reference("torchvision:squeezenet1_1")]
+    found = measure_end_to_end(references, table(1.0), Runtime(), tmp_path / "rounds.jsonl", rounds=3)
+    assert found["torchvision:squeezenet1_1"] > 0
+
+
+def test_refuses_what_would_not_compare(tmp_path: Path) -> None:
+    references = [torchvision_reference("torchvision:squeezenet1_1")]
+    with pytest.raises(TorchvisionReferenceError, match="this one is estimated"):
+        measure_end_to_end(references, table(None), Runtime("torch"), tmp_path / "j")
+    with pytest.raises(TorchvisionReferenceError, match=r"table is of Raspberry Pi 4; leave torchv.* out"):
+        measure_end_to_end(references, table(1.0, "Raspberry Pi 4"), Runtime("torch"), tmp_path / "j")
+    with pytest.raises(TorchvisionReferenceError, match=r"onnxruntime \(int8\)"):
+        measure_end_to_end(references, table(1.0), Runtime(precision="int8"), tmp_path / "j")
+
+
+def test_stands_beside_the_front_as_published(tmp_path: Path) -> None:
+    made_up_study(tmp_path / "s", trials=5)
+    study = read_study(tmp_path / "s")
+    perfect = TorchvisionReference("torchvision:perfect", "V1", 99.0, 1000, 100, 224)
+    before = report_of(study)
+    record(study, [perfect], {"torchvision:perfect": 0.01})
+    after = report_of(study)
+    assert after.front == before.front
+    assert after.hypervolume == before.hypervolume
+    (reference,) = (each for each in after.references if each.name == "torchvision:perfect")
+    assert (reference.accuracy_source, reference.latency_source) == ("published", "measured")
+    (answer,) = (each for each in after.answers if each.reference == reference)
+    assert (answer.gain, answer.saving) == ("nothing found is as fast", "nothing found is as accurate")

@@ -1,0 +1,89 @@
+import numpy as np
+import pytest
+
+from nas.study.bayesian import Evolution
+from nas.study.neighbourhood import Neighbourhood
+from nas.study.objective import Budget, MnasNet, Objective, Pareto
+from nas.study.pareto import hypervolume
+from search_spaces.space import SearchSpace
+from tests.study.search_cases import MadeUpAccuracy, MadeUpLatency, small_space
+from tools.sampler_comparison import Problem
+
+ACCURACY = MadeUpAccuracy()
+
+
+@pytest.mark.parametrize("dear", [False, True])
+@pytest.mark.parametrize("objective", [Pareto(), Pareto(third="parameters"), Budget(), MnasNet(1.5)])
+def test_proposals_are_new_and_within_the_budget(objective: Objective, dear: bool) -> None:
+    proposer = Evolution(Neighbourhood(small_space(), MadeUpLatency(), 2.0), objective, seed=3, dear=dear)
+    proposed = set()
+    for _ in range(40):
+        candidate = proposer.propose()
+        assert candidate.architecture not in proposed
+        assert candidate.latency.latency_ms <= 2.0
+        proposed.add(candidate.architecture)
+        top1 = ACCURACY.accuracy(candidate.architecture).top1
+        costs = (candidate.latency.latency_ms, 1.0)[: len(objective.cost_names)]
+        proposer.observe(candidate, (top1 * objective.factor(candidate.latency.latency_ms), *costs))
+
+
+def test_starts_from_the_fast_and_the_slow_corner() -> None:
+    neighbourhood = Neighbourhood(small_space(), MadeUpLatency(), 2.0)
+    proposer = Evolution(neighbourhood, Pareto(), seed=0)
+    within = [member.latency.latency_ms for member in neighbourhood.members()]
+    assert proposer.propose().latency.latency_ms == min(within)
+    # The slow corner cannot be enlarged by any single step.
+    slow = proposer.propose()
+    assert slow.latency.latency_ms > np.median(within)
+    steps = [
+        neighbourhood.propose(slow.genes | {name: other})
+        for name, value in slow.parameters.items()
+        for other in neighbourhood.alternatives(name, value)
+    ]
+    assert all(step is None or step.latency.latency_ms <= slow.latency.latency_ms for step in steps)
+
+
+def test_finds_more_than_random_and_regularised_evolution() -> None:
+    problem = Problem(small_space(), MadeUpLatency(), ACCURACY)
+    volumes = {
+        name: [
+            hypervolume(problem.run(name, Pareto(), seed, 60), np.array([-20.0, 12.0])) for seed in range(3)
+        ]
+        for name in ("evolution", "random", "regularised_evolution")
+    }
+    assert min(volumes["evolution"]) > max(volumes["random"])
+    assert min(volumes["evolution"]) > max(volumes["regularised_evolution"])
+
+
+def test_the_same_seed_proposes_the_same() -> None:
+    def run(seed: int) -> list[str]:
+        proposer = Evolution(Neighbourhood(small_space(), MadeUpLatency()), Pareto(), seed)
+        found = []
+        for _ in range(30):
+            candidate = proposer.propose()
+            top1 = ACCURACY.accuracy(candidate.architecture).top1
+            proposer.observe(candidate, (top1, candidate.latency.latency_ms))
+            found.append(candidate.architecture.id)
+        return found
+
+    assert run(1) == run(1)
+    assert run(1) != run(2)
+
+
+def test_large_spaces_are_searched_too(mobilenet_space: SearchSpace) -> None:
+    found = Problem(mobilenet_space, MadeUpLatency(), ACCURACY).run("evolution", Pareto(), 0, 40, 300.0)
+    assert found.shape == (40, 2)
+    assert found[:, 1].max() <= 300.0
+
+
+def test_settled_proposals_are_what_one_ranking_gave() -> None:
+    neighbourhood = Neighbourhood(small_space(), MadeUpLatency())
+    cheap, dear = (Evolution(neighbourhood, Pareto(), seed=0, dear=dear) for dear in (False, True))
+    for proposer in (cheap, dear):
+        for candidate in list(neighbourhood.members())[::4]:
+            top1 = ACCURACY.accuracy(candidate.architecture).top1
+            proposer.observe(candidate, (top1, candidate.latency.latency_ms))
+        while not proposer._queue and len(proposer.seen) < len(proposer._known) + 20:
+            proposer.propose()
+    # Training is dear: nothing is decided before the last result is known.
+    assert cheap.settled > dear.settled == 0

@@ -1,0 +1,125 @@
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+
+from nas.study.objective import Budget, Pareto
+from nas.study.storage import StorageError, StudyMismatchError, close_storage, open_storage, open_study
+from search_spaces.space import SearchSpace
+from tests.study.search_cases import SMALL, small_space
+
+
+def trial(number: int) -> optuna.trial.FrozenTrial:
+    return optuna.create_trial(values=[float(number), 1.0], user_attrs={"number": number})
+
+
+def test_a_study_survives_closing_and_plain_optuna_opens_it(tmp_path: Path) -> None:
+    path = tmp_path / "new folder" / "study.journal"
+    storage = open_storage(str(path))
+    study = open_study(storage, "s", Pareto(), small_space(), {"seed": 1}, {"date": "today"})
+    study.add_trial(trial(0))
+    plain = optuna.load_study(study_name="s", storage=JournalStorage(JournalFileBackend(str(path))))
+    assert plain.trials == study.trials
+    assert plain.metric_names == ["top1", "latency_ms"]
+    assert SearchSpace.from_dict(plain.user_attrs["space"]) == small_space()
+    plain.set_user_attr("note", "written by another program while the study is open")
+    study.add_trial(trial(1))
+    close_storage(storage)
+
+    again = open_study(open_storage(str(path)), "s", Pareto(), small_space(), {"seed": 1})
+    assert [each.user_attrs["number"] for each in again.trials] == [0, 1]
+    assert again.user_attrs["note"].startswith("written")
+    assert again.user_attrs["provenance"] == {"date": "today"}
+
+
+@pytest.mark.parametrize("torn", [b"{", b'{"op_code":4,"worker_id":"x"'])
+def test_a_torn_last_line_is_dropped(tmp_path: Path, torn: bytes) -> None:
+    path = tmp_path / "study.journal"
+    for number in range(2):
+        storage = open_storage(str(path))
+        open_study(storage, "s", Pareto(), small_space(), {}).add_trial(trial(number))
+        close_storage(storage)
+        with path.open("ab") as file:
+            file.write(torn)
+    study = open_study(open_storage(str(path)), "s", Pareto(), small_space(), {})
+    assert [each.user_attrs["number"] for each in study.trials] == [0, 1]
+
+
+def test_a_killed_writer_loses_nothing_it_reported(tmp_path: Path) -> None:
+    path = tmp_path / "study.journal"
+    code = f"""
+import itertools, optuna
+from nas.study.storage import *
+from nas.study.objective import Pareto
+from tests.study.search_cases import small_space
+optuna.logging.disable_default_handler()
+study = open_study(open_storage({str(path)!r}), "s", Pareto(), small_space(), {{}})
+for number in itertools.count():
+    study.add_trial(optuna.create_trial(values=[number, 1.0], user_attrs={{"number": number}}))
+    print(number, flush=True)
+"""
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    for _ in range(30):
+        reported = int(process.stdout.readline())
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    study = open_study(open_storage(str(path)), "s", Pareto(), small_space(), {})
+    numbers = [each.user_attrs["number"] for each in study.trials]
+    assert numbers == list(range(len(numbers)))
+    assert len(numbers) > reported
+
+
+def test_a_second_writer_is_refused(tmp_path: Path) -> None:
+    path = str(tmp_path / "study.journal")
+    storage = open_storage(path)
+    with pytest.raises(StorageError, match="in use by another process"):
+        open_storage(path)
+    close_storage(storage)
+    open_storage(path)
+
+
+def test_files_that_are_no_studies_are_refused_and_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_text("not a study")
+    with pytest.raises(StorageError, match="is not a study file"):
+        open_storage(str(path))
+    assert path.read_text() == "not a study"
+    with pytest.raises(StorageError, match=r"notes\.txt.*Not a directory|cannot open"):
+        open_storage(str(path / "study.journal"))
+    damaged = tmp_path / "damaged.journal"
+    damaged.write_text('{"op_code":99\n{}\n')
+    with pytest.raises(StorageError, match="damaged in line 1"):
+        open_storage(str(damaged))
+
+
+def test_a_server_that_does_not_answer_is_named_without_its_password() -> None:
+    with pytest.raises(StorageError) as caught:
+        open_storage("postgresql://me:secret@localhost:1/studies")
+    assert "postgresql://me@localhost:1/studies" in str(caught.value)
+    assert "secret" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_changed_settings_are_refused_by_name(tmp_path: Path) -> None:
+    storage = open_storage(str(tmp_path / "study.journal"))
+    fingerprint = {"accuracy": {"epochs": 3}, "table": "abc"}
+    open_study(storage, "s", Pareto(), small_space(), fingerprint)
+    open_study(storage, "s", Pareto(), small_space(), fingerprint)
+    with pytest.raises(StudyMismatchError, match=r"accuracy\.epochs = 3, now it is 4"):
+        open_study(storage, "s", Pareto(), small_space(), {"accuracy": {"epochs": 4}, "table": "abc"})
+    with pytest.raises(StudyMismatchError, match='table = "abc", now it is nothing'):
+        open_study(storage, "s", Pareto(), small_space(), {"accuracy": {"epochs": 3}})
+    with pytest.raises(StudyMismatchError, match="directions maximize, minimize, not maximize"):
+        open_study(storage, "s", Budget(), small_space(), fingerprint)
+    changed = SearchSpace.from_dict(SMALL | {"resolutions": [32, 96]})
+    with pytest.raises(StudyMismatchError, match="search space: resolutions 2 = 64, now it is 96"):
+        open_study(storage, "s", Pareto(), changed, fingerprint)
+    open_study(storage, "another", Budget(), small_space(), fingerprint)

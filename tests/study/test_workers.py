@@ -1,0 +1,74 @@
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from nas.accuracy.source import Accuracy, AccuracyError
+from nas.study.workers import Workers
+from search_spaces.architecture import Architecture
+from search_spaces.references import reference
+
+NETWORKS = [reference("mobilenet_v2", resolution) for resolution in (32, 64, 96, 128)]
+
+
+class Resolution:
+    """The resolution as accuracy, and which process told it as deviation."""
+
+    def accuracy(self, architecture: Architecture) -> Accuracy:
+        if architecture.resolution == 128:
+            raise AccuracyError("too large")
+        time.sleep(0.2)
+        return Accuracy(float(architecture.resolution), "measured", float(os.getpid()))
+
+
+class KillsItself:
+    """Kills its process as long as ``limit`` times."""
+
+    def __init__(self, folder: Path, limit: int) -> None:
+        self.folder, self.limit = folder, limit
+
+    def accuracy(self, architecture: Architecture) -> Accuracy:
+        died = len(list(self.folder.iterdir()))
+        if died < self.limit:
+            (self.folder / str(died)).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return Accuracy(50.0, "measured")
+
+
+def answers(workers: Workers[int], networks: list[Architecture]) -> dict[int, Accuracy | AccuracyError]:
+    found: dict[int, Accuracy | AccuracyError] = {}
+    for number, network in enumerate(networks):
+        workers.submit(number, network)
+    while workers.in_flight:
+        found |= workers.wait()
+    return found
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_answers_come_back_with_their_keys(count: int) -> None:
+    with Workers[int](Resolution(), count) as workers:
+        found = answers(workers, NETWORKS)
+    assert [found[number].top1 for number in range(3)] == [32, 64, 96]  # type: ignore[union-attr]
+    assert isinstance(found[3], AccuracyError)
+    processes = {answer.deviation for answer in found.values() if isinstance(answer, Accuracy)}
+    assert len(processes) == count
+    assert (os.getpid() in processes) == (count == 1)
+
+
+def test_the_work_of_a_killed_worker_is_done_again(tmp_path: Path) -> None:
+    with Workers[int](KillsItself(tmp_path, limit=1), 2) as workers:
+        found = answers(workers, NETWORKS[:1])
+    assert found == {0: Accuracy(50.0, "measured")}
+
+
+def test_a_network_that_kills_every_worker_is_given_up(tmp_path: Path) -> None:
+    with Workers[int](KillsItself(tmp_path, limit=99), 2) as workers:
+        found = answers(workers, NETWORKS[:1])
+    assert "killed the worker process" in str(found[0])
+
+
+def test_no_worker_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"search\.workers must be at least 1, not 0"):
+        Workers[int](Resolution(), 0)

@@ -1,0 +1,216 @@
+"""The YAML files document every key, and help and completion are made of them."""
+
+import dataclasses
+import importlib
+import inspect
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any, get_type_hints
+
+import pytest
+import yaml
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from nas import settings
+from nas.command import store_schemas
+from nas.help import CONFIG_FOLDER, choices_of, commands, completions, groups_of, help_text
+from nas.report import with_named_studies
+
+FILES = sorted(path.relative_to(CONFIG_FOLDER) for path in CONFIG_FOLDER.rglob("*.yaml"))
+ROOT = CONFIG_FOLDER.parent
+SCHEMAS = {
+    "search": "SearchConfig",
+    "profile": "ProfileConfig",
+    "validate": "ValidateConfig",
+    "export": "ExportConfig",
+    "report": "ReportConfig",
+    "predictor": "FitConfig",
+    "preset_adaptation": "AdaptationConfig",
+    "fit_preset": "FitConfig",
+    "latency_benchmark": "BenchmarkConfig",
+    "scoring_benchmark": "ScoringConfig",
+}
+
+
+def _module(name: str) -> ModuleType:
+    folder = "nas" if (ROOT / "nas" / f"{name}.py").is_file() else "tools"
+    return importlib.import_module(f"{folder}.{name}")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def schemas() -> None:
+    for name, schema in SCHEMAS.items():
+        store_schemas(name, getattr(_module(name), schema))
+
+
+def _leaves(node: yaml.Node) -> Iterator[tuple[str, int, int]]:
+    """Each key of block mappings whose value is no mapping, with its first and last line."""
+    assert isinstance(node, yaml.MappingNode)
+    for key, value in node.value:
+        if isinstance(value, yaml.MappingNode) and not value.flow_style:
+            yield from _leaves(value)
+        elif key.value != "defaults":
+            last = key.start_mark.line if not isinstance(value, yaml.ScalarNode) else value.end_mark.line
+            yield key.value, key.start_mark.line, last
+
+
+@pytest.mark.parametrize("path", FILES, ids=str)
+def test_every_key_has_a_comment(path: Path) -> None:
+    text = (CONFIG_FOLDER / path).read_text()
+    lines = text.splitlines()
+    bare = [
+        name
+        for name, first, last in _leaves(yaml.compose(text, Loader=yaml.SafeLoader))
+        if not any("# " in line for line in lines[first : last + 1])
+        and not lines[first - 1].lstrip().startswith("#")
+    ]
+    assert bare == []
+
+
+def _examples(path: Path) -> list[list[str]]:
+    """The commands in the comment that heads a file, split into words; remarks after them are left out."""
+    header = (CONFIG_FOLDER / path).read_text().split("\ndefaults:")[0]
+    lines = re.findall(r"^#   python -m (?:nas|tools)\.(.*)$", header, re.MULTILINE)
+    words = [shlex.split(re.split(r"\s{2,}", line.strip())[0]) for line in lines]
+    return [each for each in words if each[0] != "search_benchmark"]  # the one command without a YAML file
+
+
+@pytest.mark.parametrize("path", FILES, ids=str)
+def test_every_file_is_headed_by_commands_that_compose(path: Path) -> None:
+    examples = _examples(path)
+    if path.name == "hydra_base.yaml":
+        assert examples == []
+        return
+    assert examples
+    with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
+        for name, *arguments in examples:
+            if name == "predictor":
+                assert arguments.pop(0) == "fit"
+            if name == "report":
+                arguments = with_named_studies(arguments)
+            overrides = [
+                each.replace("profile.import=", "profile.import_file=")
+                for each in arguments
+                if "=" in each and not each.endswith(("my_board.yaml", "my_space.yaml"))
+            ]
+            compose(name, overrides)
+        if len(path.parts) == 2:
+            assert any(f"{path.parent}={path.stem}" in arguments for arguments in examples) or any(
+                groups_of(name).get(str(path.parent)) == path.stem for name, *_ in examples
+            )
+
+
+@pytest.mark.parametrize("path", [each for each in FILES if len(each.parts) == 1], ids=str)
+def test_every_command_file_composes(path: Path) -> None:
+    with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
+        if path.stem in SCHEMAS:
+            assert set(compose(path.stem)) >= set(groups_of(path.stem))
+        else:
+            assert path.stem == "hydra_base"
+
+
+@pytest.mark.parametrize("path", [each for each in FILES if len(each.parts) == 2], ids=str)
+def test_every_choice_composes(path: Path) -> None:
+    users = [name for name in commands() if str(path.parent) in groups_of(name)]
+    assert users
+    with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
+        for name in users:
+            assert compose(name, [f"{path.parent}={path.stem}"])[str(path.parent)]
+
+
+def test_every_field_of_the_schemas_is_explained() -> None:
+    modules = [settings, *(_module(name) for name in SCHEMAS)]
+    classes = {
+        found
+        for module in modules
+        for _, found in inspect.getmembers(module, dataclasses.is_dataclass)
+        if isinstance(found, type) and re.search(r"(Config|Settings)$", found.__name__)
+    }
+    for found in classes - {settings.DatasetSettings}:
+        types = get_type_hints(found)
+        for each in dataclasses.fields(found):
+            if types[each.name] is Any or dataclasses.is_dataclass(types[each.name]):
+                continue  # a group: what is in it is explained there
+            assert f"        {each.name}: " in (found.__doc__ or ""), f"{found.__name__}.{each.name}"
+
+
+@pytest.mark.parametrize("name", sorted(SCHEMAS))
+def test_help_names_every_choice_and_key(name: str) -> None:
+    text = help_text(name)
+    folder = _module(name).__name__.split(".")[0]
+    assert f"python -m {folder}.{name}" in text
+    assert "--cfg job" in text
+    assert max(len(line) for line in text.splitlines()) <= 120
+    for group in groups_of(name):
+        for choice in choices_of(group):
+            assert re.search(rf"^ .* {choice} ", text, re.MULTILINE), choice
+    with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
+        composed = OmegaConf.to_container(compose(name))
+    assert isinstance(composed, dict)
+    own = {key: value for key, value in composed.items() if key not in groups_of(name)}
+    for key, value in own.items():
+        fields = set(value) if isinstance(value, dict) else {key}
+        if name != "profile":  # what other commands say of a profile leaves these out
+            fields -= {"dry_run", "kit", "import_file"}
+        for field in fields:
+            assert f"{field}:" in text
+
+
+def test_every_command_is_known_here() -> None:
+    assert sorted(SCHEMAS) == commands()
+
+
+def test_help_shows_the_keys_of_a_choice() -> None:
+    assert "label_smoothing: 0.1       # share" in help_text("search", ["accuracy=train"])
+    assert "label_smoothing" not in help_text("search")
+
+
+def test_help_is_printed_by_the_command() -> None:
+    command = [sys.executable, "-m", "nas.report", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("Rebuild the report")
+    assert "folder of another study" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        (["search", "hardware=rpi"], ["hardware=rpi3", "hardware=rpi4", "hardware=rpi5"]),
+        (["search", "sampler=ev"], ["sampler=evolution"]),
+        (["search", "accuracy=train", "accuracy.ep"], ["accuracy.epochs="]),
+        (["search", "accuracy.ep"], []),
+        (["profile", "profile.k"], ["profile.kit="]),
+        (["nonsense", ""], []),
+    ],
+)
+def test_completion(words: list[str], found: list[str]) -> None:
+    assert completions(words) == found
+
+
+@pytest.mark.parametrize(
+    ("typed", "found"),
+    [
+        ("python -m nas.search hardware=rp", ["rpi3", "rpi4", "rpi5"]),
+        ("python -m nas.search hardware=", ["host", "rpi3", "rpi4", "rpi5", "ssh"]),
+        ("python -m nas.search sampler=tpe search.caut", ["search.caution="]),
+        ("python -m pytest hardware=rp", []),
+    ],
+)
+def test_completion_in_bash(typed: str, found: list[str]) -> None:
+    # What bash hands to a completion function: `=` is a word of its own.
+    words = [each for each in re.split(r"( |=)", typed) if each.strip()] + [""] * typed.endswith("=")
+    script = (
+        f'eval "$({sys.executable} -m nas.completion)"\n'
+        f"COMP_LINE={shlex.quote(typed)} COMP_POINT={len(typed)} COMP_WORDS=({shlex.join(words)})\n"
+        f'COMP_CWORD={len(words) - 1}\n_mobilenet_nas {sys.executable}\nprintf "%s\\n" "${{COMPREPLY[@]}}"'
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout.split() == found
