@@ -12,13 +12,14 @@ from safetensors.torch import load_file, save_file
 
 from nas import data
 from nas.accuracy.train import train
+from nas.assembly import dataset_settings, recipe_of
 from nas.command import command
 from nas.console import print_summary
 from nas.cost import cost
 from nas.network import Network, WeightsError
 from nas.onnx_graph import onnx_model
 from nas.quantize import quantize
-from nas.settings import DatasetConfig, TrainConfig, dataset_settings, plain, recipe_of
+from nas.settings import DatasetConfig, TrainConfig, plain
 from search_spaces.architecture import Architecture
 from search_spaces.errors import InputError
 from search_spaces.references import UnknownReferenceError, reference

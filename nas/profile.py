@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from nas.assembly import hardware_of, read_space
 from nas.command import command
 from nas.console import console, measuring_progress, print_summary, print_table_summary
 from nas.devices.kit import groups_of, read_result, write_kit
@@ -15,7 +16,7 @@ from nas.latency.provision import load_table, profile_command, reference_archite
 from nas.latency.sessions import profile
 from nas.layers import layer_keys, reachable_layer_keys
 from nas.runtimes.runtime import Runtime
-from nas.settings import HardwareConfig, ProfileSettings, RuntimeConfig, hardware_of, plain, read_space
+from nas.settings import HardwareConfig, ProfileSettings, RuntimeConfig, plain
 from search_spaces.errors import InputError
 from search_spaces.space import SearchSpace
 

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 
 from nas.accuracy.imagenet import Predictor
 from nas.accuracy.source import AccuracyEstimator, PublishedFirst
-from nas.accuracy_source import accuracy_of
+from nas.assembly import accuracy_of, hardware_of, objective_of, read_space
 from nas.command import command
 from nas.console import console, measuring_progress, print_report_summary, search_progress
 from nas.latency.hardware import Hardware
@@ -43,10 +43,7 @@ from nas.settings import (
     SamplerConfig,
     SearchSettings,
     StudyConfig,
-    hardware_of,
-    objective_of,
     plain,
-    read_space,
 )
 from nas.study import loop
 from nas.study.neighbourhood import Neighbourhood

@@ -1,8 +1,8 @@
-"""The configuration of all commands: structured schemas, and the plain objects they stand for.
+"""The settings of all commands: structured schemas, each setting declared once.
 
 Hydra composes YAML files from ``conf/`` into these dataclasses, so an unknown key or a value of the wrong
 type fails before anything runs. Config objects stop at the commands: everything below them takes plain
-typed arguments.
+typed arguments, which :mod:`nas.assembly` makes of them. Importing this imports no library of numbers.
 """
 
 from __future__ import annotations
@@ -13,12 +13,7 @@ from typing import Any, TypeVar
 
 from omegaconf import MISSING, OmegaConf
 
-from nas.accuracy.train import Recipe
-from nas.data import DatasetSettings
-from nas.latency.hardware import Hardware
-from nas.study.objective import Budget, MnasNet, Objective, Pareto
 from search_spaces.errors import InputError
-from search_spaces.space import SearchSpace
 
 _C = TypeVar("_C")
 
@@ -318,20 +313,6 @@ class SearchSettings:
             raise InputError("search.refine=netadapt needs search.refine_to_ms or search.budget_ms")
 
 
-def hardware_of(config: HardwareConfig) -> Hardware:
-    """The hardware a config describes."""
-    hosts = [config.host] if config.host else config.hosts
-    return Hardware(
-        name=config.name,
-        measured_here=config.measured_here,
-        hosts=tuple(hosts),
-        python=config.python,
-        estimate=config.estimate,
-        temperature_limit_c=config.temperature_limit_c,
-        tolerance=config.tolerance,
-    )
-
-
 ACCURACY_SCHEMAS: dict[str, type] = {
     "imagenet": ImagenetConfig,
     "proxy": ProxyConfig,
@@ -340,56 +321,8 @@ ACCURACY_SCHEMAS: dict[str, type] = {
 }
 
 
-def dataset_settings(config: DatasetConfig) -> DatasetSettings:
-    """The images a config describes.
-
-    Raises:
-        DatasetError: if a setting is wrong.
-    """
-    return DatasetSettings(
-        name=config.name,  # type: ignore[arg-type]  # DatasetSettings checks it
-        root=Path(config.root) if config.root else None,
-        validation_share=config.validation_share,
-        limit=config.limit,
-        workers=config.workers,
-        download=config.download,
-    )
-
-
-def recipe_of(config: TrainConfig, seed: int) -> Recipe:
-    """The training recipe of ``accuracy=train``.
-
-    Raises:
-        InputError: if a setting is wrong.
-    """
-    names = set(Recipe.__dataclass_fields__) - {"seed"}
-    return Recipe(**{name: getattr(config, name) for name in names}, seed=seed)
-
-
-def read_space(config: Any) -> SearchSpace:
-    """The search space of a composed config."""
-    return SearchSpace.from_dict(OmegaConf.to_container(config, resolve=True))
-
-
 def plain(config: Any, schema: type[_C]) -> _C:
     """A config node as an object of its dataclass."""
     made = OmegaConf.to_object(config)
     assert isinstance(made, schema)
     return made
-
-
-def objective_of(config: ObjectiveConfig, caution: float) -> Objective:
-    """The objective a config describes, with a cautious accuracy.
-
-    Raises:
-        InputError: if a setting is wrong.
-    """
-    if config.name == "pareto":
-        if config.third not in (None, "parameters", "macs", "model_size_mb"):
-            raise InputError(f"objective.third must be parameters, macs or model_size_mb, not {config.third}")
-        return Pareto(config.third, caution)  # type: ignore[arg-type]
-    if config.name == "budget":
-        return Budget(caution)
-    if config.target_ms is None or not config.target_ms > 0:
-        raise InputError("objective=mnasnet needs objective.target_ms, a positive latency in ms")
-    return MnasNet(config.target_ms, config.exponent, caution)

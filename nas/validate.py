@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.table import Table
 
+from nas.assembly import hardware_of, read_space
 from nas.command import command
 from nas.console import console, measuring_progress, print_summary
 from nas.latency.plan import CALIBRATION_REFERENCES
@@ -15,7 +16,7 @@ from nas.latency.provision import Effort, profile_command, ready_table, referenc
 from nas.latency.sessions import load_networks
 from nas.latency.validation import FAMILY_COLUMNS, family_rows, fresh_networks, save, validate
 from nas.runtimes.runtime import Runtime
-from nas.settings import HardwareConfig, ProfileSettings, RuntimeConfig, hardware_of, plain, read_space
+from nas.settings import HardwareConfig, ProfileSettings, RuntimeConfig, plain
 from search_spaces.errors import InputError
 from search_spaces.references import FAMILIES
 

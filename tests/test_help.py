@@ -20,6 +20,7 @@ from omegaconf import OmegaConf
 
 from nas import settings
 from nas.command import store_schemas
+from nas.data import DatasetSettings
 from nas.help import CONFIG_FOLDER, choices_of, commands, completions, groups_of, help_text
 from nas.report import with_named_studies
 
@@ -133,7 +134,7 @@ def test_every_field_of_the_schemas_is_explained() -> None:
         for _, found in inspect.getmembers(module, dataclasses.is_dataclass)
         if isinstance(found, type) and re.search(r"(Config|Settings)$", found.__name__)
     }
-    for found in classes - {settings.DatasetSettings}:
+    for found in classes - {DatasetSettings}:
         types = get_type_hints(found)
         for each in dataclasses.fields(found):
             if types[each.name] is Any or dataclasses.is_dataclass(types[each.name]):

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from nas.assembly import read_space
 from nas.command import command
 from nas.console import console, measuring_progress, print_summary
 from nas.devices.device import LocalTarget
@@ -26,7 +27,7 @@ from nas.latency.table import LatencyTable, write_atomically
 from nas.latency.validation import fresh_networks
 from nas.layers import layer_keys
 from nas.runtimes.runtime import Precision, Runtime, graph
-from nas.settings import HardwareConfig, RuntimeConfig, plain, read_space
+from nas.settings import HardwareConfig, RuntimeConfig, plain
 from search_spaces.architecture import Architecture
 from search_spaces.references import FAMILIES, reference
 from search_spaces.space import SearchSpace

@@ -11,13 +11,14 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from nas.accuracy.imagenet import shipped_predictor
+from nas.assembly import hardware_of, read_space
 from nas.command import command
 from nas.console import print_summary
 from nas.latency.hardware import table_without_measuring
 from nas.latency.provision import table_folder
 from nas.layers import reachable_layer_keys
 from nas.runtimes.runtime import Runtime
-from nas.settings import HardwareConfig, RuntimeConfig, hardware_of, plain, read_space
+from nas.settings import HardwareConfig, RuntimeConfig, plain
 from nas.study.scorer import BatchScorer, layer_latency
 
 

@@ -1,0 +1,126 @@
+"""The objects that settings stand for: hardware, space, images, recipe, objective, source of accuracy."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from nas import data
+from nas.accuracy.csv import read_extra
+from nas.accuracy.imagenet import Predictor, shipped_predictor
+from nas.accuracy.proxy import ProxyAccuracy
+from nas.accuracy.source import AccuracyEstimator, PublishedFirst
+from nas.accuracy.table import AccuracyTable
+from nas.accuracy.train import Recipe, TrainedAccuracy
+from nas.data import DatasetSettings
+from nas.latency.hardware import Hardware
+from nas.latency.provision import reference_architectures
+from nas.settings import (
+    DatasetConfig,
+    HardwareConfig,
+    ImagenetConfig,
+    ObjectiveConfig,
+    SearchSettings,
+    TrainConfig,
+    plain,
+)
+from nas.study.objective import Budget, MnasNet, Objective, Pareto
+from search_spaces.errors import InputError
+from search_spaces.references import published_top1
+from search_spaces.space import SearchSpace
+
+
+def hardware_of(config: HardwareConfig) -> Hardware:
+    """The hardware a config describes."""
+    hosts = [config.host] if config.host else config.hosts
+    return Hardware(
+        name=config.name,
+        measured_here=config.measured_here,
+        hosts=tuple(hosts),
+        python=config.python,
+        estimate=config.estimate,
+        temperature_limit_c=config.temperature_limit_c,
+        tolerance=config.tolerance,
+    )
+
+
+def dataset_settings(config: DatasetConfig) -> DatasetSettings:
+    """The images a config describes.
+
+    Raises:
+        DatasetError: if a setting is wrong.
+    """
+    return DatasetSettings(
+        name=config.name,  # type: ignore[arg-type]  # DatasetSettings checks it
+        root=Path(config.root) if config.root else None,
+        validation_share=config.validation_share,
+        limit=config.limit,
+        workers=config.workers,
+        download=config.download,
+    )
+
+
+def recipe_of(config: TrainConfig, seed: int) -> Recipe:
+    """The training recipe of ``accuracy=train``.
+
+    Raises:
+        InputError: if a setting is wrong.
+    """
+    names = set(Recipe.__dataclass_fields__) - {"seed"}
+    return Recipe(**{name: getattr(config, name) for name in names}, seed=seed)
+
+
+def read_space(config: Any) -> SearchSpace:
+    """The search space of a composed config."""
+    return SearchSpace.from_dict(OmegaConf.to_container(config, resolve=True))
+
+
+def objective_of(config: ObjectiveConfig, caution: float) -> Objective:
+    """The objective a config describes, with a cautious accuracy.
+
+    Raises:
+        InputError: if a setting is wrong.
+    """
+    if config.name == "pareto":
+        if config.third not in (None, "parameters", "macs", "model_size_mb"):
+            raise InputError(f"objective.third must be parameters, macs or model_size_mb, not {config.third}")
+        return Pareto(config.third, caution)  # type: ignore[arg-type]
+    if config.name == "budget":
+        return Budget(caution)
+    if config.target_ms is None or not config.target_ms > 0:
+        raise InputError("objective=mnasnet needs objective.target_ms, a positive latency in ms")
+    return MnasNet(config.target_ms, config.exponent, caution)
+
+
+def accuracy_of(
+    config: Any, space: SearchSpace, settings: SearchSettings
+) -> tuple[SearchSpace, AccuracyEstimator, int | None]:
+    """The source of accuracy, the space as it suits it, and the references' resolution."""
+    if config.accuracy.name == "imagenet":
+        predictor = _predictor(plain(config.accuracy, ImagenetConfig))
+        references = reference_architectures(space, settings.references)
+        published = {
+            architecture: top1
+            for name, architecture in references.items()
+            if (top1 := published_top1(name, architecture.resolution)) is not None
+        }
+        return space, PublishedFirst(published, predictor), None
+    if config.accuracy.name == "proxy":
+        return space, ProxyAccuracy(config.accuracy.score, config.accuracy.resolution), None
+    if config.accuracy.name == "table":
+        return space, AccuracyTable(space, Path(config.accuracy.path)), None
+    dataset = plain(config.dataset, DatasetConfig)
+    images = dataset_settings(dataset)
+    space = space.restricted(dataset.resolutions, data.class_count(images))
+    load = functools.cache(functools.partial(data.load, images))
+    load(dataset.resolutions[-1])  # a missing or broken dataset is said before anything is measured
+    recipe = recipe_of(plain(config.accuracy, TrainConfig), settings.seed)
+    return space, TrainedAccuracy(load, recipe), dataset.resolutions[-1]
+
+
+def _predictor(config: ImagenetConfig) -> Predictor:
+    predictor = Predictor.load(Path(config.parameters)) if config.parameters else shipped_predictor()
+    return predictor.with_networks(read_extra(Path(config.extra))) if config.extra else predictor
