@@ -37,6 +37,15 @@ def commands() -> list[str]:
     return sorted(path.stem for path in CONFIG_FOLDER.glob("*.yaml") if path.stem != "hydra_base")
 
 
+def purposes() -> dict[str, str]:
+    """What each command of the package does, in the first sentence of its YAML file."""
+    return {
+        name: " ".join(_parts(Path(f"{name}.yaml"))[0].split("\n\n")[0].split())
+        for name in commands()
+        if (Path(__file__).parent / f"{name}.py").is_file()
+    }
+
+
 def groups_of(command: str) -> dict[str, str]:
     """The groups a command chooses from, each with its default choice."""
     loaded = yaml.safe_load(_text(Path(f"{command}.yaml")))
