@@ -15,6 +15,7 @@ from nas.latency.plan import Plan, make_plan, seconds_needed
 from nas.latency.provision import load_table, profile_command, reference_architectures, table_folder
 from nas.latency.sessions import profile
 from nas.layers import layer_keys, reachable_layer_keys
+from nas.measuring.conditions import PACKAGES
 from nas.runtimes.runtime import Runtime
 from nas.settings import HardwareConfig, ProfileSettings, RuntimeConfig, plain
 from search_spaces.errors import InputError
@@ -102,7 +103,7 @@ def _write_kit(path: Path, board: Hardware, runtime: Runtime, plan: Plan, settin
         )
     rows = {
         "kit": f"{path} ({path.stat().st_size / 1e6:.1f} MB)",
-        "it needs": "Python 3.9, pip install numpy onnxruntime",
+        "it needs": f"Python 3.9, pip install numpy {PACKAGES[runtime.name]}",
         "then here": f"{profile_command(board.name, runtime)} profile.import={path.stem}-result.jsonl",
     }
     print_summary("measuring kit", rows, f"python3 {path.name}    on the board")
@@ -112,7 +113,7 @@ def _import(path: Path, board: Hardware, runtime: Runtime, space: SearchSpace, f
     result = read_result(path, board.name, runtime)
     for problem in result.problems:
         console.print(f"[yellow]warning: {path}: {problem}; run the kit again on the board to go on[/]")
-    table = load_table(folder, board.name, runtime, result.device, str(result.header["board"]["onnxruntime"]))
+    table = load_table(folder, board.name, runtime, result.device, result.runtime_version)
     references = reference_architectures(space).values()
     wanted = reachable_layer_keys(space).union(*(layer_keys(each) for each in references))
     table = import_result(result, runtime, board.name, folder, sorted(wanted, key=str), table)

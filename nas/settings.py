@@ -37,7 +37,7 @@ class HardwareConfig:
         measured_here: whether layers are measured on this machine.
         estimate: name of a shipped estimate to use while there is no measured table; null for none.
         temperature_limit_c: boards pause measuring above this.
-        python: interpreter on the board that has numpy and onnxruntime.
+        python: interpreter on the board that has numpy and the runtime.
         tolerance: how much boards that share the work may differ on layers that all of them measure.
     """
 
@@ -59,7 +59,7 @@ class RuntimeConfig:
     """What runs networks on the hardware.
 
     Attributes:
-        name: onnxruntime, executorch, torch or torch_compile.
+        name: onnxruntime, litert, executorch, torch or torch_compile.
         precision: fp32 or int8.
         threads: threads within an operator.
     """

@@ -10,9 +10,10 @@ import numpy as np
 import onnxruntime
 
 from nas.cost import layer_cost
-from nas.devices.device import Measurement, Subject, measurement, subject_name
+from nas.devices.device import Measurement, measurement, subject_name
 from nas.layers import LayerKey, layer_keys
 from nas.measuring.rounds import Journal, Round
+from nas.runtimes.subject import Subject
 
 
 def layer_ms(key: LayerKey) -> float:

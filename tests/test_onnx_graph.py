@@ -9,7 +9,8 @@ import torch
 from nas.layers import LayerKey, build_layer, layer_keys, reachable_layer_keys
 from nas.network import Network
 from nas.onnx_graph import onnx_model
-from nas.runtimes.runtime import PRECISIONS, Runtime, RuntimeUnavailableError
+from nas.runtimes.runtime import Runtime
+from nas.runtimes.subject import PRECISIONS, RuntimeUnavailableError
 from search_spaces.architecture import Block
 from search_spaces.references import reference
 from search_spaces.space import SearchSpace

@@ -10,8 +10,8 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 
 from nas.layers import LayerKey
 from nas.onnx_graph import onnx_model
-from nas.quantize import activation_ranges, quantize
-from nas.runtimes.runtime import build_module, graph, input_shape
+from nas.quantize import Borders, activation_ranges, quantize
+from nas.runtimes.subject import borders, build_module, graph, input_shape
 from search_spaces.references import reference
 
 SUBJECTS = [
@@ -92,10 +92,35 @@ def test_graph_and_values_are_those_of_onnxruntimes_quantizer(subject: object, t
 def test_what_is_timed_has_the_nodes_of_what_is_exported() -> None:
     for subject in SUBJECTS:
         model = onnx_model(build_module(subject), input_shape(subject))  # type: ignore[arg-type]
-        exported = quantize(model, random_images(subject, 1))
+        ends = borders(subject)  # type: ignore[arg-type]
+        exported = quantize(model, random_images(subject, 1), ends)
         timed = graph(subject, "int8")  # type: ignore[arg-type]
         assert nodes(timed) == nodes(exported)
-        assert np.isfinite(run(timed, random_images(subject, 1)[0])).all()
+        image = random_images(subject, 1)[0]
+        if ends.input:
+            image = np.clip(image * 50 + 128, 0, 255).astype(np.uint8)
+        onnx.checker.check_model(timed, full_check=True)
+        assert np.isfinite(run(timed, image)).all()
+
+
+def test_int8_ends_leave_out_what_a_network_does_not_do_there() -> None:
+    key = LayerKey.parse("ir_14_i16_x48_o16_k5_s1_se_hswish")
+    model = onnx_model(build_module(key), key.input_shape)
+    (image,) = random_images(key, 1)
+    whole, within = quantize(model, [image]), quantize(model, [image], Borders(True, True))
+    left_out = Counter(each.op_type for each in whole.graph.node)
+    left_out.subtract(each.op_type for each in within.graph.node)
+    assert +left_out == {"QuantizeLinear": 1, "DequantizeLinear": 1}
+    # Fed what the missing node would have made, it gives what the other missing node would have been fed.
+    values = {each.name: onnx.numpy_helper.to_array(each) for each in within.graph.initializer}
+
+    def scaled(name: str) -> tuple[float, float]:
+        return float(values[f"{name}_scale"]), float(values[f"{name}_zero_point"])
+
+    (scale, zero), (out_scale, out_zero) = scaled("input"), scaled("output")
+    integers = np.clip(np.rint(image / scale) + zero, 0, 255).astype(np.uint8)
+    found = (run(within, integers).astype(np.float32) - out_zero) * out_scale
+    assert np.abs(found - run(whole, image)).max() <= out_scale * 1.01
 
 
 def test_int8_weights_take_a_quarter() -> None:

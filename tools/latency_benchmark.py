@@ -26,7 +26,8 @@ from nas.latency.sessions import NetworkRecord, features_of, fill_gaps, load_net
 from nas.latency.table import LatencyTable, write_atomically
 from nas.latency.validation import fresh_networks
 from nas.layers import layer_keys
-from nas.runtimes.runtime import Precision, Runtime, graph
+from nas.runtimes.runtime import Runtime
+from nas.runtimes.subject import Precision, graph
 from nas.settings import HardwareConfig, RuntimeConfig, plain
 from search_spaces.architecture import Architecture
 from search_spaces.references import FAMILIES, reference

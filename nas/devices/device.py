@@ -15,10 +15,8 @@ from nas.layers import LayerKey
 from nas.measuring.conditions import cpu_model, describe, snapshot
 from nas.measuring.rounds import Journal, Round, measure, round_order, without_drift
 from nas.runtimes.runtime import Runtime
-from search_spaces.architecture import Architecture
+from nas.runtimes.subject import Subject
 from search_spaces.references import reference
-
-Subject = LayerKey | Architecture
 
 # What the anchor network is: small enough to run in every round, large enough to be a network.
 ANCHOR = reference("mobilenet_v3_small")
@@ -153,6 +151,9 @@ class LocalTarget:
             runners[subject_name(subject)] = runtime.runner(subject)
             on_prepared(done, len(subjects))
         prepared = time.monotonic()
+        undelegated = {
+            name: list(left) for name, each in runners.items() if (left := getattr(each, "undelegated", ()))
+        }
         before = snapshot()
         steady_rounds = measure(runners, runtime.runner(ANCHOR), kept, rounds, self.seed, snapshot, on_round)
         return measurement(
@@ -162,6 +163,7 @@ class LocalTarget:
             {
                 **describe(),
                 "before": before,
+                **({"undelegated": undelegated} if undelegated else {}),
                 "preparing_s": round(prepared - started, 1),
                 "measuring_s": round(time.monotonic() - prepared, 1),
             },

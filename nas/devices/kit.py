@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from onnx import ModelProto, TensorProto
 
 from nas.cost import layer_cost
-from nas.devices.device import ANCHOR, Measurement, Subject, deal_out, measurement, subject_name
+from nas.devices.device import ANCHOR, Measurement, deal_out, measurement, subject_name
 from nas.layers import LayerKey
-from nas.measuring import board, conditions, rounds
-from nas.runtimes.runtime import Runtime, graph
+from nas.measuring import board, conditions, models, rounds
+from nas.runtimes.runtime import Runtime
+from nas.runtimes.subject import Subject
 from search_spaces.architecture import Architecture
 from search_spaces.errors import InputError
 
@@ -32,9 +32,9 @@ GROUP_SUBJECTS = 300
 # Layers that all groups share, beyond their size.
 _LINKS = 20
 DEFAULT_TEMPERATURE_LIMIT_C = 75.0
-_WEIGHT_TYPES = {TensorProto.FLOAT: "float32", TensorProto.INT8: "int8"}
 _MODULES = {
     "measuring/conditions.py": conditions,
+    "measuring/models.py": models,
     "measuring/rounds.py": rounds,
     "measuring/board.py": board,
 }
@@ -54,7 +54,7 @@ class KitSettings:
 
     Attributes:
         hardware: name of the hardware config.
-        runtime: precision and threads; boards run ONNX Runtime.
+        runtime: with precision and threads.
         rounds: steady rounds wanted.
         seed: of weights, inputs and the shuffled order.
         temperature_limit_c: no round begins above this temperature.
@@ -103,12 +103,10 @@ def write_kit(
         The kit's identity, which its result carries.
 
     Raises:
-        KitError: if the runtime is not ONNX Runtime or the file cannot be written.
+        KitError: if the file cannot be written.
+        nas.runtimes.subject.RuntimeUnavailableError: if the runtime is not installed, or not one for boards.
     """
-    if settings.runtime.name != "onnxruntime":
-        raise KitError(
-            f"boards are measured with ONNX Runtime; runtime={settings.runtime.name} cannot be sent to one"
-        )
+    settings.runtime.model(ANCHOR)  # a runtime that boards lack is refused before anything is written
     subjects = {subject_name(subject): subject for group in groups for subject in (*group, ANCHOR)}
     described: dict[str, Any] = {}
     manifest: dict[str, Any] = {
@@ -116,6 +114,7 @@ def write_kit(
         "runtime": settings.runtime.name,
         "precision": settings.runtime.precision,
         "threads": settings.runtime.threads,
+        "protocol": settings.runtime.protocol,
         "rounds": settings.rounds,
         "seed": settings.seed,
         "temperature_limit_c": settings.temperature_limit_c,
@@ -131,9 +130,13 @@ def write_kit(
         path.parent.mkdir(parents=True, exist_ok=True)
         with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as kit:
             for number, (name, subject) in enumerate(subjects.items()):
-                stripped, weights = strip_weights(graph(subject, settings.runtime.precision))
-                described[name] = {"graph": f"graphs/{number:05}.onnx", "weights": weights}
-                kit.writestr(described[name]["graph"], stripped)
+                model = settings.runtime.model(subject)
+                weights = [
+                    {"name": each, "shape": list(values.shape), "type": str(values.dtype)}
+                    for each, values in model.weights.items()
+                ]
+                described[name] = {"graph": f"graphs/{number:05}", "weights": weights}
+                kit.writestr(described[name]["graph"], model.skeleton)
                 on_prepared(number + 1, len(subjects))
             kit.writestr(board.MANIFEST, json.dumps(manifest | {"subjects": described}))
             for package in ("nas", "nas/measuring"):
@@ -147,25 +150,6 @@ def write_kit(
         temporary.unlink(missing_ok=True)
         raise KitError(f"cannot write {path}: {error.strerror}") from None
     return str(manifest["kit"])
-
-
-def strip_weights(model: ModelProto) -> tuple[bytes, list[dict[str, Any]]]:
-    """A model without the weights of its convolutions and linear layers, and what they were.
-
-    Scales, zero points and biases stay: they are small, and quantised arithmetic depends on them.
-    """
-    weights, kept = [], []
-    for tensor in model.graph.initializer:
-        if len(tensor.dims) >= 2 and tensor.data_type in _WEIGHT_TYPES:
-            kind = _WEIGHT_TYPES[tensor.data_type]
-            weights.append({"name": tensor.name, "shape": list(tensor.dims), "type": kind})
-        else:
-            kept.append(tensor)
-    stripped = ModelProto()
-    stripped.CopyFrom(model)
-    del stripped.graph.initializer[:]
-    stripped.graph.initializer.extend(kept)
-    return stripped.SerializeToString(), weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,6 +186,11 @@ class Result:
         """The board's own name."""
         return str(self.header["board"]["cpu"])
 
+    @property
+    def runtime_version(self) -> str:
+        """Version of the runtime on the board."""
+        return str(self.header["board"]["runtime_version"])
+
 
 def read_result(path: Path, hardware: str, runtime: Runtime) -> Result:
     """Read a result file; groups that are whole are used even if others are missing.
@@ -235,6 +224,8 @@ def parse_result(text: str, where: str, hardware: str, runtime: Runtime) -> Resu
         raise ResultError(f"{where} is of result schema {schema}, this program reads {board.RESULT_SCHEMA}")
     try:
         _check_kit(header, where, hardware, runtime)
+        # Kits made when boards ran ONNX Runtime only say so in another word.
+        header["board"].setdefault("runtime_version", header["board"].get("onnxruntime"))
         groups, problems = [], []
         for journal, group in _journals(rest, header["kit"]):
             names = journal["names"]
@@ -275,6 +266,11 @@ def _check_kit(header: Mapping[str, Any], where: str, hardware: str, runtime: Ru
     if made_for != wanted:
         raise ResultError(
             f"{where} comes from another kit: it is for {_listed(made_for)}, not for {_listed(wanted)}"
+        )
+    if header.get("protocol", 1) != runtime.protocol:
+        raise ResultError(
+            f"{where} is of a kit that timed {runtime.precision} layers in another way, made by another "
+            "version of this program: make a new kit"
         )
 
 
@@ -317,7 +313,7 @@ def _measurement(
         for each in measured
     ]
     throttled = sum(map(rounds.is_throttled, measured))
-    described = {**machine, "runtime_version": machine["onnxruntime"], "throttled_rounds": throttled}
+    described = {**machine, "throttled_rounds": throttled}
     return measurement(subjects, steady, plain, {"kit": header["kit"], "group": header["group"], **described})
 
 

@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from nas.devices.device import Measurement, Subject, subject_name
+from nas.devices.device import Measurement, subject_name
 from nas.devices.kit import (
     GROUP_SUBJECTS,
     KitSettings,
@@ -38,6 +38,7 @@ from nas.devices.kit import (
 from nas.measuring import conditions
 from nas.measuring.board import MANIFEST
 from nas.measuring.rounds import MeasurementError
+from nas.runtimes.subject import Subject
 
 # A board may vanish for a while (a reboot, a flaky network) before the run is given up.
 RECONNECT_WAITS_S = (1, 2, 5, 10, 30, 60, 120, 300)
@@ -82,11 +83,13 @@ class Board:
 
     Attributes:
         host: what one would type after ``ssh``: a name, ``user@name``, or an alias of the SSH configuration.
-        python: the interpreter that has numpy and onnxruntime; ``~/`` is the home folder there.
+        python: the interpreter that has numpy and the runtime; ``~/`` is the home folder there.
+        runtime: what the board measures with.
     """
 
     host: str
     python: str = "python3"
+    runtime: str = "onnxruntime"
 
     def run(self, command: str, stdin: bytes = b"") -> bytes:
         """Output of a command on the board.
@@ -124,10 +127,11 @@ class Board:
         """The board as it describes itself; checks that it can measure.
 
         Raises:
-            RemoteError: if it cannot be reached, or lacks Python, numpy or onnxruntime.
+            RemoteError: if it cannot be reached, or lacks Python, numpy or the runtime.
         """
+        needed = ["numpy", conditions.PACKAGES[self.runtime]]
         assert conditions.__file__
-        script = Path(conditions.__file__).read_text(encoding="utf-8") + _PROBE
+        script = Path(conditions.__file__).read_text(encoding="utf-8") + _PROBE.format(needed=needed)
         try:
             found: dict[str, Any] = json.loads(self.run(f"{self._python} -", script.encode()))
         except ValueError:
@@ -140,12 +144,12 @@ class Board:
                 f"{self.host} has Python {found['python']}, but 3.9 is needed: install a newer one and "
                 "name it with hardware.python=PATH"
             )
-        missing = [name for name in ("numpy", "onnxruntime") if found[name] is None]
+        missing = [name for name in needed if found[name] is None]
         if missing:
             raise RemoteError(
                 f"{self.host} has no {' and no '.join(missing)}; install there with: "
                 f"{self.python} -m pip install {' '.join(missing)} (if pip refuses: python3 -m venv ~/nas && "
-                "~/nas/bin/pip install numpy onnxruntime, then hardware.python=~/nas/bin/python)"
+                f"~/nas/bin/pip install {' '.join(needed)}, then hardware.python=~/nas/bin/python)"
             )
         return found
 
@@ -247,21 +251,11 @@ class Board:
         raise RemoteError(f"{self.host}: {last}")
 
 
-# Appended to nas/conditions.py and piped into the board's Python.
+# Appended to nas/measuring/conditions.py and piped into the board's Python.
 _PROBE = """
+import json
 
-def _version(name):
-    try:
-        return __import__(name).__version__
-    except ImportError:
-        return None
-
-
-if __name__ == "__main__":
-    import json
-
-    versions = {name: _version(name) for name in ("numpy", "onnxruntime")}
-    print(json.dumps({**describe(), **snapshot(), **versions}))
+print(json.dumps({{**describe(), **snapshot(), **versions({needed})}}))
 """
 
 
@@ -293,7 +287,7 @@ class SshTarget:
         """
         with ThreadPoolExecutor(len(self.boards)) as pool:
             found = list(pool.map(lambda board: board.description, self.boards))
-        for name in ("cpu", "onnxruntime"):
+        for name in ("cpu", conditions.PACKAGES[self.settings.runtime.name]):
             values = {str(each[name]) for each in found}
             if len(values) > 1:
                 raise RemoteError(
@@ -303,8 +297,8 @@ class SshTarget:
 
     @property
     def runtime_version(self) -> str:
-        """Version of ONNX Runtime on the board."""
-        return str(self.boards[0].description["onnxruntime"])
+        """Version of the runtime on the board."""
+        return str(self.boards[0].description[conditions.PACKAGES[self.settings.runtime.name]])
 
     def measure(
         self,

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from nas.devices.device import LocalTarget, Measurement, Subject, Target
+from nas.devices.device import LocalTarget, Measurement, Target
 from nas.devices.kit import Group, KitSettings, Result
 from nas.devices.ssh import Board, SshTarget
 from nas.latency.plan import Plan
@@ -22,6 +22,7 @@ from nas.latency.sessions import ProfileProgress, fill_gaps, profile
 from nas.latency.table import Entry, LatencyTable, TableHeader
 from nas.layers import LayerKey
 from nas.runtimes.runtime import Runtime
+from nas.runtimes.subject import Subject
 from search_spaces.architecture import Architecture
 from search_spaces.errors import InputError
 
@@ -70,7 +71,7 @@ class Hardware:
         """
         if self.hosts:
             return SshTarget(
-                tuple(Board(host, self.python) for host in self.hosts),
+                tuple(Board(host, self.python, runtime.name) for host in self.hosts),
                 self.kit_settings(runtime, rounds=1, seed=seed),
                 self.tolerance,
                 lambda host, line: say(f"{host}: {line}"),
@@ -116,7 +117,7 @@ def import_result(
         keys = tuple(subject for subject in subjects if isinstance(subject, LayerKey))
         networks = tuple(subject for subject in subjects if isinstance(subject, Architecture))
         table = profile(
-            _Imported(group, result.device, str(result.header["board"]["onnxruntime"])),
+            _Imported(group, result.device, result.runtime_version),
             runtime,
             hardware,
             Plan(keys, networks, tuple(predicted) if group is groups[-1] else ()),
@@ -179,9 +180,9 @@ def estimated_table(hardware: Hardware, keys: Sequence[LayerKey], runtime: Runti
     error = estimate.error_percent
     header = TableHeader(
         hardware=hardware.name,
-        device=f"{details['board']} (ESTIMATED, {error:.0f} % off, at worst {estimate.worst_percent:.0f} %)",
-        runtime="/".join(estimate.runtimes),
-        runtime_version="(published latencies)",
+        device=f"{details['board']} (ESTIMATED, {error:.0f} % mean error a layer)",
+        runtime=details["runtime"],
+        runtime_version="(published block latencies)",
         precision=details["precision"],
         threads=details["threads"],
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

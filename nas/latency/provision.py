@@ -95,6 +95,7 @@ def staleness(
         (f"{header.runtime} version", header.runtime_version, version),
         ("threads", header.threads, runtime.threads),
         ("precision", header.precision, runtime.precision),
+        ("measuring protocol", header.protocol, runtime.protocol),
     )
     return [
         f"{what} {has}, not {wanted}" for what, has, wanted in pairs if wanted is not None and has != wanted

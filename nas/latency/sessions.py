@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nas.devices.device import Measurement, Subject, Target, deal_out, subject_name
+from nas.devices.device import Measurement, Target, deal_out, subject_name
 from nas.latency.calibration import Calibration, network_features
 from nas.latency.plan import Plan
 from nas.latency.predictor import GapFiller
@@ -26,6 +26,7 @@ from nas.latency.table import Entry, LatencyTable, TableError, TableHeader, writ
 from nas.layers import LayerKey, layer_keys
 from nas.measuring.rounds import STATISTICS, instability, most_stable_statistic
 from nas.runtimes.runtime import Runtime
+from nas.runtimes.subject import Subject
 from search_spaces.architecture import Architecture
 
 # With fewer measured layers than this the others are predicted by an adapted estimate.
@@ -279,6 +280,7 @@ def _add_session(
             runtime_version=target.runtime_version,
             precision=runtime.precision,
             threads=runtime.threads,
+            protocol=runtime.protocol,
             created=now,
             statistic=statistic,
             sessions=(record,),

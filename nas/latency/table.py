@@ -89,6 +89,7 @@ class TableHeader:
         sessions: one record per measuring session: rounds, conditions, anchor.
         calibration: the correction from summed layers to networks, None before it is fitted.
         gap_filling: how well predicted entries were predicted, in cross-validation.
+        protocol: how layers were timed, see :attr:`nas.runtimes.runtime.Runtime.protocol`.
         schema_version: version of this format.
     """
 
@@ -103,6 +104,7 @@ class TableHeader:
     sessions: tuple[dict[str, Any], ...] = ()
     calibration: Calibration | None = None
     gap_filling: dict[str, Any] = field(default_factory=dict)
+    protocol: int = 1
     schema_version: int = SCHEMA_VERSION
 
     @property

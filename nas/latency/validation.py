@@ -20,11 +20,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nas.cost import cost
-from nas.devices.device import Subject, Target
+from nas.devices.device import Target
 from nas.latency.calibration import ErrorSummary
 from nas.latency.sessions import NetworkRecord, ProfileProgress, link_keys, network_records, table_level
 from nas.latency.table import LatencyTable, TableError, write_atomically
 from nas.measuring.rounds import MeasurementError
+from nas.runtimes.subject import Subject
 from search_spaces.architecture import Architecture
 from search_spaces.references import published_top1
 from search_spaces.space import SearchSpace

@@ -1,1 +1,1 @@
-"""Rounds of measurements and their conditions: runs on boards that have only numpy and onnxruntime."""
+"""Rounds of measurements and their conditions: runs on boards that have only numpy and a runtime."""

@@ -1,6 +1,6 @@
 """Runs on the board: measures what a kit holds and writes a result file. ``python3 rpi4-kit.zip``.
 
-Needs Python 3.9, numpy and onnxruntime, nothing else. The kit is a zip file that Python runs as it is:
+Needs Python 3.9, numpy and the runtime, nothing else. The kit is a zip file that Python runs as it is:
 this file, ``nas.measuring.rounds`` (the same interleaved rounds as everywhere), ``nas.measuring.conditions``,
 and the graphs without their weights, which are made here from a seed. Every round is on disk before the
 next one begins: after a power cut the same command goes on where it stopped.
@@ -135,50 +135,6 @@ class Watch:
             self._warned = True
 
 
-def model_with_weights(stripped: bytes, weights: list[dict[str, Any]], seed: int) -> bytes:
-    """A runnable model: the stripped graph and random weights of the shapes it lacks.
-
-    Serialised protobuf messages merge by concatenation, so the weights are appended as a second
-    ``graph`` field; no protobuf library is needed. Every graph gets memory of its own, so that weights
-    arrive as cold as in a network.
-
-    Args:
-        stripped: an ONNX model without some initialisers.
-        weights: for each its ``name``, ``shape`` and ``type`` (``float32`` or ``int8``).
-        seed: of the values.
-    """
-    import numpy as np
-
-    random = np.random.default_rng(seed)
-    tensors = []
-    for weight in weights:
-        shape = weight["shape"]
-        if weight["type"] == "int8":
-            values = random.integers(-127, 128, size=shape, dtype=np.int8)
-        else:
-            fan_in = max(1, int(np.prod(shape[1:])))
-            values = random.standard_normal(shape, dtype=np.float32) * np.float32((2 / fan_in) ** 0.5)
-        # TensorProto: 1 dims, 2 data_type (1 float, 3 int8), 8 name, 9 raw_data. GraphProto: 5 initializer.
-        tensor = b"".join(b"\x08" + _varint(size) for size in shape)
-        tensor += b"\x10" + _varint({"float32": 1, "int8": 3}[weight["type"]])
-        tensor += _bytes_field(8, weight["name"].encode()) + _bytes_field(9, values.tobytes())
-        tensors.append(_bytes_field(5, tensor))
-    return stripped + _bytes_field(7, b"".join(tensors))  # ModelProto: 7 graph
-
-
-def _bytes_field(number: int, content: bytes) -> bytes:
-    return _varint(number << 3 | 2) + _varint(len(content)) + content
-
-
-def _varint(value: int) -> bytes:
-    encoded = bytearray()
-    while value > 0x7F:
-        encoded.append(value & 0x7F | 0x80)
-        value >>= 7
-    encoded.append(value)
-    return bytes(encoded)
-
-
 def run(kit_path: Path, folder: Path, groups: int | None, report: Callable[[str], None]) -> Path:
     """Measure a kit and write its result file.
 
@@ -198,8 +154,9 @@ def run(kit_path: Path, folder: Path, groups: int | None, report: Callable[[str]
         manifest = json.loads(kit.read(MANIFEST))
         result = folder / f"{kit_path.stem}-result.jsonl"
         watch = Watch(manifest["temperature_limit_c"], report)
-        board = _describe_board()
-        report(f"{board['cpu']}, onnxruntime {board['onnxruntime']}, kit {manifest['kit']}")
+        check_packages(manifest["runtime"])
+        board = _describe_board(manifest["runtime"])
+        report(f"{board['cpu']}, {manifest['runtime']} {board['runtime_version']}, kit {manifest['kit']}")
         watch.cool_down(conditions.snapshot()["temperature_c"])
         wanted = len(manifest["groups"]) if groups is None else min(groups, len(manifest["groups"]))
         for number in range(wanted):
@@ -236,7 +193,7 @@ def _measure_group(
     watch: Watch,
     report: Callable[[str], None],
 ) -> None:
-    from nas.measuring import rounds
+    from nas.measuring import models, rounds
 
     names: list[str] = manifest["groups"][number]
     identity = {"kit": manifest["kit"], "group": number}
@@ -250,9 +207,10 @@ def _measure_group(
         report(f"{label}: going on after {len(journal.rounds)} rounds")
 
     def runner(name: str) -> rounds.Runner:
-        subject = manifest["subjects"][name]
-        model = model_with_weights(kit.read(subject["graph"]), subject["weights"], manifest["seed"])
-        return rounds.onnx_runner(model, manifest["threads"], manifest["seed"])
+        subject, seed = manifest["subjects"][name], manifest["seed"]
+        weights = models.random_weights(subject["weights"], seed)
+        skeleton = kit.read(subject["graph"])
+        return models.runner_of(manifest["runtime"], skeleton, weights, manifest["threads"], seed)
 
     runners = {name: runner(name) for name in names}
     anchor = runner(manifest["anchor"])
@@ -288,38 +246,33 @@ def _write_result(
     temporary.replace(path)
 
 
-def _describe_board() -> dict[str, Any]:
-    import numpy
-    import onnxruntime
-
+def _describe_board(runtime: str) -> dict[str, Any]:
+    package = conditions.PACKAGES[runtime]
+    installed = conditions.versions(["numpy", package])
     throttled = read_throttled()
     return {
         **conditions.describe(),
         **conditions.snapshot(),
-        "numpy": numpy.__version__,
-        "onnxruntime": onnxruntime.__version__,
+        "numpy": installed["numpy"],
+        "runtime_version": installed[package],
         "throttled": None if throttled is None else decode_throttled(throttled),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
 
 
-def check_packages() -> None:
+def check_packages(runtime: str) -> None:
     """Refuse to start without what is needed.
 
     Raises:
         BoardError: with the line that installs it.
     """
-    missing = []
-    for name in ("numpy", "onnxruntime"):
-        try:
-            __import__(name)
-        except ImportError:
-            missing.append(name)
+    needed = ["numpy", conditions.PACKAGES[runtime]]
+    missing = [name for name, version in conditions.versions(needed).items() if version is None]
     if missing:
         raise BoardError(
             f"{' and '.join(missing)} missing; install with: "
             f"{sys.executable} -m pip install {' '.join(missing)} (if pip refuses: python3 -m venv ~/nas && "
-            "~/nas/bin/pip install numpy onnxruntime, then use ~/nas/bin/python)"
+            f"~/nas/bin/pip install {' '.join(needed)}, then use ~/nas/bin/python)"
         )
 
 
@@ -330,7 +283,6 @@ def main() -> None:
     parser.add_argument("--groups", type=int, default=None, help="measure only the first so many groups")
     arguments = parser.parse_args()
     try:
-        check_packages()
         run(Path(sys.argv[0]), arguments.folder, arguments.groups, lambda line: print(line, flush=True))
     except KeyboardInterrupt:
         sys.exit("interrupted; run the same command again to go on")

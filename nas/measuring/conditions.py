@@ -1,4 +1,4 @@
-"""Under what conditions a machine measures: processor, governor, clock, temperature, load.
+"""Under what conditions a machine measures: processor, governor, clock, temperature, load, packages.
 
 Standard library only: this file also runs on boards, inside the portable kit. What a system does not
 offer is None, never a guess.
@@ -6,12 +6,16 @@ offer is None, never a guess.
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import platform
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+# What a board needs besides numpy, by runtime, as pip calls it.
+PACKAGES = {"onnxruntime": "onnxruntime", "litert": "ai-edge-litert"}
 _CPU_FOLDER = Path("/sys/devices/system/cpu/cpu0/cpufreq")
 _THERMAL_FOLDER = Path("/sys/class/thermal")
 
@@ -72,3 +76,14 @@ def _number(path: Path) -> float | None:
 def _memory_mb(name: str) -> float | None:
     found = re.search(rf"^{name}:\s*(\d+) kB", _read(Path("/proc/meminfo")) or "", re.MULTILINE)
     return int(found[1]) // 1024 if found else None
+
+
+def versions(packages: Iterable[str]) -> dict[str, str | None]:
+    """Installed version of each package, None where it is not installed."""
+    found: dict[str, str | None] = {}
+    for package in packages:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = None
+    return found

@@ -6,7 +6,7 @@ per round, so that weights arrive as cold as in a real network and a change of c
 alike. One network, the *anchor*, runs several times in every round and shows whether the machine
 held still; rounds in which it did not are measured again.
 
-Needs only Python 3.9, numpy and onnxruntime: this file also runs on boards, inside the portable kit.
+Needs only Python 3.9 and numpy: this file also runs on boards, inside the portable kit.
 """
 
 from __future__ import annotations
@@ -264,36 +264,6 @@ def most_stable_statistic(samples_ms: Samples) -> str:
     if len(samples_ms) < 4:
         return "fastest_two_thirds"
     return min(STATISTICS, key=lambda name: instability(samples_ms, name))
-
-
-def onnx_runner(
-    model: bytes | str,
-    threads: int,
-    seed: int = 0,
-    weights: Mapping[str, NDArray[np.float32]] | None = None,
-) -> Runner:
-    """A call that runs an ONNX model once on a fixed random image, with ONNX Runtime.
-
-    Args:
-        model: a serialised model, or the path of one.
-        threads: threads within an operator; operators run one after the other.
-        seed: of the input.
-        weights: weights that were left out of the model, by name.
-    """
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    if weights:
-        shared = [onnxruntime.OrtValue.ortvalue_from_numpy(values) for values in weights.values()]
-        options.add_external_initializers(list(weights), shared)
-    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    described = session.get_inputs()[0]
-    image = np.random.default_rng(seed).standard_normal(described.shape).astype(np.float32)
-    feed = {described.name: image}
-    return lambda: session.run(None, feed)
 
 
 def _time_ms(runner: Runner) -> float:

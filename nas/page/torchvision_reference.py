@@ -25,18 +25,19 @@ from nas.devices.device import ANCHOR, Measurement
 from nas.latency.sessions import link_keys, table_level
 from nas.latency.table import LatencyTable
 from nas.measuring.conditions import cpu_model, snapshot
+from nas.measuring.models import onnx_runner
 from nas.measuring.rounds import (
     STATISTICS,
     Journal,
     Runner,
     measure,
-    onnx_runner,
     round_order,
     without_drift,
 )
 from nas.onnx_graph import INPUT_NAME
 from nas.page.report import PUBLISHED
-from nas.runtimes.runtime import Runtime, RuntimeUnavailableError
+from nas.runtimes.runtime import Runtime
+from nas.runtimes.subject import RuntimeUnavailableError
 from search_spaces.errors import InputError
 
 _RUNTIMES = (("onnxruntime", "fp32"), ("torch", "fp32"), ("torch_compile", "fp32"))

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from nas.devices import ssh
-from nas.devices.device import Subject
 from nas.devices.kit import KitSettings, write_kit
 from nas.devices.ssh import Board, RemoteError, SshTarget
 from nas.layers import layer_keys
 from nas.runtimes.runtime import Runtime
+from nas.runtimes.subject import Subject
 from search_spaces.references import reference
 from tests.devices.ssh_server import SSHD, Server, ssh_server
 
@@ -39,10 +39,10 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 @pytest.fixture
 def server(session: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Server:
     """The server, with the user's ssh reading the test's configuration instead of ``~/.ssh``."""
-    ssh = shutil.which("ssh")
+    program = shutil.which("ssh")
     wrapper = tmp_path / "bin" / "ssh"
     wrapper.parent.mkdir()
-    wrapper.write_text(f'#!/bin/sh\nexec {ssh} -F {session.config} "$@"\n')
+    wrapper.write_text(f'#!/bin/sh\nexec {program} -F {session.config} "$@"\n')
     wrapper.chmod(0o755)
     monkeypatch.setenv("PATH", f"{wrapper.parent}:{os.environ['PATH']}")
     monkeypatch.setattr(ssh, "RECONNECT_WAITS_S", (0.1, 0.2, 0.5))

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nas.devices.device import LocalTarget, Measurement, Subject
+from nas.devices.device import LocalTarget, Measurement
 from nas.devices.kit import Group, Result, groups_of, read_result, write_kit
 from nas.devices.ssh import SshTarget
 from nas.latency.hardware import (
@@ -20,6 +20,7 @@ from nas.latency.preset import EstimatedLayers
 from nas.latency.table import LatencyTable
 from nas.layers import LayerKey, layer_keys
 from nas.runtimes.runtime import Runtime
+from nas.runtimes.subject import Subject
 from search_spaces.architecture import Architecture
 from search_spaces.references import reference
 from tests.fake_device import layer_ms
@@ -72,7 +73,7 @@ def test_groups_of_a_kit_are_tied_together_by_layers_both_measured(tmp_path: Pat
         samples_ms = np.tile([layer_ms(key) * speed for key in group], (4, 1))
         record = {"kit": "k", "group": number, "anchor_ms": 5.0}
         made.append(Group(number, Measurement(tuple(group), samples_ms, np.full(4, 5.0), record), ""))
-    header = {"kit": "k", "rounds": 4, "board": {"cpu": "board", "onnxruntime": "1"}}
+    header = {"kit": "k", "rounds": 4, "board": {"cpu": "board", "runtime_version": "1"}}
     table = import_result(Result(header, tuple(made), ()), RUNTIME, "rpi4", tmp_path, [])
     for key in KEYS:
         assert table.entries[key].latency_ms == pytest.approx(layer_ms(key))
@@ -99,7 +100,7 @@ def test_without_a_table_everything_is_labelled_estimated(tmp_path: Path) -> Non
     assert latency.source == "estimated"
     estimate = EstimatedLayers.load("rpi4")
     assert latency.latency_ms == pytest.approx(sum(map(estimate.layer_ms, layer_keys(NETWORKS[0]))))
-    assert "ESTIMATED, 6 % off, at worst 10 %" in table.header.title
+    assert "ESTIMATED, 15 % mean error" in table.header.title
     assert "hardware.host=USER@BOARD" in table.profile_command
     assert "profile.kit=rpi4-kit.zip" in table.profile_command
     assert list(tmp_path.iterdir()) == []

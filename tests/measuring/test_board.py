@@ -7,24 +7,21 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
 import onnxruntime
 import pytest
 
-from nas.devices.device import Subject
 from nas.devices.kit import (
-    KitError,
     KitSettings,
     ResultError,
     groups_of,
     read_result,
-    strip_weights,
     write_kit,
 )
-from nas.layers import LayerKey, build_layer, layer_keys
+from nas.layers import LayerKey, layer_keys
 from nas.measuring import board, conditions
-from nas.measuring.board import BoardError, Watch, decode_throttled, model_with_weights, read_throttled
-from nas.runtimes.runtime import Runtime, graph
+from nas.measuring.board import BoardError, Watch, decode_throttled, read_throttled
+from nas.runtimes.runtime import Runtime, installed
+from nas.runtimes.subject import RuntimeUnavailableError, Subject, graph
 from search_spaces.references import reference
 
 pytestmark = pytest.mark.usefixtures("unsteady_machine")
@@ -68,22 +65,12 @@ def measured(tmp_path_factory: pytest.TempPathFactory, unsteady_machine: None) -
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
-def test_weights_made_on_the_board_fit_the_stripped_graph(precision: str) -> None:
+def test_large_weights_are_left_out_of_a_kit(precision: str) -> None:
     key = next(key for key in layer_keys(NETWORK) if getattr(key.part, "se", False))
     whole = graph(key, precision)  # type: ignore[arg-type]
-    stripped, weights = strip_weights(whole)
-    size = {"float32": 4, "int8": 1}
-    saved = sum(int(np.prod(weight["shape"])) * size[weight["type"]] for weight in weights)
-    assert len(weights) == 4  # depthwise, SE's two, projection
-    assert len(stripped) <= whole.ByteSize() - saved
-    session = onnxruntime.InferenceSession(model_with_weights(stripped, weights, 0))
-    image = np.random.default_rng(0).standard_normal(key.input_shape).astype(np.float32)
-    (output,) = session.run(None, {"input": image})
-    import torch
-
-    assert output.shape == tuple(build_layer(key).eval()(torch.zeros(key.input_shape)).shape)
-    assert np.isfinite(output).all()
-    assert output.std() > 0
+    model = Runtime(precision=precision).model(key)  # type: ignore[arg-type]
+    assert len(model.weights) == 4  # depthwise, SE's two, projection
+    assert len(model.skeleton) <= whole.ByteSize() - sum(each.nbytes for each in model.weights.values())
 
 
 def test_a_kit_runs_with_nothing_of_this_project_installed(measured: Path) -> None:
@@ -181,9 +168,27 @@ def test_a_damaged_result_is_refused_in_one_line(
 
 
 def test_a_kit_for_another_runtime_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(KitError, match="runtime=torch cannot be sent"):
+    with pytest.raises(RuntimeUnavailableError, match="runtime=torch cannot be sent"):
         write_kit(tmp_path / "kit.zip", KitSettings("rpi4", Runtime("torch"), 4), [SUBJECTS])
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif("litert" not in installed(), reason="litert is not installed")
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_a_litert_kit_is_measured_with_litert(tmp_path: Path, precision: str) -> None:
+    runtime = Runtime("litert", precision)  # type: ignore[arg-type]
+    kit = tmp_path / "kit.zip"
+    write_kit(kit, KitSettings("rpi4", runtime, 4), [SUBJECTS])
+    assert kit.stat().st_size < sum(graph(subject).ByteSize() for subject in SUBJECTS) / 4
+    done = _run(kit)
+    assert done.returncode == 0, done.stderr
+    assert f"litert {runtime.version()}" in done.stdout
+    result = read_result(_result(kit), "rpi4", runtime)
+    assert result.problems == ()
+    assert (result.groups[0].measurement.samples_ms > 0).all()
+    assert result.runtime_version == runtime.version()
+    with pytest.raises(ResultError, match=f"it is for hardware=rpi4, litert, {precision}, 1 thread, not for"):
+        read_result(_result(kit), "rpi4", Runtime())
 
 
 def test_without_onnxruntime_the_runner_names_the_pip_line(tmp_path: Path) -> None:

@@ -1,51 +1,222 @@
-import shutil
-from importlib.util import find_spec
+"""One suite over every runtime installed."""
 
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
 import pytest
 import torch
+from _pytest.mark import ParameterSet
 
 from nas.layers import LayerKey
-from nas.runtimes.runtime import Runtime, RuntimeName, RuntimeUnavailableError, build_module, input_shape
+from nas.litert_graph import litert_model
+from nas.measuring.models import LiteRTRunner, random_weights, runner_of
+from nas.onnx_graph import onnx_model
+from nas.quantize import activation_ranges, quantize
+from nas.runtimes.onnxruntime import timed_graph
+from nas.runtimes.runtime import RUNTIMES, Runtime, RuntimeName, installed
+from nas.runtimes.subject import (
+    PRECISIONS,
+    RuntimeUnavailableError,
+    Subject,
+    borders,
+    build_module,
+    graph,
+    input_shape,
+)
+from search_spaces.architecture import Head, Stem
 from search_spaces.references import reference
 
 LAYERS = [
-    LayerKey.parse("ir_8_i8_x16_o8_k3_s1_se_hswish"),
-    LayerKey.parse("ds_8_i8_o16_k3_s2_relu6"),
-    LayerKey.parse("skip_8_i8_o16_s2"),
+    LayerKey.parse(text)
+    for text in (
+        "stem_32_o16_k3_hswish",
+        "stem_33_o16_k3_relu6",
+        "ir_14_i16_x48_o16_k5_s1_se_hswish",
+        "ir_14_i16_x48_o24_k3_s2_se_relu",
+        "ir_15_i16_x48_o24_k5_s2_relu",
+        "ir_14_i16_x0_o16_k3_s1_relu6",
+        "ds_14_i16_o32_k3_s2_relu6",
+        "skip_14_i16_o32_s2",
+        "head_4_i32_c96x1_h64_n10_hswish",
+        "head_4_i32_c96x2_h64_n10_relu",
+        "head_4_i32_c0x1_h0_n10_relu6",
+    )
 ]
 NETWORK = reference("mobilenet_v3_small_035", 32, 10)
-NEEDS_EXECUTORCH = pytest.mark.skipif(
-    find_spec("executorch") is None, reason="needs pip install 'mobilenet-nas[executorch]'"
+HAS_LITERT = pytest.mark.skipif(
+    "litert" not in installed(), reason="needs pip install 'mobilenet-nas[litert]'"
 )
-RUNTIMES = [
-    "torch",
-    pytest.param(
-        "torch_compile",
-        marks=[
-            pytest.mark.slow,
-            pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler"),
-        ],
-    ),
-    pytest.param("executorch", marks=[pytest.mark.slow, NEEDS_EXECUTORCH]),
-]
+TAKES_LONG = ("executorch", "torch_compile")
+HAVE_THE_MODULE = ("torch", *TAKES_LONG)
 
 
-def output_of(found: object) -> torch.Tensor:
-    return found if isinstance(found, torch.Tensor) else found[0]  # type: ignore[index,no-any-return]
+def every_runtime(precision: str) -> list[ParameterSet]:
+    """Those that have the precision; marked where they take long or are not installed."""
+    found = []
+    for name in RUNTIMES:
+        try:
+            Runtime(name, precision)  # type: ignore[arg-type]
+        except RuntimeUnavailableError:
+            continue
+        lacks = name not in installed() or (name == "torch_compile" and shutil.which("g++") is None)
+        marks = [pytest.mark.slow] if name in TAKES_LONG else []
+        marks += [pytest.mark.skipif(lacks, reason=f"{name} is not installed")]
+        found.append(pytest.param(name, marks=marks))
+    return found
 
 
-@pytest.mark.parametrize("name", RUNTIMES)
-def test_layers_and_networks_run_and_give_what_their_modules_give(name: RuntimeName) -> None:
-    for subject in (LAYERS[0], NETWORK):
-        torch.manual_seed(0)
+def graph_of(subject: Subject) -> onnx.ModelProto:
+    """With weights that let a signal through, as trained ones do."""
+    torch.manual_seed(0)
+    module = build_module(subject).train()
+    for each in module.modules():
+        if isinstance(each, torch.nn.BatchNorm2d):
+            each.momentum = 1.0
+        elif isinstance(each, torch.nn.Linear):
+            torch.nn.init.normal_(each.weight, 0.0, each.in_features**-0.5)
+    module(torch.randn(8, *input_shape(subject)[1:]))
+    return onnx_model(module.eval(), input_shape(subject))
+
+
+def image_of(subject: Subject) -> np.ndarray:
+    return np.random.default_rng(0).standard_normal(input_shape(subject)).astype(np.float32)
+
+
+def output_of(runner: object) -> np.ndarray:
+    """What a runner gives, feature maps in NCHW."""
+    assert callable(runner)
+    found = runner()
+    if isinstance(runner, LiteRTRunner):
+        found = runner.output()
+        found = found.transpose(0, 3, 1, 2) if found.ndim == 4 else found
+    elif isinstance(found, (list, tuple)):
+        found = found[0]
+    return np.asarray(found)
+
+
+def run_onnx(model: onnx.ModelProto, image: np.ndarray) -> np.ndarray:
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    return np.asarray(session.run(None, {"input": image})[0])
+
+
+@pytest.mark.parametrize("name", every_runtime("fp32"))
+def test_layers_and_networks_run_again_and_again(name: RuntimeName) -> None:
+    subjects = (LAYERS[2], NETWORK) if name in TAKES_LONG else (*LAYERS, NETWORK)
+    for subject in subjects:
         runner = Runtime(name).runner(subject)
-        found = output_of(runner())
+        first, second = output_of(runner).copy(), output_of(runner)
+        expected = build_module(subject)(torch.zeros(input_shape(subject)))
+        assert first.shape == tuple(expected.shape)
+        assert np.isfinite(first).all()
+        assert first.std() > 0
+        assert np.array_equal(first, second)
+
+
+@pytest.mark.parametrize("name", every_runtime("int8"))
+def test_int8_layers_have_the_ends_they_have_in_a_network(name: RuntimeName) -> None:
+    for subject in (*LAYERS, NETWORK):
+        found = output_of(Runtime(name, "int8").runner(subject))
+        ends = borders(subject)
+        assert (found.dtype != np.float32) == ends.output
+        assert found.std() > 0
+    assert [borders(LAYERS[index]) for index in (0, 2, 8)] == [
+        type(ends)(False, True),
+        type(ends)(True, True),
+        type(ends)(True, False),
+    ]
+
+
+@pytest.mark.parametrize(
+    "name", ["torch", *(each for each in every_runtime("fp32") if each.values[0] in TAKES_LONG)]
+)  # type: ignore[attr-defined]
+def test_what_runs_is_the_module(name: RuntimeName) -> None:
+    for subject in (LAYERS[2], NETWORK):
+        torch.manual_seed(0)
+        found = output_of(Runtime(name).runner(subject))
         torch.manual_seed(0)
         image = torch.randn(input_shape(subject), generator=torch.Generator().manual_seed(0))
         with torch.inference_mode():
-            expected = build_module(subject)(image)
-        assert torch.allclose(found, expected, atol=1e-4)
-        assert torch.equal(output_of(runner()), found)
+            expected = build_module(subject)(image).numpy()
+        assert np.allclose(found, expected, atol=1e-4)
+
+
+def test_onnx_runtime_transposes_an_int8_layer_no_more_than_in_a_network(tmp_path: Path) -> None:
+    for index, key in enumerate(LAYERS):
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        options.optimized_model_filepath = str(tmp_path / f"{index}.onnx")
+        model = timed_graph(key, "int8").SerializeToString()
+        onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        kinds = [node.op_type for node in onnx.load(options.optimized_model_filepath).graph.node]
+        assert kinds.count("Transpose") == (1 if isinstance(key.part, Stem | Head) else 0), str(key)
+        ends = borders(key)
+        fewest = (not ends.input) + kinds.count("HardSwish") + kinds.count("HardSigmoid")
+        assert kinds.count("QuantizeLinear") == fewest, str(key)
+
+
+@HAS_LITERT
+@pytest.mark.parametrize("outside", [True, False])
+@pytest.mark.parametrize("subject", [*LAYERS, NETWORK], ids=lambda subject: str(subject)[:40])
+def test_litert_gives_what_the_onnx_graph_gives(subject: Subject, outside: bool) -> None:
+    model, image = graph_of(subject), image_of(subject)
+    expected = run_onnx(model, image)
+    runner = LiteRTRunner(litert_model(model, weights_outside=outside).content(), threads=1)
+    runner.take(image.transpose(0, 2, 3, 1))
+    assert np.abs(output_of(runner) - expected).max() < 1e-5 * np.abs(expected).max()
+    assert runner.undelegated == ()
+
+
+@HAS_LITERT
+@pytest.mark.parametrize("subject", [*LAYERS, NETWORK], ids=lambda subject: str(subject)[:40])
+def test_litert_int8_is_as_close_to_fp32_as_onnx_runtimes(subject: Subject) -> None:
+    model, image = graph_of(subject), image_of(subject)
+    expected = run_onnx(model, image)
+    runner = LiteRTRunner(litert_model(model, activation_ranges(model, [image])).content(), threads=1)
+    runner.take(image.transpose(0, 2, 3, 1))
+    error = np.abs(output_of(runner) - expected).max()
+    theirs = np.abs(run_onnx(quantize(model, [image]), image) - expected).max()
+    assert error < max(0.05 * np.abs(expected).max(), 1.5 * theirs)
+
+
+@HAS_LITERT
+def test_only_hard_swish_in_int8_is_left_to_slow_kernels() -> None:
+    def left(text: str, precision: str) -> tuple[str, ...]:
+        runner = Runtime("litert", precision).runner(LayerKey.parse(text))  # type: ignore[arg-type]
+        assert isinstance(runner, LiteRTRunner)
+        return runner.undelegated
+
+    assert left("ir_14_i16_x48_o16_k5_s1_se_hswish", "int8") == ("HARD_SWISH", "HARD_SWISH")
+    assert left("ir_14_i16_x48_o16_k5_s1_se_hswish", "fp32") == ()
+    assert left("ir_14_i16_x48_o24_k3_s2_se_relu", "int8") == ()
+
+
+@HAS_LITERT
+def test_a_litert_model_in_one_piece_reads_like_any_other(tmp_path: object) -> None:
+    from ai_edge_litert import schema_py_generated as schema
+
+    content = litert_model(graph(NETWORK), {}, weights_outside=False).content()
+    model = schema.ModelT.InitFromPackedBuf(content)
+    assert content[4:8] == b"TFL3"
+    assert len(model.subgraphs) == 1
+    assert all(buffer.offset == 0 for buffer in model.buffers)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("name", ["onnxruntime", pytest.param("litert", marks=HAS_LITERT)])
+def test_what_a_board_is_sent_runs_with_weights_made_there(name: RuntimeName, precision: str) -> None:
+    for subject in (LAYERS[2], NETWORK):
+        model = Runtime(name, precision).model(subject)  # type: ignore[arg-type]
+        described = [
+            {"name": each, "shape": list(values.shape), "type": str(values.dtype)}
+            for each, values in model.weights.items()
+        ]
+        weights = random_weights(described, seed=1)
+        found = output_of(runner_of(name, model.skeleton, weights, threads=1))
+        assert found.std() > 0
+        assert np.isfinite(found.astype(np.float32)).all()
 
 
 @pytest.mark.slow
@@ -54,8 +225,8 @@ def test_every_layer_is_compiled_however_many_there_are(monkeypatch: pytest.Monk
     # Where all layers shared one piece of code the third would go beyond the limit and run eagerly.
     monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 1)
     monkeypatch.setattr(torch._dynamo.config, "fail_on_recompile_limit_hit", True)
-    for key in LAYERS:
-        assert torch.isfinite(output_of(Runtime("torch_compile").runner(key)())).all()
+    for key in (LAYERS[2], LAYERS[6], LAYERS[7]):
+        assert np.isfinite(output_of(Runtime("torch_compile").runner(key))).all()
 
 
 def test_without_a_compiler_torch_compile_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,12 +236,33 @@ def test_without_a_compiler_torch_compile_says_so(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("name", ["torch", "torch_compile", "executorch"])
-def test_int8_is_for_onnx_runtime_only(name: RuntimeName) -> None:
-    with pytest.raises(RuntimeUnavailableError, match=f"runtime {name} has no int8 here; use runtime=onnxr"):
+def test_a_runtime_without_int8_names_those_that_have_it(name: RuntimeName) -> None:
+    line = f"runtime {name} has no int8 here; use runtime=onnxruntime or runtime=litert for int8"
+    with pytest.raises(RuntimeUnavailableError, match=line):
         Runtime(name, "int8")
 
 
-@NEEDS_EXECUTORCH
+def test_an_unknown_runtime_is_answered_with_the_nearest() -> None:
+    with pytest.raises(RuntimeUnavailableError, match=r"unknown runtime 'lite-rt'; did you mean litert\?"):
+        Runtime("lite-rt")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", RUNTIMES)
+def test_a_runtime_that_is_not_installed_names_its_extra(
+    name: RuntimeName, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import importlib.metadata
+
+    def version(package: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(package)
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    line = rf"runtime {name} is not installed; install it with: pip install 'mobilenet-nas\[\w+\]'"
+    with pytest.raises(RuntimeUnavailableError, match=line):
+        Runtime(name).runner(LAYERS[0])
+
+
+@pytest.mark.skipif("executorch" not in installed(), reason="executorch is not installed")
 @pytest.mark.slow
 def test_executorch_uses_the_threads_asked_for() -> None:
     from executorch.extension.pybindings import portable_lib
@@ -82,8 +274,6 @@ def test_executorch_uses_the_threads_asked_for() -> None:
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_onnx_runtime_uses_the_threads_asked_for(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    import onnxruntime
-
     asked: list[int] = []
     session = onnxruntime.InferenceSession
 
@@ -93,4 +283,21 @@ def test_onnx_runtime_uses_the_threads_asked_for(threads: int, monkeypatch: pyte
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", opened)
     assert len(Runtime(threads=threads).runner(LAYERS[0])()) == 1  # type: ignore[arg-type]
+    assert asked == [threads]
+
+
+@HAS_LITERT
+@pytest.mark.parametrize("threads", [1, 2])
+def test_litert_uses_the_threads_asked_for(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ai_edge_litert import interpreter
+
+    asked: list[int] = []
+    made = interpreter.Interpreter
+
+    def opened(model_content: bytes, num_threads: int) -> object:
+        asked.append(num_threads)
+        return made(model_content=model_content, num_threads=num_threads)
+
+    monkeypatch.setattr(interpreter, "Interpreter", opened)
+    Runtime("litert", threads=threads).runner(LAYERS[0])()
     assert asked == [threads]

@@ -1,0 +1,193 @@
+"""Models of each runtime, ready to run: from what a kit or a profile holds to a call that takes one image.
+
+A model is a skeleton and its large weights. Runtimes differ in how the two become one:
+ONNX Runtime reads a protobuf message, LiteRT a flatbuffer with the weights behind it.
+
+Needs only Python 3.9, numpy and the runtime: this file also runs on boards, inside the portable kit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nas.measuring.rounds import Runner
+
+# Weights in a LiteRT model begin at multiples of this many bytes.
+ALIGNMENT = 64
+_TENSOR_TYPES = {"float32": 1, "int8": 3}  # onnx.TensorProto.DataType
+
+Weights = Mapping[str, NDArray[Any]]
+
+
+def random_weights(described: Sequence[Mapping[str, Any]], seed: int) -> dict[str, NDArray[Any]]:
+    """Weights by name, of the shapes and types described; every model gets memory of its own.
+
+    Args:
+        described: for each its ``name``, ``shape`` and ``type`` (``float32`` or ``int8``).
+        seed: of the values.
+    """
+    random = np.random.default_rng(seed)
+    found: dict[str, NDArray[Any]] = {}
+    for each in described:
+        shape = each["shape"]
+        if each["type"] == "int8":
+            found[each["name"]] = random.integers(-127, 128, size=shape, dtype=np.int8)
+        else:
+            fan_in = max(1, int(np.prod(shape[1:])))
+            values = random.standard_normal(shape, dtype=np.float32)
+            found[each["name"]] = values * np.float32((2 / fan_in) ** 0.5)
+    return found
+
+
+def onnx_content(skeleton: bytes, weights: Weights) -> bytes:
+    """An ONNX model and the initialisers it lacks.
+
+    Serialised protobuf messages merge by concatenation, so the weights are appended as a second
+    ``graph`` field; no protobuf library is needed.
+    """
+    tensors = []
+    for name, values in weights.items():
+        # TensorProto: 1 dims, 2 data_type, 8 name, 9 raw_data. GraphProto: 5 initializer.
+        tensor = b"".join(b"\x08" + _varint(size) for size in values.shape)
+        tensor += b"\x10" + _varint(_TENSOR_TYPES[str(values.dtype)])
+        tensor += _bytes_field(8, name.encode()) + _bytes_field(9, values.tobytes())
+        tensors.append(_bytes_field(5, tensor))
+    return skeleton + _bytes_field(7, b"".join(tensors)) if tensors else skeleton  # ModelProto: 7 graph
+
+
+def litert_content(skeleton: bytes, weights: Weights) -> bytes:
+    """A LiteRT flatbuffer and the weights whose offsets behind it it names, in their order."""
+    parts = [skeleton]
+    for values in weights.values():
+        parts += [bytes(-len(parts[-1]) % ALIGNMENT), values.tobytes()]
+    return b"".join(parts)
+
+
+def onnx_runner(model: bytes | str, threads: int, seed: int = 0, weights: Weights | None = None) -> Runner:
+    """A call that runs an ONNX model once on a fixed random image, with ONNX Runtime.
+
+    Args:
+        model: a serialised model, or the path of one.
+        threads: threads within an operator; operators run one after the other.
+        seed: of the input.
+        weights: weights that were left out of the model, by name.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    if weights:
+        shared = [onnxruntime.OrtValue.ortvalue_from_numpy(values) for values in weights.values()]
+        options.add_external_initializers(list(weights), shared)
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    described = session.get_inputs()[0]
+    image = random_image(described.shape, "uint8" if "uint8" in described.type else "float32", seed)
+    feed = {described.name: image}
+    return lambda: session.run(None, feed)
+
+
+class LiteRTRunner:
+    """A call that runs a LiteRT model once on a fixed random image, with XNNPACK.
+
+    Args:
+        model: the flatbuffer with its weights.
+        threads: threads within an operator.
+        seed: of the input.
+
+    Attributes:
+        undelegated: operators that XNNPACK left to LiteRT's own, slow kernels, in order.
+    """
+
+    def __init__(self, model: bytes, threads: int, seed: int = 0) -> None:
+        from ai_edge_litert.interpreter import Interpreter
+
+        self._interpreter = Interpreter(model_content=model, num_threads=threads)
+        self._interpreter.allocate_tensors()
+        taken = self._interpreter.get_input_details()[0]
+        image = random_image(taken["shape"], np.dtype(taken["dtype"]).name, seed)
+        self._interpreter.set_tensor(taken["index"], image)
+        self._output = self._interpreter.get_output_details()[0]["index"]
+        self._run = self._interpreter.invoke
+        self.undelegated = _undelegated(self._interpreter)
+
+    def __call__(self) -> None:
+        """Run once."""
+        self._run()
+
+    def output(self) -> NDArray[Any]:
+        """What the last run gave; feature maps are in NHWC."""
+        found: NDArray[Any] = self._interpreter.get_tensor(self._output)
+        return found
+
+    def take(self, image: NDArray[Any]) -> None:
+        """Run on another image from now on: NHWC, of the input's shape."""
+        self._interpreter.set_tensor(self._interpreter.get_input_details()[0]["index"], image)
+
+
+def random_image(shape: Sequence[int], kind: str, seed: int) -> NDArray[Any]:
+    """An input: standard normal, or all values of 8-bit integers alike (``float32``, ``uint8``, ``int8``)."""
+    random = np.random.default_rng(seed)
+    if kind == "float32":
+        return random.standard_normal(tuple(shape)).astype(np.float32)
+    limits = np.iinfo(kind)
+    return random.integers(limits.min, limits.max + 1, tuple(shape), dtype=kind)
+
+
+def _undelegated(interpreter: Any) -> tuple[str, ...]:
+    operators = interpreter._get_ops_details()
+    delegates = [each for each in operators if each["op_name"] == "DELEGATE"]
+    others = [each for each in operators if each["op_name"] != "DELEGATE"]
+    makers = {output: each for each in others for output in each["outputs"]}
+    taken = set()
+    for delegate in delegates:
+        # What lies between a delegate's inputs and its outputs is its own.
+        given, wanted = set(delegate["inputs"]), list(delegate["outputs"])
+        while wanted:
+            tensor = wanted.pop()
+            maker = makers.get(tensor)
+            if tensor not in given and maker is not None and maker["index"] not in taken:
+                taken.add(maker["index"])
+                wanted.extend(maker["inputs"])
+    return tuple(str(each["op_name"]) for each in others if each["index"] not in taken)
+
+
+def _bytes_field(number: int, content: bytes) -> bytes:
+    return _varint(number << 3 | 2) + _varint(len(content)) + content
+
+
+def _varint(value: int) -> bytes:
+    encoded = bytearray()
+    while value > 0x7F:
+        encoded.append(value & 0x7F | 0x80)
+        value >>= 7
+    encoded.append(value)
+    return bytes(encoded)
+
+
+_CONTENTS: dict[str, Callable[[bytes, Weights], bytes]] = {
+    "onnxruntime": onnx_content,
+    "litert": litert_content,
+}
+_RUNNERS: dict[str, Callable[[bytes, int, int], Runner]] = {
+    "onnxruntime": onnx_runner,
+    "litert": LiteRTRunner,
+}
+
+
+def runner_of(runtime: str, skeleton: bytes, weights: Weights, threads: int, seed: int = 0) -> Runner:
+    """A call that runs a model once.
+
+    Args:
+        runtime: one of :data:`nas.measuring.conditions.PACKAGES`.
+        skeleton: the model without its large weights.
+        weights: those, by name, in order.
+        threads: threads within an operator.
+        seed: of the input.
+    """
+    return _RUNNERS[runtime](_CONTENTS[runtime](skeleton, weights), threads, seed)

@@ -1,0 +1,36 @@
+"""LiteRT (once TensorFlow Lite) with its XNNPACK delegate: fp32, and static int8.
+
+In int8 XNNPACK takes convolutions, additions, products and means, but no hard swish: a network with that
+activation falls apart into many delegated pieces with slow kernels in between.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nas.litert_graph import LiteRTModel, litert_model
+from nas.measuring.models import LiteRTRunner
+from nas.measuring.rounds import Runner
+from nas.runtimes.subject import Model, Precision, Subject, borders, graph
+
+PACKAGE = "ai-edge-litert"
+EXTRA = "litert"
+PRECISIONS: tuple[Precision, ...] = ("fp32", "int8")
+
+
+def runner(subject: Subject, precision: Precision, threads: int) -> Runner:
+    """A call that runs a layer or a network once."""
+    return LiteRTRunner(_model(subject, precision).content(), threads)
+
+
+def model(subject: Subject, precision: Precision) -> Model:
+    """A flatbuffer without its large weights, and those."""
+    found = _model(subject, precision)
+    return Model(found.skeleton, found.weights)
+
+
+def _model(subject: Subject, precision: Precision) -> LiteRTModel:
+    weights: dict[str, NDArray[np.float32]] = {}
+    model = graph(subject, "fp32", weights)
+    return litert_model(model, {} if precision == "int8" else None, weights, borders(subject))

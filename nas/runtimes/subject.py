@@ -1,0 +1,80 @@
+"""What runtimes run: a layer or a whole network, as a module and as a graph."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from nas.layers import LayerKey, build_layer
+from nas.network import Network
+from nas.onnx_graph import onnx_model
+from nas.quantize import Borders, quantize
+from search_spaces.architecture import Architecture, Head, Stem
+from search_spaces.errors import InputError
+
+Subject = LayerKey | Architecture
+Precision = Literal["fp32", "int8"]
+
+PRECISIONS: tuple[str, ...] = get_args(Precision)
+
+
+class RuntimeUnavailableError(InputError):
+    """A runtime that is not installed, or that cannot do what was asked. The message says what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A layer or network as a runtime takes it, see :func:`nas.measuring.models.runner_of`.
+
+    Attributes:
+        skeleton: the model without its large weights.
+        weights: those, by name, in the order in which the model lists them.
+    """
+
+    skeleton: bytes
+    weights: dict[str, NDArray[Any]]
+
+
+def input_shape(subject: Subject) -> tuple[int, int, int, int]:
+    """(1, C, H, W) of what a layer or a network takes."""
+    if isinstance(subject, LayerKey):
+        return subject.input_shape
+    return (1, 3, subject.resolution, subject.resolution)
+
+
+def borders(subject: Subject) -> Borders:
+    """The ends that an int8 layer has within an int8 network; images and logits are fp32."""
+    if not isinstance(subject, LayerKey):
+        return Borders()
+    return Borders(input=not isinstance(subject.part, Stem), output=not isinstance(subject.part, Head))
+
+
+def build_module(subject: Subject) -> nn.Module:
+    """The module of a layer or a network, in evaluation mode."""
+    module = build_layer(subject) if isinstance(subject, LayerKey) else Network(subject)
+    return module.eval()
+
+
+def graph(
+    subject: Subject,
+    precision: Precision = "fp32",
+    external: dict[str, NDArray[np.float32]] | None = None,
+) -> onnx.ModelProto:
+    """The ONNX graph of a layer or network with random weights, as it is timed.
+
+    Args:
+        subject: the layer or network.
+        precision: ``fp32``, or ``int8`` with nominal ranges: latency does not depend on them.
+        external: see :func:`nas.onnx_graph.onnx_model`; fp32 only.
+    """
+    with torch.device("meta"):
+        module = build_module(subject)
+    if precision == "fp32":
+        return onnx_model(module, input_shape(subject), external=external)
+    return quantize(onnx_model(module, input_shape(subject)), borders=borders(subject))
