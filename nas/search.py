@@ -199,6 +199,8 @@ def _check_card(
     """
     if table.header.statistic == "estimate":
         problem, remedy = "is estimated, nothing was measured on the board", board.how_to_measure(runtime)
+        if runtime.name not in (stands_for := table.header.runtime.split("/")):
+            problem += f"; it stands for {', '.join(stands_for)}, not for {runtime.name}"
     elif card is not None and card.is_good:
         console.print(f"  {card.headline}")
         return

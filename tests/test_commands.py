@@ -102,7 +102,7 @@ def _refused(outcome: Outcome, *parts: str) -> None:
         (["accuracy=train", "dataset=imagefolder"], ["dataset.root"]),
         (["accuracy=train", "dataset=imagefolder", "dataset.root=nowhere"], ["there is no folder nowhere"]),
         (["runtime.precision=fp7"], ["fp7", "int8"]),
-        (["hardware=rpi5"], ["hardware=rpi5", "nas.profile"]),
+        (["hardware=ssh"], ["hardware=ssh", "nas.profile"]),
         (["hardware=rpi4", "search.budget_ms=0", "search.trials=1"], ["0"]),
         (["hardware=rpi4", "search.budget_ms=0.01", "search.trials=1"], ["0.01", "ms"]),
         (["hardware=rpi4", "search.budget_ms=mobilenet_v7"], ["mobilenet_v7"]),

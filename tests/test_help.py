@@ -199,7 +199,7 @@ def test_completion(words: list[str], found: list[str]) -> None:
     ("typed", "found"),
     [
         ("python -m nas.search hardware=rp", ["rpi3", "rpi4", "rpi5"]),
-        ("python -m nas.search hardware=", ["host", "rpi3", "rpi4", "rpi5", "ssh"]),
+        ("python -m nas.search hardware=", ["host", "note10", "rpi3", "rpi4", "rpi5", "ssh"]),
         ("python -m nas.search sampler=tpe search.caut", ["search.caution="]),
         ("python -m pytest hardware=rp", []),
     ],

@@ -1,54 +1,39 @@
-"""``python -m tools.fit_preset blocks=CSV``: fit the shipped estimate of a board from block latencies.
+"""``python -m tools.fit_preset data=FOLDER``: fit the shipped estimates of boards from published latencies.
 
-Prints the cross-validated error and rewrites the coefficients in ``nas/latency/presets/``. The CSV is the
-per-block form of HW-NAS-Bench's FBNet latencies: ``in_channels, out_channels, stride, in_resolution,
-expansion, kernel, groups, latency_ms_minus_skip, skip_is_identity``.
+One physical model for Arm cores: a latency is work times rates, none of them negative. The *shape* (the
+rates' proportions) is fitted jointly to three tables of blocks and to whole networks in many pairs of device
+and runtime, each pair with a level of its own; each table and each runtime weighs the same. A board's
+*level* comes from networks timed on it. With ``blocks=`` one table of FBNet blocks of one's own is fitted
+instead, and ``device=``, ``board=``, ``source=`` say whose it is.
 """
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Iterator
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from omegaconf import MISSING
+from scipy.optimize import least_squares, lsq_linear
 
 from nas.command import command
 from nas.console import console, print_summary
-from nas.cost import cost
-from nas.latency import preset
-from nas.latency.preset import BlockMeasurement, EstimatedLayers, EstimateError, fit_coefficients
-from nas.layers import LayerKey, layer_keys
-from search_spaces.architecture import Block
+from nas.latency.preset import EstimatedLayers, EstimateError
+from nas.layers import layer_keys
 from search_spaces.references import FAMILIES, reference
+from tools.preset_sources import Group, Timed, read_fbnet_blocks, read_networks, read_note10_blocks
 
-_SHIPPED = Path(preset.__file__).parent / "presets" / "rpi4.json"
+# Where the joint fit starts and, weakly, what it is held to (ms per million; per operator for the last):
+# the rates of a Cortex-A72 at its peak for products, at its memory's for bytes.
+_START = (0.17, 0.67, 0.5, 0.27, 0.2, 0.004)
+_HELD = 0.02
+_OUTLIER = 0.1  # log error from which on a network counts for less
+RUNTIMES = ["ncnn", "Paddle-Lite", "XNNPACK", "TF-Lite", "litert"]
 
-# A Cortex-A72 issues one 128-bit fused multiply-add a cycle (Arm, Cortex-A72 Software Optimization
-# Guide): 4 fp32 MACs at the Pi 4's 1.5 GHz.
-_PEAK_GMACS_PER_S = 6.0
-
-_DETAILS: dict[str, Any] = {
-    "board": "Raspberry Pi 4 Model B",
-    "threads": 1,
-    "precision": "fp32",
-    "runtime": "TF-Lite",
-    "source": (
-        "FBNet block latencies on a Raspberry Pi 4 (HW-NAS-Bench, GATECH-EIC/HW-NAS-Bench, as shipped by "
-        "HayeonLee/HELP), recovered from network sums; arXiv 2103.10584, 2106.08630"
-    ),
-    "licence": "MIT (both sources); these coefficients are our own fit",
-    "caveats": [
-        "measured in a network of 32x32 images; larger feature maps are extrapolated",
-        "the source does not state the number of threads: one is assumed, and agrees with the core's peak",
-        "SE and h-swish are not in the data: their bytes are charged at the fitted rate of weight bytes",
-        "rows relative to a strided or widening skip use the skip's 1x1 convolution as the fit charges it",
-        "every block is charged the residual addition; blocks with a channel shuffle are left out",
-    ],
-}
+Rates = NDArray[np.float64]
 
 
 @dataclass
@@ -56,80 +41,239 @@ class FitConfig:
     """Everything ``python -m tools.fit_preset`` can be told.
 
     Attributes:
-        blocks: the CSV.
-        output: file of the coefficients, null for the shipped one.
+        data: folder of the published latencies.
+        blocks: CSV of FBNet blocks of one device, to fit that device alone.
+        device: with ``blocks``: name of the estimate.
+        board: with ``blocks``: what the device is.
+        source: with ``blocks``: where its latencies are from, and their licence.
+        output: folder for the files of the estimates, null to print them only.
     """
 
-    blocks: str = MISSING
+    data: str | None = None
+    blocks: str | None = None
+    device: str = MISSING
+    board: str = MISSING
+    source: str = MISSING
     output: str | None = None
 
 
-def read_blocks(path: Path) -> list[BlockMeasurement]:
-    """The distinct blocks of the space's kind (no groups) in a CSV of FBNet block latencies.
+def fit_rates(rows: Sequence[Timed]) -> Rates:
+    """Rates of one table: non-negative least squares on relative errors."""
+    matrix = np.array([each.work for each in rows])
+    latencies = np.array([each.latency_ms for each in rows])
+    found = lsq_linear(matrix / latencies[:, None], np.ones(len(rows)), bounds=(0, np.inf)).x
+    return np.asarray(found, dtype=np.float64)
 
-    Raises:
-        EstimateError: naming the line that cannot be read.
+
+def fit_shape(tables: Sequence[Sequence[Timed]], groups: Sequence[Group]) -> Rates:
+    """Rates shared by all tables and groups, each of which has a level of its own.
+
+    Args:
+        tables: block tables, each of one device.
+        groups: networks; a runtime's groups together weigh as much as a table.
     """
-    try:
-        with path.open(newline="") as file:
-            return list(dict.fromkeys(_blocks(path, csv.DictReader(file))))
-    except OSError as error:
-        raise EstimateError(f"cannot read {path}: {error.strerror}") from None
-
-
-def _blocks(path: Path, reader: csv.DictReader[str]) -> Iterator[BlockMeasurement]:
-    for line, row in enumerate(reader, start=2):
-        try:
-            size, channels, out = (
-                int(row[name]) for name in ("in_resolution", "in_channels", "out_channels")
-            )
-            stride, expansion, kernel = (int(row[name]) for name in ("stride", "expansion", "kernel"))
-            latency_ms = float(row["latency_ms_minus_skip"])
-            identity, groups = row["skip_is_identity"] == "True", int(row["groups"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise EstimateError(f"{path}, line {line}: {error!r}") from None
-        if groups != 1:
-            continue
-        block = Block("inverted_residual", kernel, channels, channels * expansion, out, stride, "relu")
-        skip = Block("skip", 1, channels, channels, out, stride, "relu", False, False)
-        yield BlockMeasurement(
-            LayerKey(size, channels, block), None if identity else LayerKey(size, channels, skip), latency_ms
+    runtimes = [group.runtime for group in groups]
+    shares = [(rows, 1.0) for rows in tables]
+    shares += [(group.rows, 1 / runtimes.count(group.runtime)) for group in groups]
+    parts = [
+        (
+            np.array([each.work for each in rows]),
+            np.log([each.latency_ms for each in rows]),
+            np.sqrt(share / len(rows)),
         )
+        for rows, share in shares
+    ]
+    start = np.log(_START)
+
+    def residuals(logarithms: Rates) -> Rates:
+        rates = np.exp(logarithms)
+        found = [_HELD * (logarithms - start)]
+        for matrix, truth, weight in parts:
+            error = np.log(np.maximum(matrix @ rates, 1e-9)) - truth
+            found.append(weight * (error - error.mean()))
+        return np.concatenate(found)
+
+    return np.asarray(np.exp(least_squares(residuals, start, loss="soft_l1", f_scale=_OUTLIER).x))
 
 
-def fit(blocks: list[BlockMeasurement]) -> EstimatedLayers:
-    """The estimate of the Raspberry Pi 4 with its cross-validated error."""
-    coefficients, errors = fit_coefficients(blocks, _PEAK_GMACS_PER_S)
+def level(rows: Sequence[Timed], shape: Rates) -> float:
+    """The factor from a shape's latencies to these, in the geometric mean."""
+    return float(np.exp(np.mean([np.log(each.latency_ms / (each.work @ shape)) for each in rows])))
+
+
+def left_out_errors(rows: Sequence[Timed], shape: Rates) -> Rates:
+    """Signed relative error of each network, the level from the others."""
+    return np.array(
+        [
+            level([*rows[:index], *rows[index + 1 :]], shape) * (each.work @ shape) / each.latency_ms - 1
+            for index, each in enumerate(rows)
+        ]
+    )
+
+
+def table_errors(rows: Sequence[Timed]) -> Rates:
+    """Signed relative error of each block when all of its name are left out of the fit."""
+    errors = np.empty(len(rows))
+    for name in {each.name for each in rows}:
+        rates = fit_rates([each for each in rows if each.name != name])
+        for index, each in enumerate(rows):
+            if each.name == name:
+                errors[index] = each.work @ rates / each.latency_ms - 1
+    return errors
+
+
+def _described(errors: Rates) -> dict[str, float]:
     absolute = 100 * np.abs(errors)
-    validation = {
-        "left_out": "every block of one input size and channels at a time",
-        "blocks": len(blocks),
+    return {
         "mean_absolute_percent": round(float(absolute.mean()), 1),
-        "median_absolute_percent": round(float(np.median(absolute)), 1),
-        "bias_percent": round(100 * float(errors.mean()), 1),
         "worst_percent": round(float(absolute.max()), 1),
     }
-    return EstimatedLayers("rpi4", coefficients, _DETAILS | {"cross_validation": validation})
+
+
+def _estimate(device: str, rates: Rates, details: Mapping[str, Any]) -> EstimatedLayers:
+    return EstimatedLayers(device, tuple(map(float, rates)), {"threads": 1, "precision": "fp32", **details})
+
+
+def table_estimate(
+    device: str, board: str, runtimes: list[str], source: str, licence: str, rows: Sequence[Timed]
+) -> EstimatedLayers:
+    """The estimate of a device with a table of blocks of its own."""
+    validation = {
+        "left_out": "every block of one shape at a time",
+        "blocks": len(rows),
+        **_described(table_errors(rows)),
+    }
+    details = {"board": board, "runtimes": runtimes, "source": source, "licence": licence}
+    return _estimate(device, fit_rates(rows), details | {"cross_validation": validation})
+
+
+_LICENCE = "these coefficients are our own fit; sources MIT, BSD-3-Clause, Apache-2.0"
+_SHAPE = "shape: joint fit to three block tables and {groups} pairs of device and runtime"
+_BOARDS = {
+    "rpi3": ("Raspberry Pi 3 Model B+", "Raspberry Pi 3 Model B+, Cortex-A53 at 1.4 GHz"),
+    "rpi4": ("Raspberry Pi 4 Model B", "Raspberry Pi 4 Model B, Cortex-A72 at 1.8 GHz"),
+}
+# Cortex-A76 phones whose source states the core; the Raspberry Pi 5 has that core at 2.4 GHz.
+_A76 = {"Xiaomi MI9": 2.84, "Huawei Mate 30": 2.86, "Huawei Mate 20": 2.6, "LG-G8": 2.84, "note10": 2.84}
+_PI5_GHZ = 2.4
+
+
+def board_estimate(name: str, tables: Sequence[Sequence[Timed]], groups: Sequence[Group]) -> EstimatedLayers:
+    """The estimate of a board with networks timed in ncnn: the joint shape at the board's level."""
+    start, board = _BOARDS[name]
+    (own,) = [group for group in groups if group.runtime == "ncnn" and group.device.startswith(start)]
+    without = fit_shape(tables, [group for group in groups if group.runtime != own.runtime])
+    shape = fit_shape(tables, groups)
+    validation = {
+        "left_out": "each network: level from the others on this board, shape from other runtimes",
+        "networks": len(own.rows),
+        **_described(left_out_errors(own.rows, without)),
+    }
+    source = f"{_SHAPE.format(groups=len(groups))}; level: {len(own.rows)} networks, ncnn, {own.device}"
+    details = {"board": board, "runtimes": RUNTIMES, "source": source, "licence": _LICENCE}
+    return _estimate(name, shape * level(own.rows, shape), details | {"cross_validation": validation})
+
+
+def pi5_estimate(tables: Sequence[Sequence[Timed]], groups: Sequence[Group]) -> EstimatedLayers:
+    """The Raspberry Pi 5, on which nobody published fp32: five phones with its core, by clock."""
+    phones = [
+        (group, ghz)
+        for group in groups
+        for start, ghz in _A76.items()
+        if group.device.startswith(start) and group.runtime != "ncnn"
+    ]
+
+    def at_one_ghz(found: Sequence[tuple[Group, float]], shape: Rates) -> float:
+        return float(np.exp(np.mean([np.log(level(group.rows, shape) * ghz) for group, ghz in found])))
+
+    errors = []
+    for group, ghz in phones:
+        shape = fit_shape(tables, [each for each in groups if each.runtime != group.runtime])
+        others = [phone for phone in phones if phone[0] is not group]
+        scale = at_one_ghz(others, shape) / ghz
+        errors += [scale * (each.work @ shape) / each.latency_ms - 1 for each in group.rows]
+    shape = fit_shape(tables, groups)
+    validation = {
+        "left_out": "each phone: level from the others by clock, shape from a fit without its runtime; "
+        "nothing was measured on a Raspberry Pi 5",
+        "networks": len(errors),
+        **_described(np.array(errors)),
+    }
+    names = ", ".join(sorted(group.device.split(",")[0] for group, _ in phones))
+    details = {
+        "board": "Raspberry Pi 5, Cortex-A76 at 2.4 GHz",
+        "runtimes": RUNTIMES,
+        "source": f"{_SHAPE.format(groups=len(groups))}; level: phones with its core, by clock ({names})",
+        "licence": _LICENCE,
+    }
+    return _estimate(
+        "rpi5", shape * at_one_ghz(phones, shape) / _PI5_GHZ, details | {"cross_validation": validation}
+    )
+
+
+def fit_all(folder: Path) -> tuple[list[EstimatedLayers], dict[str, str]]:
+    """All shipped estimates, and the error of the joint shape for each runtime when it is left out."""
+    note10 = read_note10_blocks(folder / "note10_layers.csv")
+    tables = [
+        note10,
+        read_fbnet_blocks(folder / "pixel3_fbnet_blocks.csv"),
+        read_fbnet_blocks(folder / "fbnet_raspi4_blocks.csv"),
+    ]
+    groups = read_networks(folder)
+    rows = {}
+    for runtime in sorted({group.runtime for group in groups}):
+        shape = fit_shape(tables, [group for group in groups if group.runtime != runtime])
+        errors = np.concatenate(
+            [left_out_errors(group.rows, shape) for group in groups if group.runtime == runtime]
+        )
+        found = _described(errors)
+        rows[f"{runtime} left out"] = (
+            f"{found['mean_absolute_percent']} % mean, {found['worst_percent']} % worst "
+            f"of {len(errors)} networks"
+        )
+    estimates = [
+        table_estimate(
+            "note10",
+            "Samsung Galaxy Note10, one big core",
+            ["TF-Lite", "litert"],
+            "once-for-all, latency_table@note10, distinct blocks at 160 to 224 px; TF-Lite of 2019",
+            "MIT; these coefficients are our own fit",
+            note10,
+        ),
+        board_estimate("rpi3", tables, groups),
+        board_estimate("rpi4", tables, groups),
+        pi5_estimate(tables, groups),
+    ]
+    return estimates, rows
 
 
 def main(config: FitConfig) -> None:
-    """Fit, print the error, write the coefficients."""
-    estimate = fit(read_blocks(Path(config.blocks)))
-    output = Path(config.output) if config.output else _SHIPPED
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(estimate.to_json(), encoding="utf-8")
-    console.print_json(estimate.to_json())
-    error = estimate.details["cross_validation"]
-    rows = {
-        "blocks": f"{error['blocks']:,}",
-        "left out": f"{error['mean_absolute_percent']} % mean error, bias {error['bias_percent']} %",
-    }
-    for name in FAMILIES:
-        network = reference(name)
-        latency_ms = sum(estimate.layer_ms(key) for key in layer_keys(network))
-        rows[name] = f"{latency_ms:.1f} ms (estimated), {cost(network).macs / 1e6:.0f} M MACs"
-    rows["file"] = str(output)
-    print_summary(f"estimate of {estimate.device}", rows, f"python -m nas.search hardware={estimate.device}")
+    """Fit, print rates and errors, write the files where they are wanted."""
+    if (config.data is None) == (config.blocks is None):
+        raise EstimateError("say data=FOLDER for the shipped estimates, or blocks=CSV for one of your own")
+    if config.data is not None:
+        estimates, rows = fit_all(Path(config.data))
+    else:
+        blocks = read_fbnet_blocks(Path(str(config.blocks)))
+        estimates = [
+            table_estimate(
+                config.device, config.board, ["TF-Lite"], config.source, "as its source says", blocks
+            )
+        ]
+        rows = {}
+    for estimate in estimates:
+        console.print_json(estimate.to_json())
+        latencies = ", ".join(
+            f"{name} {sum(estimate.layer_ms(key) for key in layer_keys(reference(name))):.1f}"
+            for name in FAMILIES
+        )
+        rows[estimate.device] = f"{latencies} ms (estimated)"
+        if config.output is not None:
+            output = Path(config.output) / f"{estimate.device}.json"
+            output.parent.mkdir(parents=True, exist_ok=True)
+            output.write_text(estimate.to_json(), encoding="utf-8")
+    next_step = f"python -m nas.search hardware={estimates[-1].device}"
+    print_summary("estimates", rows, next_step if config.output else "again with output=FOLDER to keep them")
 
 
 if __name__ == "__main__":

@@ -180,9 +180,9 @@ def estimated_table(hardware: Hardware, keys: Sequence[LayerKey], runtime: Runti
     error = estimate.error_percent
     header = TableHeader(
         hardware=hardware.name,
-        device=f"{details['board']} (ESTIMATED, {error:.0f} % mean error a layer)",
-        runtime=details["runtime"],
-        runtime_version="(published block latencies)",
+        device=f"{details['board']} (ESTIMATED, {error:.0f} % off, at worst {estimate.worst_percent:.0f} %)",
+        runtime="/".join(estimate.runtimes),
+        runtime_version="(published latencies)",
         precision=details["precision"],
         threads=details["threads"],
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

@@ -5,8 +5,8 @@ bytes of feature maps and weights, elementwise passes, operators. More channels,
 kernel or a wider expansion therefore never get faster. It is a first answer, always labelled
 ``estimated``; a measurement replaces it, and a few dozen measured layers adapt it (:func:`adapt`).
 
-The shipped coefficients are in ``nas/estimates/``, each file with its source, licence and
-cross-validated error; ``python -m tools.fit_preset blocks=CSV`` makes them.
+The shipped coefficients are in ``nas/latency/presets/``, each file with its source, licence, cross-validated
+error and the runtimes it stands for; ``python -m tools.fit_preset`` makes them from published latencies.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import lsq_linear
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
@@ -118,7 +117,7 @@ class EstimatedLayers:
     Attributes:
         device: name of the board, as in ``hardware=``.
         coefficients: milliseconds per million (per operator for the last), in the order of TERMS.
-        details: threads, runtime, source, licence and error, as the file has them.
+        details: threads, runtimes, source, licence and error, as the file has them.
     """
 
     device: str
@@ -131,8 +130,18 @@ class EstimatedLayers:
 
     @property
     def error_percent(self) -> float:
-        """Mean absolute error in percent on block shapes left out of the fit."""
+        """Mean absolute error in percent on networks or blocks left out of the fit."""
         return float(self.details["cross_validation"]["mean_absolute_percent"])
+
+    @property
+    def worst_percent(self) -> float:
+        """The largest of those errors."""
+        return float(self.details["cross_validation"]["worst_percent"])
+
+    @property
+    def runtimes(self) -> tuple[str, ...]:
+        """Runtimes whose latencies it was fitted to or agrees with; no other is meant."""
+        return tuple(self.details["runtimes"])
 
     @classmethod
     def load(cls, device: str) -> EstimatedLayers:
@@ -182,73 +191,6 @@ def available() -> tuple[str, ...]:
 
 def _listed() -> str:
     return ", ".join(available()) or "none"
-
-
-@dataclass(frozen=True, slots=True)
-class BlockMeasurement:
-    """A published block latency.
-
-    Attributes:
-        key: the block.
-        baseline: the layer its latency is relative to, None for an absolute latency.
-        latency_ms: latency of the block minus that of the baseline.
-    """
-
-    key: LayerKey
-    baseline: LayerKey | None
-    latency_ms: float
-
-    @property
-    def work(self) -> NDArray[np.float64]:
-        """Work of the block beyond the baseline's, shape (6,)."""
-        return work(self.key) - work(self.baseline) if self.baseline else work(self.key)
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Input size, input and output channels: what cross-validation leaves out together."""
-        part = self.key.part
-        assert isinstance(part, Block)
-        return (self.key.size, part.in_channels, part.out_channels)
-
-
-def fit_coefficients(
-    blocks: Sequence[BlockMeasurement], peak_gmacs_per_s: float
-) -> tuple[tuple[float, ...], NDArray[np.float64]]:
-    """Fit the coefficients by bounded least squares on relative errors.
-
-    Blocks without SE and h-swish say nothing about elementwise passes: those bytes are charged as
-    weight bytes are, values that stream through once.
-
-    Args:
-        blocks: measured blocks; each shape is left out once.
-        peak_gmacs_per_s: what the core can do at most; no coefficient may promise more. Without
-            this bound small feature maps let the fit extrapolate beyond the hardware.
-
-    Returns:
-        The coefficients, and the signed relative error of each block when its shape is left out.
-    """
-    matrix = np.array([block.work for block in blocks])
-    latencies = np.array([block.latency_ms for block in blocks])
-    errors = np.empty(len(blocks))
-    for shape in {block.shape for block in blocks}:
-        left_out = np.array([block.shape == shape for block in blocks])
-        fitted = _bounded_fit(matrix[~left_out], latencies[~left_out], peak_gmacs_per_s)
-        errors[left_out] = matrix[left_out] @ fitted / latencies[left_out] - 1
-    return tuple(_bounded_fit(matrix, latencies, peak_gmacs_per_s)), errors
-
-
-def _bounded_fit(
-    matrix: NDArray[np.float64], latencies: NDArray[np.float64], peak_gmacs_per_s: float
-) -> NDArray[np.float64]:
-    streamed = TERMS.index("elementwise_bytes")
-    known = [index for index in range(len(TERMS)) if index != streamed]
-    lowest = [1 / peak_gmacs_per_s if TERMS[index].endswith("_macs") else 0.0 for index in known]
-    solution = lsq_linear(
-        matrix[:, known] / latencies[:, None], np.ones(len(latencies)), bounds=(lowest, np.inf)
-    ).x
-    coefficients = np.insert(solution, streamed, 0.0)
-    coefficients[streamed] = coefficients[TERMS.index("weight_bytes")]
-    return np.asarray(coefficients, dtype=np.float64)
 
 
 MINIMUM_TO_ADAPT = 10

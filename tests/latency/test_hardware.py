@@ -100,7 +100,7 @@ def test_without_a_table_everything_is_labelled_estimated(tmp_path: Path) -> Non
     assert latency.source == "estimated"
     estimate = EstimatedLayers.load("rpi4")
     assert latency.latency_ms == pytest.approx(sum(map(estimate.layer_ms, layer_keys(NETWORKS[0]))))
-    assert "ESTIMATED, 15 % mean error" in table.header.title
+    assert "ESTIMATED, 6 % off, at worst 10 %" in table.header.title
     assert "hardware.host=USER@BOARD" in table.profile_command
     assert "profile.kit=rpi4-kit.zip" in table.profile_command
     assert list(tmp_path.iterdir()) == []

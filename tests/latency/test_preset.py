@@ -1,7 +1,6 @@
 import json
 import random
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,30 +9,26 @@ from nas.cost import cost
 from nas.latency.preset import (
     TERMS,
     AdaptedLayers,
-    BlockMeasurement,
     EstimatedLayers,
     EstimateError,
     adaptation_errors,
     available,
-    fit_coefficients,
     work,
 )
 from nas.layers import LayerKey, layer_keys, reachable_layer_keys
 from search_spaces.architecture import Block, Head, Stem
 from search_spaces.references import reference
 from search_spaces.space import SearchSpace
-from tools.fit_preset import read_blocks
 
-# Published latency of the whole board (four threads) at 224 px, milliseconds, fastest and slowest:
-# XNNPACK's README (32- and 64-bit, 2020) and ncnn's benchmark/README.md at 1.5 GHz (two versions; V3 is
-# Large, and ncnn gives no V3-Small).
-FOUR_CORES_MS = {
-    "mobilenet_v1": (72, 86),
-    "mobilenet_v2": (41, 76),
-    "mobilenet_v3_large": (38, 61),
-    "mobilenet_v3_small": (13, 15),
+# Single-core latency at 224 px in ms, fp32; no level was fitted to it: Paddle-Lite v2.11 on an
+# RK3399 (Cortex-A72 at 1.8 GHz, the Raspberry Pi 4's core and clock).
+RK3399_MS = {
+    "mobilenet_v1": 103.39,
+    "mobilenet_v2": 73.37,
+    "mobilenet_v3_large": 63.34,
+    "mobilenet_v3_small": 21.67,
 }
-PEAK_GMACS_PER_S = 6.0
+PEAK_GMACS_PER_S = 7.2  # a Cortex-A72 at 1.8 GHz: four fp32 MACs a cycle
 
 
 @pytest.fixture(scope="module")
@@ -51,18 +46,28 @@ def _network_ms(layers: EstimatedLayers, name: str) -> float:
 
 
 def test_references_come_in_the_published_order(rpi4: EstimatedLayers) -> None:
-    latencies = [_network_ms(rpi4, name) for name in FOUR_CORES_MS]
+    latencies = [_network_ms(rpi4, name) for name in RK3399_MS]
     assert latencies == sorted(latencies, reverse=True)
 
 
-@pytest.mark.parametrize("name", FOUR_CORES_MS)
-def test_references_lie_between_what_four_cores_need_and_four_times_that(
-    rpi4: EstimatedLayers, name: str
-) -> None:
-    fastest, slowest = FOUR_CORES_MS[name]
-    latency_ms = _network_ms(rpi4, name)
-    assert fastest < latency_ms < 4 * slowest
-    assert latency_ms > cost(reference(name)).macs / 1e6 / PEAK_GMACS_PER_S
+def test_the_same_core_in_another_runtime_is_met(rpi4: EstimatedLayers) -> None:
+    ratios = {name: _network_ms(rpi4, name) / published for name, published in RK3399_MS.items()}
+    level = np.exp(np.mean(np.log(list(ratios.values()))))
+    assert level == pytest.approx(1, abs=0.2)  # ncnn against Paddle-Lite
+    assert {name: ratio / level for name, ratio in ratios.items()} == pytest.approx(
+        dict.fromkeys(RK3399_MS, 1.0), abs=0.1
+    )
+
+
+def test_no_core_is_promised_more_than_its_peak(rpi4: EstimatedLayers) -> None:
+    for name in RK3399_MS:
+        assert _network_ms(rpi4, name) > cost(reference(name)).macs / 1e6 / PEAK_GMACS_PER_S
+
+
+def test_v3_large_beside_v2_as_single_thread_sources_have_it() -> None:
+    for board in ("rpi3", "rpi4", "rpi5"):
+        layers = EstimatedLayers.load(board)
+        assert 0.78 <= _network_ms(layers, "mobilenet_v3_large") / _network_ms(layers, "mobilenet_v2") <= 0.86
 
 
 def _bigger(key: LayerKey) -> list[LayerKey]:
@@ -114,17 +119,18 @@ def test_work_of_a_block_counted_by_hand() -> None:
 
 
 def test_every_shipped_estimate_states_its_origin_and_error() -> None:
-    assert available() == ("rpi4",)
+    assert available() == ("note10", "rpi3", "rpi4", "rpi5")
     for device in available():
         estimate = EstimatedLayers.load(device)
-        assert {"source", "licence", "threads", "precision", "runtime"} <= set(estimate.details)
-        assert 0 < estimate.error_percent < 25
+        assert {"source", "licence", "threads", "precision", "runtimes"} <= set(estimate.details)
+        assert 0 < estimate.error_percent < estimate.worst_percent < 40
+        assert "onnxruntime" not in estimate.runtimes  # no public figure of these networks in it on Arm
         assert EstimatedLayers.from_json(estimate.to_json()) == estimate
 
 
 def test_an_unknown_board_is_named_with_those_there_are() -> None:
-    with pytest.raises(EstimateError, match=r"'rpi3'.*rpi4"):
-        EstimatedLayers.load("rpi3")
+    with pytest.raises(EstimateError, match=r"'rk3588'.*rpi4"):
+        EstimatedLayers.load("rk3588")
 
 
 @pytest.mark.parametrize(
@@ -140,38 +146,6 @@ def test_a_broken_estimate_is_refused(rpi4: EstimatedLayers, change: object, mes
     assert callable(change)
     with pytest.raises(EstimateError, match=message):
         EstimatedLayers.from_json(json.dumps(change(json.loads(rpi4.to_json()))))
-
-
-def test_the_fit_finds_the_coefficients_that_made_the_data(rpi4: EstimatedLayers) -> None:
-    blocks = []
-    for size, channels in ((32, 16), (16, 32), (8, 64), (8, 112), (4, 184)):
-        for kernel in (3, 5):
-            for expansion in (1, 3, 6):
-                block = Block("inverted_residual", kernel, channels, channels * expansion, channels)
-                key = LayerKey(size, channels, block)
-                blocks.append(BlockMeasurement(key, None, rpi4.layer_ms(key)))
-    coefficients, errors = fit_coefficients(blocks, PEAK_GMACS_PER_S)
-    assert coefficients == pytest.approx(rpi4.coefficients, rel=1e-3)
-    assert np.abs(errors).max() < 1e-3
-
-
-def test_block_latencies_are_read_once_each_and_without_channel_shuffle(tmp_path: Path) -> None:
-    header = (
-        "in_channels,out_channels,stride,in_resolution,expansion,kernel,groups,"
-        "latency_ms_minus_skip,skip_is_identity\n"
-    )
-    rows = ["16,16,1,32,1,3,1,0.5,True", "16,16,1,32,1,3,2,0.9,True", "16,16,1,32,1,3,1,0.5,True"]
-    path = tmp_path / "blocks.csv"
-    path.write_text(header + "\n".join([*rows, "16,24,2,32,6,5,1,2.5,False"]) + "\n")
-    absolute, relative = read_blocks(path)
-    assert (str(absolute.key), absolute.baseline) == ("ir_32_i16_x16_o16_k3_s1_relu", None)
-    assert (str(relative.key), str(relative.baseline)) == (
-        "ir_32_i16_x96_o24_k5_s2_relu",
-        "skip_32_i16_o24_s2",
-    )
-    path.write_text(header + "16,16,1,32,one,3,1,0.5,True\n")
-    with pytest.raises(EstimateError, match="line 2"):
-        read_blocks(path)
 
 
 def _other_device(estimate: EstimatedLayers, keys: list[LayerKey]) -> dict[LayerKey, float]:
