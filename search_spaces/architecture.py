@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeVar, get_args
 import yaml
 
 from search_spaces.errors import InputError
+from search_spaces.gate import Gate
 
 Activation = Literal["relu", "relu6", "hswish"]
 BlockKind = Literal["inverted_residual", "depthwise_separable", "skip"]
@@ -23,6 +24,13 @@ ACTIVATIONS: tuple[str, ...] = get_args(Activation)
 BLOCK_KINDS: tuple[str, ...] = get_args(BlockKind)
 
 _Row = TypeVar("_Row")
+# Far beyond every network one deploys, and small enough that nothing here loops or allocates for long.
+MAX_CHANNELS = 65_536
+MAX_CLASSES = 1_000_000
+MAX_RESOLUTION = 8_192
+MAX_ROWS = 500
+MAX_KERNEL = 31
+MAX_HEAD_LAYERS = 16
 PAPER_COLUMNS = ("Input", "Operator", "exp size", "#out", "SE", "NL", "s")
 _PAPER_ACTIVATION = {"relu": "RE", "relu6": "R6", "hswish": "HS"}
 
@@ -54,7 +62,7 @@ class Stem:
     kernel: int = 3
 
     def __post_init__(self) -> None:
-        _check_positive("stem", channels=self.channels)
+        _check_positive("stem", MAX_CHANNELS, channels=self.channels)
         _check_kernel("stem", self.kernel)
         _check_choice("stem", "activation", self.activation, ACTIVATIONS)
 
@@ -93,6 +101,7 @@ class Block:
         _check_choice("block", "activation", self.activation, ACTIVATIONS)
         _check_positive(
             "block",
+            MAX_CHANNELS,
             in_channels=self.in_channels,
             expanded_channels=self.expanded_channels,
             out_channels=self.out_channels,
@@ -146,10 +155,12 @@ class Head:
 
     def __post_init__(self) -> None:
         for name, value in (("conv_channels", self.conv_channels), ("hidden_channels", self.hidden_channels)):
-            if type(value) is not int or value < 0:
-                raise ArchitectureError(f"head: {name} must be 0 or a positive integer, not {value!r}")
+            if type(value) is not int or not 0 <= value <= MAX_CHANNELS:
+                raise ArchitectureError(
+                    f"head: {name} must be 0 or a positive integer, at most {MAX_CHANNELS:,}, not {value!r}"
+                )
         _check_choice("head", "activation", self.activation, ACTIVATIONS)
-        _check_positive("head", conv_layers=self.conv_layers)
+        _check_positive("head", MAX_HEAD_LAYERS, conv_layers=self.conv_layers)
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +178,10 @@ class Architecture:
     classes: int = 1000
 
     def __post_init__(self) -> None:
-        _check_positive("architecture", resolution=self.resolution, classes=self.classes)
+        _check_positive("architecture", MAX_RESOLUTION, resolution=self.resolution)
+        _check_positive("architecture", MAX_CLASSES, classes=self.classes)
+        if len(self.blocks) > MAX_ROWS:
+            raise ArchitectureError(f"architecture: {len(self.blocks):,} rows, at most {MAX_ROWS}")
         channels = self.stem.channels
         for number, block in enumerate(self.blocks, start=1):
             if block.in_channels != channels:
@@ -215,8 +229,8 @@ class Architecture:
             ArchitectureError: on a missing or unknown field, a wrong value or a broken chain.
         """
         check_fields("architecture", cls, data)
-        if not isinstance(data["blocks"], list | tuple):
-            raise ArchitectureError("architecture: blocks must be a list of rows")
+        if not isinstance(data["blocks"], list | tuple) or len(data["blocks"]) > MAX_ROWS:
+            raise ArchitectureError(f"architecture: blocks must be a list of at most {MAX_ROWS} rows")
         blocks = []
         for number, row in enumerate(data["blocks"], start=1):
             try:
@@ -247,11 +261,7 @@ class Architecture:
         Raises:
             ArchitectureError: if the text is no YAML or no architecture.
         """
-        try:
-            data = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise ArchitectureError(f"not valid YAML: {' '.join(str(error).split())}") from None
-        return cls.from_dict(data)
+        return cls.from_dict(Gate("the architecture", ArchitectureError).yaml(text))
 
     def paper_rows(self) -> list[tuple[tuple[str, ...], ...]]:
         """The table as the MobileNetV3 paper prints it (Tables 1 and 2), cells as in :data:`PAPER_COLUMNS`.
@@ -342,17 +352,21 @@ def check_fields(where: str, cls: type, data: object) -> None:
             raise ArchitectureError(f"{where}: field {field.name!r} is missing")
 
 
-def _check_positive(where: str, **values: object) -> None:
+def _check_positive(where: str, most: int, **values: object) -> None:
     for name, value in values.items():
         if type(value) is not int or value < 1:
             raise ArchitectureError(f"{where}: {name} must be a positive integer, not {value!r}")
+        if value > most:
+            raise ArchitectureError(f"{where}: {name} must be at most {most:,}, not {value!r}")
 
 
 def _check_kernel(where: str, kernel: object) -> None:
-    if type(kernel) is not int or kernel < 1 or kernel % 2 == 0:
-        raise ArchitectureError(f"{where}: kernel must be an odd positive integer, not {kernel!r}")
+    if type(kernel) is not int or not 1 <= kernel <= MAX_KERNEL or kernel % 2 == 0:
+        raise ArchitectureError(
+            f"{where}: kernel must be an odd positive integer, at most {MAX_KERNEL}, not {kernel!r}"
+        )
 
 
 def _check_choice(where: str, name: str, value: object, choices: tuple[str, ...]) -> None:
-    if value not in choices:
+    if type(value) is not str or value not in choices:
         raise ArchitectureError(f"{where}: {name} must be one of {', '.join(choices)}, not {value!r}")

@@ -8,7 +8,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar, get_args
 
-from search_spaces.architecture import Activation, ArchitectureError, BlockKind, Head, Stem, check_fields
+from search_spaces.architecture import (
+    MAX_CHANNELS,
+    MAX_KERNEL,
+    Activation,
+    ArchitectureError,
+    BlockKind,
+    Head,
+    Stem,
+    check_fields,
+)
 from search_spaces.errors import InputError
 from search_spaces.stage import (
     BLOCK_FIELDS,
@@ -19,6 +28,13 @@ from search_spaces.stage import (
     Stage,
     StemChoice,
 )
+
+# Far beyond every space one searches; so that nothing loops for long over a number that a file names.
+MAX_ENTRIES = 64
+MAX_DEPTH_OF_STAGE = 64
+MAX_FACTOR = 64.0
+MAX_DIVISOR = 1_024
+MAX_NAME = 100
 
 _T = TypeVar("_T")
 _V = TypeVar("_V", bool, int, float, str)
@@ -40,34 +56,50 @@ def read_fields(where: str, cls: type, data: object) -> dict[str, Any]:
 
 def read_list(where: str, data: object, read: Callable[[str, object], _T]) -> tuple[_T, ...]:
     """Every entry of a list that is not empty, read by ``read``."""
-    if not isinstance(data, list | tuple) or not data:
-        raise SpaceError(f"{where}: expected a list with at least one entry")
+    if not isinstance(data, list | tuple) or not 0 < len(data) <= MAX_ENTRIES:
+        raise SpaceError(f"{where}: expected a list with at least one entry, at most {MAX_ENTRIES}")
     return tuple(read(f"{where}: entry {number}", entry) for number, entry in enumerate(data, start=1))
 
 
-def scalar(where: str, value: object, kind: type[_V], minimum: float | None = None) -> _V:
+def scalar(
+    where: str,
+    value: object,
+    kind: type[_V],
+    minimum: float | None = None,
+    maximum: float = MAX_CHANNELS,
+) -> _V:
     """One value of the given type; integers are accepted where floats are wanted."""
     if kind is float and type(value) is int:
         value = float(value)
     if type(value) is not kind:
         raise SpaceError(f"{where}: expected {kind.__name__}, not {value!r}")
-    if minimum is not None and not (isinstance(value, int | float) and minimum <= value < float("inf")):
+    if isinstance(value, str) and len(value) > MAX_NAME:
+        raise SpaceError(f"{where} must be a text of at most {MAX_NAME} characters")
+    if minimum is not None and not (isinstance(value, int | float) and value >= minimum):
         raise SpaceError(f"{where}: must be at least {minimum:g}, not {value!r}")
+    if minimum is not None and isinstance(value, int | float) and value > maximum:
+        raise SpaceError(f"{where}: must be at most {maximum:g}, not {value!r}")
     return value
 
 
-def candidates_of(where: str, data: object, kind: type[_V], minimum: float | None = None) -> tuple[_V, ...]:
+def candidates_of(
+    where: str,
+    data: object,
+    kind: type[_V],
+    minimum: float | None = None,
+    maximum: float = MAX_CHANNELS,
+) -> tuple[_V, ...]:
     """Distinct values of one type, at least one."""
-    if not isinstance(data, list | tuple) or not data:
-        raise SpaceError(f"{where}: expected a list of candidates, not {data!r}")
-    values = tuple(scalar(where, value, kind, minimum) for value in data)
+    if not isinstance(data, list | tuple) or not 0 < len(data) <= MAX_ENTRIES:
+        raise SpaceError(f"{where}: expected a list of candidates, at most {MAX_ENTRIES}, not {data!r}")
+    values = tuple(scalar(where, value, kind, minimum, maximum) for value in data)
     if len(set(values)) < len(values):
         raise SpaceError(f"{where}: a candidate is listed twice in {list(values)}")
     return values
 
 
 def _kernel_sides(where: str, data: object) -> tuple[int, ...]:
-    kernels = candidates_of(where, data, int, minimum=1)
+    kernels = candidates_of(where, data, int, minimum=1, maximum=MAX_KERNEL)
     if any(kernel % 2 == 0 for kernel in kernels):
         raise SpaceError(f"{where}: kernels must be odd, not {list(kernels)}")
     return kernels
@@ -93,7 +125,7 @@ def read_rounding(data: object) -> Rounding:
     values = read_fields(where, Rounding, data)
     for name in ("channel_divisor", "expansion_divisor"):
         if name in values:
-            scalar(f"{where}: {name}", values[name], int, minimum=1)
+            scalar(f"{where}: {name}", values[name], int, minimum=1, maximum=MAX_DIVISOR)
     if "expansion_conv_at_one" in values:
         scalar(f"{where}: expansion_conv_at_one", values["expansion_conv_at_one"], bool)
     return Rounding(**values)
@@ -112,7 +144,7 @@ def read_stem(where: str, data: object) -> StemChoice:
 def read_head(where: str, data: object) -> HeadChoice:
     """One entry of ``heads``."""
     choice = HeadChoice(**read_fields(where, HeadChoice, data))
-    scalar(f"{where}: conv_ratio", choice.conv_ratio, float, minimum=0)
+    scalar(f"{where}: conv_ratio", choice.conv_ratio, float, minimum=0, maximum=MAX_FACTOR)
     if choice.conv_ratio and choice.conv_channels:
         raise SpaceError(f"{where}: give conv_channels or conv_ratio, not both")
     try:
@@ -129,10 +161,10 @@ def read_stage(where: str, data: object) -> Stage | CandidateStage:
     values = read_fields(where, Stage, data)
     kinds = tuple(kind for kind in get_args(BlockKind) if kind != "skip")
     readers: dict[str, Callable[[str, object], tuple[Any, ...]]] = {
-        "depths": lambda at, each: candidates_of(at, each, int, minimum=0),
+        "depths": lambda at, each: candidates_of(at, each, int, 0, MAX_DEPTH_OF_STAGE),
         "widths": lambda at, each: candidates_of(at, each, int, minimum=1),
         "kernels": _kernel_sides,
-        "expansions": lambda at, each: candidates_of(at, each, float, minimum=0.1),
+        "expansions": lambda at, each: candidates_of(at, each, float, 0.1, MAX_FACTOR),
         "se": lambda at, each: candidates_of(at, each, bool),
         "activations": lambda at, each: _member_of(at, each, get_args(Activation)),
         "per_block": lambda at, each: _member_of(at, each, tuple(BLOCK_FIELDS)) if each else (),
@@ -152,8 +184,8 @@ def read_stage(where: str, data: object) -> Stage | CandidateStage:
 def _read_candidate_stage(where: str, data: Mapping[Any, Any]) -> CandidateStage:
     values = read_fields(where, CandidateStage, data)
     _stride(where, values["stride"])
-    for name in ("width", "layers"):
-        scalar(f"{where}: {name}", values[name], int, minimum=1)
+    scalar(f"{where}: width", values["width"], int, minimum=1)
+    scalar(f"{where}: layers", values["layers"], int, minimum=1, maximum=MAX_DEPTH_OF_STAGE)
     values["candidates"] = read_list(f"{where}: candidates", values["candidates"], _read_candidate)
     labels = [candidate.label for candidate in values["candidates"]]
     if len(set(labels)) < len(labels):
@@ -164,7 +196,7 @@ def _read_candidate_stage(where: str, data: Mapping[Any, Any]) -> CandidateStage
 def _read_candidate(where: str, data: object) -> Candidate:
     values = read_fields(where, Candidate, data)
     if "expansion" in values:
-        values["expansion"] = scalar(f"{where}: expansion", values["expansion"], float, minimum=0.1)
+        values["expansion"] = scalar(f"{where}: expansion", values["expansion"], float, 0.1, MAX_FACTOR)
     if "name" in values:
         scalar(f"{where}: name", values["name"], str)
     candidate = Candidate(**values)

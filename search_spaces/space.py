@@ -17,11 +17,20 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-import yaml
-
-from search_spaces.architecture import Architecture, Block, Head, Stem, halve
+from search_spaces.architecture import (
+    MAX_CHANNELS,
+    MAX_CLASSES,
+    MAX_RESOLUTION,
+    Architecture,
+    Block,
+    Head,
+    Stem,
+    halve,
+)
 from search_spaces.errors import InputError
+from search_spaces.gate import MAX_YAML_BYTES, Gate
 from search_spaces.schema import (
+    MAX_FACTOR,
     SpaceError,
     candidates_of,
     read_fields,
@@ -42,6 +51,9 @@ from search_spaces.stage import (
     StemChoice,
     Value,
 )
+
+# Layers that a walk over all members may look at: some seconds of work, fifteen times our largest space.
+_MAX_VISITS = 1_000_000
 
 
 class NotInSpaceError(InputError):
@@ -102,18 +114,22 @@ class SearchSpace:
         values["stems"] = read_list(f"{where}: stems", values["stems"], read_stem)
         values["heads"] = read_list(f"{where}: heads", values["heads"], read_head)
         values["stages"] = read_list(f"{where}: stages", values["stages"], read_stage)
-        values["resolutions"] = candidates_of(f"{where}: resolutions", values["resolutions"], int, minimum=8)
-        if not isinstance(values["name"], str) or not values["name"]:
+        values["resolutions"] = candidates_of(
+            f"{where}: resolutions", values["resolutions"], int, 8, MAX_RESOLUTION
+        )
+        if not scalar(f"{where}: name", values["name"], str):
             raise SpaceError(f"{where}: name must be a text")
         if "width_multipliers" in values:
             values["width_multipliers"] = candidates_of(
-                f"{where}: width_multipliers", values["width_multipliers"], float, minimum=0.01
+                f"{where}: width_multipliers", values["width_multipliers"], float, 0.01, MAX_FACTOR
             )
         if "rounding" in values:
             values["rounding"] = read_rounding(values["rounding"])
         if "classes" in values:
-            scalar(f"{where}: classes", values["classes"], int, minimum=1)
-        return cls(**values)
+            scalar(f"{where}: classes", values["classes"], int, 1, MAX_CLASSES)
+        space = cls(**values)
+        space._check_extent()
+        return space
 
     @classmethod
     def from_yaml(cls, path: Path) -> SearchSpace:
@@ -122,12 +138,10 @@ class SearchSpace:
         Raises:
             SpaceError: if the file is missing, no YAML, or no space; the message names the file.
         """
+        gate = Gate(str(path), SpaceError)
+        data = gate.yaml(gate.text(path, MAX_YAML_BYTES))
         try:
-            return cls.from_dict(yaml.safe_load(path.read_text(encoding="utf-8")))
-        except OSError as error:
-            raise SpaceError(f"cannot read the search space {path}: {error.strerror}") from None
-        except yaml.YAMLError as error:
-            raise SpaceError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+            return cls.from_dict(data)
         except SpaceError as error:
             raise SpaceError(f"{path}: {error}") from None
 
@@ -149,6 +163,37 @@ class SearchSpace:
             resolutions=tuple(resolutions) if resolutions is not None else self.resolutions,
             classes=classes if classes is not None else self.classes,
         )
+
+    def _check_extent(self) -> None:
+        """Refuse a space whose widest layer nobody can build, or whose layers nobody can count."""
+        factor = max(self.width_multipliers)
+        widest = max(choice.channels for choice in self.stems) * factor
+        for stage in self.stages:
+            expansion = max(stage.ratios)
+            widest = max(widest, stage.widest * factor)
+            if 1.2 * widest * max(1.0, expansion) > MAX_CHANNELS:
+                raise SpaceError(
+                    f"search space: {widest:g} channels expanded {expansion:g} times are more than "
+                    f"{MAX_CHANNELS:,} channels"
+                )
+        for choice in self.heads:
+            if 1.2 * max(widest * choice.conv_ratio, choice.conv_channels * factor) > MAX_CHANNELS:
+                raise SpaceError(
+                    f"search space: the head {choice.label} has more than {MAX_CHANNELS:,} channels"
+                )
+        visits = 0
+        for resolution in self.resolutions:
+            for multiplier in self.width_multipliers:
+                states = {
+                    (stem.build(self.rounding, multiplier).channels, halve(resolution)) for stem in self.stems
+                }
+                for stage in self.stages:
+                    visits += len(states) * stage.combinations
+                    if visits > _MAX_VISITS:
+                        raise SpaceError(
+                            f"search space: more than {_MAX_VISITS:,} different layers: give fewer candidates"
+                        )
+                    states = stage.states_after(states, self.rounding, multiplier)
 
     # -- the parameters ------------------------------------------------------------------------
 

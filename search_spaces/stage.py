@@ -140,6 +140,33 @@ class Stage:
                 shared *= count
         return sum(shared * each**depth if depth else 1 for depth in self.depths)
 
+    @property
+    def ratios(self) -> tuple[float, ...]:
+        """Expansion ratios that occur."""
+        return self.expansions
+
+    @property
+    def widest(self) -> int:
+        """Most output channels before the width multiplier."""
+        return max(self.widths)
+
+    @property
+    def combinations(self) -> int:
+        """Different blocks that can follow one feature map."""
+        per_width = len(self.kernels) * len(self.expansions) * len(self.se) * len(self.activations)
+        return 2 * len(self.widths) * per_width if max(self.depths) else 0
+
+    def states_after(
+        self, states: set[tuple[int, int]], rounding: Rounding, multiplier: float
+    ) -> set[tuple[int, int]]:
+        """The (channels, size) of feature maps behind the stage, of those before it."""
+        after = states if 0 in self.depths else set()
+        if not max(self.depths):
+            return after
+        outs = {rounding.width(width, multiplier) for width in self.widths}
+        sizes = {halve(size) if self.stride == 2 else size for _, size in states}
+        return after | {(out, size) for out in outs for size in sizes}
+
     def parameters(self, prefix: str) -> dict[str, tuple[Value, ...]]:
         """Every parameter of the stage with its candidates."""
         names: dict[str, tuple[Value, ...]] = {f"{prefix}.depth": self.depths}
@@ -348,6 +375,28 @@ class CandidateStage:
         """Number of parameter settings."""
         settings: int = len(self.candidates) ** self.layers
         return settings
+
+    @property
+    def ratios(self) -> tuple[float, ...]:
+        """Expansion ratios that occur."""
+        return tuple(candidate.expansion for candidate in self.candidates)
+
+    @property
+    def widest(self) -> int:
+        """Output channels before the width multiplier."""
+        return self.width
+
+    @property
+    def combinations(self) -> int:
+        """Different blocks that can follow one feature map."""
+        return 2 * len(self.candidates)
+
+    def states_after(
+        self, states: set[tuple[int, int]], rounding: Rounding, multiplier: float
+    ) -> set[tuple[int, int]]:
+        """The (channels, size) of feature maps behind the stage, of those before it."""
+        out = rounding.width(self.width, multiplier)
+        return {(out, halve(size) if self.stride == 2 else size) for _, size in states}
 
     def parameters(self, prefix: str) -> dict[str, tuple[Value, ...]]:
         """Every parameter of the stage with its candidates."""

@@ -95,3 +95,31 @@ def test_make_divisible_never_loses_a_tenth() -> None:
         rounded = make_divisible(channels * 0.75)
         assert rounded % 8 == 0
         assert rounded >= 0.9 * channels * 0.75
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "reason"),
+    [
+        ("resolution: 224", "resolution: 9223372036854775807", "resolution must be at most 8,192"),
+        ("conv_layers: 1", "conv_layers: 99999999", "conv_layers must be at most 16"),
+        ("channels: 16, activation", "channels: 10000000000, activation", "channels must be at most 65,536"),
+        ("kernel: 5", "kernel: 1000000001", "at most 31"),
+        ("classes: 1000", "classes: [1000]", "classes must be a positive integer"),
+        ("kind: inverted_residual", "kind: [inverted_residual]", "kind must be one of"),
+        ("activation: hswish", "activation: {a: b}", "activation must be one of"),
+        ("blocks:", "blocks: 3\nrows:", "blocks must be a list|unknown field"),
+    ],
+)
+def test_a_network_that_nobody_can_build_is_refused(old: str, new: str, reason: str) -> None:
+    text = reference("mobilenet_v3_small").to_yaml()
+    assert old in text
+    with pytest.raises(ArchitectureError, match=reason) as caught:
+        Architecture.from_yaml(text.replace(old, new, 1))
+    assert len(str(caught.value)) <= 300
+
+
+def test_a_network_of_a_million_rows_is_refused() -> None:
+    table = reference("mobilenet_v3_small").to_dict()
+    table["blocks"] = [table["blocks"][0]] * 1_000_000
+    with pytest.raises(ArchitectureError, match="at most 500 rows"):
+        Architecture.from_dict(table)

@@ -1,5 +1,6 @@
 import copy
 import random
+import time
 from pathlib import Path
 from typing import Any
 
@@ -172,3 +173,42 @@ def test_build_names_a_wrong_parameter(mobilenet_space: SearchSpace) -> None:
         mobilenet_space.build({name: value for name, value in encoded.items() if name != "stage4.depth"})
     with pytest.raises(NotInSpaceError, match=r"resolution: 223"):
         mobilenet_space.build({**encoded, "resolution": 223})
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"depths": [1, 2**63]}, "depths: must be at most 64"),
+        ({"depths": list(range(1, 70))}, "depths: expected a list of candidates, at most 64"),
+        ({"expansions": [1e308]}, "expansions: must be at most 64"),
+        ({"widths": [65_000]}, "expanded 6 times are more than 65,536 channels"),
+        ({"kernels": [33]}, "kernels: must be at most 31"),
+        (
+            {"widths": list(range(8, 520, 8)), "expansions": [float(n) for n in range(1, 65)]},
+            "different layers",
+        ),
+        ({"kernels": None}, "kernels: expected a list"),
+        ({"per_block": ["kernels"] * 2}, "listed twice"),
+    ],
+)
+def test_a_space_that_nobody_can_walk_is_refused_at_once(changes: dict[str, Any], reason: str) -> None:
+    stage = {"stride": 2, "depths": [1, 2], "widths": [24]} | changes
+    description = {
+        "name": "hostile",
+        "resolutions": [64, 128],
+        "stems": [{"channels": 16}],
+        "stages": [stage, stage],
+        "heads": [{"conv_channels": 128}],
+    }
+    start = time.monotonic()
+    with pytest.raises(SpaceError, match=reason):
+        SearchSpace.from_dict(description)
+    assert time.monotonic() - start < 2
+
+
+def test_candidate_layers_are_bounded() -> None:
+    stage = {"stride": 2, "width": 24, "layers": 16_777_216, "candidates": [{"kernel": 3}]}
+    with pytest.raises(SpaceError, match="layers: must be at most 64"):
+        SearchSpace.from_dict(
+            {"name": "x", "resolutions": [64], "stems": [{"channels": 16}], "stages": [stage], "heads": [{}]}
+        )

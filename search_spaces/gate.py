@@ -1,0 +1,264 @@
+"""The gate for files that others wrote: bounded in size and depth, plain values, one line when refused.
+
+    gate = Gate("table.json", TableError, remedy="measure again with: ...")
+    header = gate.mapping(gate.json(gate.text(path)))
+    threads = gate.integer("threads", header.get("threads"), 1, 1024)
+
+A file can be cut short, mutated, or made to hurt. Behind the gate there are only mappings with texts as
+keys, lists, texts of bounded length, integers of 64 bits, finite numbers, booleans and null; whatever else
+a file holds ends in the error that the reader was given, with the file's name and a short reason.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import stat
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+
+from search_spaces.errors import InputError, shorten
+
+MEGABYTE = 1_000_000
+# Larger than anything the project writes of that kind.
+MAX_FILE_BYTES = 64 * MEGABYTE
+# PyYAML reads some hundred kilobytes a second; an architecture of a hundred rows has fifteen.
+MAX_YAML_BYTES = 100_000
+MAX_DEPTH = 32
+MAX_VALUES = 5_000_000
+MAX_YAML_VALUES = 100_000
+MAX_TEXT = 10_000
+# Names become file names, titles and parts of commands.
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}")
+_LARGEST_INTEGER = 2**63
+
+
+def is_plain_name(name: object) -> bool:
+    """Whether a text can be the name of a file in a folder: letters, digits, ``. _ + -``, 100 at most."""
+    return isinstance(name, str) and _NAME.fullmatch(name) is not None and ".." not in name
+
+
+def inside(folder: Path, name: str) -> Path:
+    """The path of a file named by somebody else, in a folder and nowhere else.
+
+    Raises:
+        InputError: if the name is no plain one, or leads out of the folder through a link.
+    """
+    path = folder / name
+    if not is_plain_name(name) or path.resolve().parent != folder.resolve():
+        raise InputError(f"{name!r} is no name of a file in {folder}")
+    return path
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """Reads one source and refuses what does not belong into it.
+
+    Attributes:
+        name: of the source, begins every message.
+        error: what is raised.
+        remedy: what to do, ends every message; may be empty.
+    """
+
+    name: str
+    error: type[InputError] = InputError
+    remedy: str = ""
+
+    def fail(self, reason: object) -> NoReturn:
+        """Refuse the source.
+
+        Raises:
+            InputError: of the gate's kind.
+        """
+        remedy = f"; {self.remedy}" if self.remedy else ""
+        raise self.error(f"{self.name} {shorten(str(reason), 200)}{remedy}") from None
+
+    def unreadable(self, reason: object) -> NoReturn:
+        """Say that there is nothing to be read.
+
+        Raises:
+            InputError: of the gate's kind.
+        """
+        remedy = f"; {self.remedy}" if self.remedy else ""
+        raise self.error(f"cannot read {self.name}: {shorten(str(reason), 200)}{remedy}") from None
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Turn what goes wrong with values of a wrong kind, also further down, into the gate's error."""
+        try:
+            yield
+        except self.error:
+            raise
+        except InputError as error:
+            self.fail(f"is damaged: {error}")
+        except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
+            self.fail(f"is damaged: {type(error).__name__}: {error}")
+
+    # -- files ---------------------------------------------------------------------------------
+
+    def content(self, path: Path, most: int = MAX_FILE_BYTES) -> bytes:
+        """The content of an ordinary file."""
+        try:
+            # Opened without waiting: a pipe without a writer would keep us for ever.
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except OSError as error:
+            self.unreadable(error.strerror)
+        except ValueError:
+            self.unreadable("its name holds a zero byte")
+        try:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                self.unreadable("it is no file")
+            if status.st_size > most:
+                self.fail(f"is too large: {status.st_size / MEGABYTE:,.1f} MB, at most {most / MEGABYTE:g}")
+            with open(descriptor, "rb", closefd=False) as file:
+                return file.read(most)
+        except OSError as error:
+            self.unreadable(error.strerror)
+        finally:
+            os.close(descriptor)
+
+    def text(self, path: Path, most: int = MAX_FILE_BYTES) -> str:
+        """The text of an ordinary UTF-8 file."""
+        return self.decoded(self.content(path, most))
+
+    def decoded(self, content: bytes) -> str:
+        """UTF-8 bytes as text; a byte order mark is dropped."""
+        try:
+            return content.decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            line = content.count(b"\n", 0, error.start) + 1
+            self.fail(f"is no UTF-8 text: byte {content[error.start]:#04x} in line {line}")
+
+    # -- formats -------------------------------------------------------------------------------
+
+    def json(self, text: str) -> Any:
+        """Plain values of a JSON text."""
+        try:
+            data = json.loads(text, parse_constant=self._no_number)
+        except RecursionError:
+            self.fail(f"is nested more than {MAX_DEPTH} deep")
+        except ValueError as error:
+            if isinstance(error, self.error):
+                raise
+            self.fail(f"is no JSON: {error}")
+        return self.plain(data)
+
+    def yaml(self, text: str) -> Any:
+        """Plain values of a YAML text: no tags of programs, no bombs of aliases."""
+        if len(text) > MAX_YAML_BYTES:
+            self.fail(f"is too large for a YAML file of this kind: {len(text):,} characters")
+        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+        try:
+            depth = 0
+            for event in yaml.parse(text, Loader=loader):
+                depth += isinstance(event, yaml.CollectionStartEvent)
+                depth -= isinstance(event, yaml.CollectionEndEvent)
+                if depth > MAX_DEPTH:
+                    self.fail(f"is nested more than {MAX_DEPTH} deep")
+            data = yaml.load(text, Loader=loader)  # noqa: S506 - one of the two safe loaders
+        except self.error:
+            raise
+        except (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
+            # PyYAML's constructors let through what Python says of "3:" or "!!int x".
+            self.fail(f"is not valid YAML: {error}")
+        return self.plain(data, MAX_YAML_VALUES)
+
+    def plain(self, data: Any, most: int = MAX_VALUES) -> Any:
+        """The same data, which holds nothing but bounded plain values."""
+        left = most
+        stack: list[tuple[Any, int]] = [(data, 0)]
+        while stack:
+            value, depth = stack.pop()
+            left -= 1
+            if left < 0:
+                self.fail(f"holds more than {most:,} values")
+            if depth > MAX_DEPTH:
+                self.fail(f"is nested more than {MAX_DEPTH} deep, or contains itself")
+            kind = type(value)
+            if kind is float:
+                if not math.isfinite(value):
+                    self.fail(f"holds {value}, which is no number")
+            elif kind is int:
+                if not -_LARGEST_INTEGER <= value < _LARGEST_INTEGER:
+                    self.fail("holds an integer of more than 64 bits")
+            elif kind is str:
+                if len(value) > MAX_TEXT:
+                    self.fail(f"holds a text of {len(value):,} characters")
+            elif kind is dict:
+                for key in value:
+                    if type(key) is not str or len(key) > MAX_TEXT:
+                        self.fail(f"has a key that is no short text: {shorten(repr(key)[:80], 80)}")
+                stack += [(each, depth + 1) for each in value.values()]
+            elif kind is list:
+                stack += [(each, depth + 1) for each in value]
+            elif kind is not bool and value is not None:
+                self.fail(f"holds a {kind.__name__}, which does not belong there")
+        return data
+
+    def _no_number(self, text: str) -> NoReturn:
+        self.fail(f"holds {text}, which is no number")
+
+    # -- values --------------------------------------------------------------------------------
+
+    def mapping(self, data: Any, what: str = "") -> dict[str, Any]:
+        """A mapping."""
+        if not isinstance(data, dict):
+            self.fail(f"{what or 'it'}: expected a mapping, not {type(data).__name__}")
+        return data
+
+    def sequence(self, data: Any, what: str = "", most: int = 1_000_000) -> list[Any]:
+        """A list of bounded length."""
+        if not isinstance(data, list):
+            self.fail(f"{what or 'it'}: expected a list, not {type(data).__name__}")
+        if len(data) > most:
+            self.fail(f"{what or 'it'}: {len(data):,} entries, at most {most:,}")
+        return data
+
+    def number(self, what: str, value: Any, low: float = -1e300, high: float = 1e300) -> float:
+        """A finite number within bounds."""
+        if type(value) not in (int, float) or not low <= value <= high:
+            self.fail(f"{what} must be a number from {low:g} to {high:g}, not {_shown(value)}")
+        return float(value)
+
+    def integer(self, what: str, value: Any, low: int = 0, high: int = 2**53) -> int:
+        """A whole number within bounds."""
+        if type(value) is not int or not low <= value <= high:
+            self.fail(f"{what} must be a whole number from {low} to {high}, not {_shown(value)}")
+        return value
+
+    def string(self, what: str, value: Any, most: int = 1_000) -> str:
+        """A text of bounded length."""
+        if type(value) is not str or len(value) > most:
+            self.fail(f"{what} must be a text of at most {most} characters, not {_shown(value)}")
+        return value
+
+    def choice(self, what: str, value: Any, choices: Sequence[str]) -> str:
+        """One of some texts."""
+        if type(value) is not str or value not in choices:
+            self.fail(f"{what} must be one of {', '.join(choices)}, not {_shown(value)}")
+        return value
+
+    def fields(
+        self, what: str, data: Any, required: Sequence[str], optional: Sequence[str] = ()
+    ) -> Mapping[str, Any]:
+        """A mapping that has all required fields, and none that is not known."""
+        found = self.mapping(data, what)
+        for name in required:
+            if name not in found:
+                self.fail(f"{what}: {name} is missing")
+        for name in found:
+            if name not in required and name not in optional:
+                self.fail(f"{what}: unknown field {_shown(name)}")
+        return found
+
+
+def _shown(value: object) -> str:
+    return shorten(repr(value)[:200], 60)

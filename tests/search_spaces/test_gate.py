@@ -1,0 +1,127 @@
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from search_spaces.errors import InputError
+from search_spaces.gate import MAX_YAML_BYTES, Gate, inside, is_plain_name
+
+
+class OwnError(InputError):
+    pass
+
+
+GATE = Gate("own.file", OwnError, "write it anew")
+
+ALIASES = "a: &a [x,x,x,x,x,x,x,x,x,x]\n" + "".join(
+    f"{name}: &{name} [{','.join([f'*{before}'] * 10)}]\n"
+    for before, name in zip("abcdefgh", "bcdefghi", strict=True)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("3:", "holds an integer|is not valid YAML|key that is no short text"),
+        ("!!int x", "is not valid YAML"),
+        ("!!python/object/apply:os.system [id]", "is not valid YAML"),
+        ("a: !!binary aGFsbG8=", "holds a bytes"),
+        ("a: 2001-01-01", "holds a date"),
+        ("a: .nan", "holds nan"),
+        ("a: .inf", "holds inf"),
+        ("a: 0x" + "f" * 30, "more than 64 bits"),
+        ("a: 0x" + "f" * 20_000, "more than 64 bits"),
+        ("a: " + "9" * 5_000, "not valid YAML"),
+        ("[" * 5_000, "nest"),
+        ("[" * 40 + "]" * 40, "nested more than 32"),
+        ("&a [*a]", "contains itself"),
+        (ALIASES, "holds more than 100,000 values"),
+        ("a: " + "x" * 20_000, "a text of 20,000 characters"),
+        ("x" * (MAX_YAML_BYTES + 1), "too large"),
+        ("{1: 2}", "key that is no short text: 1"),
+        ("a: b: c", "is not valid YAML"),
+    ],
+)
+def test_yaml_that_is_none_or_too_much_ends_in_one_short_line(text: str, reason: str) -> None:
+    start = time.monotonic()
+    with pytest.raises(OwnError, match=reason) as caught:
+        GATE.yaml(text)
+    assert time.monotonic() - start < 2
+    message = str(caught.value)
+    assert message.startswith("own.file ")
+    assert message.endswith("; write it anew")
+    assert len(message) <= 300
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "is no JSON"),
+        ("{", "is no JSON"),
+        ("[" * 100_000, "nested more than 32"),
+        ("[" * 40 + "]" * 40, "nested more than 32"),
+        ("NaN", "holds NaN"),
+        ("[1e999]", "holds inf"),
+        ("[-Infinity]", "holds -Infinity"),
+        ("1" * 5_000, "is no JSON"),
+        ("1" * 40, "more than 64 bits"),
+    ],
+)
+def test_json_that_is_none_or_too_much_ends_in_one_short_line(text: str, reason: str) -> None:
+    with pytest.raises(OwnError, match=reason) as caught:
+        GATE.json(text)
+    assert len(str(caught.value)) <= 300
+
+
+def test_plain_values_pass() -> None:
+    assert GATE.json('{"a": [1, -2.5, true, null, "b"]}') == {"a": [1, -2.5, True, None, "b"]}
+    assert GATE.yaml("a: [1, -2.5, true, null, b]\nc: &x {d: e}\nf: *x") == {
+        "a": [1, -2.5, True, None, "b"],
+        "c": {"d": "e"},
+        "f": {"d": "e"},
+    }
+
+
+def test_what_is_no_small_text_file_is_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "large").write_bytes(b"x" * 101)
+    (tmp_path / "latin1").write_bytes("Übung\nStraße".encode("latin-1"))
+    for name, reason in (
+        ("missing", "No such file"),
+        (".", "it is no file|Is a directory"),
+        ("pipe", "it is no file"),
+        ("latin1", "no UTF-8 text: byte 0xdc in line 1"),
+        ("large", "too large"),
+        ("zero\0byte", "zero byte"),
+    ):
+        with pytest.raises(OwnError, match=reason):
+            GATE.text(tmp_path / name, most=100)
+    (tmp_path / "mark").write_bytes("\ufeffÜ".encode())
+    assert GATE.text(tmp_path / "mark") == "Ü"
+
+
+@pytest.mark.parametrize(
+    "name", ["../x", "/etc/x", "a/b", "", ".", "..", ".hidden", "-o", "a b", "x;y", "a" * 101]
+)
+def test_names_that_lead_elsewhere_are_refused(name: str, tmp_path: Path) -> None:
+    assert not is_plain_name(name)
+    with pytest.raises(InputError):
+        inside(tmp_path, name)
+
+
+def test_links_that_lead_elsewhere_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "link.yaml").symlink_to(tmp_path / "target.yaml")
+    with pytest.raises(InputError):
+        inside(tmp_path / "folder", "link.yaml")
+    assert inside(tmp_path / "folder", "own.yaml") == tmp_path / "folder" / "own.yaml"
+
+
+def test_messages_are_one_short_printable_line() -> None:
+    message = str(InputError("bad \x1b[31m value\n" + "x" * 5_000 + "\nrun: python -m nas.profile"))
+    assert len(message) <= 300
+    assert message.startswith(r"bad \x1b[31m value xxx")
+    assert message.endswith("run: python -m nas.profile")
+    assert message.isprintable()
