@@ -114,7 +114,7 @@ def write_kit(
         "runtime": settings.runtime.name,
         "precision": settings.runtime.precision,
         "threads": settings.runtime.threads,
-        "protocol": settings.runtime.protocol,
+        "protocol": models.PROTOCOL,
         "rounds": settings.rounds,
         "seed": settings.seed,
         "temperature_limit_c": settings.temperature_limit_c,
@@ -267,10 +267,10 @@ def _check_kit(header: Mapping[str, Any], where: str, hardware: str, runtime: Ru
         raise ResultError(
             f"{where} comes from another kit: it is for {_listed(made_for)}, not for {_listed(wanted)}"
         )
-    if header.get("protocol", 1) != runtime.protocol:
+    if header.get("protocol", 1) != models.PROTOCOL:
         raise ResultError(
-            f"{where} is of a kit that timed {runtime.precision} layers in another way, made by another "
-            "version of this program: make a new kit"
+            f"{where} is of a kit that timed layers in another way, made by another version of this program: "
+            "make a new kit"
         )
 
 

@@ -11,6 +11,7 @@ from nas.latency.plan import Plan, make_plan
 from nas.latency.sessions import ProfileProgress, profile
 from nas.latency.table import LatencyTable, TableError
 from nas.layers import layer_keys, reachable_layer_keys
+from nas.measuring.models import PROTOCOL
 from nas.runtimes.runtime import Runtime
 from search_spaces.architecture import Architecture
 from search_spaces.references import FAMILIES, reference
@@ -95,7 +96,7 @@ def staleness(
         (f"{header.runtime} version", header.runtime_version, version),
         ("threads", header.threads, runtime.threads),
         ("precision", header.precision, runtime.precision),
-        ("measuring protocol", header.protocol, runtime.protocol),
+        ("measuring protocol", header.protocol, PROTOCOL),
     )
     return [
         f"{what} {has}, not {wanted}" for what, has, wanted in pairs if wanted is not None and has != wanted

@@ -280,7 +280,6 @@ def _add_session(
             runtime_version=target.runtime_version,
             precision=runtime.precision,
             threads=runtime.threads,
-            protocol=runtime.protocol,
             created=now,
             statistic=statistic,
             sessions=(record,),

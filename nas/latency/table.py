@@ -19,6 +19,7 @@ from typing import Any, Literal, Protocol, get_args
 
 from nas.latency.calibration import Calibration
 from nas.layers import LayerKey, LayerKeyError, layer_keys
+from nas.measuring.models import PROTOCOL
 from search_spaces.architecture import Architecture
 from search_spaces.errors import InputError
 
@@ -89,7 +90,7 @@ class TableHeader:
         sessions: one record per measuring session: rounds, conditions, anchor.
         calibration: the correction from summed layers to networks, None before it is fitted.
         gap_filling: how well predicted entries were predicted, in cross-validation.
-        protocol: how layers were timed, see :attr:`nas.runtimes.runtime.Runtime.protocol`.
+        protocol: how layers were timed, see :data:`nas.measuring.models.PROTOCOL`.
         schema_version: version of this format.
     """
 
@@ -104,7 +105,7 @@ class TableHeader:
     sessions: tuple[dict[str, Any], ...] = ()
     calibration: Calibration | None = None
     gap_filling: dict[str, Any] = field(default_factory=dict)
-    protocol: int = 1
+    protocol: int = PROTOCOL
     schema_version: int = SCHEMA_VERSION
 
     @property
@@ -240,6 +241,7 @@ class LatencyTable:
             )
         try:
             calibration = header.pop("calibration")
+            header.setdefault("protocol", 1)
             read = TableHeader(
                 **{**header, "sessions": tuple(header["sessions"])},
                 calibration=Calibration.from_dict(calibration) if calibration else None,

@@ -25,7 +25,7 @@ from nas.devices.device import ANCHOR, Measurement
 from nas.latency.sessions import link_keys, table_level
 from nas.latency.table import LatencyTable
 from nas.measuring.conditions import cpu_model, snapshot
-from nas.measuring.models import onnx_runner
+from nas.measuring.models import OnnxRunner
 from nas.measuring.rounds import (
     STATISTICS,
     Journal,
@@ -223,7 +223,7 @@ def _runner(reference: TorchvisionReference, runtime: Runtime) -> Runner:
     )
     module = reference.build()
     if runtime.name == "onnxruntime":
-        return onnx_runner(_onnx(module, image), runtime.threads)
+        return OnnxRunner(_onnx(module, image), runtime.threads)
     torch.set_num_threads(runtime.threads)
     call = torch.compile(module) if runtime.name == "torch_compile" else module
 

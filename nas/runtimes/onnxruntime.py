@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
-from nas.measuring.models import onnx_runner
+from nas.measuring.models import OnnxRunner
 from nas.measuring.rounds import Runner
 from nas.quantize import Borders
 from nas.runtimes.subject import Model, Precision, Subject, borders, graph
@@ -38,7 +38,7 @@ def runner(subject: Subject, precision: Precision, threads: int) -> Runner:
     """A call that runs a layer or a network once."""
     weights: dict[str, NDArray[np.float32]] = {}
     model = timed_graph(subject, precision, weights)
-    return onnx_runner(model.SerializeToString(), threads, weights=weights)
+    return OnnxRunner(model.SerializeToString(), threads, weights=weights)
 
 
 def model(subject: Subject, precision: Precision) -> Model:

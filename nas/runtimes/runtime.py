@@ -88,14 +88,6 @@ class Runtime:
         if type(self.threads) is not int or self.threads < 1:
             raise RuntimeUnavailableError(f"threads must be a positive integer, not {self.threads!r}")
 
-    @property
-    def protocol(self) -> int:
-        """How layers are timed; tables of another protocol are not mixed with this one's.
-
-        1: fp32 at both ends. 2: int8 layers with int8 at those ends that are within a network.
-        """
-        return 2 if self.precision == "int8" else 1
-
     def version(self) -> str:
         """Version of the installed runtime.
 

@@ -3,6 +3,7 @@ import os
 import stat
 import subprocess
 import sys
+import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -89,7 +90,12 @@ def test_a_kit_runs_with_nothing_of_this_project_installed(measured: Path) -> No
 
 def test_a_kit_takes_a_kilobyte_or_two_a_layer(measured: Path) -> None:
     weights = sum(graph(subject).ByteSize() for subject in SUBJECTS)
-    assert measured.stat().st_size < 4096 * len(SUBJECTS) < weights
+    with zipfile.ZipFile(measured) as kit:
+        graphs = [each.compress_size for each in kit.infolist() if each.filename.startswith("graphs/")]
+    *layers, _, _ = sorted(graphs)  # the networks are the largest
+    assert sum(layers) < 1024 * len(layers)
+    assert sum(graphs) < weights / 10
+    assert measured.stat().st_size < sum(graphs) + 32_768  # the programs themselves
 
 
 def test_the_same_command_again_measures_nothing_again(measured: Path) -> None:
