@@ -128,7 +128,8 @@ class _Graph:
         if isinstance(module, nn.Hardswish):
             return self.add("HardSwish", [value])
         if isinstance(module, nn.Hardsigmoid):
-            return self.add("HardSigmoid", [value], alpha=1 / 6, beta=0.5)
+            # Without the default beta: OpenCV takes a written one for the beginning of a hard swish.
+            return self.add("HardSigmoid", [value], alpha=1 / 6)
         if isinstance(module, nn.AdaptiveAvgPool2d):
             return self.add("GlobalAveragePool", [value])
         if isinstance(module, nn.Flatten):
