@@ -136,16 +136,6 @@ def test_the_statistic_is_chosen_by_its_stability() -> None:
     assert rounds.most_stable_statistic(samples) == "median"
 
 
-def test_onnx_runner_runs_the_graph() -> None:
-    from nas.layers import layer_keys
-    from nas.runtimes.runtime import Runtime
-    from search_spaces.references import reference
-
-    for key in layer_keys(reference("mobilenet_v3_small", 64))[:4]:
-        (output,) = Runtime().runner(key)()  # type: ignore[misc]
-        assert np.isfinite(output).all()
-
-
 def test_drift_that_neighbours_share_is_taken_out() -> None:
     generator = np.random.default_rng(0)
     exact = generator.uniform(0.05, 10, 300)
