@@ -19,10 +19,17 @@ from nas.assembly import read_space
 from nas.command import command
 from nas.console import console, measuring_progress, print_summary
 from nas.devices.device import LocalTarget
-from nas.latency.calibration import Calibration, ErrorSummary
+from nas.latency.calibration import ErrorSummary
 from nas.latency.plan import Plan, make_plan
 from nas.latency.provision import reference_architectures
-from nas.latency.sessions import NetworkRecord, features_of, fill_gaps, load_networks, profile
+from nas.latency.sessions import (
+    NetworkRecord,
+    features_of,
+    fill_gaps,
+    fitted_calibration,
+    load_networks,
+    profile,
+)
 from nas.latency.table import LatencyTable, write_atomically
 from nas.latency.validation import fresh_networks
 from nas.layers import layer_keys
@@ -142,8 +149,7 @@ def _judge(
     table: LatencyTable, calibrating: list[NetworkRecord], judged: list[NetworkRecord]
 ) -> tuple[ErrorSummary, ErrorSummary]:
     """Errors on networks kept aside: of the plain sums, and calibrated."""
-    actual = np.array([record.latency_ms for record in calibrating])
-    fitted = Calibration.fit(features_of(table, [each.architecture for each in calibrating]), actual)
+    fitted = fitted_calibration(table, calibrating)
     features = features_of(table, [each.architecture for each in judged])
     measured = np.array([record.latency_ms for record in judged])
     predicted = features @ np.array(fitted.coefficients)

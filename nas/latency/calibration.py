@@ -7,7 +7,10 @@ activations at its borders. So the correction is linear in a few physical quanti
     network_ms = a · sum(layer_ms) + b · layers + c · input MB + d · output MB + ...
 
 fitted on networks measured end to end in the same rounds as the layers, by ridge regression on relative
-errors. It is linear in each layer, so a network's latency can still be told layer by layer.
+errors. Where layers are timed with the ends they have within a network (int8, and runtimes that keep NHWC
+throughout), nothing is saved at borders but the call itself: only the first two are fitted, since others
+would describe the networks at hand and mislead about the next ones. The correction is linear in each layer,
+so a network's latency can still be told layer by layer.
 """
 
 from __future__ import annotations
@@ -143,12 +146,15 @@ class Calibration:
     uncorrected: ErrorSummary
 
     @classmethod
-    def fit(cls, features: NDArray[np.float64], measured_ms: NDArray[np.float64]) -> Calibration:
+    def fit(
+        cls, features: NDArray[np.float64], measured_ms: NDArray[np.float64], borders: bool = True
+    ) -> Calibration:
         """Fit on networks measured end to end.
 
         Args:
             features: (networks, len(FEATURES)) of :func:`network_features`.
             measured_ms: (networks,) end-to-end latency.
+            borders: whether layers pay for their borders when they are timed alone.
 
         Raises:
             ValueError: with fewer than four networks.
@@ -156,7 +162,7 @@ class Calibration:
         networks = len(measured_ms)
         if networks < 4:
             raise ValueError(f"a calibration needs at least 4 networks, not {networks}")
-        used = len(FEATURES) if networks >= _NETWORKS_FOR_ALL_FEATURES else 2
+        used = len(FEATURES) if borders and networks >= _NETWORKS_FOR_ALL_FEATURES else 2
         # Dividing by the measurement makes residuals relative: a small network counts like a large one.
         design = features[:, :used] / measured_ms[:, None]
         scale = np.sqrt((design**2).mean(axis=0))

@@ -25,7 +25,7 @@ from nas.latency.preset import AdaptedLayers, EstimatedLayers
 from nas.latency.table import Entry, LatencyTable, TableError, TableHeader, write_atomically
 from nas.layers import LayerKey, layer_keys
 from nas.measuring.rounds import STATISTICS, instability, most_stable_statistic
-from nas.runtimes.runtime import Runtime
+from nas.runtimes.runtime import Runtime, pays_at_borders
 from nas.runtimes.subject import Subject
 from search_spaces.architecture import Architecture
 
@@ -157,10 +157,15 @@ def calibrate(table: LatencyTable, networks: Sequence[NetworkRecord]) -> Latency
     usable = [each for each in networks if not table.missing(layer_keys(each.architecture))]
     if len(usable) < 4:
         return table
-    features = features_of(table, [each.architecture for each in usable])
-    return table.with_entries(
-        {}, calibration=Calibration.fit(features, np.array([each.latency_ms for each in usable]))
-    )
+    return table.with_entries({}, calibration=fitted_calibration(table, usable))
+
+
+def fitted_calibration(table: LatencyTable, networks: Sequence[NetworkRecord]) -> Calibration:
+    """The correction from summed layers to these networks, all of whose layers the table holds."""
+    features = features_of(table, [each.architecture for each in networks])
+    measured_ms = np.array([each.latency_ms for each in networks])
+    borders = pays_at_borders(table.header.runtime, table.header.precision)
+    return Calibration.fit(features, measured_ms, borders)
 
 
 def features_of(table: LatencyTable, architectures: Sequence[Architecture]) -> NDArray[np.float64]:

@@ -138,3 +138,11 @@ def installed() -> tuple[RuntimeName, ...]:
             continue
         found.append(name)
     return tuple(found)
+
+
+def pays_at_borders(name: str, precision: str) -> bool:
+    """Whether a layer timed alone converts its input and output, which within a network it does not.
+
+    ONNX Runtime's fp32 convolutions, for one, work in blocks of channels.
+    """
+    return precision == "fp32" and name != "litert"

@@ -14,7 +14,8 @@ from nas.latency.table import LatencyTable
 from nas.latency.validation import fresh_networks, load_card, save, validate
 from nas.layers import layer_keys, reachable_layer_keys
 from nas.measuring.rounds import Journal
-from nas.runtimes.runtime import Runtime
+from nas.runtimes.runtime import Runtime, RuntimeName
+from nas.runtimes.subject import Precision
 from search_spaces.references import reference
 from search_spaces.space import SearchSpace
 from tests.fake_device import FakeTarget, layer_ms, network_ms
@@ -94,6 +95,19 @@ def test_leave_one_out_equals_fitting_without_the_network(small_space: SearchSpa
     whole = Calibration.fit(features, actual)
     # The scale of the ridge changes a little with each network left out.
     assert whole.left_out.mape == pytest.approx(np.abs(errors).mean(), rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("name", "precision", "fitted"),
+    [("onnxruntime", "fp32", 10), ("onnxruntime", "int8", 2), ("litert", "fp32", 2), ("litert", "int8", 2)],
+)
+def test_borders_are_corrected_only_where_layers_pay_for_them(
+    small_space: SearchSpace, tmp_path: Path, name: RuntimeName, precision: Precision, fitted: int
+) -> None:
+    plan = make_plan(small_space, [], None, 30, seed=0)
+    table = profile(FakeTarget(noise=0.05), Runtime(name, precision), "fake", plan, tmp_path, rounds=3)
+    assert table.header.calibration is not None
+    assert np.count_nonzero(table.header.calibration.coefficients) == fitted
 
 
 def test_shares_of_layers_add_up_to_the_network(small_space: SearchSpace, tmp_path: Path) -> None:
