@@ -2,20 +2,115 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from nas.layers import build_layer, layer_keys
 from search_spaces.architecture import Architecture
 from search_spaces.errors import InputError
+from search_spaces.layers import LayerKey, layer_keys, operators
+from search_spaces.ops import Add, Conv, Linear, Operators, Pool, SqueezeExcitation
 
+# TensorFlow's MobileNets, V1 to V3: epsilon 0.001; momentum as MobileNetV3 (0.99 there is 0.01 here).
+_NORM_EPSILON = 1e-3
+_NORM_MOMENTUM = 0.01
+_CLASSIFIER_DROPOUT = 0.2
 # torchvision builds MobileNetV2 with PyTorch's own epsilon and MobileNetV3 with TensorFlow's.
 TORCHVISION_V2_NORM_EPSILON = 1e-5
+
+_ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "relu6": nn.ReLU6,
+    "hswish": nn.Hardswish,
+    "swish": nn.SiLU,
+    "hsigmoid": nn.Hardsigmoid,
+    "sigmoid": nn.Sigmoid,
+}
+# These have no in-place form.
+_OUT_OF_PLACE = ("hsigmoid", "sigmoid")
+
+Weights = tuple[NDArray[np.float32], NDArray[np.float32]]
 
 
 class WeightsError(InputError):
     """Weights that do not belong to the network."""
+
+
+class ChannelAttention(nn.Module):
+    """Squeeze-and-excitation as a module, see :class:`search_spaces.ops.SqueezeExcitation`."""
+
+    def __init__(self, operator: SqueezeExcitation) -> None:
+        super().__init__()
+        reduce, expand = operator.convs
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.gate = nn.Sequential(*_modules(reduce), *_modules(expand))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, C, H, W), each channel scaled by its gate in [0, 1]."""
+        gates: Tensor = self.gate(self.pool(features))
+        return features * gates
+
+
+class Layer(nn.Module):
+    """A layer as a module: a feature map -> a feature map, or logits for a head.
+
+    Attributes:
+        operators: what it consists of.
+        body: what computes it, but for the addition of a residual.
+    """
+
+    def __init__(self, made_of: Operators) -> None:
+        super().__init__()
+        self.operators = made_of
+        self._residual = any(isinstance(each, Add) for each in made_of)
+        modules: list[nn.Module] = []
+        for number, operator in enumerate(made_of, start=1):
+            if isinstance(operator, Linear) and number == len(made_of):
+                modules.append(nn.Dropout(_CLASSIFIER_DROPOUT))
+            if isinstance(operator, Conv):
+                modules += _modules(operator)
+            elif isinstance(operator, Pool):
+                modules += [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+            elif isinstance(operator, SqueezeExcitation):
+                modules.append(ChannelAttention(operator))
+        self.body = nn.Sequential(*modules)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, C', H', W'), or (N, classes) for a head."""
+        computed: Tensor = self.body(features)
+        return features + computed if self._residual else computed
+
+
+def _modules(conv: Conv) -> list[nn.Module]:
+    made: list[nn.Module]
+    if isinstance(conv, Linear):
+        made = [nn.Linear(conv.in_channels, conv.out_channels)]
+    else:
+        made = [
+            nn.Conv2d(
+                conv.in_channels,
+                conv.out_channels,
+                conv.kernel,
+                conv.stride,
+                conv.kernel // 2,
+                groups=conv.groups,
+                bias=not conv.norm,
+            )
+        ]
+    if conv.norm:
+        made.append(nn.BatchNorm2d(conv.out_channels, eps=_NORM_EPSILON, momentum=_NORM_MOMENTUM))
+    if conv.activation in _OUT_OF_PLACE:
+        made.append(_ACTIVATIONS[conv.activation]())
+    elif conv.activation is not None:
+        made.append(_ACTIVATIONS[conv.activation](inplace=True))
+    return made
+
+
+def build_layer(key: LayerKey) -> Layer:
+    """The layer a key names: (N, *key.input_shape[1:]) -> a feature map, or logits for a head."""
+    return Layer(operators(key))
 
 
 class Network(nn.Module):
@@ -31,6 +126,42 @@ class Network(nn.Module):
         """Logits of a batch of normalised images."""
         logits: Tensor = self.layers(images)
         return logits
+
+
+def layers_of(module: Network | Layer) -> list[Layer]:
+    """The layers of a network in order, or a layer alone."""
+    if isinstance(module, Layer):
+        return [module]
+    return [layer for layer in module.layers if isinstance(layer, Layer)]
+
+
+def folded_weights(module: Network | Layer) -> Iterator[Weights]:
+    """Weight and bias of each convolution and linear layer in order, normalisation folded in.
+
+    The order is that of :func:`search_spaces.ops.convolutions`. Running statistics are folded, as every
+    runtime does when it loads a trained network.
+    """
+    found = [each for each in module.modules() if isinstance(each, nn.Conv2d | nn.Linear | nn.BatchNorm2d)]
+    for number, product in enumerate(found):
+        if isinstance(product, nn.BatchNorm2d):
+            continue
+        weight = _array(product.weight)
+        bias = _array(product.bias) if product.bias is not None else np.zeros(len(weight), np.float32)
+        following = found[number + 1] if number + 1 < len(found) else None
+        if isinstance(following, nn.BatchNorm2d):
+            assert following.running_mean is not None
+            assert following.running_var is not None
+            scale = _array(following.weight) / np.sqrt(
+                _array(following.running_var) + np.float32(following.eps)
+            )
+            weight = weight * scale[:, None, None, None]
+            bias = (bias - _array(following.running_mean)) * scale + _array(following.bias)
+        yield weight, bias
+
+
+def _array(tensor: Tensor) -> NDArray[np.float32]:
+    values: NDArray[np.float32] = tensor.detach().cpu().numpy()
+    return values
 
 
 def load_torchvision_weights(

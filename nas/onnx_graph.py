@@ -1,4 +1,4 @@
-"""ONNX graphs straight from our modules, in a millisecond instead of an exporter's tens of them.
+"""ONNX graphs straight from operators, in a millisecond instead of an exporter's tens of them.
 
 What is timed is what is deployed: the profiler and ``nas.export`` both use this. Batch normalisation
 is folded into the convolution before it, as every runtime does when it loads a trained network.
@@ -7,7 +7,7 @@ Operators follow what ``torch.onnx.export`` writes for the same modules; a test 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -15,10 +15,9 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
-from torch import Tensor, nn
 
-from nas.layers import Residual, SqueezeExcitation
-from nas.network import Network
+from nas.network import Layer, Network, Weights, folded_weights, layers_of
+from search_spaces.ops import Conv, Linear, Operator, Operators, Pool, SqueezeExcitation, convolutions
 
 # Old enough for the runtimes found on boards, new enough for HardSwish (14).
 OPSET = 17
@@ -29,18 +28,38 @@ _SMALLEST_EXTERNAL_WEIGHT = 64
 
 
 def onnx_model(
-    module: nn.Module,
+    module: Network | Layer,
     input_shape: Sequence[int],
     name: str = "network",
     external: dict[str, NDArray[np.float32]] | None = None,
 ) -> onnx.ModelProto:
-    """The inference graph of a module made by :func:`nas.layers.build_layer` or of a whole network.
+    """The inference graph of a network or a layer with its weights.
 
     Args:
-        module: a layer or a :class:`nas.network.Network`; its running statistics are folded. A module
-            on the meta device gets random weights: latency does not depend on their values, and
-            initialising thousands of layers would take longer than timing them.
+        module: its running statistics are folded.
         input_shape: (N, C, H, W) of the one input, which is called ``input``.
+        name: name of the graph.
+        external: see :func:`onnx_graph`.
+    """
+    made_of = [layer.operators for layer in layers_of(module)]
+    return onnx_graph(made_of, input_shape, folded_weights(module), name, external)
+
+
+def onnx_graph(
+    layers: Sequence[Operators],
+    input_shape: Sequence[int],
+    weights: Iterable[Weights] | None = None,
+    name: str = "network",
+    external: dict[str, NDArray[np.float32]] | None = None,
+) -> onnx.ModelProto:
+    """The inference graph of layers, one after the other.
+
+    Args:
+        layers: what each consists of.
+        input_shape: (N, C, H, W) of the one input, which is called ``input``.
+        weights: weight and bias of each convolution and linear layer, in the order of
+            :func:`search_spaces.ops.convolutions`; random ones where None: latency does not depend on
+            their values.
         name: name of the graph.
         external: filled with the weights by name, which are then left out of the model; give them to
             the session itself (``SessionOptions.add_external_initializers``). Saves copying megabytes
@@ -48,12 +67,11 @@ def onnx_model(
 
     Returns:
         A model with one output called ``output``.
-
-    Raises:
-        TypeError: if the module contains a kind of module that the search space does not use.
     """
-    graph = _Graph(external)
-    last = graph.emit(module, INPUT_NAME)
+    graph = _Graph(_random(layers) if weights is None else iter(weights), external)
+    last = INPUT_NAME
+    for made_of in layers:
+        last = graph.layer(made_of, last)
     # The last node writes the output directly: an Identity would be one more node to time.
     if graph.nodes:
         graph.nodes[-1].output[0] = OUTPUT_NAME
@@ -74,11 +92,12 @@ def onnx_model(
 
 
 class _Graph:
-    """Nodes and weights collected while walking a module."""
+    """Nodes and weights collected while walking operators."""
 
-    def __init__(self, external: dict[str, NDArray[np.float32]] | None) -> None:
+    def __init__(self, weights: Iterator[Weights], external: dict[str, NDArray[np.float32]] | None) -> None:
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: list[onnx.TensorProto] = []
+        self._weights = weights
         self._external = external
 
     def add(self, operator: str, inputs: list[str], output: str | None = None, **attributes: Any) -> str:
@@ -103,79 +122,62 @@ class _Graph:
         self.initializers.append(left_out)
         return name
 
-    def emit(self, module: nn.Module, value: str) -> str:
-        if isinstance(module, Network):
-            return self.emit(module.layers, value)
-        if isinstance(module, nn.Sequential):
-            return self.sequence(list(module), value)
-        if isinstance(module, Residual):
-            return self.add("Add", [value, self.emit(module.body, value)])
-        if isinstance(module, SqueezeExcitation):
-            gate = value
-            for part in (module.pool, module.reduce, module.activation, module.expand, module.gate):
-                gate = self.emit(part, gate)
-            return self.add("Mul", [value, gate])
-        if isinstance(module, nn.Conv2d):
-            return self.convolution(module, None, value)
-        if isinstance(module, nn.Linear):
-            weights = [self.weight(_array(module.weight)), self.weight(_array(module.bias))]
-            return self.add("Gemm", [value, *weights], transB=1)
-        if isinstance(module, nn.ReLU6):
-            bounds = [self.weight(np.array(bound, np.float32)) for bound in (0, 6)]
-            return self.add("Clip", [value, *bounds])
-        if isinstance(module, nn.ReLU):
-            return self.add("Relu", [value])
-        if isinstance(module, nn.Hardswish):
-            return self.add("HardSwish", [value])
-        if isinstance(module, nn.Hardsigmoid):
-            # Without the default beta: OpenCV takes a written one for the beginning of a hard swish.
-            return self.add("HardSigmoid", [value], alpha=1 / 6)
-        if isinstance(module, nn.AdaptiveAvgPool2d):
-            return self.add("GlobalAveragePool", [value])
-        if isinstance(module, nn.Flatten):
-            return self.add("Flatten", [value])
-        if isinstance(module, nn.Dropout | nn.Identity):
-            return value
-        raise TypeError(f"no ONNX operator for {type(module).__name__}")
-
-    def sequence(self, modules: list[nn.Module], value: str) -> str:
-        index = 0
-        while index < len(modules):
-            module = modules[index]
-            following = modules[index + 1] if index + 1 < len(modules) else None
-            if isinstance(module, nn.Conv2d) and isinstance(following, nn.BatchNorm2d):
-                value = self.convolution(module, following, value)
-                index += 2
-            else:
-                value = self.emit(module, value)
-                index += 1
+    def layer(self, made_of: Operators, value: str) -> str:
+        entering = value
+        for operator in made_of:
+            value = self.operator(operator, value, entering)
         return value
 
-    def convolution(self, conv: nn.Conv2d, norm: nn.BatchNorm2d | None, value: str) -> str:
-        weight = _array(conv.weight)
-        bias = _array(conv.bias) if conv.bias is not None else np.zeros(len(weight), np.float32)
-        if norm is not None and not norm.weight.is_meta:
-            assert norm.running_mean is not None
-            assert norm.running_var is not None
-            scale = _array(norm.weight) / np.sqrt(_array(norm.running_var) + np.float32(norm.eps))
-            weight = weight * scale[:, None, None, None]
-            bias = (bias - _array(norm.running_mean)) * scale + _array(norm.bias)
-        padding = [int(side) for side in conv.padding]
-        return self.add(
+    def operator(self, operator: Operator, value: str, entering: str) -> str:
+        if isinstance(operator, Linear):
+            names = [self.weight(values) for values in next(self._weights)]
+            return self.activation(operator.activation, self.add("Gemm", [value, *names], transB=1))
+        if isinstance(operator, Conv):
+            return self.convolution(operator, value)
+        if isinstance(operator, Pool):
+            return self.add("Flatten", [self.add("GlobalAveragePool", [value])])
+        if isinstance(operator, SqueezeExcitation):
+            gate = self.add("GlobalAveragePool", [value])
+            for conv in operator.convs:
+                gate = self.convolution(conv, gate)
+            return self.add("Mul", [value, gate])
+        return self.add("Add", [entering, value])
+
+    def convolution(self, conv: Conv, value: str) -> str:
+        names = [self.weight(values) for values in next(self._weights)]
+        value = self.add(
             "Conv",
-            [value, self.weight(weight), self.weight(bias)],
-            kernel_shape=list(conv.kernel_size),
-            strides=list(conv.stride),
-            pads=padding * 2,
+            [value, *names],
+            kernel_shape=[conv.kernel] * 2,
+            strides=[conv.stride] * 2,
+            pads=[conv.kernel // 2] * 4,
             group=conv.groups,
         )
+        return self.activation(conv.activation, value)
+
+    def activation(self, activation: str | None, value: str) -> str:
+        if activation is None:
+            return value
+        if activation == "relu6":
+            bounds = [self.weight(np.array(bound, np.float32)) for bound in (0, 6)]
+            return self.add("Clip", [value, *bounds])
+        if activation == "swish":
+            return self.add("Mul", [value, self.add("Sigmoid", [value])])
+        if activation == "hsigmoid":
+            # Without the default beta: OpenCV takes a written one for the beginning of a hard swish.
+            return self.add("HardSigmoid", [value], alpha=1 / 6)
+        return self.add({"relu": "Relu", "hswish": "HardSwish", "sigmoid": "Sigmoid"}[activation], [value])
 
 
-def _array(tensor: Tensor) -> NDArray[np.float32]:
-    if tensor.is_meta:
-        return _random_weights(tensor.numel()).reshape(tuple(tensor.shape))
-    values: NDArray[np.float32] = tensor.detach().cpu().numpy()
-    return values
+def _random(layers: Iterable[Operators]) -> Iterator[Weights]:
+    for made_of in layers:
+        for conv in convolutions(made_of):
+            shape: tuple[int, ...] = (conv.out_channels, conv.in_channels // conv.groups)
+            if not isinstance(conv, Linear):
+                shape = (*shape, conv.kernel, conv.kernel)
+            count = conv.out_channels
+            bias = np.zeros(count, np.float32) if conv.norm else _random_weights(count)
+            yield _random_weights(conv.weights).reshape(shape), bias
 
 
 @lru_cache(maxsize=1)

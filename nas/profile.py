@@ -14,11 +14,11 @@ from nas.latency.hardware import Hardware, import_result
 from nas.latency.plan import Plan, make_plan, seconds_needed
 from nas.latency.provision import load_table, profile_command, reference_architectures, table_folder
 from nas.latency.sessions import profile
-from nas.layers import layer_keys, reachable_layer_keys
 from nas.measuring.conditions import PACKAGES
 from nas.runtimes.runtime import Runtime
 from nas.settings import HardwareConfig, ProfileSettings, RuntimeConfig, plain
 from search_spaces.errors import InputError
+from search_spaces.layers import layer_keys, reachable_layer_keys
 from search_spaces.space import SearchSpace
 
 

@@ -16,10 +16,10 @@ from nas.accuracy.csv import read_extra
 from nas.accuracy.imagenet import SHIPPED_PARAMETERS
 from nas.latency.table import LatencyTable
 from nas.latency.validation import Card
-from nas.layers import layer_keys, reachable_layer_keys
 from nas.page.report import Report
 from nas.study.scorer import layer_latency
 from search_spaces.architecture import Architecture
+from search_spaces.layers import layer_keys, reachable_layer_keys
 from search_spaces.space import SearchSpace
 
 _VERSIONS_OF = ("mobilenet-nas", "torch", "torchvision", "optuna", "onnxruntime", "numpy", "scikit-learn")

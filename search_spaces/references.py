@@ -17,8 +17,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 
-from search_spaces.architecture import Activation, Architecture, Block, Head, Stem, make_divisible
+from search_spaces.architecture import Architecture
+from search_spaces.blocks import Block, Head, Stem, make_divisible
 from search_spaces.errors import InputError
+from search_spaces.ops import Activation
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,19 +6,12 @@ Every reader raises :class:`SpaceError` with a message that names the field.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar
 
-from search_spaces.architecture import (
-    MAX_CHANNELS,
-    MAX_KERNEL,
-    Activation,
-    ArchitectureError,
-    BlockKind,
-    Head,
-    Stem,
-    check_fields,
-)
+from search_spaces.architecture import check_fields
+from search_spaces.blocks import BLOCKS, MAX_CHANNELS, MAX_KERNEL, ArchitectureError, Head, Stem
 from search_spaces.errors import InputError
+from search_spaces.ops import ACTIVATIONS
 from search_spaces.stage import (
     BLOCK_FIELDS,
     Candidate,
@@ -159,14 +152,14 @@ def read_stage(where: str, data: object) -> Stage | CandidateStage:
     if isinstance(data, Mapping) and "candidates" in data:
         return _read_candidate_stage(where, data)
     values = read_fields(where, Stage, data)
-    kinds = tuple(kind for kind in get_args(BlockKind) if kind != "skip")
+    kinds = tuple(name for name, kind in BLOCKS.items() if not kind.bare)
     readers: dict[str, Callable[[str, object], tuple[Any, ...]]] = {
         "depths": lambda at, each: candidates_of(at, each, int, 0, MAX_DEPTH_OF_STAGE),
         "widths": lambda at, each: candidates_of(at, each, int, minimum=1),
         "kernels": _kernel_sides,
         "expansions": lambda at, each: candidates_of(at, each, float, 0.1, MAX_FACTOR),
         "se": lambda at, each: candidates_of(at, each, bool),
-        "activations": lambda at, each: _member_of(at, each, get_args(Activation)),
+        "activations": lambda at, each: _member_of(at, each, ACTIVATIONS),
         "per_block": lambda at, each: _member_of(at, each, tuple(BLOCK_FIELDS)) if each else (),
     }
     for name, read in readers.items():

@@ -17,18 +17,11 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from search_spaces.architecture import (
-    MAX_CHANNELS,
-    MAX_CLASSES,
-    MAX_RESOLUTION,
-    Architecture,
-    Block,
-    Head,
-    Stem,
-    halve,
-)
+from search_spaces.architecture import MAX_CLASSES, MAX_RESOLUTION, Architecture
+from search_spaces.blocks import MAX_CHANNELS, Block, Head, Stem
 from search_spaces.errors import InputError
 from search_spaces.gate import MAX_YAML_BYTES, Gate
+from search_spaces.ops import halve
 from search_spaces.schema import (
     MAX_FACTOR,
     SpaceError,

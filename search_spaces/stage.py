@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from search_spaces.architecture import Activation, Block, BlockKind, Head, Stem, halve, make_divisible
+from search_spaces.blocks import Block, Head, Stem, make_divisible
+from search_spaces.ops import Activation, halve
 
 # The same few hundred blocks make up all members of a space: they are checked once.
 _block = lru_cache(maxsize=10_000)(Block)
@@ -124,7 +125,7 @@ class Stage:
     expansions: tuple[float, ...] = (6.0,)
     se: tuple[bool, ...] = (False,)
     activations: tuple[Activation, ...] = ("relu6",)
-    kind: BlockKind = "inverted_residual"
+    kind: str = "inverted_residual"
     per_block: tuple[str, ...] = ("expansions",)
 
     @property
@@ -314,7 +315,7 @@ class Candidate:
         name: value of the parameter; made from the other fields where empty.
     """
 
-    kind: BlockKind = "inverted_residual"
+    kind: str = "inverted_residual"
     kernel: int = 3
     expansion: float = 6.0
     se: bool = False

@@ -11,9 +11,9 @@ import onnxruntime
 
 from nas.cost import layer_cost
 from nas.devices.device import Measurement, measurement, subject_name
-from nas.layers import LayerKey, layer_keys
 from nas.measuring.rounds import Journal, Round
 from nas.runtimes.subject import Subject
+from search_spaces.layers import LayerKey, layer_keys
 
 
 def layer_ms(key: LayerKey) -> float:

@@ -1,15 +1,30 @@
 import random
 import warnings
+from collections.abc import Iterator
+from dataclasses import replace
 
+import onnxruntime
 import pytest
 import torch
 import torchvision
 from fvcore.nn import FlopCountAnalysis
 
 from nas.cost import cost, layer_cost
-from nas.layers import LayerKey, LayerKeyError, build_layer, layer_keys, reachable_layer_keys
-from nas.network import TORCHVISION_V2_NORM_EPSILON, Network, WeightsError, load_torchvision_weights
-from search_spaces.architecture import Architecture, Block, Head, Stem
+from nas.latency.calibration import FEATURES, layer_features
+from nas.latency.preset import work
+from nas.network import (
+    TORCHVISION_V2_NORM_EPSILON,
+    Network,
+    WeightsError,
+    build_layer,
+    load_torchvision_weights,
+)
+from nas.onnx_graph import onnx_model
+from search_spaces import blocks
+from search_spaces.architecture import Architecture
+from search_spaces.blocks import Block, BlockKind, Head, Stem
+from search_spaces.layers import LayerKey, LayerKeyError, layer_keys, reachable_layer_keys
+from search_spaces.ops import Conv, Operator
 from search_spaces.references import FAMILIES, reference
 from search_spaces.space import SearchSpace
 
@@ -115,3 +130,73 @@ def test_identities_cost_nothing_and_strided_skips_are_convolutions() -> None:
     network = Network(architecture).eval()
     assert network(torch.randn(1, 3, 32, 32)).shape == (1, 10)
     assert cost(architecture).macs == _fvcore_macs(network, 32)
+
+
+def test_a_new_kind_of_block_is_one_function(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Built, counted, exported, keyed, featured and printed without another line of code."""
+
+    def shrink(block: Block, size: int) -> Iterator[Operator]:
+        yield Conv(
+            size, block.in_channels, block.out_channels, block.kernel, block.stride, 1, block.activation
+        )
+
+    kind = BlockKind(shrink, "plain", "conv2d, {kernel}×{kernel}", letters="ioks")
+    monkeypatch.setitem(blocks.BLOCKS, "plain", kind)
+    row = Block("plain", 3, 16, 16, 24, 2, "relu", expansion_conv=False)
+    network = Architecture(32, Stem(16), (row,), Head(), classes=10)
+    assert Architecture.from_yaml(network.to_yaml()) == network
+    key = layer_keys(network)[1]
+    assert str(key) == "plain_16_i16_o24_k3_s2_relu"
+    assert LayerKey.parse(str(key)) == key
+    assert layer_cost(key).macs == 16 * 24 * 9 * 64
+    images = torch.randn(1, 3, 32, 32)
+    module = Network(network).eval()
+    session = onnxruntime.InferenceSession(onnx_model(module, images.shape).SerializeToString())
+    (logits,) = session.run(None, {"input": images.numpy()})
+    assert torch.allclose(torch.from_numpy(logits), module(images), atol=1e-4)
+    assert len(layer_features(key)) == len(FEATURES) - 1
+    assert "conv2d, 3×3" in network.to_markdown()
+    assert work(key)[0] == pytest.approx(layer_cost(key).macs / 1e6)
+
+
+@pytest.mark.parametrize(
+    ("text", "hswish_values", "within_values"),
+    [
+        # V1's block with h-swish applies it twice; V3's head too; a strided skip has no depthwise map.
+        ("ds_28_i64_o128_k3_s1_hswish", 64 * 28 * 28 + 128 * 28 * 28, 64 * 28 * 28),
+        ("head_7_i160_c960x1_h1280_n1000_hswish", 960 * 49 + 1280, 960 * 49),
+        ("skip_14_i24_o40_s2", 0, 0),
+        ("head_7_i320_c1280x1_h0_n1000_relu6", 0, 1280 * 49),
+    ],
+)
+def test_calibration_counts_what_is_built(text: str, hswish_values: int, within_values: int) -> None:
+    features = dict(zip(FEATURES[1:], layer_features(LayerKey.parse(text)), strict=True))
+    assert features["hswish_mb"] == pytest.approx(hswish_values * 4 / 1e6)
+    assert features["expanded_mb"] == pytest.approx(within_values * 4 / 1e6)
+    applied = [
+        each for each in build_layer(LayerKey.parse(text)).modules() if isinstance(each, torch.nn.Hardswish)
+    ]
+    assert bool(applied) == bool(hswish_values)
+
+
+def test_peak_memory_holds_a_kept_input() -> None:
+    key = LayerKey.parse("ir_28_i40_x120_o40_k5_s1_relu6")
+    # While the depthwise convolution runs, its input, its output and the block's input are held.
+    assert layer_cost(key).peak_values == (120 + 120 + 40) * 28 * 28
+    wider = LayerKey.parse("ir_28_i40_x120_o48_k5_s1_relu6")
+    assert layer_cost(wider).peak_values == (120 + 120) * 28 * 28
+    assert cost(reference("mobilenet_v2")).peak_values == 96 * (112**2 + 56**2)
+
+
+def test_an_explicit_width_of_squeeze_and_excitation() -> None:
+    key = LayerKey.parse("ir_28_i40_x120_o40_k5_s1_se_q10_swish")
+    assert isinstance(key.part, Block)
+    assert key.part.squeezed_channels == 10
+    quarter = LayerKey.parse("ir_28_i40_x120_o40_k5_s1_se_swish")
+    assert layer_cost(quarter).parameters - layer_cost(key).parameters == (32 - 10) * (2 * 120 + 1)
+    # The field came later: tables without it keep their ids.
+    plain = Architecture(32, Stem(16), (Block("inverted_residual", 3, 16, 64, 16, se=True),), Head())
+    assert "se_channels" not in plain.to_yaml()
+    wide = Architecture(32, Stem(16), (replace(plain.blocks[0], se_channels=8),), Head())
+    assert Architecture.from_yaml(wide.to_yaml()) == wide
+    assert wide.id != plain.id

@@ -6,12 +6,12 @@ import onnxruntime
 import pytest
 import torch
 
-from nas.layers import LayerKey, build_layer, layer_keys, reachable_layer_keys
-from nas.network import Network
+from nas.network import Network, build_layer
 from nas.onnx_graph import onnx_model
 from nas.runtimes.runtime import Runtime
 from nas.runtimes.subject import PRECISIONS, RuntimeUnavailableError
-from search_spaces.architecture import Block
+from search_spaces.blocks import Block
+from search_spaces.layers import LayerKey, layer_keys, reachable_layer_keys
 from search_spaces.references import reference
 from search_spaces.space import SearchSpace
 

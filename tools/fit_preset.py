@@ -22,7 +22,7 @@ from scipy.optimize import least_squares, lsq_linear
 from nas.command import command
 from nas.console import console, print_summary
 from nas.latency.preset import EstimatedLayers, EstimateError
-from nas.layers import layer_keys
+from search_spaces.layers import layer_keys
 from search_spaces.references import FAMILIES, reference
 from tools.preset_sources import Group, Timed, read_fbnet_blocks, read_networks, read_note10_blocks
 

@@ -14,9 +14,9 @@ from typing import Any
 
 from nas.cost import cost
 from nas.help import CONFIG_FOLDER
-from nas.layers import layer_keys
 from nas.runtimes.subject import graph
 from search_spaces.architecture import Architecture
+from search_spaces.layers import layer_keys
 from search_spaces.references import FAMILIES, reference
 from search_spaces.space import SearchSpace
 

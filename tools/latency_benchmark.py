@@ -32,11 +32,11 @@ from nas.latency.sessions import (
 )
 from nas.latency.table import LatencyTable, write_atomically
 from nas.latency.validation import fresh_networks
-from nas.layers import layer_keys
 from nas.runtimes.runtime import Runtime
 from nas.runtimes.subject import Precision, graph
 from nas.settings import HardwareConfig, RuntimeConfig, plain
 from search_spaces.architecture import Architecture
+from search_spaces.layers import layer_keys
 from search_spaces.references import FAMILIES, reference
 from search_spaces.space import SearchSpace
 

@@ -21,8 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nas.latency.preset import EstimateError, work
-from nas.layers import LayerKey, layer_keys
-from search_spaces.architecture import Architecture, Block, Head, Stem
+from search_spaces.architecture import Architecture
+from search_spaces.blocks import Block, Head, Stem
+from search_spaces.layers import LayerKey, layer_keys
 from search_spaces.references import reference
 
 # ncnn's V2 and V3 are not quite the papers' tables: their MACs in millions (ncnn benchmark, model files).

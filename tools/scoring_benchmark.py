@@ -16,10 +16,10 @@ from nas.command import command
 from nas.console import print_summary
 from nas.latency.hardware import table_without_measuring
 from nas.latency.provision import table_folder
-from nas.layers import reachable_layer_keys
 from nas.runtimes.runtime import Runtime
 from nas.settings import HardwareConfig, RuntimeConfig, plain
 from nas.study.scorer import BatchScorer, layer_latency
+from search_spaces.layers import reachable_layer_keys
 
 
 @dataclass

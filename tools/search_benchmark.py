@@ -30,7 +30,6 @@ from nas.help import CONFIG_FOLDER
 from nas.latency.hardware import Hardware, estimated_table
 from nas.latency.provision import reference_architectures
 from nas.latency.table import LatencyTable
-from nas.layers import layer_keys, reachable_layer_keys
 from nas.runtimes.runtime import Runtime
 from nas.study.loop import Progress, run_search
 from nas.study.netadapt import refine
@@ -38,6 +37,7 @@ from nas.study.objective import Budget, Pareto
 from nas.study.pareto import front, hypervolume
 from nas.study.storage import close_storage, open_storage, open_study
 from search_spaces.architecture import Architecture
+from search_spaces.layers import layer_keys, reachable_layer_keys
 from search_spaces.references import reference
 from search_spaces.space import SearchSpace
 from tools.sampler_comparison import SAMPLERS, Array, Problem, Runs

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nas.accuracy.features import not_covered
-from search_spaces.architecture import Architecture, ArchitectureError, Block, Head, Stem
+from search_spaces.architecture import Architecture
+from search_spaces.blocks import ArchitectureError, Block, Head, Stem
 from search_spaces.errors import InputError
 from search_spaces.references import UnknownReferenceError, reference
 

@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 
 from nas.accuracy.source import AccuracyError
 from nas.cost import layer_cost
-from nas.layers import IMAGE_CHANNELS, LayerKey
-from search_spaces.architecture import Architecture, Block, Head, Stem
+from search_spaces.architecture import Architecture
+from search_spaces.blocks import IMAGE_CHANNELS, Block, Head, Stem
+from search_spaces.layers import LayerKey
 
 Flags = NDArray[np.bool_]
 Floats = NDArray[np.float64]

@@ -11,11 +11,11 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from nas.layers import LayerKey
 from nas.measuring.conditions import cpu_model, describe, snapshot
 from nas.measuring.rounds import Journal, Round, measure, round_order, without_drift
 from nas.runtimes.runtime import Runtime
 from nas.runtimes.subject import Subject
+from search_spaces.layers import LayerKey
 from search_spaces.references import reference
 
 # What the anchor network is: small enough to run in every round, large enough to be a network.

@@ -20,12 +20,12 @@ import numpy as np
 
 from nas.cost import layer_cost
 from nas.devices.device import ANCHOR, Measurement, deal_out, measurement, subject_name
-from nas.layers import LayerKey
 from nas.measuring import board, conditions, models, rounds
 from nas.runtimes.runtime import Runtime
 from nas.runtimes.subject import Subject
 from search_spaces.architecture import Architecture
 from search_spaces.errors import InputError
+from search_spaces.layers import LayerKey
 
 # Groups are measured one after the other: what a board with 1 GB of memory holds at once.
 GROUP_SUBJECTS = 300

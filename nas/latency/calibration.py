@@ -23,9 +23,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nas.cost import products
-from nas.layers import LayerKey
-from search_spaces.architecture import Block, Stem, halve
+from search_spaces.blocks import Head, Stem
+from search_spaces.layers import LayerKey, operators
+from search_spaces.ops import Add, Conv, Linear, SqueezeExcitation, convolutions
 
 _MEGABYTE = 4 / 1e6  # fp32 values
 FEATURES = (
@@ -38,7 +38,7 @@ FEATURES = (
     "hswish_mb",
     "weights_mb",
     "se_layers",
-    "expanded_mb",
+    "expanded_mb",  # maps within a layer
 )
 # With fewer networks than this only latency_ms and layers are fitted.
 _NETWORKS_FOR_ALL_FEATURES = 30
@@ -48,31 +48,22 @@ _RIDGE = 0.01
 @lru_cache(maxsize=200_000)
 def layer_features(key: LayerKey) -> tuple[float, ...]:
     """Everything in :data:`FEATURES` but the latency, for one layer; megabytes are of fp32."""
-    part = key.part
-    weights_mb = sum(product.weights for product in products(key)) * _MEGABYTE
-    input_mb = key.in_channels * key.size**2 * _MEGABYTE
-    if isinstance(part, Stem):
-        output_mb = part.channels * halve(key.size) ** 2 * _MEGABYTE
-        hswish_mb = output_mb * (part.activation == "hswish")
-        # The image enters network and lone stem alike.
-        return (1.0, 0.0, output_mb, 0.0, 0.0, hswish_mb, weights_mb, 0.0, 0.0)
-    if not isinstance(part, Block):
-        return (1.0, input_mb, 0.0, 0.0, 0.0, 0.0, weights_mb, 0.0, 0.0)
-    out_pixels = (halve(key.size) if part.stride == 2 else key.size) ** 2
-    output_mb = part.out_channels * out_pixels * _MEGABYTE
-    depthwise_mb = part.expanded_channels * out_pixels * _MEGABYTE
-    expanded_mb = depthwise_mb + part.expanded_channels * key.size**2 * _MEGABYTE * part.expansion_conv
-    return (
-        1.0,
-        input_mb,
-        output_mb,
-        input_mb * part.has_residual,
-        depthwise_mb * part.se,
-        expanded_mb * (part.activation == "hswish"),
-        weights_mb,
-        float(part.se),
-        expanded_mb,
+    made_of = operators(key)
+    products = list(convolutions(made_of))
+    maps = [each for each in made_of if isinstance(each, Conv) and not isinstance(each, Linear)]
+    # The image enters network and lone stem alike, and logits leave them alike.
+    image, logits = isinstance(key.part, Stem), isinstance(key.part, Head)
+    borders = (0 if image else made_of[0].in_values, 0 if logits else made_of[-1].out_values)
+    gates = [each for each in made_of if isinstance(each, SqueezeExcitation)]
+    values = (
+        *borders,
+        sum(each.in_values for each in made_of if isinstance(each, Add)),
+        sum(each.in_values for each in gates),
+        sum(each.out_values for each in products if each.activation in ("hswish", "swish")),
+        sum(each.weights for each in products),
     )
+    within = sum(each.out_values for each in (maps if logits else maps[:-1]))
+    return (1.0, *(each * _MEGABYTE for each in values), float(len(gates)), within * _MEGABYTE)
 
 
 def network_features(keys: Sequence[LayerKey], layers_ms: Sequence[float]) -> NDArray[np.float64]:

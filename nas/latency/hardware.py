@@ -20,11 +20,11 @@ from nas.latency.preset import EstimatedLayers
 from nas.latency.provision import load_table, profile_command
 from nas.latency.sessions import ProfileProgress, fill_gaps, profile
 from nas.latency.table import Entry, LatencyTable, TableHeader
-from nas.layers import LayerKey
 from nas.runtimes.runtime import Runtime
 from nas.runtimes.subject import Subject
 from search_spaces.architecture import Architecture
 from search_spaces.errors import InputError
+from search_spaces.layers import LayerKey
 
 
 class NoTableError(InputError):

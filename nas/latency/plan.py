@@ -18,10 +18,10 @@ from nas.cost import cost, layer_cost
 from nas.devices.device import Target
 from nas.latency.predictor import standardised_features
 from nas.latency.table import LatencyTable
-from nas.layers import LayerKey, layer_keys, reachable_layer_keys
 from nas.runtimes.runtime import Runtime
 from nas.runtimes.subject import Subject
 from search_spaces.architecture import Architecture
+from search_spaces.layers import LayerKey, layer_keys, reachable_layer_keys
 from search_spaces.references import reference
 from search_spaces.space import SearchSpace
 

@@ -26,11 +26,11 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
 
-from nas.cost import products
 from nas.latency.predictor import Prediction
-from nas.layers import LayerKey
-from search_spaces.architecture import Block, Head, halve
+from search_spaces.blocks import Block
 from search_spaces.errors import InputError
+from search_spaces.layers import LayerKey, operators
+from search_spaces.ops import Pool, SqueezeExcitation, convolutions
 
 SCHEMA = 1
 _BYTES = 4  # of an fp32 value
@@ -61,53 +61,27 @@ def work(key: LayerKey) -> NDArray[np.float64]:
 
 @lru_cache(maxsize=200_000)
 def _work(key: LayerKey) -> tuple[float, ...]:
-    pointwise = depthwise = activation = weights = operators = 0
-    for product in products(key):
-        pixels = product.out_size**2
-        if product.groups > 1:
+    pointwise = depthwise = activation = weights = elementwise = count = 0
+    for operator in operators(key):
+        if isinstance(operator, SqueezeExcitation):
+            elementwise += 3 * operator.in_values  # pooling reads; scaling reads and writes
+            count += 2
+        elif isinstance(operator, Pool):
+            elementwise += operator.in_values
+            count += 1
+    for product in convolutions(operators(key)):
+        if product.depthwise:
             depthwise += product.macs
         else:
             pointwise += product.macs
-            activation += (product.in_channels + product.out_channels) * pixels * _BYTES
-        weights += product.parameters * _BYTES
-        operators += 1
-    elementwise, passes = _elementwise(key)
-    return (
-        pointwise / 1e6,
-        depthwise / 1e6,
-        activation / 1e6,
-        weights / 1e6,
-        elementwise * _BYTES / 1e6,
-        float(operators + passes),
-    )
-
-
-def _elementwise(key: LayerKey) -> tuple[int, int]:
-    """(values read and written, operators) beside the products; ReLU is part of its product."""
-    part, values, passes = key.part, 0, 0
-    hswish = part.activation == "hswish"
-    if isinstance(part, Head):
-        pixels = key.size**2
-        activated = part.conv_channels * part.conv_layers * pixels + part.hidden_channels
-        pooled = (part.conv_channels or key.in_channels) * pixels
-        if hswish:
-            values, passes = 2 * activated, part.conv_layers * bool(part.conv_channels) + 1
-        return values + pooled, passes + 1
-    if not isinstance(part, Block):
-        return (2 * part.channels * halve(key.size) ** 2, 1) if hswish else (0, 0)
-    if part.kind == "skip":
-        return 0, 0
-    out_pixels = (halve(key.size) if part.stride == 2 else key.size) ** 2
-    if hswish:
-        values += 2 * part.expanded_channels * out_pixels
-        passes += 1
-        if part.expansion_conv:
-            values += 2 * part.expanded_channels * key.size**2
-            passes += 1
-    if part.se:
-        values += 3 * part.expanded_channels * out_pixels  # pooling reads; scaling reads and writes
-        passes += 2
-    return values, passes
+            activation += product.in_channels * product.out_size**2 + product.out_values
+        weights += product.parameters
+        count += 1
+        if product.activation in ("hswish", "swish"):  # ReLU is part of its product
+            elementwise += 2 * product.out_values
+            count += 1
+    values = (activation, weights, elementwise)
+    return (pointwise / 1e6, depthwise / 1e6, *(each * _BYTES / 1e6 for each in values), float(count))
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,10 +10,10 @@ from nas.devices.device import Target
 from nas.latency.plan import Plan, make_plan
 from nas.latency.sessions import ProfileProgress, profile
 from nas.latency.table import LatencyTable, TableError
-from nas.layers import layer_keys, reachable_layer_keys
 from nas.measuring.models import PROTOCOL
 from nas.runtimes.runtime import Runtime
 from search_spaces.architecture import Architecture
+from search_spaces.layers import layer_keys, reachable_layer_keys
 from search_spaces.references import FAMILIES, reference
 from search_spaces.space import SearchSpace
 

@@ -23,11 +23,11 @@ from nas.latency.plan import Plan
 from nas.latency.predictor import GapFiller
 from nas.latency.preset import AdaptedLayers, EstimatedLayers
 from nas.latency.table import Entry, LatencyTable, TableError, TableHeader, write_atomically
-from nas.layers import LayerKey, layer_keys
 from nas.measuring.rounds import STATISTICS, instability, most_stable_statistic
 from nas.runtimes.runtime import Runtime, pays_at_borders
 from nas.runtimes.subject import Subject
 from search_spaces.architecture import Architecture
+from search_spaces.layers import LayerKey, layer_keys
 
 # With fewer measured layers than this the others are predicted by an adapted estimate.
 ADAPT_BELOW = 300

@@ -12,9 +12,9 @@ from nas.latency.hardware import Hardware, table_without_measuring
 from nas.latency.provision import Effort, measure_layers, ready_table
 from nas.latency.sessions import ProfileProgress
 from nas.latency.table import LatencyTable
-from nas.layers import layer_keys, reachable_layer_keys
 from nas.runtimes.runtime import Runtime
 from search_spaces.architecture import Architecture
+from search_spaces.layers import layer_keys, reachable_layer_keys
 from search_spaces.space import SearchSpace
 
 

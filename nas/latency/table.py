@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
 from nas.latency.calibration import Calibration
-from nas.layers import LayerKey, LayerKeyError, layer_keys
 from nas.measuring.models import PROTOCOL
 from search_spaces.architecture import Architecture
 from search_spaces.errors import InputError
+from search_spaces.layers import LayerKey, LayerKeyError, layer_keys
 
 SCHEMA_VERSION = 1
 LatencySource = Literal["measured", "predicted", "estimated"]

@@ -16,7 +16,6 @@ from importlib import resources
 from typing import Any
 
 from nas.cost import layer_cost
-from nas.layers import LayerKey, layer_keys
 from nas.page.comparison import comparison_card
 from nas.page.markup import (
     Markup,
@@ -40,6 +39,7 @@ from nas.page.report import (
     signed,
 )
 from search_spaces.architecture import PAPER_COLUMNS, Architecture
+from search_spaces.layers import LayerKey, layer_keys
 
 _ERROR_ROWS = {
     "networks": "networks",

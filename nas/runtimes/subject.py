@@ -7,16 +7,15 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import onnx
-import torch
 from numpy.typing import NDArray
-from torch import nn
 
-from nas.layers import LayerKey, build_layer
-from nas.network import Network
-from nas.onnx_graph import onnx_model
+from nas.network import Layer, Network, build_layer
+from nas.onnx_graph import onnx_graph
 from nas.quantize import Borders, quantize
-from search_spaces.architecture import Architecture, Head, Stem
+from search_spaces.architecture import Architecture
+from search_spaces.blocks import Head, Stem
 from search_spaces.errors import InputError
+from search_spaces.layers import LayerKey, network_operators, operators
 
 Subject = LayerKey | Architecture
 Precision = Literal["fp32", "int8"]
@@ -55,7 +54,7 @@ def borders(subject: Subject) -> Borders:
     return Borders(input=not isinstance(subject.part, Stem), output=not isinstance(subject.part, Head))
 
 
-def build_module(subject: Subject) -> nn.Module:
+def build_module(subject: Subject) -> Network | Layer:
     """The module of a layer or a network, in evaluation mode."""
     module = build_layer(subject) if isinstance(subject, LayerKey) else Network(subject)
     return module.eval()
@@ -73,8 +72,7 @@ def graph(
         precision: ``fp32``, or ``int8`` with nominal ranges: latency does not depend on them.
         external: see :func:`nas.onnx_graph.onnx_model`; fp32 only.
     """
-    with torch.device("meta"):
-        module = build_module(subject)
+    made_of = (operators(subject),) if isinstance(subject, LayerKey) else network_operators(subject)
     if precision == "fp32":
-        return onnx_model(module, input_shape(subject), external=external)
-    return quantize(onnx_model(module, input_shape(subject)), borders=borders(subject))
+        return onnx_graph(made_of, input_shape(subject), external=external)
+    return quantize(onnx_graph(made_of, input_shape(subject)), borders=borders(subject))

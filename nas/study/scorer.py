@@ -19,8 +19,9 @@ from nas.accuracy.features import BLOCK_VALUES, CLASSES, RunArrays, block_values
 from nas.accuracy.imagenet import Predictor
 from nas.cost import Cost, layer_cost
 from nas.latency.table import LatencyTable
-from nas.layers import IMAGE_CHANNELS, LayerKey
-from search_spaces.architecture import Block, halve
+from search_spaces.blocks import IMAGE_CHANNELS, Block
+from search_spaces.layers import LayerKey
+from search_spaces.ops import halve
 from search_spaces.space import NotInSpaceError, SearchSpace
 from search_spaces.stage import BLOCK_FIELDS, CandidateStage, Parameters, Rounding, Stage
 

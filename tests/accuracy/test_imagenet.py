@@ -18,8 +18,9 @@ from nas.accuracy.imagenet import SHIPPED_PARAMETERS, Predictor, shipped_predict
 from nas.accuracy.process import RECIPES, ParametersError, Posterior, Recipe
 from nas.accuracy.source import Accuracy, AccuracyError, PublishedFirst, ask
 from nas.cost import layer_cost
-from nas.layers import layer_keys
-from search_spaces.architecture import Architecture, Block
+from search_spaces.architecture import Architecture
+from search_spaces.blocks import Block
+from search_spaces.layers import layer_keys
 from search_spaces.references import reference
 from search_spaces.space import SearchSpace
 

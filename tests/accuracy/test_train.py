@@ -8,7 +8,8 @@ import yaml
 from nas.accuracy.source import AccuracyError
 from nas.accuracy.train import Recipe, TrainedAccuracy, evaluate, train
 from nas.data import DatasetSettings, load
-from search_spaces.architecture import Architecture, Block, Head, Stem
+from search_spaces.architecture import Architecture
+from search_spaces.blocks import Block, Head, Stem
 from search_spaces.errors import InputError
 from tests.conftest import CONF
 

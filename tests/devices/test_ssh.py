@@ -14,9 +14,9 @@ import pytest
 from nas.devices import ssh
 from nas.devices.kit import KitSettings, write_kit
 from nas.devices.ssh import Board, RemoteError, SshTarget
-from nas.layers import layer_keys
 from nas.runtimes.runtime import Runtime
 from nas.runtimes.subject import Subject
+from search_spaces.layers import layer_keys
 from search_spaces.references import reference
 from tests.devices.ssh_server import SSHD, Server, ssh_server
 

@@ -18,10 +18,10 @@ from nas.latency.hardware import (
 )
 from nas.latency.preset import EstimatedLayers
 from nas.latency.table import LatencyTable
-from nas.layers import LayerKey, layer_keys
 from nas.runtimes.runtime import Runtime
 from nas.runtimes.subject import Subject
 from search_spaces.architecture import Architecture
+from search_spaces.layers import LayerKey, layer_keys
 from search_spaces.references import reference
 from tests.fake_device import layer_ms
 

@@ -15,8 +15,8 @@ from nas.latency.preset import (
     available,
     work,
 )
-from nas.layers import LayerKey, layer_keys, reachable_layer_keys
-from search_spaces.architecture import Block, Head, Stem
+from search_spaces.blocks import Block, Head, Stem
+from search_spaces.layers import LayerKey, layer_keys, reachable_layer_keys
 from search_spaces.references import reference
 from search_spaces.space import SearchSpace
 

@@ -12,10 +12,10 @@ from nas.latency.provision import Effort, measure_layers, ready_table, reference
 from nas.latency.sessions import ProfileProgress, features_of, load_networks, profile
 from nas.latency.table import LatencyTable
 from nas.latency.validation import fresh_networks, load_card, save, validate
-from nas.layers import layer_keys, reachable_layer_keys
 from nas.measuring.rounds import Journal
 from nas.runtimes.runtime import Runtime, RuntimeName
 from nas.runtimes.subject import Precision
+from search_spaces.layers import layer_keys, reachable_layer_keys
 from search_spaces.references import reference
 from search_spaces.space import SearchSpace
 from tests.fake_device import FakeTarget, layer_ms, network_ms

@@ -8,8 +8,8 @@ from nas.latency.plan import make_plan
 from nas.latency.provision import StaleTableError, load_table, profile_command, table_folder
 from nas.latency.sessions import calibrate, features_of, profile
 from nas.latency.table import Entry, LatencyTable, MissingKeysError, TableError, TableHeader
-from nas.layers import LayerKey, layer_keys
 from nas.runtimes.runtime import Runtime
+from search_spaces.layers import LayerKey, layer_keys
 from search_spaces.references import reference
 from search_spaces.space import SearchSpace
 from tests.fake_device import FakeTarget, layer_ms

@@ -18,11 +18,11 @@ from nas.devices.kit import (
     read_result,
     write_kit,
 )
-from nas.layers import LayerKey, layer_keys
 from nas.measuring import board, conditions
 from nas.measuring.board import BoardError, Watch, decode_throttled, read_throttled
 from nas.runtimes.runtime import Runtime, installed
 from nas.runtimes.subject import RuntimeUnavailableError, Subject, graph
+from search_spaces.layers import LayerKey, layer_keys
 from search_spaces.references import reference
 
 pytestmark = pytest.mark.usefixtures("unsteady_machine")

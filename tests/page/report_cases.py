@@ -7,11 +7,11 @@ from typing import Any
 
 import optuna
 
-from nas.layers import layer_keys
 from nas.page.report import NetworkResult, Report
 from nas.study.loop import SearchResult, architecture_of, run_search
 from nas.study.objective import Pareto
 from nas.study.storage import close_storage, open_storage, open_study
+from search_spaces.layers import layer_keys
 from search_spaces.references import reference
 from tests.study.search_cases import MadeUpAccuracy, MadeUpLatency, small_space
 

@@ -3,7 +3,6 @@ from pathlib import Path
 import pytest
 
 from nas.latency.table import Entry, LatencyTable, TableHeader
-from nas.layers import layer_keys
 from nas.measuring.conditions import cpu_model
 from nas.page.report import read_study, report_of
 from nas.page.torchvision_reference import (
@@ -15,6 +14,7 @@ from nas.page.torchvision_reference import (
     torchvision_reference,
 )
 from nas.runtimes.runtime import Runtime
+from search_spaces.layers import layer_keys
 from search_spaces.references import reference
 from tests.page.report_cases import made_up_study
 

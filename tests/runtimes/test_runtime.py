@@ -10,7 +10,6 @@ import pytest
 import torch
 from _pytest.mark import ParameterSet
 
-from nas.layers import LayerKey
 from nas.litert_graph import litert_model
 from nas.measuring.models import LiteRTRunner, OnnxRunner, random_weights, runner_of
 from nas.onnx_graph import onnx_model
@@ -26,7 +25,8 @@ from nas.runtimes.subject import (
     graph,
     input_shape,
 )
-from search_spaces.architecture import Head, Stem
+from search_spaces.blocks import Head, Stem
+from search_spaces.layers import LayerKey
 from search_spaces.references import reference
 
 LAYERS = [

@@ -2,7 +2,8 @@ from dataclasses import replace
 
 import pytest
 
-from search_spaces.architecture import Architecture, ArchitectureError, Block, make_divisible
+from search_spaces.architecture import Architecture
+from search_spaces.blocks import ArchitectureError, Block, make_divisible
 from search_spaces.references import FAMILIES, reference
 
 

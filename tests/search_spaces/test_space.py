@@ -148,7 +148,7 @@ def test_a_stage_with_wrong_lists_is_named() -> None:
     stage = {"stride": 1, "depths": [1], "widths": [16]}
     for change, message in [
         ({"kernels": [2]}, "kernels must be odd"),
-        ({"activations": ["swish"]}, "'swish' is not one of relu"),
+        ({"activations": ["gelu"]}, "'gelu' is not one of relu"),
         ({"per_block": ["width"]}, "'width' is not one of kernels"),
         ({"kind": "skip"}, "kind must be one of"),
         ({"kind": "depthwise_separable"}, r"needs expansions: \[1\]"),

@@ -5,8 +5,8 @@ from nas.accuracy.imagenet import shipped_predictor
 from nas.cost import cost, layer_cost
 from nas.latency.calibration import FEATURES, Calibration, ErrorSummary
 from nas.latency.table import Entry, LatencyTable, TableHeader
-from nas.layers import LayerKey, layer_keys, reachable_layer_keys
 from nas.study.scorer import INACTIVE, BatchScorer, layer_latency
+from search_spaces.layers import LayerKey, layer_keys, reachable_layer_keys
 from search_spaces.references import reference
 from search_spaces.space import NotInSpaceError, SearchSpace
 

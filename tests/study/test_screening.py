@@ -7,10 +7,10 @@ import pytest
 from nas.accuracy.imagenet import shipped_predictor
 from nas.cost import layer_cost
 from nas.latency.table import Latency
-from nas.layers import LayerKey, layer_keys
 from nas.study.scorer import BatchScorer
 from nas.study.screening import screen
 from search_spaces.architecture import Architecture
+from search_spaces.layers import LayerKey, layer_keys
 from search_spaces.space import SearchSpace
 
 # 768 members: few enough to score them all.

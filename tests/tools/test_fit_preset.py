@@ -10,8 +10,8 @@ import pytest
 
 from nas.command import command
 from nas.latency.preset import EstimatedLayers, EstimateError, work
-from nas.layers import LayerKey, layer_keys
-from search_spaces.architecture import Block
+from search_spaces.blocks import Block
+from search_spaces.layers import LayerKey, layer_keys
 from search_spaces.references import reference
 from tools import fit_preset
 from tools.fit_preset import fit_rates, fit_shape, left_out_errors, level, table_errors

@@ -1,0 +1,306 @@
+"""Rows of block tables, and what each kind of block consists of.
+
+A new kind of block is one function from a block to operators and one line of :data:`BLOCKS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+from search_spaces.errors import InputError
+from search_spaces.ops import (
+    ACTIVATIONS,
+    Activation,
+    Add,
+    Conv,
+    Gating,
+    Linear,
+    Operator,
+    Operators,
+    Pool,
+    SqueezeExcitation,
+    halve,
+)
+
+# Far beyond every network one deploys, and small enough that nothing here loops or allocates for long.
+MAX_CHANNELS = 65_536
+MAX_KERNEL = 31
+MAX_HEAD_LAYERS = 16
+
+IMAGE_CHANNELS = 3
+
+
+class ArchitectureError(InputError):
+    """A block table that describes no network. The message names the row."""
+
+
+def make_divisible(channels: float, divisor: int = 8) -> int:
+    """Round to a multiple of ``divisor``, never losing more than 10 % (MobileNetV2's own code).
+
+    Source: ``_make_divisible`` in tensorflow/models, research/slim/nets/mobilenet.
+    """
+    rounded = max(divisor, int(channels + divisor / 2) // divisor * divisor)
+    return rounded + divisor if rounded < 0.9 * channels else rounded
+
+
+def squeeze_channels(expanded_channels: int) -> int:
+    """Width of the squeeze-and-excitation bottleneck: a quarter of the expansion (MobileNetV3, 5.3)."""
+    return make_divisible(expanded_channels / 4)
+
+
+@dataclass(frozen=True, slots=True)
+class Stem:
+    """The first convolution, stride 2 from the RGB image."""
+
+    channels: int
+    activation: Activation = "relu6"
+    kernel: int = 3
+
+    def __post_init__(self) -> None:
+        check_positive("stem", MAX_CHANNELS, channels=self.channels)
+        _check_kernel("stem", self.kernel)
+        _check_choice("stem", "activation", self.activation, ACTIVATIONS)
+
+    def operators(self, size: int) -> Operators:
+        """The one convolution, for an image of ``size`` pixels a side."""
+        return (Conv(size, IMAGE_CHANNELS, self.channels, self.kernel, 2, activation=self.activation),)
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """One row of a block table. All channel counts are integers, already rounded.
+
+    Attributes:
+        kind: a name of :data:`BLOCKS`, e.g. ``inverted_residual``.
+        kernel: side of the depthwise kernel; 1 for ``skip``.
+        in_channels: channels of the input.
+        expanded_channels: channels of the depthwise convolution.
+        out_channels: channels of the output.
+        stride: 1 or 2.
+        activation: nonlinearity after expansion and depthwise convolution.
+        se: squeeze-and-excitation between depthwise convolution and projection.
+        expansion_conv: whether a 1x1 convolution makes the expansion. False for V1, and for the
+            first row of V2 and V3 where the expansion is 1.
+        se_channels: width of the squeeze-and-excitation where it is not a quarter of the expansion (as
+            where EfficientNet and MnasNet size it on the block's input); 0 otherwise.
+    """
+
+    kind: str
+    kernel: int
+    in_channels: int
+    expanded_channels: int
+    out_channels: int
+    stride: int = 1
+    activation: Activation = "relu6"
+    se: bool = False
+    expansion_conv: bool = True
+    se_channels: int = 0
+
+    def __post_init__(self) -> None:
+        _check_choice("block", "kind", self.kind, tuple(BLOCKS))
+        _check_choice("block", "activation", self.activation, ACTIVATIONS)
+        check_positive(
+            "block",
+            MAX_CHANNELS,
+            in_channels=self.in_channels,
+            expanded_channels=self.expanded_channels,
+            out_channels=self.out_channels,
+        )
+        _check_kernel("block", self.kernel)
+        for name, flag in (("se", self.se), ("expansion_conv", self.expansion_conv)):
+            if not isinstance(flag, bool):
+                raise ArchitectureError(f"block: {name} must be true or false, not {flag!r}")
+        if type(self.stride) is not int or self.stride not in (1, 2):
+            raise ArchitectureError(f"block: stride must be 1 or 2, not {self.stride!r}")
+        if type(self.se_channels) is not int or not 0 <= self.se_channels <= MAX_CHANNELS:
+            raise ArchitectureError(
+                f"block: se_channels must be 0 or a positive integer, at most {MAX_CHANNELS:,}, "
+                f"not {self.se_channels!r}"
+            )
+        if self.se_channels and not self.se:
+            raise ArchitectureError("block: se_channels without se; set se to true")
+        if not self.expansion_conv and self.expanded_channels != self.in_channels:
+            raise ArchitectureError(
+                f"block: without an expansion convolution expanded_channels ({self.expanded_channels}) "
+                f"must equal in_channels ({self.in_channels})"
+            )
+        BLOCKS[self.kind].check(self)
+
+    @property
+    def keeps_shape(self) -> bool:
+        """Whether input and output have the same shape."""
+        return self.stride == 1 and self.in_channels == self.out_channels
+
+    @property
+    def has_residual(self) -> bool:
+        """Whether the input is added to the output (MobileNetV2, 3.3)."""
+        return any(isinstance(each, Add) for each in self.operators(1))
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether the block does nothing at all."""
+        return not self.operators(1)
+
+    @property
+    def squeezed_channels(self) -> int:
+        """Width of the squeeze-and-excitation, 0 without one."""
+        return (self.se_channels or squeeze_channels(self.expanded_channels)) if self.se else 0
+
+    def operators(self, size: int) -> Operators:
+        """What the block consists of, for an input of ``size`` pixels a side; nothing for an identity."""
+        return _block_operators(self, size)
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """What turns the last feature map into logits.
+
+    V1: pooling and classifier. V2: a 1x1 convolution before pooling. V3: a 1x1 convolution, then
+    pooling, then a hidden linear layer (the cheap last stage of MobileNetV3, 5.1). Zero channels
+    mean that the part is absent. ``conv_layers`` repeats the 1x1 convolution, as timm's depth
+    multiplier does in V3.
+    """
+
+    conv_channels: int = 0
+    hidden_channels: int = 0
+    activation: Activation = "relu6"
+    conv_layers: int = 1
+
+    def __post_init__(self) -> None:
+        for name, value in (("conv_channels", self.conv_channels), ("hidden_channels", self.hidden_channels)):
+            if type(value) is not int or not 0 <= value <= MAX_CHANNELS:
+                raise ArchitectureError(
+                    f"head: {name} must be 0 or a positive integer, at most {MAX_CHANNELS:,}, not {value!r}"
+                )
+        _check_choice("head", "activation", self.activation, ACTIVATIONS)
+        check_positive("head", MAX_HEAD_LAYERS, conv_layers=self.conv_layers)
+
+    def operators(self, size: int, in_channels: int, classes: int) -> Operators:
+        """Convolutions, pooling and linear layers, for a map of ``size`` pixels a side."""
+        found: list[Operator] = []
+        for _ in range(self.conv_layers if self.conv_channels else 0):
+            found.append(Conv(size, in_channels, self.conv_channels, activation=self.activation))
+            in_channels = self.conv_channels
+        found.append(Pool(size, in_channels))
+        if self.hidden_channels:
+            found.append(Linear(1, in_channels, self.hidden_channels, activation=self.activation, norm=False))
+            in_channels = self.hidden_channels
+        return (*found, Linear(1, in_channels, classes, norm=False))
+
+
+# -- kinds of blocks -------------------------------------------------------------------------------
+
+
+def inverted_residual(block: Block, size: int) -> Iterator[Operator]:
+    """Expansion, depthwise convolution, linear projection, residual where shapes allow (V2, V3)."""
+    expanded = block.expanded_channels
+    if block.expansion_conv:
+        yield Conv(size, block.in_channels, expanded, activation=block.activation)
+    yield from _depthwise(block, size)
+    yield Conv(_out_size(block, size), expanded, block.out_channels)
+    if block.keeps_shape:
+        yield Add(size, block.out_channels)
+
+
+def depthwise_separable(block: Block, size: int) -> Iterator[Operator]:
+    """Depthwise convolution and activated projection, no residual (V1)."""
+    yield from _depthwise(block, size)
+    out_size = _out_size(block, size)
+    yield Conv(out_size, block.expanded_channels, block.out_channels, activation=block.activation)
+
+
+def skip(block: Block, size: int) -> Iterator[Operator]:
+    """The identity; a linear 1x1 convolution where shapes change."""
+    if not block.keeps_shape:
+        yield Conv(size, block.in_channels, block.out_channels, stride=block.stride)
+
+
+def _depthwise(block: Block, size: int) -> Iterator[Operator]:
+    expanded = block.expanded_channels
+    yield Conv(size, expanded, expanded, block.kernel, block.stride, expanded, block.activation)
+    if block.se:
+        # EfficientNet's gate goes with its activation: swish between, a sigmoid after.
+        swish = block.activation == "swish"
+        between: Activation = "swish" if swish else "relu"
+        gating: Gating = "sigmoid" if swish else "hsigmoid"
+        size = _out_size(block, size)
+        yield SqueezeExcitation(size, expanded, block.squeezed_channels, between, gating)
+
+
+def _out_size(block: Block, size: int) -> int:
+    return halve(size) if block.stride == 2 else size
+
+
+@dataclass(frozen=True, slots=True)
+class BlockKind:
+    """A kind of block.
+
+    Attributes:
+        operators: what a block consists of, for a side of its input in pixels.
+        word: how texts of layers begin, e.g. ``ir``.
+        title: how papers print it, with ``{kernel}`` where the kernel stands.
+        letters: the fields that such texts hold beside size, SE and activation; see
+            :mod:`search_spaces.layers`.
+        bare: neither SE nor activation nor a kernel above 1.
+    """
+
+    operators: Callable[[Block, int], Iterator[Operator]]
+    word: str
+    title: str
+    letters: str = "ixoks"
+    bare: bool = False
+
+    def check(self, block: Block) -> None:
+        """Refuse fields that this kind does not have.
+
+        Raises:
+            ArchitectureError: naming the field.
+        """
+        if block.expansion_conv and "x" not in self.letters:
+            raise ArchitectureError(f"block: a {block.kind} block has no expansion convolution")
+        if self.bare and (block.se or block.kernel != 1):
+            raise ArchitectureError(f"block: a {block.kind} block has kernel 1 and no squeeze-and-excitation")
+
+
+BLOCKS: dict[str, BlockKind] = {
+    "inverted_residual": BlockKind(inverted_residual, "ir", "bneck, {kernel}×{kernel}"),
+    "depthwise_separable": BlockKind(
+        depthwise_separable, "ds", "dw-separable, {kernel}×{kernel}", letters="ioks"
+    ),
+    "skip": BlockKind(skip, "skip", "conv2d, 1×1, linear", letters="ios", bare=True),
+}
+
+
+@lru_cache(maxsize=200_000)
+def _block_operators(block: Block, size: int) -> Operators:
+    return tuple(BLOCKS[block.kind].operators(block, size))
+
+
+# -- checks ----------------------------------------------------------------------------------------
+
+
+def check_positive(where: str, most: int, **values: object) -> None:
+    """Refuse what is no positive integer, or a larger one than anybody means.
+
+    Raises:
+        ArchitectureError: naming the value.
+    """
+    for name, value in values.items():
+        if type(value) is not int or value < 1:
+            raise ArchitectureError(f"{where}: {name} must be a positive integer, not {value!r}")
+        if value > most:
+            raise ArchitectureError(f"{where}: {name} must be at most {most:,}, not {value!r}")
+
+
+def _check_kernel(where: str, kernel: object) -> None:
+    if type(kernel) is not int or not 1 <= kernel <= MAX_KERNEL or kernel % 2 == 0:
+        raise ArchitectureError(
+            f"{where}: kernel must be an odd positive integer, at most {MAX_KERNEL}, not {kernel!r}"
+        )
+
+
+def _check_choice(where: str, name: str, value: object, choices: tuple[str, ...]) -> None:
+    if type(value) is not str or value not in choices:
+        raise ArchitectureError(f"{where}: {name} must be one of {', '.join(choices)}, not {value!r}")
