@@ -27,6 +27,8 @@ from nas.quantize import NOMINAL_RANGE, Borders, Range, quantized_weights
 
 _FUSED_ACTIVATIONS = {"Relu": "RELU", "Clip": "RELU6"}
 _SMALLEST_OUTSIDE_BYTES = 1024
+# What LiteRT demands of an int8 sigmoid: a scale of 1/256.
+_SIGMOID_RANGE: Range = (0.0, 255 / 256)
 # Stands for an offset until the size of the flatbuffer is known; 0 would be left out of it.
 _PLACEHOLDER = 1 << 40
 # Versions from which int8 is allowed, in flatbuffers that other programs may read; 1 for fp32.
@@ -71,6 +73,7 @@ def litert_model(
     ranges: Mapping[str, Range] | None = None,
     external: Mapping[str, NDArray[np.float32]] | None = None,
     borders: Borders | None = None,
+    split_hswish: bool = False,
     weights_outside: bool = True,
 ) -> LiteRTModel:
     """The LiteRT model of an fp32 ONNX graph.
@@ -81,6 +84,8 @@ def litert_model(
             missing are nominal. None: fp32.
         external: weights that the graph was made without.
         borders: which ends of an int8 model are int8; none where None.
+        split_hswish: write hard swish as ``x * (relu6(x + 3) / 6)``: in int8 XNNPACK takes those operators
+            and not the one.
         weights_outside: leave large weights out of the flatbuffer; else everything is in it, as other
             programs expect of a file.
 
@@ -88,7 +93,7 @@ def litert_model(
         LiteRTOperatorError: for an operator that no graph of ours contains.
         ImportError: if ``ai_edge_litert`` is not installed.
     """
-    return _Writer(model, ranges, external or {}, borders or Borders(), weights_outside).model()
+    return _Writer(model, ranges, external or {}, borders or Borders(), split_hswish, weights_outside).model()
 
 
 class _Writer:
@@ -100,6 +105,7 @@ class _Writer:
         ranges: Mapping[str, Range] | None,
         external: Mapping[str, NDArray[np.float32]],
         borders: Borders,
+        split_hswish: bool,
         weights_outside: bool,
     ) -> None:
         from ai_edge_litert import schema_py_generated
@@ -110,6 +116,7 @@ class _Writer:
         self._external = external
         self._initializers = {each.name: each for each in model.graph.initializer}
         self._borders = borders
+        self._split_hswish = split_hswish
         self._weights_outside = weights_outside
         self._tensors: list[Any] = []
         self._buffers: list[Any] = [self._schema.BufferT()]
@@ -163,9 +170,7 @@ class _Writer:
             assert following is not None
             shifted = self._convolution(node, inputs[0], output, "RELU6", raised_by=3.0)
             output, taken = following.output[0], True
-            sixth = self._scalar(f"{output}_sixth", 1 / 6)
-            found = self._value(output, self._shapes[shifted], (0.0, 1.0))
-            self._operator("MUL", [shifted, sixth], found, "MulOptions")
+            found = self._sixth_of(shifted, output)
         elif kind == "Conv":
             found = self._convolution(node, inputs[0], output, activation)
         elif kind == "Gemm":
@@ -184,9 +189,18 @@ class _Writer:
             found = self._mean(inputs[0], output, keep_sides=not flat)
         elif kind == "Flatten":
             found = self._flat(inputs[0], output)
+        elif kind == "HardSwish" and self._split_hswish:
+            shifted = self._value(f"{output}_shifted", self._shapes[inputs[0]], (0.0, 6.0))
+            three, fused = self._scalar(f"{output}_three", 3.0), self._fused("RELU6")
+            self._operator("ADD", [inputs[0], three], shifted, "AddOptions", fusedActivationFunction=fused)
+            gate = self._sixth_of(shifted, f"{output}_gate")
+            found = self._value(output, self._shapes[gate])
+            self._operator("MUL", [inputs[0], gate], found, "MulOptions")
         elif kind in ("HardSwish", "Relu", "Clip", "Sigmoid"):
             operator = {"HardSwish": "HARD_SWISH", "Sigmoid": "LOGISTIC"} | _FUSED_ACTIVATIONS
-            found = self._value(output, self._shapes[inputs[0]], (0.0, 1.0) if kind == "Sigmoid" else None)
+            found = self._value(
+                output, self._shapes[inputs[0]], _SIGMOID_RANGE if kind == "Sigmoid" else None
+            )
             self._operator(operator[kind], inputs, found)
         elif kind == "Identity":
             found = inputs[0]
@@ -194,6 +208,12 @@ class _Writer:
             raise LiteRTOperatorError(f"no LiteRT operator for {kind}")
         self._values[output] = found
         return taken
+
+    def _sixth_of(self, shifted: int, output: str) -> int:
+        """From ReLU6(x + 3) to the hard sigmoid of x."""
+        sixth = self._scalar(f"{output}_sixth", 1 / 6)
+        found = self._value(output, self._shapes[shifted], (0.0, 1.0))
+        return self._operator("MUL", [shifted, sixth], found, "MulOptions")
 
     def _convolution(
         self, node: onnx.NodeProto, value: int, output: str, activation: str, raised_by: float = 0.0

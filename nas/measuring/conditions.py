@@ -15,7 +15,11 @@ from pathlib import Path
 from typing import Any
 
 # What a board needs besides numpy, by runtime, as pip calls it.
-PACKAGES = {"onnxruntime": "onnxruntime", "litert": "ai-edge-litert"}
+PACKAGES = {
+    "onnxruntime": "onnxruntime",
+    "litert": "ai-edge-litert",
+    "litert_split": "ai-edge-litert",
+}
 _CPU_FOLDER = Path("/sys/devices/system/cpu/cpu0/cpufreq")
 _THERMAL_FOLDER = Path("/sys/class/thermal")
 

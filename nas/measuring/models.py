@@ -208,10 +208,12 @@ def _varint(value: int) -> bytes:
 _CONTENTS: dict[str, Callable[[bytes, Weights], bytes]] = {
     "onnxruntime": onnx_content,
     "litert": litert_content,
+    "litert_split": litert_content,
 }
 _RUNNERS: dict[str, Callable[[bytes, int, int], Runner]] = {
     "onnxruntime": OnnxRunner,
     "litert": LiteRTRunner,
+    "litert_split": LiteRTRunner,
 }
 
 

@@ -6,6 +6,7 @@ The runtime belongs to the hardware. PyTorch eager is no proxy for a deployed mo
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from nas.measuring.rounds import Runner
 from nas.runtimes import executorch, litert, onnxruntime, pytorch
 from nas.runtimes.subject import PRECISIONS, Model, Precision, RuntimeUnavailableError, Subject
 
-RuntimeName = Literal["onnxruntime", "litert", "executorch", "torch", "torch_compile"]
+RuntimeName = Literal["onnxruntime", "litert", "litert_split", "executorch", "torch", "torch_compile"]
 RUNTIMES: tuple[str, ...] = get_args(RuntimeName)
 
 
@@ -48,6 +49,9 @@ _ENGINES: dict[str, _Engine] = {
         onnxruntime.model,
     ),
     "litert": _Engine(litert.PACKAGE, litert.EXTRA, litert.PRECISIONS, litert.runner, litert.model),
+    "litert_split": _Engine(
+        litert.PACKAGE, litert.EXTRA, litert.SPLIT_PRECISIONS, litert.split_runner, litert.split_model
+    ),
     "executorch": _Engine(executorch.PACKAGE, executorch.EXTRA, executorch.PRECISIONS, executorch.runner),
     "torch": _Engine(pytorch.PACKAGE, pytorch.EXTRA, pytorch.PRECISIONS, pytorch.runner),
     "torch_compile": _Engine(pytorch.PACKAGE, pytorch.EXTRA, pytorch.PRECISIONS, pytorch.compiled_runner),
@@ -128,15 +132,14 @@ class Runtime:
         return make(subject, self.precision)
 
 
-def installed() -> tuple[RuntimeName, ...]:
-    """The runtimes that are installed here."""
+def installed(precision: Precision = "fp32") -> tuple[RuntimeName, ...]:
+    """The runtimes that are installed here and have a precision."""
     found: list[RuntimeName] = []
     for name in get_args(RuntimeName):
-        try:
-            Runtime(name).version()
-        except RuntimeUnavailableError:
-            continue
-        found.append(name)
+        if precision in _ENGINES[name].precisions:
+            with contextlib.suppress(RuntimeUnavailableError):
+                Runtime(name, precision).version()
+                found.append(name)
     return tuple(found)
 
 

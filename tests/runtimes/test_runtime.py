@@ -18,6 +18,7 @@ from nas.runtimes.onnxruntime import timed_graph
 from nas.runtimes.runtime import RUNTIMES, Runtime, RuntimeName, installed
 from nas.runtimes.subject import (
     PRECISIONS,
+    Precision,
     RuntimeUnavailableError,
     Subject,
     borders,
@@ -53,15 +54,15 @@ TAKES_LONG = ("executorch", "torch_compile")
 HAVE_THE_MODULE = ("torch", *TAKES_LONG)
 
 
-def every_runtime(precision: str) -> list[ParameterSet]:
+def every_runtime(precision: Precision) -> list[ParameterSet]:
     """Those that have the precision; marked where they take long or are not installed."""
     found = []
     for name in RUNTIMES:
         try:
-            Runtime(name, precision)  # type: ignore[arg-type]
+            Runtime(name, precision)
         except RuntimeUnavailableError:
             continue
-        lacks = name not in installed() or (name == "torch_compile" and shutil.which("g++") is None)
+        lacks = name not in installed(precision) or (name == "torch_compile" and shutil.which("g++") is None)
         marks = [pytest.mark.slow] if name in TAKES_LONG else []
         marks += [pytest.mark.skipif(lacks, reason=f"{name} is not installed")]
         found.append(pytest.param(name, marks=marks))
@@ -195,6 +196,27 @@ def test_only_hard_swish_in_int8_is_left_to_slow_kernels() -> None:
 
 
 @HAS_LITERT
+@pytest.mark.parametrize("index", [0, 2, 8, None])
+def test_split_hard_swish_is_delegated_and_gives_the_same(index: int | None) -> None:
+    subject = NETWORK if index is None else LAYERS[index]
+    model, image = graph_of(subject), image_of(subject)
+    expected = run_onnx(model, image)
+    exact = LiteRTRunner(litert_model(model, split_hswish=True).content(), threads=1)
+    exact.take(image.transpose(0, 2, 3, 1))
+    assert np.abs(output_of(exact) - expected).max() < 1e-5 * np.abs(expected).max()
+    ranges = activation_ranges(model, [image])
+    errors = []
+    for split in (True, False):
+        runner = LiteRTRunner(litert_model(model, ranges, split_hswish=split).content(), threads=1)
+        runner.take(image.transpose(0, 2, 3, 1))
+        errors.append(np.abs(output_of(runner) - expected).max())
+    assert errors[0] < max(0.05 * np.abs(expected).max(), 1.5 * errors[1])
+    timed = Runtime("litert_split", "int8").runner(subject)
+    assert isinstance(timed, LiteRTRunner)
+    assert timed.undelegated == ()
+
+
+@HAS_LITERT
 def test_a_litert_model_in_one_piece_reads_like_any_other(tmp_path: object) -> None:
     from ai_edge_litert import schema_py_generated as schema
 
@@ -238,7 +260,7 @@ def test_without_a_compiler_torch_compile_says_so(monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize("name", ["torch", "torch_compile", "executorch"])
 def test_a_runtime_without_int8_names_those_that_have_it(name: RuntimeName) -> None:
-    line = f"runtime {name} has no int8 here; use runtime=onnxruntime or runtime=litert for int8"
+    line = f"runtime {name} has no int8 here; use runtime=onnxruntime or runtime=litert or"
     with pytest.raises(RuntimeUnavailableError, match=line):
         Runtime(name, "int8")
 
@@ -260,7 +282,7 @@ def test_a_runtime_that_is_not_installed_names_its_extra(
     monkeypatch.setattr(importlib.metadata, "version", version)
     line = rf"runtime {name} is not installed; install it with: pip install 'mobilenet-nas\[\w+\]'"
     with pytest.raises(RuntimeUnavailableError, match=line):
-        Runtime(name).runner(LAYERS[0])
+        Runtime(name, "int8" if name == "litert_split" else "fp32").runner(LAYERS[0])
 
 
 @pytest.mark.skipif("executorch" not in installed(), reason="executorch is not installed")
