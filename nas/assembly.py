@@ -29,7 +29,7 @@ from nas.settings import (
 )
 from nas.study.objective import Budget, MnasNet, Objective, Pareto
 from search_spaces.errors import InputError
-from search_spaces.references import published_top1
+from search_spaces.references import is_reference, published_top1
 from search_spaces.space import SearchSpace
 
 
@@ -105,7 +105,7 @@ def accuracy_of(
         published = {
             architecture: top1
             for name, architecture in references.items()
-            if (top1 := published_top1(name, architecture.resolution)) is not None
+            if is_reference(name) and (top1 := published_top1(name, architecture.resolution)) is not None
         }
         return space, PublishedFirst(published, predictor), None
     if config.accuracy.name == "proxy":

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import hydra
@@ -18,8 +16,9 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
-from nas.help import CONFIG_FOLDER, FILE_GROUPS, help_text
+from nas.help import CONFIG_FOLDER, help_text
 from nas.measuring.rounds import MeasurementError
+from nas.overrides import overrides_of
 from nas.settings import ACCURACY_SCHEMAS
 from search_spaces.errors import InputError
 
@@ -49,8 +48,9 @@ def command(config_name: str, schema: type, main: Callable[[Any], None]) -> None
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     errors = Console(stderr=True, soft_wrap=True, highlight=False)
     try:
-        with tempfile.TemporaryDirectory() as own_files:
-            sys.argv[1:] = _with_own_files(sys.argv[1:], Path(own_files))
+        # A sweep's own folder holds nothing but Hydra's notes.
+        with tempfile.TemporaryDirectory() as notes:
+            sys.argv[1:] = [f"hydra.sweep.dir='{notes}'", *overrides_of(config_name, schema, sys.argv[1:])]
             _compose_and_run(config_name, main)
     except (InputError, MeasurementError) as error:
         errors.print(f"error: {_one_line(error)}", style="red", markup=False)
@@ -76,26 +76,6 @@ def _compose_and_run(config_name: str, main: Callable[[Any], None]) -> None:
     hydra.main(version_base="1.3", config_path=str(CONFIG_FOLDER), config_name=config_name)(guarded)()
     if failures:
         raise failures[0]
-
-
-def _with_own_files(arguments: Sequence[str], folder: Path) -> list[str]:
-    """Let ``group=path/to/own.yaml`` stand for an option: Hydra finds a copy of it in ``folder``."""
-    result = []
-    for argument in arguments:
-        group, _, value = argument.partition("=")
-        if group in FILE_GROUPS and value.endswith((".yaml", ".yml")):
-            path = Path(value)
-            if not path.is_file():
-                raise InputError(f"{argument}: there is no such file")
-            option = f"own_{path.stem}"
-            (folder / group).mkdir(exist_ok=True)
-            shutil.copy(path, folder / group / f"{option}.yaml")
-            argument = f"{group}={option}"
-        # A dataclass cannot have a field called `import`.
-        result.append(argument.replace("profile.import=", "profile.import_file=", 1))
-    if any(folder.iterdir()):
-        result.append(f"hydra.searchpath=[file://{folder}]")
-    return result
 
 
 def _one_line(error: BaseException) -> str:

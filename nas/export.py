@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from nas.network import Network, WeightsError
 from nas.onnx_graph import onnx_model
 from nas.quantize import quantize
 from nas.settings import DatasetConfig, TrainConfig, plain
+from nas.shell import shell_line
 from search_spaces.architecture import Architecture
 from search_spaces.errors import InputError
 from search_spaces.references import UnknownReferenceError, reference
@@ -98,10 +100,15 @@ def main(config: Any) -> None:
 
 def _next(settings: ExportSettings, output: Path) -> str:
     if settings.train or settings.weights:
-        return f"python -c \"import onnxruntime; onnxruntime.InferenceSession('{output}')\""
-    return (
-        f"python -m nas.export export.architecture={settings.architecture} export.train=true "
-        "dataset=imagefolder dataset.root=IMAGES"
+        return shlex.join(
+            ["python", "-c", f"import onnxruntime; onnxruntime.InferenceSession({str(output)!r})"]
+        )
+    return shell_line(
+        "nas.export",
+        export__architecture=settings.architecture,
+        export__train="true",
+        dataset="imagefolder",
+        dataset__root="IMAGES",
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -88,9 +89,7 @@ def main(config: Any) -> None:
             progress,
             profile_command(hardware.name, runtime),
         )
-    over_ssh = f" hardware.host={board.hosts[0]}" if board.hosts else ""
-    validating = profile_command(hardware.name, runtime, "validate")
-    print_table_summary(table, folder, validating + over_ssh)
+    print_table_summary(table, folder, profile_command(hardware.name, runtime, "validate"))
 
 
 def _write_kit(path: Path, board: Hardware, runtime: Runtime, plan: Plan, settings: ProfileSettings) -> None:
@@ -104,9 +103,11 @@ def _write_kit(path: Path, board: Hardware, runtime: Runtime, plan: Plan, settin
     rows = {
         "kit": f"{path} ({path.stat().st_size / 1e6:.1f} MB)",
         "it needs": f"Python 3.9, pip install numpy {PACKAGES[runtime.name]}",
-        "then here": f"{profile_command(board.name, runtime)} profile.import={path.stem}-result.jsonl",
+        "then here": profile_command(
+            board.name, runtime, profile__import=str(path.with_name(f"{path.stem}-result.jsonl"))
+        ),
     }
-    print_summary("measuring kit", rows, f"python3 {path.name}    on the board")
+    print_summary("measuring kit", rows, f"python3 {shlex.quote(path.name)}    on the board")
 
 
 def _import(path: Path, board: Hardware, runtime: Runtime, space: SearchSpace, folder: Path) -> None:
@@ -117,7 +118,7 @@ def _import(path: Path, board: Hardware, runtime: Runtime, space: SearchSpace, f
     references = reference_architectures(space).values()
     wanted = reachable_layer_keys(space).union(*(layer_keys(each) for each in references))
     table = import_result(result, runtime, board.name, folder, sorted(wanted, key=str), table)
-    print_table_summary(table, folder, f"python -m nas.search hardware={board.name}")
+    print_table_summary(table, folder, profile_command(board.name, runtime, "search"))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import hashlib
 import importlib.metadata
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from nas.accuracy.imagenet import SHIPPED_PARAMETERS
 from nas.latency.table import LatencyTable
 from nas.latency.validation import Card
 from nas.page.report import Report
+from nas.shell import command_line
 from nas.study.scorer import layer_latency
 from search_spaces.architecture import Architecture
 from search_spaces.layers import layer_keys, reachable_layer_keys
@@ -100,7 +100,7 @@ def provenance(
         "seed": config.search.seed,
         "sampler": config.sampler.name,
         "versions": {name: _version(name) for name in _VERSIONS_OF},
-        "command": "python -m nas.search " + " ".join(sys.argv[1:]),
+        "command": command_line(),
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
 

@@ -18,7 +18,7 @@ from nas.assembly import accuracy_of, hardware_of, objective_of, read_space
 from nas.command import command
 from nas.console import console, measuring_progress, print_report_summary, search_progress
 from nas.latency.hardware import Hardware
-from nas.latency.provision import Effort, reference_architectures, table_folder
+from nas.latency.provision import Effort, profile_command, reference_architectures, table_folder
 from nas.latency.source import LatencySource
 from nas.latency.table import LatencyTable, write_atomically
 from nas.latency.validation import Card, load_card
@@ -43,6 +43,7 @@ from nas.settings import (
     SamplerConfig,
     SearchSettings,
     StudyConfig,
+    milliseconds,
     plain,
 )
 from nas.study import loop
@@ -54,6 +55,7 @@ from nas.study.screening import screen
 from nas.study.storage import close_storage, open_storage, open_study, refresh_study
 from search_spaces.architecture import Architecture
 from search_spaces.errors import InputError
+from search_spaces.references import UnknownReferenceError
 from search_spaces.space import SearchSpace
 from search_spaces.stage import Parameters
 
@@ -102,7 +104,8 @@ def main(config: Any) -> None:
         console.print,
     )
 
-    table = latencies.table(space, list(references.values()))
+    named_by_budget = _budget_network(settings.budget_ms, space, resolution)
+    table = latencies.table(space, [*references.values(), *named_by_budget])
     console.print(f"latency: {table.header.title}")
     check_measurable(foreign, table, runtime)
     card = load_card(tables)
@@ -172,7 +175,7 @@ def main(config: Any) -> None:
 def _budget_ms(
     budget: str | None, table: LatencyTable, space: SearchSpace, resolution: int | None
 ) -> float | None:
-    """A number of milliseconds, or the latency of the reference of that name.
+    """A number of milliseconds, or the latency of the reference of that name or file.
 
     Raises:
         BudgetError: if nothing in the space meets it: said before anything is written.
@@ -180,13 +183,28 @@ def _budget_ms(
     """
     if budget is None:
         return None
-    try:
-        budget_ms = float(budget)
-    except ValueError:
-        (architecture,) = reference_architectures(space, [budget], resolution).values()
+    budget_ms = milliseconds(budget)
+    if budget_ms is None:
+        (architecture,) = _budget_network(budget, space, resolution)
         budget_ms = table.latency(architecture).latency_ms
     Neighbourhood(space, table, budget_ms).fastest()
     return budget_ms
+
+
+def _budget_network(budget: str | None, space: SearchSpace, resolution: int | None) -> list[Architecture]:
+    """The network that a budget names, none where it is a number.
+
+    Raises:
+        UnknownReferenceError: if it is neither a number nor a network.
+    """
+    if budget is None or milliseconds(budget) is not None:
+        return []
+    try:
+        return list(reference_architectures(space, [budget], resolution).values())
+    except UnknownReferenceError as error:
+        raise UnknownReferenceError(
+            f"search.budget_ms={budget} is neither a number of milliseconds (write 20) nor a network: {error}"
+        ) from None
 
 
 def _check_card(
@@ -208,7 +226,7 @@ def _check_card(
         problem = (
             "has no validation card" if card is None else f"has a poor validation card ({card.headline})"
         )
-        remedy = f"python -m nas.validate hardware={board.name}"
+        remedy = profile_command(board.name, runtime, "validate")
     if required:
         raise InputError(f"search.require_validation=true, but the latency table {problem}; run: {remedy}")
     console.print(f"  [yellow]warning: the latency table {problem}; better: {remedy}[/]")

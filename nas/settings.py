@@ -7,6 +7,8 @@ typed arguments, which :mod:`nas.assembly` makes of them. Importing this imports
 
 from __future__ import annotations
 
+import math
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -52,6 +54,14 @@ class HardwareConfig:
     temperature_limit_c: float = 75.0
     python: str = "python3"
     tolerance: float = 0.05
+
+    def __post_init__(self) -> None:
+        for host in (self.host, *self.hosts):
+            # ssh would take it for an option, a shell for several words.
+            if host is not None and not re.fullmatch(r"[A-Za-z0-9_\[][^\s;&|<>$`'\"()\\]*", host):
+                raise InputError(f"hardware.host must be a host or user@host, not {host!r}")
+        if self.python.startswith("-") or re.search(r"[\s;&|<>$`'\"()\\]", self.python):
+            raise InputError(f"hardware.python must be the path of an interpreter, not {self.python!r}")
 
 
 @dataclass
@@ -319,6 +329,31 @@ ACCURACY_SCHEMAS: dict[str, type] = {
     "table": TableConfig,
     "train": TrainConfig,
 }
+
+
+_LATENCY = re.compile(r"([+-]?(?:[0-9.,]*[0-9](?:e[+-]?\d+)?|inf|nan))\s*(ms|s|us|µs)?")
+
+
+def milliseconds(budget: str) -> float | None:
+    """A latency as people write it, ``20``, ``20 ms``, ``22,5ms`` or ``0.02 s``; None for what is no number.
+
+    Raises:
+        InputError: for a number that no latency can be.
+    """
+    match = re.fullmatch(
+        r"([+-]?[0-9.,]*[0-9](?:e[+-]?\d+)?|[+-]?inf|[+-]?nan)\s*(ms|s|us|µs)?", budget.strip().lower()
+    )
+    if match is None:
+        return None
+    try:
+        value = float(match[1].replace(",", ".")) * {"s": 1000.0, "us": 0.001, "µs": 0.001}.get(match[2], 1.0)
+    except ValueError:
+        raise InputError(
+            f"search.budget_ms={budget}: write milliseconds with one decimal point, e.g. 22.5"
+        ) from None
+    if not (math.isfinite(value) and value > 0):
+        raise InputError(f"search.budget_ms must be a positive, finite number of milliseconds, not {budget}")
+    return value
 
 
 def plain(config: Any, schema: type[_C]) -> _C:

@@ -60,7 +60,7 @@ def main(config: Any) -> None:
     if target is None:
         raise InputError(
             f"hardware={board.name} is not this machine; validate it with: "
-            f"{profile_command(board.name, runtime, 'validate')} hardware.host=USER@BOARD"
+            f"{profile_command(board.name, runtime, 'validate', hardware__host='USER@BOARD')}"
         )
     effort = Effort(profiling.max_keys, profiling.networks, profiling.rounds, profiling.seed)
     with measuring_progress() as progress:

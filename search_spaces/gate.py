@@ -11,6 +11,7 @@ a file holds ends in the error that the reader was given, with the file's name a
 
 from __future__ import annotations
 
+import codecs
 import json
 import math
 import os
@@ -130,12 +131,17 @@ class Gate:
         return self.decoded(self.content(path, most))
 
     def decoded(self, content: bytes) -> str:
-        """UTF-8 bytes as text; a byte order mark is dropped."""
+        """UTF-8 bytes as text, or UTF-16 where a byte order mark says so; the mark is dropped."""
+        if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            try:
+                return content.decode("utf-16")
+            except UnicodeDecodeError:
+                self.fail("begins like UTF-16 but is none: save it as UTF-8")
         try:
             return content.decode("utf-8-sig")
         except UnicodeDecodeError as error:
             line = content.count(b"\n", 0, error.start) + 1
-            self.fail(f"is no UTF-8 text: byte {content[error.start]:#04x} in line {line}")
+            self.fail(f"is no UTF-8 text: byte {content[error.start]:#04x} in line {line}; save it as UTF-8")
 
     # -- formats -------------------------------------------------------------------------------
 
@@ -168,7 +174,8 @@ class Gate:
             raise
         except (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
             # PyYAML's constructors let through what Python says of "3:" or "!!int x".
-            self.fail(f"is not valid YAML: {error}")
+            reason = str(error).replace('"<unicode string>", ', "")
+            self.fail(f"is not valid YAML: {reason}")
         return self.plain(data, MAX_YAML_VALUES)
 
     def plain(self, data: Any, most: int = MAX_VALUES) -> Any:

@@ -11,6 +11,7 @@ Sources, row by row:
 
 from __future__ import annotations
 
+import difflib
 import math
 import re
 from collections.abc import Sequence
@@ -156,6 +157,20 @@ class UnknownReferenceError(InputError):
     """A name that is not in the family."""
 
 
+def canonical_name(name: str) -> str:
+    """A reference's name as it is written here: ``MobileNet-V3-Large`` is ``mobilenet_v3_large``."""
+    return name.strip().lower().replace("-", "_").replace(" ", "_")
+
+
+def is_reference(name: str) -> bool:
+    """Whether a name is of the family."""
+    try:
+        ReferenceName.parse(name)
+    except UnknownReferenceError:
+        return False
+    return True
+
+
 @dataclass(frozen=True, slots=True)
 class ReferenceName:
     """A reference taken apart, e.g. ``mobilenet_v3_small_075`` or ``mobilenet_v2_140_d120_r192``.
@@ -179,11 +194,14 @@ class ReferenceName:
         Raises:
             UnknownReferenceError: listing the families and the grammar of variants.
         """
-        match = _NAME.fullmatch(_ALIASES.get(name, name))
+        canonical = canonical_name(name)
+        match = _NAME.fullmatch(_ALIASES.get(canonical, canonical))
         if match is None or "000" in (match["width"], match["depth"]):
+            near = difflib.get_close_matches(canonical, FAMILIES, n=1, cutoff=0.5)
+            hint = f"; did you mean {near[0]}?" if near else ":"
             raise UnknownReferenceError(
-                f"unknown reference {name!r}: known are {', '.join(FAMILIES)}, each with an optional width "
-                "(_075), depth (_d120) and resolution (_r192)"
+                f"unknown reference {name!r}{hint} known are {', '.join(FAMILIES)}, each with an optional "
+                "width (_075), depth (_d120) and resolution (_r192)"
             )
         return cls(
             family=match["family"],

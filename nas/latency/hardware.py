@@ -80,11 +80,11 @@ class Hardware:
 
     def how_to_measure(self, runtime: Runtime) -> str:
         """The commands that make a table for this hardware."""
-        command = profile_command(self.name, runtime)
         if self.measured_here:
-            return command
-        kit = f"{command} profile.kit={self.name}-kit.zip"
-        return f"{command} hardware.host=USER@BOARD, or without network: {kit}"
+            return profile_command(self.name, runtime)
+        over_ssh = profile_command(self.name, runtime, hardware__host="USER@BOARD")
+        kit = profile_command(self.name, runtime, profile__kit=f"{self.name}-kit.zip")
+        return f"{over_ssh}, or without network: {kit}"
 
 
 def import_result(

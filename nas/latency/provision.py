@@ -12,9 +12,12 @@ from nas.latency.sessions import ProfileProgress, profile
 from nas.latency.table import LatencyTable, TableError
 from nas.measuring.models import PROTOCOL
 from nas.runtimes.runtime import Runtime
+from nas.shell import shell_line
 from search_spaces.architecture import Architecture
+from search_spaces.blocks import ArchitectureError
+from search_spaces.gate import MAX_YAML_BYTES, Gate
 from search_spaces.layers import layer_keys, reachable_layer_keys
-from search_spaces.references import FAMILIES, reference
+from search_spaces.references import FAMILIES, canonical_name, is_reference, reference
 from search_spaces.space import SearchSpace
 
 
@@ -44,16 +47,24 @@ def table_folder(root: Path, hardware: str, runtime: Runtime) -> Path:
     return root / f"{hardware}-{runtime.name}-{runtime.precision}-{runtime.threads}t"
 
 
-def profile_command(hardware: str, runtime: Runtime, command: str = "profile") -> str:
-    """The command that measures what a table lacks, or another one for the same hardware and runtime."""
-    parts = [f"python -m nas.{command}", f"hardware={hardware}"]
-    if runtime.name != "onnxruntime":
-        parts.append(f"runtime={runtime.name}")
-    if runtime.precision != "fp32":
-        parts.append(f"runtime.precision={runtime.precision}")
-    if runtime.threads != 1:
-        parts.append(f"hardware.threads={runtime.threads}")
-    return " ".join(parts)
+def profile_command(hardware: str, runtime: Runtime, command: str = "profile", **settings: str) -> str:
+    """The command that measures what a table lacks, or another one for the same hardware and runtime.
+
+    Args:
+        hardware: name of the hardware config.
+        runtime: what runs the layers.
+        command: ``profile``, ``validate`` or ``search``.
+        settings: further ones, see :func:`nas.shell.shell_line`.
+    """
+    return shell_line(
+        f"nas.{command}",
+        carry=True,
+        hardware=hardware,
+        runtime=runtime.name if runtime.name != "onnxruntime" else None,
+        runtime__precision=runtime.precision if runtime.precision != "fp32" else None,
+        hardware__threads=runtime.threads if runtime.threads != 1 else None,
+        **settings,
+    )
 
 
 def load_table(
@@ -108,11 +119,41 @@ def reference_architectures(
 ) -> dict[str, Architecture]:
     """References by name, at the resolution given, the papers' 224 or the space's largest.
 
+    Args:
+        space: says classes and resolution.
+        names: of the family, whatever their case and hyphens; or paths to tables of one's own, which keep
+            their resolution and are called as their file.
+        resolution: side of the image where it is not the space's own.
+
     Raises:
         UnknownReferenceError: if a name is not of the family.
+        ArchitectureError: if a table of one's own cannot be read or has other classes.
     """
     side = resolution or (224 if 224 in space.resolutions else max(space.resolutions))
-    return {name: reference(name, side, space.classes) for name in names}
+    found: dict[str, Architecture] = {}
+    for name in names:
+        if name.endswith((".yaml", ".yml")):
+            path = Path(name).expanduser()
+            # Beside V2 itself, a file called mobilenet_v2.yaml is somebody's own.
+            found[f"own_{path.stem}" if is_reference(path.stem) else path.stem] = _own_network(
+                path, space.classes
+            )
+        else:
+            found[canonical_name(name)] = reference(name, side, space.classes)
+    return found
+
+
+def _own_network(path: Path, classes: int) -> Architecture:
+    gate = Gate(str(path), ArchitectureError)
+    try:
+        network = Architecture.from_yaml(gate.text(path, MAX_YAML_BYTES))
+    except ArchitectureError as error:
+        raise ArchitectureError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
+    if network.classes != classes:
+        raise ArchitectureError(
+            f"{path} has {network.classes} classes, the search {classes}; set classes: {classes} in a copy"
+        )
+    return network
 
 
 def ready_table(

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import csv
 import io
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +31,7 @@ from nas.page.report import (
     report_of,
     signed,
 )
+from nas.shell import shell_line
 
 _COLUMNS = (
     "id",
@@ -134,8 +136,8 @@ def next_command(files: ReportFiles) -> str:
     """What to type after a report: the export of the most accurate network of the front."""
     found = [each for each in files.report.front if each.kind != "reference" and each.architecture]
     if not found:
-        return f"open {files.html} in a browser"
-    return f"python -m nas.export export.architecture={files.architectures / found[-1].id}.yaml"
+        return f"open {shlex.quote(str(files.html))} in a browser"
+    return shell_line("nas.export", export__architecture=f"{files.architectures / found[-1].id}.yaml")
 
 
 def comparison_rows(first: Report, second: Report) -> dict[str, str]:

@@ -1,0 +1,243 @@
+"""What a person types, made into what Hydra reads: values mean what they say, whatever characters they hold.
+
+Hydra has a grammar of its own for values: a comma asks for a sweep, ``$`` for an interpolation, and a
+bracket, a tilde or an umlaut is a syntax error. Settings that take text or a path are quoted for it here.
+Files of one's own (``search_space=my.yaml``) are never Hydra configurations: they are read as plain data,
+checked against the schema of their group, and know no directives, no interpolations, no keys of other groups.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import itertools
+import re
+import types
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import OverrideParseException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from nas.help import FILE_GROUPS, choices_of, groups_of
+from nas.settings import ACCURACY_SCHEMAS, HardwareConfig
+from nas.shell import remember
+from search_spaces.errors import InputError
+from search_spaces.gate import MAX_YAML_BYTES, Gate
+from search_spaces.space import SearchSpace
+
+_ENDINGS = (".yaml", ".yml")
+# Values that need no quoting in Hydra's grammar and that no shell or grammar takes for something else.
+_HARMLESS = re.compile(r"[A-Za-z0-9_./:@+-]*")
+_QUOTED = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""", re.DOTALL)
+_LISTED = re.compile(r"\[(.*)\]", re.DOTALL)
+# Of another machine: its home folder is not this one's.
+_ELSEWHERE = ("hardware.python", "hardware.host")
+# What a dataclass cannot call a field.
+_RENAMED = {"profile.import": "profile.import_file"}
+
+_numbers = itertools.count(1)
+
+
+def overrides_of(command: str, schema: type, arguments: Sequence[str]) -> list[str]:
+    """What Hydra is given for what was typed.
+
+    Args:
+        command: its YAML file in ``conf/``, without its ending.
+        schema: what that file is checked against.
+        arguments: as typed, flags of Hydra's included.
+
+    Raises:
+        InputError: for a file of one's own that cannot be used, and for a key that does not exist.
+    """
+    remember(["python", "-m", _module(command), *arguments])
+    kinds = key_kinds(schema)
+    several = bool({"-m", "--multirun"} & set(arguments))
+    result: list[str] = []
+    takes_value = False
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if takes_value or not equals or argument.startswith("-"):
+            # A flag, or what belongs to one: --cfg job, --info defaults.
+            takes_value = argument in ("--cfg", "-c", "--package", "-p", "--config-name", "-cn")
+            result.append(argument)
+            continue
+        key = _RENAMED.get(key, key)
+        bare = key.lstrip("+~")
+        if not bare.startswith("hydra"):
+            _check_key(command, key, kinds, groups_of(command))
+        if key in FILE_GROUPS and _names_files(value):
+            options = [_own_file(key, each) for each in _files(value, several)]
+            result.append(f"{key}={','.join(options)}")
+        else:
+            result.append(f"{key}={_quoted(key, value, kinds.get(key, ''), several)}")
+    return result
+
+
+def key_kinds(schema: type) -> dict[str, str]:
+    """Every key of a command with its kind: ``text``, ``texts`` (a list), ``other``.
+
+    Keys of groups that are free (a search space) are not listed.
+    """
+    found: dict[str, str] = {}
+    for field in dataclasses.fields(schema):
+        hint = get_type_hints(schema)[field.name]
+        if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+            found |= {f"{field.name}.{key}": kind for key, kind in key_kinds(hint).items()}
+        elif field.name == "accuracy" and hint is Any:
+            for node in ACCURACY_SCHEMAS.values():
+                found |= {f"accuracy.{key}": kind for key, kind in key_kinds(node).items()}
+        elif hint is not Any:
+            found[field.name] = _kind(hint)
+    return found
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """``; did you mean X?`` for the known name that is nearest, or nothing."""
+    names = list(known)
+    last = {each.rsplit(".", 1)[-1]: each for each in names}
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    if not close:
+        found = difflib.get_close_matches(name.rsplit(".", 1)[-1], last, n=1, cutoff=0.7)
+        close = [last[each] for each in found]
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def read_own_file(group: str, path: Path) -> dict[str, Any]:
+    """A search space or a board of one's own, as plain data that fits its group.
+
+    Raises:
+        InputError: naming the file and what is wrong with it.
+    """
+    gate = Gate(str(path))
+    data = gate.mapping(gate.yaml(gate.text(path, MAX_YAML_BYTES)))
+    for text in _texts(data):
+        if "${" in text:
+            gate.fail(f"holds {text!r}: values are read as they stand, interpolations are not known here")
+    if group == "hardware":
+        known = [field.name for field in dataclasses.fields(HardwareConfig)]
+        for name in data:
+            if name not in known:
+                gate.fail(f"has an unknown key {name!r}{nearest(name, known)} (known: {', '.join(known)})")
+        try:
+            OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(HardwareConfig), data))
+        except (OmegaConfBaseException, InputError) as error:
+            gate.fail(f"is no board: {str(error).splitlines()[0]}")
+    else:
+        try:
+            SearchSpace.from_dict(data)
+        except InputError as error:
+            gate.fail(f"is no search space: {error}")
+    return data
+
+
+def _module(command: str) -> str:
+    inside = Path(__file__).parent / f"{command}.py"
+    return f"nas.{command}" if inside.is_file() else f"tools.{command}"
+
+
+def _kind(hint: Any) -> str:
+    if get_origin(hint) in (Union, types.UnionType):
+        kinds = {_kind(each) for each in get_args(hint) if each is not type(None)}
+        return kinds.pop() if len(kinds) == 1 else "other"
+    if get_origin(hint) is list:
+        return "texts" if get_args(hint) == (str,) else "other"
+    return "text" if hint is str else "other"
+
+
+def _check_key(command: str, key: str, kinds: Mapping[str, str], groups: Mapping[str, str]) -> None:
+    bare = key.lstrip("+~")
+    top = bare.split(".", 1)[0].split("@", 1)[0]
+    known = bare in kinds or bare in groups or bare.startswith(("search_space.", "hydra"))
+    if known and bare == key:
+        return
+    # A part of a group, e.g. `search`, or a list's element.
+    if bare == key and any(each.startswith(f"{bare}.") for each in kinds):
+        return
+    if known:
+        raise InputError(f"{key}: settings are changed without a sign before them: {bare}=VALUE")
+    hint = nearest(bare, [*kinds, *groups])
+    listed = ", ".join(each for each in kinds if each.startswith(f"{top}.")) or ", ".join(
+        dict.fromkeys([*groups, *(each.split(".", 1)[0] for each in kinds)])
+    )
+    raise InputError(
+        f"there is no setting {bare}{hint or ';'} known: {listed}; "
+        f"python -m {_module(command)} --help explains them"
+    )
+
+
+def _unquoted(value: str) -> str:
+    if _QUOTED.fullmatch(value):
+        return re.sub(r"\\(.)", r"\1", value[1:-1])
+    return value
+
+
+def _names_files(value: str) -> bool:
+    return _unquoted(value).endswith(_ENDINGS)
+
+
+def _files(value: str, several: bool) -> list[str]:
+    """One file, or those of a sweep."""
+    value = _unquoted(value)
+    if several and not Path(value).expanduser().is_file():
+        return re.split(r",(?=[^,]*\.ya?ml(?:,|$))", value) if "," in value else [value]
+    return [value]
+
+
+def _own_file(group: str, value: str) -> str:
+    """The option by which Hydra knows a file of one's own from now on."""
+    path = Path(_unquoted(value)).expanduser()
+    if not path.is_file():
+        others = ", ".join(choices_of(group))
+        raise InputError(f"{group}={value}: there is no such file; ready choices are {others}")
+    data = read_own_file(group, path)
+    option = f"own_file_{next(_numbers)}"
+    ConfigStore.instance().store(group=group, name=option, node=data)
+    return option
+
+
+def _quoted(key: str, value: str, kind: str, several: bool) -> str:
+    """The value so that Hydra reads it as it was typed."""
+    if kind == "text" and value not in ("null", "") and not _QUOTED.fullmatch(value):
+        if several and "," in value and _parses(key, value):
+            return value  # a sweep
+        if value.startswith("~") and key not in _ELSEWHERE:
+            with contextlib.suppress(RuntimeError):  # no such user: a name that begins so
+                value = str(Path(value).expanduser())
+        return value if _HARMLESS.fullmatch(value) else _literal(value)
+    if kind == "texts" and (listed := _LISTED.fullmatch(value)):
+        parts = [each.strip() for each in listed[1].split(",") if each.strip()]
+        return f"[{','.join(_quoted(key, each, 'text', False) for each in parts)}]"
+    return value if _parses(key, value) else _literal(value)
+
+
+def _parses(key: str, value: str) -> bool:
+    try:
+        OverridesParser.create().parse_override(f"{key}={value}")
+    except OverrideParseException:
+        return False
+    return True
+
+
+def _literal(value: str) -> str:
+    # In quotes Hydra knows two escapes: the quote itself, and what begins an interpolation.
+    escaped = re.sub(r"(\\*)'", r"\1\1\\'", value)
+    escaped = re.sub(r"(\\+)$", r"\1\1", escaped)
+    return "'" + re.sub(r"(\\*)\$\{", r"\1\1\\${", escaped) + "'"
+
+
+def _texts(data: Any) -> Iterable[str]:
+    if isinstance(data, str):
+        yield data
+    elif isinstance(data, Mapping):
+        for key, value in data.items():
+            yield str(key)
+            yield from _texts(value)
+    elif isinstance(data, list):
+        for value in data:
+            yield from _texts(value)
