@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import functools
 import shlex
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
+
 from nas.assembly import hardware_of, read_space
 from nas.command import command
 from nas.console import console, measuring_progress, print_summary, print_table_summary
+from nas.devices.device import Target
 from nas.devices.kit import groups_of, read_result, write_kit
 from nas.latency.hardware import Hardware, import_result
-from nas.latency.plan import Plan, make_plan, seconds_needed
+from nas.latency.plan import Plan, calibration_networks, make_plan, seconds_needed
 from nas.latency.provision import load_table, profile_command, reference_architectures, table_folder
-from nas.latency.sessions import profile
+from nas.latency.recovery import resumed
+from nas.latency.sessions import TABLE, profile
 from nas.measuring.conditions import PACKAGES
 from nas.runtimes.runtime import Runtime
+from nas.saving import hold
 from nas.settings import HardwareConfig, ProfileSettings, RuntimeConfig, plain
 from search_spaces.errors import InputError
 from search_spaces.layers import layer_keys, reachable_layer_keys
@@ -49,8 +56,37 @@ def main(config: Any) -> None:
         raise InputError(
             f"hardware={board.name} is not this machine; measure it with: {board.how_to_measure(runtime)}"
         )
+    writing = target is not None and not settings.dry_run
+    with hold(folder, TABLE) if writing else nullcontext():
+        _profile(target, board, runtime, space, folder, settings)
+
+
+def _profile(
+    target: Target | None,
+    board: Hardware,
+    runtime: Runtime,
+    space: SearchSpace,
+    folder: Path,
+    settings: ProfileSettings,
+) -> None:
     device, version = (target.device, target.runtime_version) if target else (None, None)
-    table = load_table(folder, hardware.name, runtime, device, version)
+    networks = functools.partial(calibration_networks, space, settings.networks, settings.seed)
+    command = profile_command(board.name, runtime)
+    table = load_table(folder, board.name, runtime, device, version, networks, console.print)
+    if target is not None and not settings.dry_run:
+        with measuring_progress() as progress:
+            table = resumed(
+                target,
+                runtime,
+                board.name,
+                folder,
+                settings.rounds,
+                table,
+                progress,
+                networks,
+                command,
+                console.print,
+            )
     plan = make_plan(
         space,
         reference_architectures(space).values(),
@@ -60,8 +96,8 @@ def main(config: Any) -> None:
         table,
     )
     console.print(
-        f"[bold]{hardware.name}[/] ({device or 'by kit'}), {runtime.name} {version or ''}, "
-        f"{runtime.precision}, {runtime.threads} thread(s); space {space.name}: "
+        f"[bold]{board.name}[/] ({device or 'by kit'}), {runtime.name} {version or ''}, "
+        f"{runtime.precision}, {runtime.threads} thread(s); space {escape(space.name)}: "
         f"{len(reachable_layer_keys(space)):,} layers reachable"
     )
     seconds = (
@@ -78,18 +114,8 @@ def main(config: Any) -> None:
         _write_kit(Path(str(settings.kit)), board, runtime, plan, settings)
         return
     with measuring_progress() as progress:
-        table = profile(
-            target,
-            runtime,
-            hardware.name,
-            plan,
-            folder,
-            settings.rounds,
-            table,
-            progress,
-            profile_command(hardware.name, runtime),
-        )
-    print_table_summary(table, folder, profile_command(hardware.name, runtime, "validate"))
+        table = profile(target, runtime, board.name, plan, folder, settings.rounds, table, progress, command)
+    print_table_summary(table, folder, profile_command(board.name, runtime, "validate"))
 
 
 def _write_kit(path: Path, board: Hardware, runtime: Runtime, plan: Plan, settings: ProfileSettings) -> None:
@@ -114,10 +140,13 @@ def _import(path: Path, board: Hardware, runtime: Runtime, space: SearchSpace, f
     result = read_result(path, board.name, runtime)
     for problem in result.problems:
         console.print(f"[yellow]warning: {path}: {problem}; run the kit again on the board to go on[/]")
-    table = load_table(folder, board.name, runtime, result.device, result.runtime_version)
     references = reference_architectures(space).values()
     wanted = reachable_layer_keys(space).union(*(layer_keys(each) for each in references))
-    table = import_result(result, runtime, board.name, folder, sorted(wanted, key=str), table)
+    with hold(folder, TABLE):
+        table = load_table(
+            folder, board.name, runtime, result.device, result.runtime_version, say=console.print
+        )
+        table = import_result(result, runtime, board.name, folder, sorted(wanted, key=str), table)
     print_table_summary(table, folder, profile_command(board.name, runtime, "search"))
 
 

@@ -20,7 +20,7 @@ from nas.console import console, measuring_progress, print_report_summary, searc
 from nas.latency.hardware import Hardware
 from nas.latency.provision import Effort, profile_command, reference_architectures, table_folder
 from nas.latency.source import LatencySource
-from nas.latency.table import LatencyTable, write_atomically
+from nas.latency.table import LatencyTable
 from nas.latency.validation import Card, load_card
 from nas.measuring.rounds import MeasurementError
 from nas.page.files import write_report
@@ -34,6 +34,7 @@ from nas.page.torchvision_reference import (
 )
 from nas.provenance import fingerprint, layers, provenance
 from nas.runtimes.runtime import Runtime
+from nas.saving import write_atomically
 from nas.settings import (
     DatasetConfig,
     HardwareConfig,

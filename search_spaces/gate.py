@@ -32,8 +32,10 @@ MEGABYTE = 1_000_000
 MAX_FILE_BYTES = 64 * MEGABYTE
 # PyYAML reads some hundred kilobytes a second; an architecture of a hundred rows has fifteen.
 MAX_YAML_BYTES = 100_000
+# Some hundred megabytes of Python objects, in the worst case, and a second to look at all of them.
+MAX_JSON_BYTES = 8 * MEGABYTE
 MAX_DEPTH = 32
-MAX_VALUES = 5_000_000
+MAX_VALUES = 1_000_000
 MAX_YAML_VALUES = 100_000
 MAX_TEXT = 10_000
 # Names become file names, titles and parts of commands.
@@ -44,6 +46,19 @@ _LARGEST_INTEGER = 2**63
 def is_plain_name(name: object) -> bool:
     """Whether a text can be the name of a file in a folder: letters, digits, ``. _ + -``, 100 at most."""
     return isinstance(name, str) and _NAME.fullmatch(name) is not None and ".." not in name
+
+
+def check_name(setting: str, name: str) -> None:
+    """Refuse a name that would be a path, an option or a piece of a command.
+
+    Raises:
+        InputError: naming the setting.
+    """
+    if not is_plain_name(name):
+        raise InputError(
+            f"{setting} must begin with a letter or digit and hold only letters, digits and . _ + -, "
+            f"at most 100, not {name!r}"
+        )
 
 
 def inside(folder: Path, name: str) -> Path:
@@ -147,6 +162,8 @@ class Gate:
 
     def json(self, text: str) -> Any:
         """Plain values of a JSON text."""
+        if len(text) > MAX_JSON_BYTES:
+            self.fail(f"is too large: {len(text) / MEGABYTE:,.1f} MB in one piece")
         try:
             data = json.loads(text, parse_constant=self._no_number)
         except RecursionError:

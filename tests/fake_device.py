@@ -46,6 +46,11 @@ class FakeTarget:
     session_subjects: int = 2000
     asked: int = 0
 
+    @property
+    def identity(self) -> dict[str, str]:
+        """What a local measurement keeps beside its rounds."""
+        return {"device": self.device, "version": self.runtime_version}
+
     def measure(
         self,
         subjects: Sequence[Subject],
@@ -55,7 +60,7 @@ class FakeTarget:
         on_round: Callable[[int, int], None] = lambda done, wanted: None,
     ) -> Measurement:
         self.asked += len(subjects)
-        kept = Journal(journal, [subject_name(each) for each in subjects], {"device": self.device})
+        kept = Journal(journal, [subject_name(each) for each in subjects], self.identity)
         generator = np.random.default_rng(len(subjects))
         exact = np.array([network_ms(each) for each in subjects]) / self.speed
         exact[[isinstance(each, LayerKey) for each in subjects]] *= self.cold_caches

@@ -30,10 +30,11 @@ from nas.latency.sessions import (
     load_networks,
     profile,
 )
-from nas.latency.table import LatencyTable, write_atomically
+from nas.latency.table import LatencyTable
 from nas.latency.validation import fresh_networks
 from nas.runtimes.runtime import Runtime
 from nas.runtimes.subject import Precision, graph
+from nas.saving import write_atomically
 from nas.settings import HardwareConfig, RuntimeConfig, plain
 from search_spaces.architecture import Architecture
 from search_spaces.layers import layer_keys

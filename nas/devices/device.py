@@ -200,5 +200,5 @@ def measurement(
 
 
 def _range(values: Sequence[float | None]) -> list[float] | None:
-    known = [value for value in values if value is not None]
+    known = [value for value in values if isinstance(value, int | float)]
     return [min(known), max(known)] if known else None

@@ -16,7 +16,7 @@ so a network's latency can still be told layer by layer.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
 from typing import Any
 
@@ -43,6 +43,7 @@ FEATURES = (
 # With fewer networks than this only latency_ms and layers are fitted.
 _NETWORKS_FOR_ALL_FEATURES = 30
 _RIDGE = 0.01
+_LARGEST = 1e12
 
 
 @lru_cache(maxsize=200_000)
@@ -110,9 +111,25 @@ class ErrorSummary:
             within_5_percent=float((size <= 0.05).mean()),
             within_10_percent=float((size <= 0.10).mean()),
             worst=float(size.max()),
-            kendall_tau=float(kendalltau(predicted_ms, measured_ms).statistic),
-            spearman_rho=float(spearmanr(predicted_ms, measured_ms).statistic),
+            # Undefined where all predictions are equal: they order nothing.
+            kendall_tau=float(np.nan_to_num(kendalltau(predicted_ms, measured_ms).statistic)),
+            spearman_rho=float(np.nan_to_num(spearmanr(predicted_ms, measured_ms).statistic)),
         )
+
+    @classmethod
+    def from_dict(cls, data: object) -> ErrorSummary:
+        """Read what ``dataclasses.asdict`` made.
+
+        Raises:
+            ValueError: if a field is missing, unknown or no finite number.
+        """
+        names = [each.name for each in fields(cls)]
+        if not isinstance(data, Mapping) or set(data) != set(names):
+            raise ValueError(f"an error summary has the fields {', '.join(names)}")
+        for name in names:
+            if type(data[name]) not in (int, float) or not abs(data[name]) <= _LARGEST:
+                raise ValueError(f"{name} is no number")
+        return cls(networks=int(data["networks"]), **{name: float(data[name]) for name in names[1:]})
 
     def __str__(self) -> str:
         return (
@@ -196,9 +213,13 @@ class Calibration:
 
         Raises:
             KeyError: if a field is missing.
+            ValueError: if a value is no finite number.
         """
+        coefficients = tuple(float(data["features"][name]) for name in FEATURES)
+        if not all(abs(each) <= _LARGEST for each in coefficients):
+            raise ValueError("a coefficient is no number")
         return cls(
-            coefficients=tuple(float(data["features"][name]) for name in FEATURES),
-            left_out=ErrorSummary(**data["left_out"]),
-            uncorrected=ErrorSummary(**data["uncorrected"]),
+            coefficients=coefficients,
+            left_out=ErrorSummary.from_dict(data["left_out"]),
+            uncorrected=ErrorSummary.from_dict(data["uncorrected"]),
         )

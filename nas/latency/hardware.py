@@ -12,17 +12,24 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from nas.devices.device import LocalTarget, Measurement, Target
-from nas.devices.kit import Group, KitSettings, Result
+from nas.devices.device import LocalTarget, Target
+from nas.devices.kit import KitSettings, Result
 from nas.devices.ssh import Board, SshTarget
-from nas.latency.plan import Plan
 from nas.latency.preset import EstimatedLayers
 from nas.latency.provision import load_table, profile_command
-from nas.latency.sessions import ProfileProgress, fill_gaps, profile
+from nas.latency.sessions import (
+    NETWORKS,
+    TABLE,
+    Session,
+    add_session,
+    complete,
+    fill_gaps,
+    load_networks,
+    networks_text,
+)
 from nas.latency.table import Entry, LatencyTable, TableHeader
 from nas.runtimes.runtime import Runtime
-from nas.runtimes.subject import Subject
-from search_spaces.architecture import Architecture
+from nas.saving import hold, write_together
 from search_spaces.errors import InputError
 from search_spaces.layers import LayerKey
 
@@ -107,28 +114,29 @@ def import_result(
 
     Raises:
         NothingNewError: if the table holds all of it already.
+        HeldError: if another process is measuring for this table.
+        SaveError: if the table cannot be written; the one there is stays as it is.
     """
-    imported = {(each.get("kit"), each.get("group")) for each in table.header.sessions} if table else set()
-    groups = [each for each in result.groups if (result.header["kit"], each.number) not in imported]
-    if not groups:
-        raise NothingNewError(f"everything in this result is in the table of {hardware} already")
-    for group in groups:
-        subjects = group.measurement.subjects
-        keys = tuple(subject for subject in subjects if isinstance(subject, LayerKey))
-        networks = tuple(subject for subject in subjects if isinstance(subject, Architecture))
-        table = profile(
-            _Imported(group, result.device, result.runtime_version),
-            runtime,
-            hardware,
-            Plan(keys, networks, tuple(predicted) if group is groups[-1] else ()),
-            folder,
-            int(result.header["rounds"]),
-            table,
-            ProfileProgress(),
-            profile_command(hardware, runtime),
+    with hold(folder, TABLE):
+        imported = (
+            {(each.get("kit"), each.get("group")) for each in table.header.sessions} if table else set()
         )
-    assert table is not None
-    return table
+        groups = [each for each in result.groups if (result.header["kit"], each.number) not in imported]
+        if not groups:
+            raise NothingNewError(f"everything in this result is in the table of {hardware} already")
+        networks = load_networks(folder) if table is not None else []
+        ended = datetime.datetime.now(datetime.UTC)
+        samples = {}
+        for group in groups:
+            session = Session(
+                group.measurement, hardware, result.device, runtime, result.runtime_version, ended
+            )
+            table, networks = add_session(table, networks, session, profile_command(hardware, runtime))
+            samples[f"samples-{len(table.header.sessions)}.jsonl"] = group.journal
+        assert table is not None
+        table = complete(table, predicted, networks)
+        write_together(folder, table.files() | {NETWORKS: networks_text(networks)} | samples)
+        return table
 
 
 def table_without_measuring(
@@ -193,29 +201,3 @@ def estimated_table(hardware: Hardware, keys: Sequence[LayerKey], runtime: Runti
         latency_ms = estimate.layer_ms(key)
         entries[key] = Entry(latency_ms, latency_ms * error / 100, 0, "estimated")
     return LatencyTable(header, entries, hardware.how_to_measure(runtime))
-
-
-@dataclass(frozen=True, slots=True)
-class _Imported:
-    """Stands in for a board whose measurement is already there; a :class:`nas.devices.device.Target`."""
-
-    group: Group
-    device: str
-    runtime_version: str
-
-    @property
-    def session_subjects(self) -> int:
-        return len(self.group.measurement.subjects)
-
-    def measure(
-        self,
-        subjects: Sequence[Subject],
-        rounds: int,
-        journal: Path,
-        on_prepared: Callable[[int, int], None],
-        on_round: Callable[[int, int], None],
-    ) -> Measurement:
-        """The measurement as it was; the journal is its samples."""
-        journal.parent.mkdir(parents=True, exist_ok=True)
-        journal.write_text(self.group.journal, encoding="utf-8")
-        return self.group.measurement

@@ -86,12 +86,17 @@ def make_plan(
         unknown_first = [key for key in first if key not in known]
         keys = _choose(space, unknown_first, calibrating, missing, known, room, seed)
     chosen = set(keys) | known
-    members = _spread_members(space, networks, seed) if keys or table is None else []
     return Plan(
         keys=tuple(keys),
-        networks=tuple(dict.fromkeys([*_calibration_references(space), *members])) if members else (),
+        networks=calibration_networks(space, networks, seed) if keys or table is None else (),
         predicted=tuple(key for key in dict.fromkeys([*first, *wanted]) if key not in chosen),
     )
+
+
+def calibration_networks(space: SearchSpace, count: int, seed: int) -> tuple[Architecture, ...]:
+    """What calibrates a table for a space: references and members of all sizes; none where 0 are wanted."""
+    members = _spread_members(space, count, seed)
+    return tuple(dict.fromkeys([*_calibration_references(space), *members])) if members else ()
 
 
 def seconds_needed(target: Target, runtime: Runtime, plan: Plan, rounds: int) -> float:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from nas.devices.device import Target
-from nas.latency.plan import Plan, make_plan
-from nas.latency.sessions import ProfileProgress, profile
+from nas.latency.plan import Plan, calibration_networks, make_plan
+from nas.latency.recovery import Networks, recovered, resumed
+from nas.latency.sessions import TABLE, ProfileProgress, is_measured, profile
 from nas.latency.table import LatencyTable, TableError
 from nas.measuring.models import PROTOCOL
 from nas.runtimes.runtime import Runtime
+from nas.saving import hold
 from nas.shell import shell_line
 from search_spaces.architecture import Architecture
 from search_spaces.blocks import ArchitectureError
-from search_spaces.gate import MAX_YAML_BYTES, Gate
+from search_spaces.gate import MAX_YAML_BYTES, Gate, check_name
 from search_spaces.layers import layer_keys, reachable_layer_keys
 from search_spaces.references import FAMILIES, canonical_name, is_reference, reference
 from search_spaces.space import SearchSpace
@@ -43,7 +46,12 @@ class StaleTableError(TableError):
 
 
 def table_folder(root: Path, hardware: str, runtime: Runtime) -> Path:
-    """The folder of the table of a hardware, runtime, precision and thread count."""
+    """The folder of the table of a hardware, runtime, precision and thread count.
+
+    Raises:
+        InputError: if the name of the hardware is no plain one.
+    """
+    check_name("hardware.name", hardware)
     return root / f"{hardware}-{runtime.name}-{runtime.precision}-{runtime.threads}t"
 
 
@@ -68,9 +76,15 @@ def profile_command(hardware: str, runtime: Runtime, command: str = "profile", *
 
 
 def load_table(
-    folder: Path, hardware: str, runtime: Runtime, device: str | None = None, version: str | None = None
+    folder: Path,
+    hardware: str,
+    runtime: Runtime,
+    device: str | None = None,
+    version: str | None = None,
+    networks: Networks = tuple,
+    say: Callable[[str], None] = lambda line: None,
 ) -> LatencyTable | None:
-    """The table in a folder, None if there is none.
+    """The table in a folder, None if there is none; one that was half-saved is completed.
 
     Args:
         folder: see :func:`table_folder`.
@@ -78,15 +92,17 @@ def load_table(
         runtime: what the table is wanted for.
         device: processor or board it must have been measured on, None where this is not known.
         version: version of the runtime it must have been measured with, None where this is not known.
+        networks: networks that may have been measured for it.
+        say: told in one line what was completed.
 
     Raises:
         StaleTableError: naming everything in which the table differs.
         TableError: if the table is damaged.
     """
     command = profile_command(hardware, runtime)
-    if not (folder / "table.json").exists():
+    table = recovered(folder, hardware, runtime, networks, command, say)
+    if table is None:
         return None
-    table = LatencyTable.load(folder, command)
     differences = staleness(table, runtime, device, version)
     if differences:
         raise StaleTableError(
@@ -184,27 +200,28 @@ def ready_table(
         StaleTableError: if the table there was measured under other conditions.
         nas.measuring.rounds.MeasurementError: if the machine did not hold still.
     """
-    table = load_table(folder, hardware, runtime, target.device, target.runtime_version)
+    command = profile_command(hardware, runtime)
+    networks = functools.partial(calibration_networks, space, effort.networks, effort.seed)
     wanted = reachable_layer_keys(space).union(*(layer_keys(each) for each in references))
+    device, version = target.device, target.runtime_version
+    table = load_table(folder, hardware, runtime, device, version, networks, say)
     if table is not None and not table.missing(wanted):
+        if table.header.calibration is None:
+            say(f"the latency table is not calibrated: sums of layers; networks calibrate it: {command}")
         return table
-    plan = make_plan(space, references, effort.max_keys, effort.networks, effort.seed, table)
-    what = "no latency table yet" if table is None else "the latency table lacks layers of this space"
-    say(
-        f"{what}: measuring {len(plan.keys):,} layers and {len(plan.networks)} networks on "
-        f"{target.device}, predicting {len(plan.predicted):,} from them"
-    )
-    return profile(
-        target,
-        runtime,
-        hardware,
-        plan,
-        folder,
-        effort.rounds,
-        table,
-        progress,
-        profile_command(hardware, runtime),
-    )
+    with hold(folder, TABLE):
+        # As it is now that nobody else can change it.
+        table = load_table(folder, hardware, runtime, device, version, networks, say)
+        table = resumed(
+            target, runtime, hardware, folder, effort.rounds, table, progress, networks, command, say
+        )
+        plan = make_plan(space, references, effort.max_keys, effort.networks, effort.seed, table)
+        what = "no latency table yet" if table is None else "the latency table lacks layers of this space"
+        say(
+            f"{what}: measuring {len(plan.keys):,} layers and {len(plan.networks)} networks on "
+            f"{device}, predicting {len(plan.predicted):,} from them"
+        )
+        return profile(target, runtime, hardware, plan, folder, effort.rounds, table, progress, command)
 
 
 def measure_layers(
@@ -215,8 +232,22 @@ def measure_layers(
     folder: Path,
     rounds: int,
     progress: ProfileProgress,
+    say: Callable[[str], None] = lambda line: None,
 ) -> LatencyTable:
     """The table with every layer of some networks measured instead of predicted.
+
+    What is measured is added to the table in the folder, which may hold more than ``table`` by now: measured
+    layers that it holds already are taken from there. Nothing else of ``table`` changes.
+
+    Args:
+        table: the table as a study knows it.
+        architectures: the networks.
+        target: the device.
+        runtime: what runs the layers on it.
+        folder: where the table is kept, see :func:`table_folder`.
+        rounds: steady rounds.
+        progress: callbacks for progress bars.
+        say: told whom this waits for, if another process is measuring.
 
     Raises:
         nas.measuring.rounds.MeasurementError: if the machine did not hold still.
@@ -229,7 +260,20 @@ def measure_layers(
     }
     if not keys:
         return table
-    plan = Plan(keys=tuple(keys), networks=())
-    return profile(
-        target, runtime, table.header.hardware, plan, folder, rounds, table, progress, table.profile_command
-    )
+    header = table.header
+    with hold(folder, TABLE, say):
+        shared = load_table(folder, header.hardware, runtime, target.device, target.runtime_version) or table
+        plan = Plan(keys=tuple(key for key in keys if not is_measured(shared, key)), networks=())
+        if plan.keys:
+            shared = profile(
+                target,
+                runtime,
+                header.hardware,
+                plan,
+                folder,
+                rounds,
+                shared,
+                progress,
+                table.profile_command,
+            )
+    return table.with_entries({key: shared.entries[key] for key in keys}, sessions=shared.header.sessions)

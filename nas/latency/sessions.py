@@ -22,11 +22,13 @@ from nas.latency.calibration import Calibration, network_features
 from nas.latency.plan import Plan
 from nas.latency.predictor import GapFiller
 from nas.latency.preset import AdaptedLayers, EstimatedLayers
-from nas.latency.table import Entry, LatencyTable, TableError, TableHeader, write_atomically
+from nas.latency.table import MAX_MS, LatencyTable, TableError, TableHeader, entry
 from nas.measuring.rounds import STATISTICS, instability, most_stable_statistic
 from nas.runtimes.runtime import Runtime, pays_at_borders
 from nas.runtimes.subject import Subject
+from nas.saving import finish, hold, write_atomically, write_together
 from search_spaces.architecture import Architecture
+from search_spaces.gate import Gate
 from search_spaces.layers import LayerKey, layer_keys
 
 # With fewer measured layers than this the others are predicted by an adapted estimate.
@@ -35,6 +37,13 @@ _PRIOR = "rpi4"
 # Layers measured again in every further session.
 _LINKS = 60
 _FEWEST_LINKS = 10
+# Networks a calibration needs.
+FEWEST_NETWORKS = 4
+MAX_NETWORKS = 2_000
+TABLE = "the latency table"
+NETWORKS = "networks.json"
+PENDING = "pending.json"
+_TIMES = ("latency_ms", "p50_ms", "p90_ms", "p99_ms")
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,29 +109,96 @@ def profile(
 
     Raises:
         nas.measuring.rounds.MeasurementError: if the machine did not hold still.
+        HeldError: if another process is measuring for this table.
+        SaveError: if the table cannot be written.
     """
-    subjects: list[Subject] = [*plan.keys, *plan.networks]
+    with hold(folder, TABLE):
+        known = {each.architecture for each in load_networks(folder)} if table is not None else set()
+        subjects: list[Subject] = [*plan.keys, *(each for each in plan.networks if each not in known)]
+        for part in deal_out(subjects, target.session_subjects):
+            # Another day, another clock speed: layers measured before tie the sessions together.
+            links = link_keys(table) if table is not None else []
+            group = [*part, *(key for key in links if key not in part)]
+            # What an interrupted session was measuring, so that the next command goes on with just that.
+            write_atomically(folder / PENDING, _pending(group, rounds))
+            table = measure_session(
+                target, runtime, hardware, group, folder, rounds, table, progress, profile_command
+            )
+        if table is None:
+            raise TableError("there is nothing to measure and no table to extend")
+        completed = complete(table, plan.predicted, load_networks(folder))
+        if completed is not table:
+            completed.save(folder)
+        return completed
+
+
+def measure_session(
+    target: Target,
+    runtime: Runtime,
+    hardware: str,
+    group: Sequence[Subject],
+    folder: Path,
+    rounds: int,
+    table: LatencyTable | None,
+    progress: ProfileProgress,
+    profile_command: str,
+) -> LatencyTable:
+    """Measure in one session and save it: table, calibration, networks and samples at once.
+
+    Args:
+        target: the device.
+        runtime: what runs the layers on it.
+        hardware: name of the hardware config.
+        group: layers and networks that take turns with each other.
+        folder: where table, networks and samples are kept; held by this process.
+        rounds: steady rounds wanted.
+        table: the table to extend.
+        progress: callbacks for progress bars.
+        profile_command: what error messages tell the user to type for missing layers.
+
+    Raises:
+        nas.measuring.rounds.JournalError: if rounds kept there belong to another device or runtime.
+        nas.measuring.rounds.MeasurementError: if the machine did not hold still.
+    """
+    journal = folder / journal_name(group)
+    measured = target.measure(group, rounds, journal, progress.prepared, progress.measured)
     networks = load_networks(folder) if table is not None else []
-    for part in deal_out(subjects, target.session_subjects):
-        # Another day, another clock speed: layers measured before tie the sessions together.
-        links = link_keys(table) if table is not None else []
-        group = [*part, *(key for key in links if key not in part)]
-        identity = hashlib.sha256("\n".join(subject_name(each) for each in group).encode()).hexdigest()[:10]
-        journal = folder / f"partial-{identity}.jsonl"
-        measured = target.measure(group, rounds, journal, progress.prepared, progress.measured)
-        table, found = _add_session(table, measured, target, runtime, hardware, profile_command)
-        networks += found
-        number = len(table.header.sessions)
-        table.save(folder)
-        _save_networks(folder, networks)
-        journal.replace(folder / f"samples-{number}.jsonl")
-    if table is None:
-        raise TableError("there is nothing to measure and no table to extend")
-    table = fill_gaps(table, plan.predicted)
-    if plan.networks:
-        table = calibrate(table, networks)
-    table.save(folder)
+    ended = datetime.datetime.now(datetime.UTC)
+    session = Session(measured, hardware, target.device, runtime, target.runtime_version, ended)
+    table, networks = add_session(table, networks, session, profile_command)
+    number = len(table.header.sessions)
+    write_together(
+        folder,
+        table.files() | {NETWORKS: networks_text(networks)},
+        moved={journal.name: f"samples-{number}.jsonl"},
+        removed=[PENDING],
+    )
     return table
+
+
+def journal_name(group: Sequence[Subject]) -> str:
+    """The file that keeps the rounds of a session until it is saved."""
+    identity = hashlib.sha256("\n".join(subject_name(each) for each in group).encode()).hexdigest()[:10]
+    return f"partial-{identity}.jsonl"
+
+
+def _pending(group: Sequence[Subject], rounds: int) -> str:
+    networks = {subject_name(each): each.to_dict() for each in group if isinstance(each, Architecture)}
+    content = {"subjects": [subject_name(each) for each in group], "networks": networks, "rounds": rounds}
+    return json.dumps(content) + "\n"
+
+
+def complete(
+    table: LatencyTable, predicted: Sequence[LayerKey], networks: Sequence[NetworkRecord]
+) -> LatencyTable:
+    """A table with its gaps filled, calibrated on all networks that it can tell then.
+
+    Raises:
+        GapFillingError: see :func:`fill_gaps`.
+        EstimateError: see :func:`fill_gaps`.
+    """
+    calibrated = calibrate(filled := fill_gaps(table, predicted), networks)
+    return filled if calibrated.header.calibration == filled.header.calibration else calibrated
 
 
 def fill_gaps(table: LatencyTable, keys: Sequence[LayerKey]) -> LatencyTable:
@@ -145,7 +221,7 @@ def fill_gaps(table: LatencyTable, keys: Sequence[LayerKey]) -> LatencyTable:
     else:
         filler = GapFiller(measured)
     predicted = {
-        key: Entry(each.latency_ms, each.deviation_ms, 0, "predicted")
+        key: entry(each.latency_ms, each.deviation_ms, 0, "predicted")
         for key, each in filler.predict(wanted).items()
     }
     summary = {"measured": filler.rows, "predicted": len(predicted), "mean_error": filler.error}
@@ -155,7 +231,7 @@ def fill_gaps(table: LatencyTable, keys: Sequence[LayerKey]) -> LatencyTable:
 def calibrate(table: LatencyTable, networks: Sequence[NetworkRecord]) -> LatencyTable:
     """Fit the correction from summed layers on networks whose layers the table holds."""
     usable = [each for each in networks if not table.missing(layer_keys(each.architecture))]
-    if len(usable) < 4:
+    if len(usable) < FEWEST_NETWORKS:
         return table
     return table.with_entries({}, calibration=fitted_calibration(table, usable))
 
@@ -183,19 +259,18 @@ def load_networks(folder: Path) -> list[NetworkRecord]:
     Raises:
         TableError: if the file is damaged.
     """
-    path = folder / "networks.json"
+    finish(folder)
+    path = folder / NETWORKS
     if not path.exists():
         return []
-    try:
-        return [
-            NetworkRecord(
-                Architecture.from_dict(each["architecture"]),
-                *(float(each[name]) for name in ("latency_ms", "p50_ms", "p90_ms", "p99_ms")),
-            )
-            for each in json.loads(path.read_text(encoding="utf-8"))
-        ]
-    except (ValueError, KeyError, TypeError) as error:
-        raise TableError(f"{path} is damaged ({error}); delete the folder and profile again") from None
+    gate = Gate(str(path), TableError, "move it away to go on without the networks")
+    records = []
+    for row in gate.sequence(gate.json(gate.text(path)), "networks", MAX_NETWORKS):
+        gate.fields("a network", row, ("architecture", *_TIMES))
+        times = [gate.number(name, row[name], 1e-9, MAX_MS) for name in _TIMES]
+        with gate.reading():
+            records.append(NetworkRecord(Architecture.from_dict(row["architecture"]), *times))
+    return records
 
 
 def network_records(measured: Measurement, statistic: str) -> list[NetworkRecord]:
@@ -241,18 +316,46 @@ def table_level(table: LatencyTable, measured: Measurement) -> float:
 
 def is_measured(table: LatencyTable, key: LayerKey) -> bool:
     """Whether the table holds a measurement of a layer."""
-    entry = table.entries.get(key)
-    return entry is not None and entry.source == "measured"
+    found = table.entries.get(key)
+    return found is not None and found.source == "measured"
 
 
-def _add_session(
+@dataclass(frozen=True, slots=True)
+class Session:
+    """A measuring session that is to become part of a table.
+
+    Attributes:
+        measured: its samples.
+        hardware: name of the hardware config.
+        device: processor or board.
+        runtime: what ran the layers.
+        runtime_version: its version.
+        ended: when.
+    """
+
+    measured: Measurement
+    hardware: str
+    device: str
+    runtime: Runtime
+    runtime_version: str
+    ended: datetime.datetime
+
+
+def add_session(
     table: LatencyTable | None,
-    measured: Measurement,
-    target: Target,
-    runtime: Runtime,
-    hardware: str,
+    networks: Sequence[NetworkRecord],
+    session: Session,
     profile_command: str,
 ) -> tuple[LatencyTable, list[NetworkRecord]]:
+    """A table and its networks with what one more session measured; nothing is measured twice.
+
+    Args:
+        table: the table so far, None to begin one.
+        networks: its networks so far.
+        session: what was measured.
+        profile_command: what error messages tell the user to type for missing layers.
+    """
+    measured, runtime = session.measured, session.runtime
     samples = measured.steadied()
     statistic = table.header.statistic if table else most_stable_statistic(samples)
     record = {
@@ -264,7 +367,7 @@ def _add_session(
     reduced = STATISTICS[statistic](samples) * level
     quartiles = np.percentile(samples, [25, 75], axis=0) * level
     entries = {
-        subject: Entry(
+        subject: entry(
             float(reduced[column]),
             float(quartiles[1, column] - quartiles[0, column]),
             len(samples),
@@ -273,36 +376,42 @@ def _add_session(
         for column, subject in enumerate(measured.subjects)
         if isinstance(subject, LayerKey) and not (table and is_measured(table, subject))
     }
+    known = {each.architecture for each in networks}
     found = [
-        replace(each, latency_ms=each.latency_ms * level) for each in network_records(measured, statistic)
+        replace(each, latency_ms=each.latency_ms * level)
+        for each in network_records(measured, statistic)
+        if each.architecture not in known
     ]
-    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    created = session.ended.isoformat(timespec="seconds")
     if table is None:
         header = TableHeader(
-            hardware=hardware,
-            device=target.device,
+            hardware=session.hardware,
+            device=session.device,
             runtime=runtime.name,
-            runtime_version=target.runtime_version,
+            runtime_version=session.runtime_version,
             precision=runtime.precision,
             threads=runtime.threads,
-            created=now,
+            created=created,
             statistic=statistic,
             sessions=(record,),
         )
-        return LatencyTable(header, entries, profile_command), found
-    sessions = (*table.header.sessions, record)
-    return table.with_entries(entries, created=now, sessions=sessions), found
+        table = LatencyTable(header, entries, profile_command)
+    else:
+        sessions = (*table.header.sessions, record)
+        table = table.with_entries(entries, created=created, sessions=sessions)
+    together = [*networks, *found]
+    if found or table.header.calibration is None:
+        table = calibrate(table, together)
+    return table, together
 
 
-def _save_networks(folder: Path, networks: Sequence[NetworkRecord]) -> None:
+def networks_text(networks: Sequence[NetworkRecord]) -> str:
+    """The text of :data:`NETWORKS`; the inverse of :func:`load_networks`."""
     rows: list[dict[str, Any]] = [
         {
             "architecture": each.architecture.to_dict(),
-            "latency_ms": each.latency_ms,
-            "p50_ms": each.p50_ms,
-            "p90_ms": each.p90_ms,
-            "p99_ms": each.p99_ms,
+            **dict(zip(_TIMES, each.latencies_ms, strict=True)),
         }
         for each in networks
     ]
-    write_atomically(folder / "networks.json", json.dumps(rows) + "\n")
+    return json.dumps(rows, allow_nan=False) + "\n"

@@ -71,5 +71,5 @@ class LatencySource:
         self.say(f"measuring {len(keys)} layers of the front that were predicted so far")
         with self.progress() as bars:
             return measure_layers(
-                table, networks, target, self.runtime, self.folder, self.effort.rounds, bars
+                table, networks, target, self.runtime, self.folder, self.effort.rounds, bars, self.say
             )

@@ -11,22 +11,32 @@ import csv
 import hashlib
 import io
 import json
-import math
+import time
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
 from nas.latency.calibration import Calibration
 from nas.measuring.models import PROTOCOL
+from nas.saving import finish, write_together
 from search_spaces.architecture import Architecture
 from search_spaces.errors import InputError
+from search_spaces.gate import MEGABYTE, Gate, is_plain_name
 from search_spaces.layers import LayerKey, LayerKeyError, layer_keys
 
 SCHEMA_VERSION = 1
 LatencySource = Literal["measured", "predicted", "estimated"]
 # From best to worst.
 SOURCES: tuple[LatencySource, ...] = get_args(LatencySource)
+FILES = ("table.csv", "table.json")
+# A day for one run of one layer, more rounds than anybody waits for.
+MAX_MS = 86_400_000.0
+MAX_SAMPLES = 10_000_000
+# A hundred thousand layers.
+MAX_BYTES = 8 * MEGABYTE
+_READINGS = 4
+_REREAD_S = 0.05
 _COLUMNS = ("key", "latency_ms", "spread_ms", "samples", "source")
 
 
@@ -72,6 +82,11 @@ class Entry:
     spread_ms: float
     samples: int
     source: LatencySource
+
+
+def entry(latency_ms: float, spread_ms: float, samples: int, source: LatencySource) -> Entry:
+    """A line with as many digits as the file keeps: a table is the same before and after it was saved."""
+    return Entry(float(f"{latency_ms:.6g}"), float(f"{spread_ms:.4g}"), samples, source)
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,13 +205,18 @@ class LatencyTable:
 
     # -- files ---------------------------------------------------------------------------------
 
-    def save(self, folder: Path) -> None:
-        """Write ``table.csv`` and ``table.json``; an older table is replaced only when both are written."""
-        folder.mkdir(parents=True, exist_ok=True)
+    def files(self) -> dict[str, str]:
+        """The table as the texts of its two files, by name.
+
+        Raises:
+            TableError: if it holds something that is no latency; such a table is never written.
+        """
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(_COLUMNS)
         for key, entry in sorted(self.entries.items(), key=lambda pair: str(pair[0])):
+            if not _is_latency(entry.latency_ms, entry.spread_ms):
+                raise TableError(f"{key}: {entry.latency_ms} ms (spread {entry.spread_ms}) is no latency")
             numbers = (f"{entry.latency_ms:.6g}", f"{entry.spread_ms:.4g}", entry.samples)
             writer.writerow((str(key), *numbers, entry.source))
         content = text.getvalue()
@@ -204,9 +224,16 @@ class LatencyTable:
         header["calibration"] = self.header.calibration.to_dict() if self.header.calibration else None
         header["entries"] = len(self.entries)
         header["sha256"] = hashlib.sha256(content.encode()).hexdigest()
-        # The digest in the header tells a table cut short by a crash between the two from a whole one.
-        write_atomically(folder / "table.csv", content)
-        write_atomically(folder / "table.json", json.dumps(header, indent=1) + "\n")
+        return {"table.csv": content, "table.json": json.dumps(header, indent=1, allow_nan=False) + "\n"}
+
+    def save(self, folder: Path) -> None:
+        """Write ``table.csv`` and ``table.json``, both or none.
+
+        Raises:
+            SaveError: if they cannot be written; an older table is still there.
+            TableError: see :meth:`files`.
+        """
+        write_together(folder, self.files())
 
     @classmethod
     def load(cls, folder: Path, profile_command: str = "python -m nas.profile") -> LatencyTable:
@@ -216,39 +243,76 @@ class LatencyTable:
             TableError: if a file is missing, damaged, edited by hand, of a newer version, or holds
                 impossible values.
         """
-        header_path, table_path = folder / "table.json", folder / "table.csv"
-        header = _read_json(header_path)
+        finish(folder)
+        for _ in range(_READINGS):
+            files = {
+                name: Gate(str(folder / name), TableError).text(folder / name, MAX_BYTES) for name in FILES
+            }
+            # Another process may have moved new files into place between the two.
+            if _digest(files["table.csv"]) in files["table.json"]:
+                break
+            time.sleep(_REREAD_S)
+        return cls.from_files(files, str(folder), profile_command)
+
+    @classmethod
+    def from_files(
+        cls, files: Mapping[str, str], where: str, profile_command: str = "python -m nas.profile"
+    ) -> LatencyTable:
+        """Read what :meth:`files` gave.
+
+        Raises:
+            TableError: see :meth:`load`.
+        """
+        gate = Gate(f"{where}/table.json", TableError)
+        header = gate.mapping(gate.json(files["table.json"]))
         version = header.get("schema_version")
-        if not isinstance(version, int):
-            raise TableError(f"{header_path} has no schema_version; it is no latency table")
+        if type(version) is not int:
+            gate.fail("has no schema_version; it is no latency table")
         if version > SCHEMA_VERSION:
-            raise TableError(
-                f"{header_path} is of schema version {version}, this program reads up to {SCHEMA_VERSION}; "
+            gate.fail(
+                f"is of schema version {version}, this program reads up to {SCHEMA_VERSION}; "
                 "update mobilenet-nas"
             )
-        try:
-            content = table_path.read_text(encoding="utf-8")
-        except OSError as error:
-            raise TableError(f"cannot read {table_path}: {error.strerror}") from None
-        entries = _read_entries(table_path, content)
-        digest = header.pop("sha256", None)
-        count = header.pop("entries", None)
-        if digest != hashlib.sha256(content.encode()).hexdigest():
-            reason = "cut short" if len(entries) != count else "edited by hand"
-            raise TableError(
-                f"{table_path} was {reason}: it does not match {header_path.name}; "
-                f"measure it again with: {profile_command}"
-            )
-        try:
-            calibration = header.pop("calibration")
-            header.setdefault("protocol", 1)
-            read = TableHeader(
-                **{**header, "sessions": tuple(header["sessions"])},
-                calibration=Calibration.from_dict(calibration) if calibration else None,
-            )
-        except (TypeError, KeyError, ValueError) as error:
-            raise TableError(f"{header_path} is no table header: {error}") from None
-        return cls(read, entries, profile_command)
+        content = files["table.csv"]
+        entries = _read_entries(f"{where}/table.csv", content)
+        if header.get("sha256") != _digest(content):
+            reason = "cut short" if len(entries) != header.get("entries") else "edited by hand"
+            raise TableError(f"{where}/table.csv was {reason}: it does not match table.json")
+        return cls(read_header(gate, header), entries, profile_command)
+
+
+def read_header(gate: Gate, data: Mapping[str, Any]) -> TableHeader:
+    """A table's header from plain values.
+
+    Raises:
+        TableError: if a field is missing, unknown or of a wrong kind.
+    """
+    names = [each.name for each in fields(TableHeader)]
+    optional = ("statistic", "calibration", "gap_filling", "protocol", "entries", "sha256")
+    gate.fields("the header", data, [name for name in names if name not in optional], optional)
+    texts = ("hardware", "device", "runtime", "runtime_version", "precision", "created", "statistic")
+    for name in texts:
+        gate.string(name, data.get(name, ""), 300)
+    if not is_plain_name(data["hardware"]):
+        gate.fail(f"hardware {data['hardware']!r} is no plain name")
+    sessions = gate.sequence(data["sessions"], "sessions", 10_000)
+    for session in sessions:
+        gate.number("anchor_ms", gate.mapping(session, "a session").get("anchor_ms", 1.0), 1e-9, 1e9)
+    calibration = data.get("calibration")
+    with gate.reading():
+        read = Calibration.from_dict(gate.mapping(calibration, "calibration")) if calibration else None
+    gap_filling = gate.mapping(data.get("gap_filling", {}), "gap_filling")
+    for name, value in gap_filling.items():
+        gate.number(f"gap_filling: {name}", value)
+    return TableHeader(
+        **{name: data[name] for name in texts if name in data},
+        threads=gate.integer("threads", data["threads"], 1, 1024),
+        sessions=tuple(sessions),
+        calibration=read,
+        gap_filling=gap_filling,
+        protocol=gate.integer("protocol", data.get("protocol", 1), 1, 1000),
+        schema_version=data["schema_version"],
+    )
 
 
 def worst_source(sources: Iterable[LatencySource]) -> LatencySource:
@@ -256,45 +320,44 @@ def worst_source(sources: Iterable[LatencySource]) -> LatencySource:
     return max(sources, key=SOURCES.index)
 
 
-def write_atomically(path: Path, content: str) -> None:
-    """Write a text file so that a crash leaves the old one or the new one, nothing between."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(content, encoding="utf-8")
-    temporary.replace(path)
+def _digest(content: str) -> str:
+    return hashlib.sha256(content.encode()).hexdigest()
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise TableError(f"cannot read {path}: {error.strerror}") from None
-    except ValueError as error:
-        raise TableError(f"{path} is no JSON: {error}") from None
-    if not isinstance(data, dict):
-        raise TableError(f"{path} is no table header")
-    return data
+def _is_latency(latency_ms: float, spread_ms: float) -> bool:
+    return 0 < latency_ms <= MAX_MS and 0 <= spread_ms <= MAX_MS  # NaN fails, too
 
 
-def _read_entries(path: Path, content: str) -> dict[LayerKey, Entry]:
+def _read_entries(path: str, content: str) -> dict[LayerKey, Entry]:
     rows = csv.reader(io.StringIO(content))
-    if tuple(next(rows, ())) != _COLUMNS:
-        raise TableError(f"{path}: the first line must be {','.join(_COLUMNS)}")
     entries: dict[LayerKey, Entry] = {}
+    try:
+        if tuple(next(rows, ())) != _COLUMNS:
+            raise TableError(f"{path}: the first line must be {','.join(_COLUMNS)}")
+        _read_rows(path, rows, entries)
+    except csv.Error as error:
+        raise TableError(f"{path}, line {rows.line_num}: {error}") from None
+    if not entries:
+        raise TableError(f"{path} holds no layers")
+    return entries
+
+
+def _read_rows(path: str, rows: Any, entries: dict[LayerKey, Entry]) -> None:
     for row in rows:
         where = f"{path}, line {rows.line_num}"
         if len(row) != len(_COLUMNS):
             raise TableError(f"{where}: {len(row)} values instead of {len(_COLUMNS)}; the file is cut short")
         try:
             key = LayerKey.parse(row[0])
-            latency_ms, spread_ms, samples = float(row[1]), float(row[2]), int(row[3])
+            latency_ms, spread_ms, samples = float(row[1]), float(row[2]), int(row[3][:12])
         except (LayerKeyError, ValueError) as error:
             raise TableError(f"{where}: {error}") from None
-        if not (math.isfinite(latency_ms) and latency_ms > 0 and math.isfinite(spread_ms) and spread_ms >= 0):
+        if not _is_latency(latency_ms, spread_ms):
             raise TableError(f"{where}: {row[1]} ms (spread {row[2]}) is no latency")
+        if not 0 <= samples <= MAX_SAMPLES:
+            raise TableError(f"{where}: {row[3]} is no number of samples")
         if row[4] not in SOURCES:
             raise TableError(f"{where}: source {row[4]!r} is not one of {', '.join(SOURCES)}")
         if key in entries:
             raise TableError(f"{where}: {key} is listed twice")
         entries[key] = Entry(latency_ms, spread_ms, samples, row[4])
-    return entries

@@ -23,9 +23,10 @@ from nas.cost import cost
 from nas.devices.device import Target
 from nas.latency.calibration import ErrorSummary
 from nas.latency.sessions import NetworkRecord, ProfileProgress, link_keys, network_records, table_level
-from nas.latency.table import LatencyTable, TableError, write_atomically
+from nas.latency.table import LatencyTable, TableError
 from nas.measuring.rounds import MeasurementError
 from nas.runtimes.subject import Subject
+from nas.saving import write_atomically
 from search_spaces.architecture import Architecture
 from search_spaces.references import published_top1
 from search_spaces.space import SearchSpace

@@ -34,6 +34,10 @@ STEADY_TOLERANCE = 0.30
 _DRIFT_WINDOW = 41
 # At most this many rounds are measured in one go per round asked for.
 _MAX_ROUNDS_FACTOR = 2
+# Bounds of what can be meant: a day for one run, anchors of many runs, files of thousands of layers.
+_LONGEST_MS = 86_400_000.0
+_MOST_ANCHORS = 1_000
+_MOST_BYTES = 256_000_000
 
 Runner = Callable[[], object]
 Samples = NDArray[np.float64]
@@ -41,6 +45,10 @@ Samples = NDArray[np.float64]
 
 class MeasurementError(RuntimeError):
     """A measurement that cannot be used or continued."""
+
+
+class JournalError(MeasurementError):
+    """A file of rounds that is damaged, or holds another measurement."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +77,7 @@ class Journal:
         identity: whatever must not differ when the measurement is continued.
 
     Raises:
-        MeasurementError: if the file belongs to other subjects or conditions.
+        JournalError: if the file belongs to other subjects or conditions, or is damaged.
     """
 
     def __init__(self, path: Path, names: Sequence[str], identity: Mapping[str, Any]) -> None:
@@ -80,40 +88,93 @@ class Journal:
             self._load()
 
     def append(self, measured: Round) -> None:
-        """Keep a round, on disk before this returns."""
-        new = not self.path.exists()
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="utf-8") as file:
-            if new:
-                file.write(json.dumps(self._header) + "\n")
-            file.write(json.dumps(measured.__dict__) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        """Keep a round, on disk before this returns.
+
+        Raises:
+            MeasurementError: if the disk takes no more; the rounds before are still there.
+        """
+        lines = json.dumps(measured.__dict__) + "\n"
+        size = None
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("ab", buffering=0) as file:
+                size = file.tell()
+                if not size:
+                    lines = json.dumps(self._header) + "\n" + lines
+                content = lines.encode()
+                while content:
+                    content = content[file.write(content) :]
+                os.fsync(file.fileno())
+        except OSError as error:
+            if size is not None:
+                os.truncate(self.path, size)
+            raise MeasurementError(
+                f"cannot write {self.path}: {error.strerror}; the same command goes on from here when it can"
+            ) from None
         self.rounds.append(measured)
 
     def _load(self) -> None:
+        size = self.path.stat().st_size
+        if size > _MOST_BYTES:
+            raise JournalError(f"{self.path} is too large ({size:,} bytes); delete it to measure anew")
         content = self.path.read_bytes()
         kept = content[: content.rfind(b"\n") + 1]
         if len(kept) < len(content):
             # The power went while the last round was being written.
             os.truncate(self.path, len(kept))
-        lines = kept.decode("utf-8").splitlines()
+        lines = kept.splitlines()
         if not lines:
             self.path.unlink()
             return
-        try:
-            header = json.loads(lines[0])
-            rounds = [Round(**json.loads(line)) for line in lines[1:]]
-        except (ValueError, TypeError):
-            raise MeasurementError(f"{self.path} is damaged; delete it to measure anew") from None
+        header = self._parsed(lines[0])
         for field, value in self._header.items():
-            if header.get(field) != value:
-                raise MeasurementError(
+            if not isinstance(header, dict) or header.get(field) != value:
+                raise JournalError(
                     f"{self.path} holds another measurement (its {field} differs); delete it to measure anew"
                 )
-        if any(len(each.samples_ms) != len(header["names"]) for each in rounds):
-            raise MeasurementError(f"{self.path} is damaged; delete it to measure anew")
-        self.rounds = rounds
+        try:
+            self.rounds = [read_round(self._parsed(line), len(header["names"])) for line in lines[1:]]
+        except ValueError as error:
+            raise JournalError(f"{self.path} is damaged ({error}); delete it to measure anew") from None
+
+    def _parsed(self, line: bytes) -> Any:
+        try:
+            return json.loads(line)
+        except (ValueError, RecursionError):
+            raise JournalError(f"{self.path} is damaged; delete it to measure anew") from None
+
+
+def read_round(data: Any, subjects: int) -> Round:
+    """A round of so many subjects from plain values, as a journal or the result of a kit holds it.
+
+    Raises:
+        ValueError: if something in it is no latency, or of another kind than it should be.
+    """
+    if not isinstance(data, dict) or not {"samples_ms", "anchor_ms", "conditions"} <= set(data):
+        raise ValueError("a line is no round")
+    if set(data) - set(Round.__dataclass_fields__):
+        raise ValueError("a round has fields that do not belong there")
+    samples, anchors = data["samples_ms"], data["anchor_ms"]
+    if not isinstance(samples, list) or len(samples) != subjects:
+        raise ValueError(f"a round has not one sample for each of {subjects} subjects")
+    if not isinstance(anchors, list) or not 0 < len(anchors) <= _MOST_ANCHORS:
+        raise ValueError("a round has no runs of the anchor")
+    for value in (*samples, *anchors):
+        if type(value) not in (int, float) or not 0 < value <= _LONGEST_MS:  # NaN fails, too
+            raise ValueError(f"{str(value)[:40]!r} ms is no latency")
+    conditions, shuffle = data["conditions"], data.get("shuffle", 0)
+    if type(shuffle) is not int or abs(shuffle) >= 2**63:
+        raise ValueError("the order of a round is no whole number")
+    if not isinstance(conditions, dict) or len(conditions) > 100:
+        raise ValueError("the conditions of a round are no mapping")
+    for name, value in conditions.items():
+        listed = (
+            isinstance(value, list) and len(value) <= 100 and all(isinstance(each, str) for each in value)
+        )
+        number = type(value) in (int, float, bool) and -1e18 < value < 1e18 and name != "throttled"
+        if not (listed or number or value is None):
+            raise ValueError(f"the condition {name[:40]!r} of a round is no number")
+    return Round(samples, anchors, conditions, shuffle)
 
 
 def measure(

@@ -20,7 +20,6 @@ from pathlib import Path
 
 import optuna
 
-from nas.latency.table import write_atomically
 from nas.page.figures import save_pareto_figures
 from nas.page.html import comparison_page, report_page
 from nas.page.report import (
@@ -31,6 +30,7 @@ from nas.page.report import (
     report_of,
     signed,
 )
+from nas.saving import write_atomically
 from nas.shell import shell_line
 
 _COLUMNS = (

@@ -1,3 +1,4 @@
+import errno
 import itertools
 import json
 from pathlib import Path
@@ -67,17 +68,19 @@ def test_a_machine_that_never_holds_still_is_refused(tmp_path: Path, clock: dict
 def test_a_measurement_continues_where_it_was_interrupted(tmp_path: Path, clock: dict[str, float]) -> None:
     path = tmp_path / "journal.jsonl"
     anchor = _taking(clock, itertools.cycle([5.0]))
+    run = _taking(clock, itertools.cycle([1.0]))
     calls = itertools.count()
 
     def interrupted() -> None:
         if next(calls) == 3:
             raise KeyboardInterrupt
+        run()
 
     with pytest.raises(KeyboardInterrupt):
         measure({"a": interrupted}, anchor, Journal(path, ["a"], {"cpu": "x"}), rounds=5, seed=0)
     resumed = Journal(path, ["a"], {"cpu": "x"})
     assert len(resumed.rounds) == 2
-    assert len(measure({"a": lambda: None}, anchor, resumed, rounds=5, seed=0)) == 5
+    assert len(measure({"a": run}, anchor, resumed, rounds=5, seed=0)) == 5
     assert len(Journal(path, ["a"], {"cpu": "x"}).rounds) == 5
 
 
@@ -157,3 +160,63 @@ def test_no_drift_is_invented() -> None:
     exact = np.linspace(1, 2, 100)
     orders = [rounds.round_order(seed, 100) for seed in range(10)]
     assert rounds.without_drift(np.tile(exact, (10, 1)), orders) == pytest.approx(np.tile(exact, (10, 1)))
+
+
+def _line(**changes: object) -> str:
+    return json.dumps({**_steady_round().__dict__, **changes}) + "\n"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "1\n",
+        "[]\n",
+        "[" * 100_000 + "\n",
+        "\xff\n",
+        _line(samples_ms=[1.0, 0, 1.0]),
+        _line(samples_ms=[1.0, -1, 1.0]),
+        _line(samples_ms=[1.0, float("nan"), 1.0]),
+        _line(samples_ms=[1.0, float("inf"), 1.0]),
+        _line(samples_ms=[1.0, "2", 1.0]),
+        _line(samples_ms=[1.0, [2.0], 1.0]),
+        _line(samples_ms=[1.0, True, 1.0]),
+        _line(samples_ms={"a": 1}),
+        _line(anchor_ms=[]),
+        _line(anchor_ms=[None]),
+        _line(anchor_ms=5.0),
+        _line(conditions=[1]),
+        _line(conditions={"load": {"a": 1}}),
+        _line(conditions={"throttled": True}),
+        _line(conditions={"throttled": [1]}),
+        _line(shuffle="x"),
+        _line(shuffle=2**64),
+        _line(other=1),
+    ],
+)
+def test_a_round_of_anything_but_latencies_is_damage(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "journal.jsonl"
+    Journal(path, ["a", "b", "c"], {}).append(_steady_round())
+    with path.open("a", encoding="latin-1") as file:
+        file.write(line)
+    with pytest.raises(rounds.JournalError, match=r"is damaged.*delete it to measure anew"):
+        Journal(path, ["a", "b", "c"], {})
+
+
+def test_a_full_disk_is_said_and_leaves_the_rounds_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "journal.jsonl"
+    journal = Journal(path, ["a", "b", "c"], {})
+    journal.append(_steady_round())
+    before = path.read_bytes()
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(rounds.os, "fsync", full)
+        with pytest.raises(MeasurementError, match="No space left on device; the same command goes on"):
+            journal.append(_steady_round())
+    assert path.read_bytes() == before
+    Journal(path, ["a", "b", "c"], {}).append(_steady_round())
+    assert len(Journal(path, ["a", "b", "c"], {}).rounds) == 2

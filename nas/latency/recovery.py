@@ -1,0 +1,322 @@
+"""What a process that died left behind: interrupted sessions are gone on with, half-saved tables completed.
+
+    table = recovered(folder, "host", runtime, networks=lambda: calibration_networks(space, 80, 0))
+    table = resumed(target, runtime, "host", folder, rounds=40, table=table, ...)
+
+Since tables are saved in one step there is little left to repair: a session that was being measured, which
+``pending.json`` describes. Older versions wrote file after file; what such a table lacks is taken from the
+samples, which hold everything that was measured.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nas.devices.device import Measurement, Target, measurement, subject_name
+from nas.latency.sessions import (
+    FEWEST_NETWORKS,
+    NETWORKS,
+    PENDING,
+    TABLE,
+    NetworkRecord,
+    ProfileProgress,
+    Session,
+    add_session,
+    calibrate,
+    is_measured,
+    load_networks,
+    measure_session,
+    network_records,
+    networks_text,
+)
+from nas.latency.table import LatencyTable, TableError, read_header
+from nas.measuring.rounds import JournalError, Round, read_round, steady
+from nas.runtimes.runtime import Runtime
+from nas.runtimes.subject import Subject
+from nas.saving import finish, hold, write_together
+from search_spaces.architecture import Architecture
+from search_spaces.errors import InputError
+from search_spaces.gate import MEGABYTE, Gate
+from search_spaces.layers import LayerKey
+
+# Makes the networks that a table may have been calibrated on: samples name them by id.
+Networks = Callable[[], Iterable[Architecture]]
+
+_MOST_BYTES = 256 * MEGABYTE
+_MOST_SUBJECTS = 20_000
+
+
+@dataclass(frozen=True, slots=True)
+class _Samples:
+    """Rounds of one session, as they lie on the disk.
+
+    Attributes:
+        path: the file.
+        names: of the subjects.
+        identity: device, runtime and version, as far as the file says.
+        rounds: all of them.
+    """
+
+    path: Path
+    names: tuple[str, ...]
+    identity: dict[str, Any]
+    rounds: tuple[Round, ...]
+
+
+def recovered(
+    folder: Path,
+    hardware: str,
+    runtime: Runtime,
+    networks: Networks = tuple,
+    profile_command: str = "python -m nas.profile",
+    say: Callable[[str], None] = lambda line: None,
+) -> LatencyTable | None:
+    """The table in a folder as it should be, None if there is none; what it lacks is written.
+
+    Args:
+        folder: where table, networks and samples are kept.
+        hardware: name of the hardware config.
+        runtime: what ran the layers.
+        networks: networks that may have been measured for it.
+        profile_command: for error messages.
+        say: told what was repaired.
+
+    Raises:
+        TableError: if the table is damaged and its samples do not bring it back.
+    """
+    finish(folder)
+    samples = _sample_paths(folder)
+    if not (folder / "table.json").exists() and not samples:
+        return None
+    try:
+        table = LatencyTable.load(folder, profile_command)
+    except TableError as error:
+        with hold(folder, TABLE):
+            rebuilt = _rebuilt(folder, hardware, runtime, networks, profile_command)
+        if rebuilt is None:
+            raise TableError(f"{error}; move the folder away and measure anew: {profile_command}") from None
+        say(f"the latency table in {folder} was half-saved: made again from its samples")
+        return rebuilt
+    if len(table.header.sessions) == len(samples) + 1:
+        with hold(folder, TABLE):
+            table = _with_last_session(folder, table, networks)
+    known = load_networks(folder) if table.header.calibration is None else []
+    if len(known) >= FEWEST_NETWORKS:
+        calibrated = calibrate(table, known)
+        if calibrated is not table:
+            with hold(folder, TABLE):
+                calibrated.save(folder)
+            say(f"the latency table in {folder} lacked its calibration: fitted on {len(known)} networks")
+            table = calibrated
+    return table
+
+
+def resumed(
+    target: Target,
+    runtime: Runtime,
+    hardware: str,
+    folder: Path,
+    rounds: int,
+    table: LatencyTable | None,
+    progress: ProfileProgress,
+    networks: Networks = tuple,
+    profile_command: str = "python -m nas.profile",
+    say: Callable[[str], None] = lambda line: None,
+) -> LatencyTable | None:
+    """The table with the session that was being measured when a process died, if there was one.
+
+    Args:
+        target: the device.
+        runtime: what runs the layers on it.
+        hardware: name of the hardware config.
+        folder: where the table is kept; held by this process.
+        rounds: steady rounds wanted.
+        table: the table so far.
+        progress: callbacks for progress bars.
+        networks: networks that may be part of it.
+        profile_command: for error messages.
+        say: told what is gone on with.
+
+    Raises:
+        nas.measuring.rounds.MeasurementError: if the machine did not hold still.
+    """
+    for group, wanted in _interrupted(folder, networks):
+        fresh = [
+            each
+            for each in group
+            if isinstance(each, Architecture) or table is None or not is_measured(table, each)
+        ]
+        if not any(isinstance(each, LayerKey) for each in fresh):
+            continue
+        say(f"going on with an interrupted session: {len(group):,} layers and networks")
+        with suppress(JournalError):  # of another device or version: left as it is
+            table = measure_session(
+                target, runtime, hardware, group, folder, wanted or rounds, table, progress, profile_command
+            )
+    return table
+
+
+def _interrupted(folder: Path, networks: Networks) -> list[tuple[list[Subject], int | None]]:
+    """(subjects, rounds wanted) of sessions that were begun and not saved."""
+    path = folder / PENDING
+    if path.exists():
+        gate = Gate(str(path), TableError, "delete it to go on without the interrupted session")
+        data = gate.fields("it", gate.json(gate.text(path)), ("subjects", "networks", "rounds"))
+        names = gate.sequence(data["subjects"], "subjects", _MOST_SUBJECTS)
+        described = gate.mapping(data["networks"], "networks")
+        with gate.reading():
+            found = {name: Architecture.from_dict(each) for name, each in described.items()}
+            subjects = [_subject(gate.string("a subject", name), found) for name in names]
+        return [(subjects, gate.integer("rounds", data["rounds"], 1, 1_000_000))]
+    sessions: list[tuple[list[Subject], int | None]] = []
+    paths = sorted(folder.glob("partial-*.jsonl"))
+    candidates = _by_name(folder, networks) if paths else {}
+    for path in paths:
+        # Of an older version. What cannot be told apart from rubbish is left as it is.
+        with suppress(InputError):
+            sessions.append(([_subject(name, candidates) for name in _samples(path).names], None))
+    return sessions
+
+
+def _rebuilt(
+    folder: Path, hardware: str, runtime: Runtime, networks: Networks, profile_command: str
+) -> LatencyTable | None:
+    """The table made again from all samples there are, and saved; None where they do not suffice."""
+    paths = _sample_paths(folder)
+    header = _header(folder)
+    candidates = _by_name(folder, networks)
+    table: LatencyTable | None = None
+    records: list[NetworkRecord] = []
+    moved = {}
+    for path in [*paths, *sorted(folder.glob("partial-*.jsonl"))]:
+        samples = _samples(path)
+        measured = _measurement(samples, candidates)
+        if measured is None:
+            continue
+        identity = samples.identity
+        device = identity.get("device") or (header.device if header else None)
+        version = identity.get("version") or (header.runtime_version if header else None)
+        if device is None or version is None:
+            return None
+        ended = datetime.datetime.fromtimestamp(path.stat().st_mtime, datetime.UTC)
+        session = Session(measured, hardware, str(device), runtime, str(version), ended)
+        table, records = add_session(table, records, session, profile_command)
+        if path.name.startswith("partial-"):
+            moved[path.name] = f"samples-{len(table.header.sessions)}.jsonl"
+    if table is not None:
+        write_together(folder, table.files() | {NETWORKS: networks_text(records)}, moved, [PENDING])
+    return table
+
+
+def _with_last_session(folder: Path, table: LatencyTable, networks: Networks) -> LatencyTable:
+    """The table whose last session an older version saved without its networks, or without its samples."""
+    candidates = _by_name(folder, networks)
+    for path in sorted(folder.glob("partial-*.jsonl")):
+        samples = _samples(path)
+        measured = _measurement(samples, candidates)
+        layers = [each for each in measured.subjects if isinstance(each, LayerKey)] if measured else []
+        if measured is None or not layers or not all(is_measured(table, each) for each in layers):
+            continue
+        level = float(table.header.sessions[-1].get("scaled_by", 1.0))
+        records = load_networks(folder)
+        known = {each.architecture for each in records}
+        for each in network_records(measured, table.header.statistic):
+            if each.architecture not in known:
+                records.append(
+                    NetworkRecord(each.architecture, each.latency_ms * level, *each.latencies_ms[1:])
+                )
+        table = calibrate(table, records)
+        number = len(table.header.sessions)
+        write_together(
+            folder,
+            table.files() | {NETWORKS: networks_text(records)},
+            {path.name: f"samples-{number}.jsonl"},
+            [PENDING],
+        )
+        return table
+    return table
+
+
+def _measurement(samples: _Samples, candidates: dict[str, Architecture]) -> Measurement | None:
+    """What samples say of the subjects that can be named; None without enough steady rounds."""
+    columns: list[int] = []
+    subjects: list[Subject] = []
+    for column, name in enumerate(samples.names):
+        with suppress(InputError):
+            subjects.append(_subject(name, candidates))
+            columns.append(column)
+    kept = steady(samples.rounds)
+    if not subjects or 2 * len(kept) < len(samples.rounds) or not kept:
+        return None
+    group: dict[str, Any] = {
+        name: samples.identity[name] for name in ("kit", "group") if name in samples.identity
+    }
+    # The names stand for all subjects, also for networks that nobody knows any longer.
+    everything: list[Any] = [*samples.names]
+    found = measurement(everything, kept, samples.rounds, {"rebuilt_from": samples.path.name, **group})
+    return Measurement(
+        tuple(subjects),
+        found.steadied()[:, columns],
+        found.anchor_ms,
+        {**found.record, "subjects": len(subjects)},
+    )
+
+
+def _samples(path: Path) -> _Samples:
+    gate = Gate(str(path), TableError, "delete it to go on without that session")
+    lines = gate.text(path, _MOST_BYTES).splitlines()
+    names: list[str] | None = None
+    identity: dict[str, Any] = {}
+    rounds = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            data = gate.mapping(gate.json(line))
+        except TableError:
+            if number == len(lines):
+                break  # the power went while it was being written
+            raise
+        if "names" in data and names is None:
+            names = [
+                gate.string("a name", name) for name in gate.sequence(data["names"], "names", _MOST_SUBJECTS)
+            ]
+            identity = gate.mapping(data.get("identity"), "identity")
+        elif "samples_ms" in data and names is not None:
+            with gate.reading():
+                rounds.append(read_round(data, len(names)))
+        elif "board" in data:  # the header of a kit's result
+            board = gate.mapping(data["board"], "board")
+            identity = {"device": board.get("cpu"), "version": board.get("runtime_version")}
+    return _Samples(path, tuple(names or ()), identity, tuple(rounds))
+
+
+def _header(folder: Path) -> Any:
+    """The header of a table that does not load, as far as it can be read."""
+    with suppress(InputError):
+        gate = Gate("table.json", TableError)
+        return read_header(gate, gate.mapping(gate.json(gate.text(folder / "table.json"))))
+    return None
+
+
+def _by_name(folder: Path, networks: Networks) -> dict[str, Architecture]:
+    """Networks that samples may name, by that name."""
+    found = list(networks())
+    with suppress(InputError):
+        found += [each.architecture for each in load_networks(folder)]
+    return {subject_name(each): each for each in found}
+
+
+def _subject(name: str, networks: dict[str, Architecture]) -> Subject:
+    return networks[name] if name in networks else LayerKey.parse(name)
+
+
+def _sample_paths(folder: Path) -> list[Path]:
+    found: dict[int, Path] = {}
+    for path in folder.glob("samples-*.jsonl"):
+        with suppress(ValueError):
+            found[int(path.stem.removeprefix("samples-"))] = path
+    return [found[number] for number in sorted(found)]

@@ -1,0 +1,227 @@
+"""Saving in one step, whenever the process dies, the power goes or the disk is full; one writer at a time.
+
+    write_atomically(path, text)                    # the old file or the new one
+    with hold(folder, "the latency table"):         # one process at a time
+        finish(folder)                              # what a killed process had decided to do
+        write_together(folder, {"table.csv": rows, "table.json": header}, moved={"partial": "samples"})
+
+Several files change together by a redo log: the new ones are written beside the old ones and brought to the
+disk, then one rename puts the list of what is to be moved into place. From then on the change counts,
+and whoever comes next finishes it; before, nothing has changed.
+"""
+
+from __future__ import annotations
+
+import datetime
+import fcntl
+import json
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from search_spaces.errors import InputError, masked
+from search_spaces.gate import MEGABYTE, Gate, is_plain_name
+
+_COMMIT = ".commit.json"
+_POLL_INTERVAL_S = 0.2
+
+
+class SaveError(InputError):
+    """Something that cannot be written. The message names the file and the reason."""
+
+
+class HeldError(InputError):
+    """Something that another process is writing. The message says which one."""
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write a file so that a crash leaves the old one or the new one, on the disk, and nothing between.
+
+    Raises:
+        SaveError: if it cannot be written; the old one is still there.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    with saving(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            _write(temporary, content)
+            temporary.replace(path)
+        except OSError:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
+        _synchronise(path.parent)
+
+
+def write_together(
+    folder: Path,
+    contents: Mapping[str, str],
+    moved: Mapping[str, str] | None = None,
+    removed: Iterable[str] = (),
+) -> None:
+    """Change several files of a folder at once: all of it happens, or nothing.
+
+    Args:
+        folder: made if it is not there.
+        contents: new files by name.
+        moved: files of the folder that get other names; they must be on the disk already.
+        removed: files of the folder that go.
+
+    Raises:
+        SaveError: if they cannot be written; nothing has changed then.
+    """
+    moves = {f".{name}.new": name for name in contents}
+    with saving(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        commit = folder / f"{_COMMIT}.tmp"
+        try:
+            for name, content in contents.items():
+                _write(folder / f".{name}.new", content)
+            _write(commit, json.dumps({"moved": moves | dict(moved or {}), "removed": list(removed)}))
+            commit.replace(folder / _COMMIT)
+        except OSError:
+            for name in (*moves, commit.name):
+                with suppress(OSError):
+                    (folder / name).unlink(missing_ok=True)
+            raise
+        _synchronise(folder)
+    finish(folder)
+
+
+def finish(folder: Path) -> None:
+    """Finish what :func:`write_together` had decided when its process died.
+
+    Raises:
+        SaveError: if the folder cannot be written, or the list of changes is not one of ours.
+    """
+    path = folder / _COMMIT
+    if not path.exists():
+        return
+    gate = Gate(str(path), SaveError, "delete it to go on without the last change")
+    changes = gate.mapping(gate.json(gate.text(path, MEGABYTE)))
+    moves = gate.mapping(changes.get("moved"), "moved")
+    removed = gate.sequence(changes.get("removed"), "removed", 100)
+    for name in (*moves, *moves.values(), *removed):
+        # It may have come with a folder from elsewhere.
+        if not is_plain_name(str(name).removeprefix(".")):
+            gate.fail(f"names {name!r}, which is no file of this folder")
+    with saving(folder):
+        for name, new_name in moves.items():
+            with suppress(FileNotFoundError):
+                (folder / name).replace(folder / new_name)
+        for name in removed:
+            (folder / name).unlink(missing_ok=True)
+        _synchronise(folder)
+        path.unlink(missing_ok=True)
+        _synchronise(folder)
+
+
+@contextmanager
+def saving(path: Path) -> Iterator[None]:
+    """Say in one line what could not be written, and why.
+
+    Raises:
+        SaveError: in place of an OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise SaveError(f"cannot write {error.filename or path}: {reason}") from None
+
+
+@contextmanager
+def hold(folder: Path, what: str, say: Callable[[str], None] | None = None) -> Iterator[None]:
+    """Keep other processes from writing a folder; a process that died holds nothing any longer.
+
+    Args:
+        folder: made if it is not there.
+        what: what is held, for the message.
+        say: waits for the other process and tells who that is; without it the second one is refused.
+
+    Raises:
+        HeldError: if another process holds it, saying which.
+    """
+    path = (folder / ".lock").resolve()
+    key = (os.getpid(), path)
+    if key in _held:  # by this process, further out
+        yield
+        return
+    with saving(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+    try:
+        _lock(descriptor, f"{what} in {folder}", say)
+        note_holder(descriptor)
+        _held.add(key)
+        try:
+            yield
+        finally:
+            _held.discard(key)
+            with suppress(OSError):
+                os.ftruncate(descriptor, 0)
+    finally:
+        os.close(descriptor)
+
+
+_held: set[tuple[int, Path]] = set()
+
+
+def _lock(descriptor: int, what: str, say: Callable[[str], None] | None) -> None:
+    told = False
+    while True:
+        try:
+            # The kernel lets go of it when the process ends, however it ends.
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            who = holder(descriptor)
+            if say is None:
+                raise HeldError(f"{what} is being written by {who}: wait for it to end") from None
+            if not told:
+                say(f"waiting for {who}, which is writing {what}")
+                told = True
+            time.sleep(_POLL_INTERVAL_S)
+        else:
+            return
+
+
+def note_holder(descriptor: int) -> None:
+    """Write into a lock file who holds it."""
+    command = masked(" ".join([Path(sys.argv[0]).name, *sys.argv[1:]]))[:200]
+    since = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+    note = {"process": os.getpid(), "host": socket.gethostname(), "command": command, "since": since}
+    with suppress(OSError):  # a full disk keeps nobody from holding a lock
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, json.dumps(note).encode(), 0)
+
+
+def holder(descriptor: int) -> str:
+    """Who holds a lock file, in words."""
+    try:
+        note = json.loads(os.pread(descriptor, 10_000, 0))
+        since = str(note["since"])[:19].replace("T", " ")
+        return f"process {note['process']} on {note['host']} ({note['command']}, since {since})"
+    except (OSError, ValueError, LookupError, TypeError):
+        return "another process"
+
+
+def _write(path: Path, content: str | bytes) -> None:
+    # Never through a link, which may have come with a folder from elsewhere.
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+    with open(os.open(path, flags, 0o644), "wb") as file:  # noqa: PTH123 - a descriptor, not a path
+        file.write(content.encode() if isinstance(content, str) else content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _synchronise(folder: Path) -> None:
+    """Bring the names in a folder to the disk."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,55 @@
+"""Processes that die just before one of their file operations: for tests of what they leave behind."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+# Renames and removals, and openings for writing.
+_CHANGES = {"os.rename", "os.remove", "os.truncate", "os.mkdir"}
+DIED = 137
+
+
+def die_before(number: int, folder: Path) -> None:
+    """Let this process end without a word before its ``number``-th change of files in a folder."""
+    count = 0
+
+    def watch(event: str, arguments: tuple[Any, ...]) -> None:
+        nonlocal count
+        writes = event in _CHANGES or (event == "open" and _for_writing(arguments[1], arguments[2]))
+        if writes and str(arguments[0]).startswith(str(folder)):
+            count += 1
+            if count == number:
+                os._exit(DIED)
+
+    sys.addaudithook(watch)
+
+
+def _for_writing(mode: object, flags: object) -> bool:
+    if isinstance(mode, str):
+        return any(letter in mode for letter in "wax+")
+    return isinstance(flags, int) and bool(flags & (os.O_WRONLY | os.O_RDWR))
+
+
+def run_dying(work: Callable[[], object], number: int, folder: Path) -> bool:
+    """Do some work in a process of its own that dies before a change of files; whether it died.
+
+    Raises:
+        AssertionError: if the process ended in another way than by dying or by finishing.
+    """
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            die_before(number, folder)
+            work()
+            status = 0
+        finally:
+            os._exit(status)
+    _, status = os.waitpid(child, 0)
+    code = os.waitstatus_to_exitcode(status)
+    assert code in (0, DIED)
+    return code == DIED

@@ -1,0 +1,227 @@
+"""Whatever a process leaves behind when it dies, the same command again brings a whole table."""
+
+import json
+import shutil
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from nas.latency.plan import Plan, calibration_networks, make_plan
+from nas.latency.provision import Effort, load_table, ready_table
+from nas.latency.recovery import recovered
+from nas.latency.sessions import NETWORKS, ProfileProgress, load_networks, profile
+from nas.latency.table import LatencyTable, TableError
+from nas.measuring.rounds import MeasurementError
+from nas.runtimes.runtime import Runtime
+from nas.saving import HeldError, hold
+from search_spaces.layers import LayerKey, layer_keys
+from tests.dying import run_dying
+from tests.fake_device import FakeTarget
+from tests.study.search_cases import small_space
+
+RUNTIME = Runtime()
+EFFORT = Effort(max_keys=40, networks=8, rounds=4)
+
+
+def _command(folder: Path, target: FakeTarget | None = None, max_keys: int = 40) -> LatencyTable:
+    """What ``nas.search`` does before it searches."""
+    # A device that holds little measures in several sessions.
+    device = target or FakeTarget(noise=0.01, session_subjects=30)
+    effort = replace(EFFORT, max_keys=max_keys)
+    return ready_table(
+        small_space(), [], device, RUNTIME, "fake", folder, effort, ProfileProgress(), lambda line: None
+    )
+
+
+def _check(folder: Path, whole: LatencyTable) -> None:
+    """The folder holds what an undisturbed run leaves there, nothing twice and nothing more."""
+    table = LatencyTable.load(folder)
+    assert table.entries.keys() == whole.entries.keys()
+    # After a session the plan is made anew: as many layers are measured, not always the same ones.
+    counted = [Counter(each.source for each in found.entries.values()) for found in (table, whole)]
+    assert counted[0] == counted[1]
+    assert table.header.calibration is not None
+    counts = Counter(each.architecture for each in load_networks(folder))
+    assert set(counts.values()) == {1}
+    assert set(counts) == set(calibration_networks(small_space(), EFFORT.networks, EFFORT.seed))
+    names = sorted(path.name for path in folder.iterdir() if not path.name.startswith(".lock"))
+    samples = [f"samples-{number}.jsonl" for number in range(1, len(table.header.sessions) + 1)]
+    assert names == sorted([*samples, "networks.json", "table.csv", "table.json"])
+    measured = [
+        name
+        for path in folder.glob("samples-*.jsonl")
+        for name in json.loads(path.read_text().splitlines()[0])["names"]
+    ]
+    again = [name for name, count in Counter(measured).items() if count > 1 and name.startswith("network")]
+    assert not again
+
+
+@pytest.mark.parametrize("step", [9, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_profile_that_dies_before_any_file_operation_ends_whole(tmp_path: Path, step: int) -> None:
+    whole = _command(tmp_path / "whole")
+    _check(tmp_path / "whole", whole)
+    number = 0
+    died = True
+    while died:
+        number += step
+        folder = tmp_path / f"died-{number}"
+        died = run_dying(lambda folder=folder: _command(folder), number, folder)
+        _command(folder)
+        _check(folder, whole)
+        # What was measured and complete was not measured again.
+        rounds = sum(len(path.read_text().splitlines()) - 1 for path in folder.glob("samples-*.jsonl"))
+        assert rounds == EFFORT.rounds * len(LatencyTable.load(folder).header.sessions)
+    assert number > 20
+
+
+def test_a_rerun_that_dies_as_well_ends_whole(tmp_path: Path) -> None:
+    whole = _command(tmp_path / "whole")
+    for first, second in ((7, 3), (12, 5), (15, 9)):
+        folder = tmp_path / f"{first}-{second}"
+        assert run_dying(lambda folder=folder: _command(folder), first, folder)
+        run_dying(lambda folder=folder: _command(folder), second, folder)
+        _command(folder)
+        _check(folder, whole)
+
+
+# -- half-saved by an older version, which wrote file after file ----------------------------------
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    _command(tmp_path / "saved")
+    return tmp_path / "saved"
+
+
+def _cut_short(folder: Path, name: str) -> None:
+    content = (folder / name).read_bytes()
+    (folder / name).write_bytes(content[: len(content) // 2])
+
+
+def _older_table(folder: Path, name: str) -> None:
+    """A file as it was before the last session."""
+    lines = (folder / name).read_text().splitlines(keepends=True)
+    (folder / name).write_text("".join(lines[: len(lines) // 2]))
+
+
+@pytest.mark.parametrize("name", ["table.csv", "table.json"])
+@pytest.mark.parametrize("harm", [_cut_short, _older_table, lambda folder, name: (folder / name).unlink()])
+def test_a_table_that_was_half_saved_is_made_again_from_its_samples(saved: Path, name: str, harm) -> None:  # type: ignore[no-untyped-def]
+    before = LatencyTable.load(saved)
+    harm(saved, name)
+    target = FakeTarget(noise=0.01, session_subjects=30)
+    after = _command(saved, target)
+    assert not target.asked
+    assert after.entries == before.entries
+    assert after.header.calibration == before.header.calibration
+    assert len(after.header.sessions) == len(before.header.sessions)
+    _check(saved, before)
+
+
+def test_a_last_session_without_its_networks_is_completed(saved: Path) -> None:
+    before = LatencyTable.load(saved)
+    last = len(before.header.sessions)
+    records = json.loads((saved / NETWORKS).read_text())
+    names = json.loads((saved / f"samples-{last}.jsonl").read_text().splitlines()[0])["names"]
+    kept = [
+        each
+        for each, record in zip(records, load_networks(saved), strict=True)
+        if f"network_{record.architecture.id}" not in names
+    ]
+    assert len(kept) < len(records)
+    (saved / NETWORKS).write_text(json.dumps(kept))
+    (saved / f"samples-{last}.jsonl").rename(saved / "partial-0123456789.jsonl")
+    before.with_entries({}, calibration=None).save(saved)
+    target = FakeTarget(noise=0.01, session_subjects=30)
+    after = _command(saved, target)
+    assert not target.asked
+    assert after.entries == before.entries
+    assert after.header.calibration == before.header.calibration
+    _check(saved, before)
+
+
+def test_a_table_without_its_calibration_is_calibrated_by_the_next_command(saved: Path) -> None:
+    before = LatencyTable.load(saved)
+    before.with_entries({}, calibration=None).save(saved)
+    said: list[str] = []
+    table = load_table(saved, "fake", RUNTIME, say=said.append)
+    assert table is not None
+    assert table.header.calibration == before.header.calibration
+    assert "lacked its calibration" in said[0]
+    assert LatencyTable.load(saved).header.calibration == before.header.calibration
+
+
+def test_an_interrupted_session_of_an_older_version_is_gone_on_with(tmp_path: Path) -> None:
+    space = small_space()
+    plan = make_plan(space, [], 40, 8, 0)
+    folder = tmp_path / "table"
+
+    class Interrupted(FakeTarget):
+        def measure(self, *arguments, **options):  # type: ignore[no-untyped-def]
+            (folder / "pending.json").unlink()  # the older version had none
+            super().measure(arguments[0], 2, *arguments[2:], **options)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        profile(Interrupted(session_subjects=30), RUNTIME, "fake", plan, folder, 4)
+    (partial,) = folder.glob("partial-*.jsonl")
+    assert len(partial.read_text().splitlines()) == 3
+    _command(folder)
+    _check(folder, LatencyTable.load(folder))
+    assert "partial" not in str(sorted(folder.iterdir()))
+
+
+def test_rounds_of_another_device_are_left_alone(tmp_path: Path) -> None:
+    with pytest.raises(MeasurementError):
+        profile(_Broken(), RUNTIME, "fake", Plan(_some_keys(), ()), tmp_path, 4)
+    table = _command(tmp_path, FakeTarget(device="another cpu", session_subjects=30))
+    assert table.header.device == "another cpu"
+
+
+class _Broken(FakeTarget):
+    def measure(self, *arguments, **options):  # type: ignore[no-untyped-def]
+        super().measure(arguments[0], 2, *arguments[2:], **options)
+        raise MeasurementError("the board fell from the table")
+
+
+def _some_keys() -> tuple[LayerKey, ...]:
+    return tuple(
+        dict.fromkeys(key for each in calibration_networks(small_space(), 2, 0) for key in layer_keys(each))
+    )
+
+
+def test_a_table_that_nothing_brings_back_says_what_to_do(saved: Path) -> None:
+    _cut_short(saved, "table.csv")
+    for path in saved.glob("samples-*.jsonl"):
+        path.unlink()
+    with pytest.raises(TableError, match=r"cut short.*move the folder away and measure anew"):
+        recovered(saved, "fake", RUNTIME)
+
+
+def test_two_writers_of_one_table_do_not_mix(saved: Path) -> None:
+    def second() -> None:
+        with pytest.raises(HeldError, match=r"latency table in .* is being written by process \d+ on "):
+            _command(saved, max_keys=60)
+
+    with hold(saved, "the latency table"):
+        assert not run_dying(second, 10_000, saved)
+    # A process that died holds nothing any longer.
+    copied = saved.parent / "copied"
+    shutil.copytree(saved, copied)
+    assert run_dying(lambda: _command(copied, max_keys=60), 5, copied)
+    assert len(_command(copied, max_keys=60).entries) >= 60
+
+
+def test_a_folder_from_elsewhere_moves_nothing_out_of_itself(saved: Path, tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    target.write_text("mine")
+    moves = {"table.csv": "../target"}
+    (saved / ".commit.json").write_text(json.dumps({"moved": moves, "removed": []}))
+    with pytest.raises(Exception, match="which is no file of this folder"):
+        recovered(saved, "fake", RUNTIME)
+    (saved / ".commit.json").write_text(json.dumps({"moved": {}, "removed": [str(target)]}))
+    with pytest.raises(Exception, match="which is no file of this folder"):
+        recovered(saved, "fake", RUNTIME)
+    assert target.read_text() == "mine"
