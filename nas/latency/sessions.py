@@ -197,8 +197,10 @@ def complete(
         GapFillingError: see :func:`fill_gaps`.
         EstimateError: see :func:`fill_gaps`.
     """
-    calibrated = calibrate(filled := fill_gaps(table, predicted), networks)
-    return filled if calibrated.header.calibration == filled.header.calibration else calibrated
+    filled = fill_gaps(table, predicted)
+    if filled is table and table.header.calibration is not None:
+        return table
+    return calibrate(filled, networks)
 
 
 def fill_gaps(table: LatencyTable, keys: Sequence[LayerKey]) -> LatencyTable:
@@ -211,7 +213,12 @@ def fill_gaps(table: LatencyTable, keys: Sequence[LayerKey]) -> LatencyTable:
         GapFillingError: if too few layers of a kind were measured.
         EstimateError: if too few layers were measured at all.
     """
-    measured = {key: each.latency_ms for key, each in table.entries.items() if each.source == "measured"}
+    # In an order of their own, so that a table read again gives the same predictions to the last bit.
+    measured = {
+        key: each.latency_ms
+        for key, each in sorted(table.entries.items(), key=lambda pair: str(pair[0]))
+        if each.source == "measured"
+    }
     wanted = [key for key in keys if key not in measured]
     if not wanted:
         return table

@@ -86,7 +86,7 @@ class Entry:
 
 def entry(latency_ms: float, spread_ms: float, samples: int, source: LatencySource) -> Entry:
     """A line with as many digits as the file keeps: a table is the same before and after it was saved."""
-    return Entry(float(f"{latency_ms:.6g}"), float(f"{spread_ms:.4g}"), samples, source)
+    return Entry(float(f"{latency_ms:.8g}"), float(f"{spread_ms:.4g}"), samples, source)
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,7 +217,7 @@ class LatencyTable:
         for key, entry in sorted(self.entries.items(), key=lambda pair: str(pair[0])):
             if not _is_latency(entry.latency_ms, entry.spread_ms):
                 raise TableError(f"{key}: {entry.latency_ms} ms (spread {entry.spread_ms}) is no latency")
-            numbers = (f"{entry.latency_ms:.6g}", f"{entry.spread_ms:.4g}", entry.samples)
+            numbers = (f"{entry.latency_ms:.8g}", f"{entry.spread_ms:.4g}", entry.samples)
             writer.writerow((str(key), *numbers, entry.source))
         content = text.getvalue()
         header = asdict(self.header)
