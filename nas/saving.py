@@ -135,18 +135,26 @@ def saving(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def hold(folder: Path, what: str, say: Callable[[str], None] | None = None) -> Iterator[None]:
+def hold(
+    folder: Path,
+    what: str,
+    say: Callable[[str], None] | None = None,
+    name: str = ".lock",
+    remedy: str = "wait for it to end",
+) -> Iterator[None]:
     """Keep other processes from writing a folder; a process that died holds nothing any longer.
 
     Args:
         folder: made if it is not there.
         what: what is held, for the message.
         say: waits for the other process and tells who that is; without it the second one is refused.
+        name: of the lock file.
+        remedy: what the one that is refused is told to do.
 
     Raises:
         HeldError: if another process holds it, saying which.
     """
-    path = (folder / ".lock").resolve()
+    path = (folder / name).resolve()
     key = (os.getpid(), path)
     if key in _held:  # by this process, further out
         yield
@@ -155,7 +163,7 @@ def hold(folder: Path, what: str, say: Callable[[str], None] | None = None) -> I
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
     try:
-        _lock(descriptor, f"{what} in {folder}", say)
+        _lock(descriptor, f"{what} in {folder}", say, remedy)
         note_holder(descriptor)
         _held.add(key)
         try:
@@ -171,7 +179,7 @@ def hold(folder: Path, what: str, say: Callable[[str], None] | None = None) -> I
 _held: set[tuple[int, Path]] = set()
 
 
-def _lock(descriptor: int, what: str, say: Callable[[str], None] | None) -> None:
+def _lock(descriptor: int, what: str, say: Callable[[str], None] | None, remedy: str) -> None:
     told = False
     while True:
         try:
@@ -180,9 +188,9 @@ def _lock(descriptor: int, what: str, say: Callable[[str], None] | None) -> None
         except OSError:
             who = holder(descriptor)
             if say is None:
-                raise HeldError(f"{what} is being written by {who}: wait for it to end") from None
+                raise HeldError(f"{what} is in use by {who}: {remedy}") from None
             if not told:
-                say(f"waiting for {who}, which is writing {what}")
+                say(f"waiting for {who}, which uses {what}")
                 told = True
             time.sleep(_POLL_INTERVAL_S)
         else:

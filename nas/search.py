@@ -19,7 +19,7 @@ from nas.command import command
 from nas.console import console, measuring_progress, print_report_summary, search_progress
 from nas.latency.hardware import Hardware
 from nas.latency.provision import Effort, profile_command, reference_architectures, table_folder
-from nas.latency.source import LatencySource
+from nas.latency.source import LatencySource, keys_of
 from nas.latency.table import LatencyTable
 from nas.latency.validation import Card, load_card
 from nas.measuring.rounds import MeasurementError
@@ -53,7 +53,7 @@ from nas.study.netadapt import refine
 from nas.study.objective import Objective
 from nas.study.scorer import BatchScorer, layer_latency
 from nas.study.screening import screen
-from nas.study.storage import close_storage, open_storage, open_study, refresh_study
+from nas.study.storage import close_storage, open_storage, open_study, refresh_study, table_of
 from search_spaces.architecture import Architecture
 from search_spaces.errors import InputError
 from search_spaces.references import UnknownReferenceError
@@ -105,22 +105,26 @@ def main(config: Any) -> None:
         console.print,
     )
 
-    named_by_budget = _budget_network(settings.budget_ms, space, resolution)
-    table = latencies.table(space, [*references.values(), *named_by_budget])
-    console.print(f"latency: {table.header.title}")
-    check_measurable(foreign, table, runtime)
-    card = load_card(tables)
-    _check_card(card, table, board, runtime, settings.require_validation)
-    budget_ms = _budget_ms(settings.budget_ms, table, space, resolution)
-    storage = open_storage(named.storage or str(folder / "study.journal"))
+    extra = [*references.values(), *_budget_network(settings.budget_ms, space, resolution)]
+    location = named.storage or str(folder / "study.journal")
+    # Nothing is made on the disk before everything that can be refused was checked.
+    storage = open_storage(location) if named.storage or Path(location).exists() else None
     try:
+        carried = table_of(storage, named.name) if storage is not None else None
+        table = latencies.table(space, extra, carried)
+        console.print(f"latency: {table.header.title}")
+        check_measurable(foreign, table, runtime)
+        card = load_card(tables)
+        _check_card(card, table, board, runtime, settings.require_validation)
+        budget_ms = _budget_ms(settings.budget_ms, table, space, resolution)
         first: list[Parameters] = []
         predictor = accuracy.otherwise if isinstance(accuracy, PublishedFirst) else None
         if settings.screen and config.sampler.name == "evolution" and isinstance(predictor, Predictor):
             # A study that was begun keeps its table; so do machines that share one.
-            begun = named.storage is not None or named.name in optuna.get_all_study_names(storage)
+            begun = named.storage is not None or carried is not None
             measuring = None if begun else latencies
             table, first = _screen(space, predictor, table, measuring, settings, budget_ms)
+        storage = storage or open_storage(location)
         opened = open_study(
             storage,
             named.name,
@@ -128,7 +132,12 @@ def main(config: Any) -> None:
             space,
             fingerprint(config, table, space, references),
             provenance(config, table, card, budget_ms),
+            table.restricted(keys_of(space, extra)),
         )
+        if carried is None and (begun_elsewhere := table_of(storage, named.name)) is not None:
+            # Of machines that began it together one has given the layers.
+            table = latencies.table(space, extra, begun_elsewhere)
+            budget_ms = _budget_ms(settings.budget_ms, table, space, resolution)
         write_atomically(folder / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
         with search_progress(settings.trials) as show:
             result = loop.run_search(
@@ -167,10 +176,12 @@ def main(config: Any) -> None:
                 **provenance(config, table, card, budget_ms),
                 "layers": layers(report_of(opened, importances=False), table),
             },
+            table.restricted(keys_of(space, extra)),
         )
         print_report_summary(write_report(folder, opened))
     finally:
-        close_storage(storage)
+        if storage is not None:
+            close_storage(storage)
 
 
 def _budget_ms(

@@ -9,13 +9,18 @@ from pathlib import Path
 
 from nas.devices.device import Target
 from nas.latency.hardware import Hardware, table_without_measuring
-from nas.latency.provision import Effort, measure_layers, ready_table
+from nas.latency.provision import Effort, StaleTableError, measure_layers, ready_table, staleness
 from nas.latency.sessions import ProfileProgress
 from nas.latency.table import LatencyTable
 from nas.runtimes.runtime import Runtime
 from search_spaces.architecture import Architecture
-from search_spaces.layers import layer_keys, reachable_layer_keys
+from search_spaces.layers import LayerKey, layer_keys, reachable_layer_keys
 from search_spaces.space import SearchSpace
+
+
+def keys_of(space: SearchSpace, references: Sequence[Architecture]) -> frozenset[LayerKey]:
+    """Every layer that a search of a space needs, those of its references included."""
+    return reachable_layer_keys(space).union(*(layer_keys(each) for each in references))
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +48,32 @@ class LatencySource:
         """Who can measure, None if nobody can from here."""
         return self.board.target(self.runtime, self.effort.seed, self.say)
 
-    def table(self, space: SearchSpace, references: Sequence[Architecture]) -> LatencyTable:
-        """A table that covers the space and the references."""
+    def table(
+        self,
+        space: SearchSpace,
+        references: Sequence[Architecture],
+        carried: LatencyTable | None = None,
+    ) -> LatencyTable:
+        """A table that covers the space and the references.
+
+        Args:
+            space: every layer it can reach will be in the table.
+            references: so will theirs.
+            carried: layers that a study began with: they stay as they are, only what they lack is added.
+
+        Raises:
+            StaleTableError: if the layers are of other hardware, or measured under other conditions.
+        """
+        if carried is not None:
+            self._check(carried)
+            entries = carried.entries
+            if carried.missing(keys_of(space, references)):
+                entries = {**self.table(space, references).entries, **entries}
+            return LatencyTable(carried.header, entries, self.board.how_to_measure(self.runtime))
         target = self.target
         if target is None:
-            keys = reachable_layer_keys(space).union(*(layer_keys(each) for each in references))
-            return table_without_measuring(self.board, sorted(keys, key=str), self.runtime, self.folder)
+            keys = sorted(keys_of(space, references), key=str)
+            return table_without_measuring(self.board, keys, self.runtime, self.folder)
         with self.progress() as bars:
             return ready_table(
                 space,
@@ -60,6 +85,27 @@ class LatencySource:
                 self.effort,
                 bars,
                 self.say,
+            )
+
+    def _check(self, carried: LatencyTable) -> None:
+        """Refuse layers that a study began with on other hardware, or under other conditions."""
+        header, device, version = carried.header, None, None
+        if self.board.measured_here and not self.board.hosts and (target := self.target) is not None:
+            device, version = target.device, target.runtime_version
+        differences = staleness(carried, self.runtime, device, version)
+        if header.statistic == "estimate":
+            # Estimates are of other runtimes than those that will measure; they say so themselves.
+            differences = []
+            if (self.folder / "table.json").exists():
+                self.say(
+                    "the study began with estimates and keeps them: begin another for measured latencies"
+                )
+        if header.hardware != self.board.name:
+            differences.insert(0, f"hardware {header.hardware}, not {self.board.name}")
+        if differences:
+            raise StaleTableError(
+                f"the study was begun with latencies of {'; '.join(differences)}: "
+                "restore the setting or give the new study another name"
             )
 
     def measured(self, table: LatencyTable, networks: Sequence[Architecture]) -> LatencyTable:

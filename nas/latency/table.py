@@ -196,6 +196,11 @@ class LatencyTable:
         """The table with further (or better) entries and changed header fields."""
         return LatencyTable(replace(self.header, **header), {**self.entries, **entries}, self.profile_command)
 
+    def restricted(self, keys: Iterable[LayerKey]) -> LatencyTable:
+        """The table with these layers only, as far as it holds them."""
+        entries = {key: self.entries[key] for key in keys if key in self.entries}
+        return LatencyTable(self.header, entries, self.profile_command)
+
     def digest(self, keys: Iterable[LayerKey]) -> str:
         """A fingerprint of everything that decides the latency of networks made of ``keys``."""
         lines = sorted(f"{key} {self.entries[key].latency_ms:.6g}" for key in keys if key in self.entries)

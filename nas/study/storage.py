@@ -10,12 +10,12 @@ is writing to it. One process writes at a time; a second one is refused.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import time
 import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +23,25 @@ import optuna
 from optuna.exceptions import ExperimentalWarning
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import BaseJournalBackend
+from optuna.trial import TrialState
 from sqlalchemy.exc import IntegrityError, ProgrammingError, SQLAlchemyError
 
+from nas.latency.table import FILES, MAX_BYTES, LatencyTable
+from nas.saving import HeldError, SaveError, hold, saving
 from nas.study.objective import Objective, directions, names
 from search_spaces.errors import InputError
+from search_spaces.gate import MEGABYTE, Gate
 from search_spaces.space import SearchSpace
 
 _SYNC_INTERVAL_S = 1.0
 _CONNECT_TIMEOUT_S = 10
 _OPENINGS = 4
+_LONGEST_LINE = 64 * MEGABYTE
+_SHARE = "wait for it, or share a study through study.storage=postgresql://..."
+_open_here: set[tuple[int, Path]] = set()
+# Study attribute with the files of the latency table that the study uses.
+_LAYERS = "latency_table"
+_LEARNT = (TrialState.COMPLETE, TrialState.RUNNING)
 
 
 class StorageError(InputError):
@@ -54,23 +64,32 @@ class JournalFile(BaseJournalBackend):
         """Open or create the file and keep others from writing to it.
 
         Raises:
-            StorageError: if the file cannot be opened, is being written to, or is no journal.
+            StorageError: if it cannot be opened, is no journal, or is being written by another process.
         """
         self._path = path
+        self._held = ExitStack()
+        if not path.is_symlink() and path.exists() and not path.is_file():
+            raise StorageError(f"cannot open the study file {path}: it is no file")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        except OSError as error:
-            raise StorageError(f"cannot open the study file {path}: {error.strerror}") from None
-        try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(self._descriptor)
-            raise StorageError(
-                f"the study file {path} is in use by another process: wait for it, "
-                "or share a study through study.storage=postgresql://..."
-            ) from None
-        self._drop_torn_line()
+            here = (os.getpid(), path.resolve())
+            if here in _open_here:
+                raise HeldError(f"the study {path} is in use by this process already")
+            # Not the lock of the folder: there may be several journals in it.
+            lock = f".{path.name}.lock"
+            self._held.enter_context(hold(path.parent, f"the study {path.name}", None, lock, _SHARE))
+            _open_here.add(here)
+            self._held.callback(_open_here.discard, here)
+            with saving(path):
+                flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
+                self._descriptor = os.open(path, flags, 0o644)
+            self._held.callback(os.close, self._descriptor)
+            self._drop_torn_line()
+        except (HeldError, SaveError) as error:
+            self._held.close()
+            raise StorageError(str(error)) from None
+        except StorageError:
+            self._held.close()
+            raise
         self._read_count, self._read_offset = 0, 0
         self._synchronised = time.monotonic()
 
@@ -101,14 +120,19 @@ class JournalFile(BaseJournalBackend):
             StorageError: if the disk takes no more.
         """
         data = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs).encode()
+        size = os.fstat(self._descriptor).st_size
         try:
-            written = os.write(self._descriptor, data)
-            if written < len(data):
-                os.write(self._descriptor, data[written:])
+            while data:
+                data = data[os.write(self._descriptor, data) :]
             if time.monotonic() - self._synchronised >= _SYNC_INTERVAL_S:
                 self.synchronise()
         except OSError as error:
-            raise StorageError(f"cannot write to the study file {self._path}: {error.strerror}") from None
+            # Half a record would be glued to the next one.
+            os.ftruncate(self._descriptor, size)
+            raise StorageError(
+                f"cannot write to the study file {self._path}: {error.strerror}; the same command goes on "
+                "when it can"
+            ) from None
 
     def synchronise(self) -> None:
         """Wait until everything written is on the disk."""
@@ -116,11 +140,14 @@ class JournalFile(BaseJournalBackend):
         self._synchronised = time.monotonic()
 
     def close(self) -> None:
-        """Synchronise, and let others write."""
+        """Synchronise, and let others write; a study that was never begun leaves no file behind."""
         if self._descriptor >= 0:
-            self.synchronise()
-            os.close(self._descriptor)
+            with saving(self._path):
+                self.synchronise()
+                if not os.fstat(self._descriptor).st_size:
+                    self._path.unlink(missing_ok=True)
             self._descriptor = -1
+            self._held.close()
 
     def _complete_lines(self) -> list[bytes]:
         size = os.fstat(self._descriptor).st_size
@@ -128,12 +155,12 @@ class JournalFile(BaseJournalBackend):
         return data.split(b"\n")[:-1]
 
     def _drop_torn_line(self) -> None:
-        data = self._path.read_bytes()
-        if data and not data.startswith(b"{"):
-            os.close(self._descriptor)
+        size = os.fstat(self._descriptor).st_size
+        if size and os.pread(self._descriptor, 1, 0) != b"{":
             raise StorageError(f"{self._path} is not a study file")
-        end = data.rfind(b"\n") + 1
-        if end < len(data):
+        start = max(0, size - _LONGEST_LINE)
+        end = start + os.pread(self._descriptor, size - start, start).rfind(b"\n") + 1
+        if end < size:
             os.ftruncate(self._descriptor, end)
 
 
@@ -188,8 +215,11 @@ def open_study(
     space: SearchSpace,
     fingerprint: Mapping[str, Any],
     provenance: Mapping[str, Any] | None = None,
+    table: LatencyTable | None = None,
 ) -> optuna.Study:
     """Create a study, or continue it if it is the same.
+
+    A study of a file that holds no complete trial yet binds nobody: with other settings it is begun anew.
 
     Args:
         storage: from :func:`open_storage`.
@@ -198,6 +228,7 @@ def open_study(
         space: kept in the study, so that it can be read without anything else.
         fingerprint: what must not change while a study goes on; plain JSON types, may be nested.
         provenance: what else is worth knowing (versions, hardware, date); replaced on each run.
+        table: the layers it uses; a study that carries some already keeps those, see :func:`table_of`.
 
     Raises:
         StudyMismatchError: if the study exists with another space, objective or fingerprint.
@@ -207,6 +238,28 @@ def open_study(
     study = optuna.create_study(
         storage=storage, study_name=name, directions=list(directions(objective)), load_if_exists=True
     )
+    try:
+        _agree(study, objective, space, wanted)
+    except StudyMismatchError:
+        if not isinstance(storage, JournalStorage) or study.get_trials(deepcopy=False, states=_LEARNT):
+            raise
+        optuna.delete_study(study_name=name, storage=storage)
+        study = optuna.create_study(storage=storage, study_name=name, directions=list(directions(objective)))
+        _agree(study, objective, space, wanted)
+    if table is not None and _LAYERS not in study.user_attrs:
+        study.set_user_attr(_LAYERS, table.files())
+    if provenance is not None:
+        study.set_user_attr("provenance", dict(provenance))
+    return study
+
+
+def _agree(study: optuna.Study, objective: Objective, space: SearchSpace, wanted: Mapping[str, Any]) -> None:
+    """Make a new study this one, or check that it is.
+
+    Raises:
+        StudyMismatchError: naming the first difference.
+    """
+    name = study.study_name
     if tuple(direction.name.lower() for direction in study.directions) != directions(objective):
         existing = ", ".join(direction.name.lower() for direction in study.directions)
         raise StudyMismatchError(
@@ -227,20 +280,54 @@ def open_study(
             warnings.simplefilter("ignore", ExperimentalWarning)
             study.set_metric_names(list(names(objective)))
         attributes = study.user_attrs
-    for key, old, new in _differences(attributes["fingerprint"], wanted):
+    kept = attributes["fingerprint"]
+    if _LAYERS in attributes:
+        # What the shared table holds by now is nothing to a study that carries its own layers.
+        kept, wanted = _without_content(kept), _without_content(wanted)
+    for key, old, new in _differences(kept, wanted):
         raise StudyMismatchError(_changed(name, key, old, new))
     for key, old, new in _differences(attributes["space"], plain_space):
         raise StudyMismatchError(_changed(name, f"search space: {key}", old, new))
-    if provenance is not None:
-        study.set_user_attr("provenance", dict(provenance))
-    return study
 
 
-def refresh_study(study: optuna.Study, fingerprint: Mapping[str, Any], provenance: Mapping[str, Any]) -> None:
-    """Replace fingerprint and provenance after the study's own run changed what they describe."""
+def table_of(storage: BaseStorage, name: str) -> LatencyTable | None:
+    """The layers a study carries; None if there is no such study, or an older version made it.
+
+    Whatever happens to the table of the hardware, a study goes on with the layers it was begun with.
+
+    Raises:
+        TableError: if they are damaged.
+    """
+    if name not in optuna.get_all_study_names(storage):
+        return None
+    files = optuna.load_study(study_name=name, storage=storage).user_attrs.get(_LAYERS)
+    if files is None:
+        return None
+    gate = Gate(f"the study {name!r}", StorageError, "give the new study another name")
+    files = gate.fields(_LAYERS, files, FILES)
+    texts = {each: gate.string(each, files[each], MAX_BYTES) for each in FILES}
+    return LatencyTable.from_files(texts, f"the study {name!r}: ")
+
+
+def refresh_study(
+    study: optuna.Study,
+    fingerprint: Mapping[str, Any],
+    provenance: Mapping[str, Any],
+    table: LatencyTable | None = None,
+) -> None:
+    """Replace layers, fingerprint and provenance after the study's own run changed what they describe."""
+    if table is not None and study.user_attrs.get(_LAYERS) != table.files():
+        study.set_user_attr(_LAYERS, table.files())
     kept = {"objective_names": study.user_attrs["fingerprint"]["objective_names"]}
     study.set_user_attr("fingerprint", {**json.loads(json.dumps(dict(fingerprint))), **kept})
     study.set_user_attr("provenance", dict(provenance))
+
+
+def _without_content(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
+    latency = fingerprint.get("latency table")
+    if not isinstance(latency, dict):
+        return dict(fingerprint)
+    return {**fingerprint, "latency table": {key: latency[key] for key in latency if key != "content"}}
 
 
 def _changed(name: str, key: str, old: object, new: object) -> str:

@@ -1,3 +1,4 @@
+import errno
 import os
 import signal
 import subprocess
@@ -9,8 +10,19 @@ import pytest
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
+from nas.latency.table import Entry, LatencyTable, TableHeader
 from nas.study.objective import Budget, Pareto
-from nas.study.storage import StorageError, StudyMismatchError, close_storage, open_storage, open_study
+from nas.study.storage import (
+    StorageError,
+    StudyMismatchError,
+    close_storage,
+    open_storage,
+    open_study,
+    refresh_study,
+    table_of,
+)
+from search_spaces.layers import layer_keys
+from search_spaces.references import reference
 from search_spaces.space import SearchSpace
 from tests.study.search_cases import SMALL, small_space
 
@@ -80,7 +92,7 @@ for number in itertools.count():
 def test_a_second_writer_is_refused(tmp_path: Path) -> None:
     path = str(tmp_path / "study.journal")
     storage = open_storage(path)
-    with pytest.raises(StorageError, match="in use by another process"):
+    with pytest.raises(StorageError, match="in use by this process"):
         open_storage(path)
     close_storage(storage)
     open_storage(path)
@@ -92,7 +104,7 @@ def test_files_that_are_no_studies_are_refused_and_left_alone(tmp_path: Path) ->
     with pytest.raises(StorageError, match="is not a study file"):
         open_storage(str(path))
     assert path.read_text() == "not a study"
-    with pytest.raises(StorageError, match=r"notes\.txt.*Not a directory|cannot open"):
+    with pytest.raises(StorageError, match=r"notes\.txt.*(Not a directory|File exists)"):
         open_storage(str(path / "study.journal"))
     damaged = tmp_path / "damaged.journal"
     damaged.write_text('{"op_code":99\n{}\n')
@@ -111,7 +123,8 @@ def test_a_server_that_does_not_answer_is_named_without_its_password() -> None:
 def test_changed_settings_are_refused_by_name(tmp_path: Path) -> None:
     storage = open_storage(str(tmp_path / "study.journal"))
     fingerprint = {"accuracy": {"epochs": 3}, "table": "abc"}
-    open_study(storage, "s", Pareto(), small_space(), fingerprint)
+    study = open_study(storage, "s", Pareto(), small_space(), fingerprint)
+    study.add_trial(optuna.create_trial(values=[50.0, 1.0]))
     open_study(storage, "s", Pareto(), small_space(), fingerprint)
     with pytest.raises(StudyMismatchError, match=r"accuracy\.epochs = 3, now it is 4"):
         open_study(storage, "s", Pareto(), small_space(), {"accuracy": {"epochs": 4}, "table": "abc"})
@@ -123,3 +136,73 @@ def test_changed_settings_are_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(StudyMismatchError, match="search space: resolutions 2 = 64, now it is 96"):
         open_study(storage, "s", Pareto(), changed, fingerprint)
     open_study(storage, "another", Budget(), small_space(), fingerprint)
+
+
+def test_a_study_without_a_complete_trial_binds_nobody(tmp_path: Path) -> None:
+    storage = open_storage(str(tmp_path / "study.journal"))
+    mistyped = open_study(storage, "s", Pareto(), small_space(), {"epochs": 0})
+    mistyped.add_trial(optuna.create_trial(state=optuna.trial.TrialState.FAIL))
+    study = open_study(storage, "s", Pareto(), small_space(), {"epochs": 3})
+    assert study.user_attrs["fingerprint"]["epochs"] == 3
+    assert not study.trials
+    study.add_trial(optuna.create_trial(values=[50.0, 1.0]))
+    with pytest.raises(StudyMismatchError, match="epochs = 3, now it is 4"):
+        open_study(storage, "s", Pareto(), small_space(), {"epochs": 4})
+
+
+def test_a_study_carries_its_layers(tmp_path: Path) -> None:
+    key = layer_keys(reference("mobilenet_v2"))[0]
+    header = TableHeader("host", "cpu", "onnxruntime", "1", "fp32", 1, "2026-01-01T00:00:00+00:00")
+    table = LatencyTable(header, {key: Entry(1.5, 0.1, 40, "measured")})
+    storage = open_storage(str(tmp_path / "study.journal"))
+    assert table_of(storage, "s") is None
+    begun = {"latency table": {"device": "cpu", "content": "abc"}}
+    study = open_study(storage, "s", Pareto(), small_space(), begun, table=table)
+    study.add_trial(optuna.create_trial(values=[50.0, 1.0]))
+    grown = table.with_entries({key: Entry(2.5, 0.1, 40, "measured")})
+    now = {"latency table": {"device": "cpu", "content": "def"}}
+    open_study(storage, "s", Pareto(), small_space(), now, table=grown)
+    carried = table_of(storage, "s")
+    assert carried is not None
+    assert carried.entries == table.entries
+    assert carried.header == header
+    other = {"latency table": {"device": "another cpu", "content": "abc"}}
+    with pytest.raises(StudyMismatchError, match='device = "cpu", now it is "another cpu"'):
+        open_study(storage, "s", Pareto(), small_space(), other, table=table)
+    refresh_study(study, now, {}, grown)
+    assert table_of(storage, "s").entries == grown.entries  # type: ignore[union-attr]
+
+
+def test_a_study_that_was_never_begun_leaves_no_file(tmp_path: Path) -> None:
+    close_storage(open_storage(str(tmp_path / "study.journal")))
+    assert not (tmp_path / "study.journal").exists()
+    storage = open_storage(str(tmp_path / "study.journal"))
+    open_study(storage, "s", Pareto(), small_space(), {})
+    close_storage(storage)
+    assert (tmp_path / "study.journal").exists()
+
+
+def test_a_full_disk_is_said_and_leaves_whole_records(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "study.journal"
+    storage = open_storage(str(path))
+    study = open_study(storage, "s", Pareto(), small_space(), {})
+    study.add_trial(optuna.create_trial(values=[50.0, 1.0]))
+    before = path.read_bytes()
+    write = os.write
+
+    def full(descriptor: int, data: bytes) -> int:
+        if len(data) > 20:
+            return write(descriptor, data[:20])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("nas.study.storage.os.write", full)
+        with pytest.raises(StorageError, match="No space left on device"):
+            study.add_trial(optuna.create_trial(values=[60.0, 1.0], user_attrs={"long": "x" * 100}))
+    assert path.read_bytes() == before
+    close_storage(storage)
+    study = open_study(open_storage(str(path)), "s", Pareto(), small_space(), {})
+    study.add_trial(optuna.create_trial(values=[60.0, 1.0]))
+    assert len(study.trials) == 2
