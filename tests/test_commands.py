@@ -12,6 +12,7 @@ import yaml
 from nas.command import command
 from nas.page.report import read_study, report_of
 from search_spaces.architecture import Architecture
+from search_spaces.references import reference
 from search_spaces.space import SearchSpace
 
 COMMANDS = {
@@ -20,6 +21,7 @@ COMMANDS = {
     "validate": "ValidateConfig",
     "export": "ExportConfig",
     "latency_benchmark": "BenchmarkConfig",
+    "compare": "CompareConfig",
 }
 
 TINY_SPACE = {
@@ -262,6 +264,39 @@ def test_the_study_opens_in_optuna(run: Run, tmp_path: Path) -> None:
     sources = {row["name"]: row["accuracy_source"] for row in rows}
     assert sources["mobilenet_v3_large"] == "published"
     assert sources[""] == "predicted"
+
+
+def test_networks_are_timed_on_every_runtime_and_the_fastest_is_named(run: Run, tmp_path: Path) -> None:
+    small = reference("mobilenet_v3_small", 32, 10)
+    (tmp_path / "small.yaml").write_text(small.to_yaml())
+    arguments = ["compare.networks=[small.yaml,mobilenet_v3_small_035]", "compare.resolution=32"]
+    quick = ["compare.rounds=4", "compare.runtimes=[onnxruntime,torch]", "compare.threads=[1,2]"]
+    outcome = run("compare", *arguments, *quick)
+    assert outcome.code == 0, outcome
+    rows = list(csv.DictReader((tmp_path / "results" / "compare" / "deployments.csv").open()))
+    configurations = {(row["runtime"], row["precision"], row["threads"]) for row in rows}
+    assert configurations == {
+        (name, precision, threads)
+        for name, precision in (("onnxruntime", "fp32"), ("onnxruntime", "int8"), ("torch", "fp32"))
+        for threads in "12"
+    }
+    assert {row["network"] for row in rows} == {"small", "mobilenet_v3_small_035"}
+    assert all(0 < float(row["p50_ms"]) <= 1.5 * float(row["p99_ms"]) for row in rows)
+    fastest = min((row for row in rows if row["network"] == "small"), key=lambda row: float(row["p50_ms"]))
+    assert f"with {fastest['runtime']}" in outcome.out
+    assert "what int8 costs in accuracy is not predicted" in outcome.out
+    assert not list((tmp_path / "results" / "compare").glob("*.jsonl"))
+
+
+def test_what_cannot_be_compared_is_said_before_anything_is_measured(run: Run) -> None:
+    _refused(run("compare"), "compare.networks=[")
+    _refused(run("compare", "compare.networks=[mobilenet_v9]"), "mobilenet_v9")
+    _refused(run("compare", "compare.networks=[nowhere.yaml]"), "nowhere.yaml")
+    named = "compare.networks=[mobilenet_v2]"
+    _refused(run("compare", named, "compare.runtimes=[litter]"), "did you mean litert?")
+    _refused(run("compare", named, "compare.precisions=[int4]"), "int4")
+    only = ["compare.runtimes=[torch]", "compare.precisions=[int8]"]
+    _refused(run("compare", named, *only), "runtime torch has no int8")
 
 
 def test_netadapt_shrinks_a_network_of_the_front(run: Run, tmp_path: Path) -> None:

@@ -33,6 +33,7 @@ SCHEMAS = {
     "export": "ExportConfig",
     "report": "ReportConfig",
     "predictor": "FitConfig",
+    "compare": "CompareConfig",
     "preset_adaptation": "AdaptationConfig",
     "fit_preset": "FitConfig",
     "latency_benchmark": "BenchmarkConfig",

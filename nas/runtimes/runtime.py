@@ -92,6 +92,11 @@ class Runtime:
         if type(self.threads) is not int or self.threads < 1:
             raise RuntimeUnavailableError(f"threads must be a positive integer, not {self.threads!r}")
 
+    @staticmethod
+    def precisions_of(name: str) -> tuple[Precision, ...]:
+        """What a runtime can run; nothing where there is no such runtime."""
+        return _ENGINES[name].precisions if name in _ENGINES else ()
+
     def version(self) -> str:
         """Version of the installed runtime.
 

@@ -1,0 +1,148 @@
+"""``python -m nas.compare``: time networks on every runtime installed; which to deploy, and with what."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from rich.table import Table
+
+from nas.command import command
+from nas.console import console, measuring_progress, print_summary
+from nas.latency.deployment import best_of_each, matrix, measure_deployments, save
+from nas.page.report import read_study, report_of
+from nas.runtimes.runtime import Runtime, RuntimeName, installed
+from nas.runtimes.subject import Precision
+from nas.settings import plain
+from search_spaces.architecture import Architecture
+from search_spaces.errors import InputError
+from search_spaces.references import UnknownReferenceError, reference
+
+# PyTorch is no proxy for a deployed network; these are timed only where they are asked for.
+_NOT_DEPLOYED = ("torch", "torch_compile")
+
+
+@dataclass
+class CompareSettings:
+    """What to time.
+
+    Attributes:
+        networks: names of references, YAML files of architectures, or folders of studies.
+        front: networks at most of a study's front, spread over its latencies.
+        runtimes: names; null for all that are installed and meant for deployment.
+        precisions: fp32, int8 or both; a runtime without int8 is timed in fp32 only.
+        threads: numbers of threads.
+        resolution: of references, in pixels.
+        rounds: every network runs once per round on every runtime.
+        seed: of the order of measuring.
+        output: folder of the figures.
+    """
+
+    networks: list[str] = field(default_factory=list)
+    front: int = 6
+    runtimes: list[str] | None = None
+    precisions: list[str] = field(default_factory=lambda: ["fp32", "int8"])
+    threads: list[int] = field(default_factory=lambda: [1])
+    resolution: int = 224
+    rounds: int = 40
+    seed: int = 0
+    output: str = "results/compare"
+
+
+@dataclass
+class CompareConfig:
+    """Everything ``python -m nas.compare`` can be told."""
+
+    compare: CompareSettings = field(default_factory=CompareSettings)
+
+
+def main(config: Any) -> None:
+    """Measure, write the figures, name the fastest deployment of each network."""
+    settings = plain(config.compare, CompareSettings)
+    networks: dict[str, Architecture] = {}
+    for text in settings.networks:
+        networks |= _read(text, settings)
+    if not networks:
+        raise InputError("name networks to time, e.g.: compare.networks=[mobilenet_v3_large,results/STUDY]")
+    if settings.rounds < 4 or settings.front < 1:
+        raise InputError("compare.rounds must be at least 4 and compare.front at least 1")
+    runtimes = _runtimes(settings)
+    console.print(f"{len(networks)} networks on {len(runtimes)} configurations, {settings.rounds} rounds")
+    folder = Path(settings.output)
+    with measuring_progress() as bars:
+        found, refused = measure_deployments(networks, runtimes, folder, settings.rounds, settings.seed, bars)
+    save(found, folder)
+    header, *rows = matrix(found)
+    shown = Table(title="p50 in milliseconds", title_justify="left")
+    for column in header:
+        shown.add_column(column, overflow="fold")
+    for row in rows:
+        shown.add_row(*(cell.replace("**", "") for cell in row))
+    console.print(shown)
+    for label, reason in refused.items():
+        console.print(f"[yellow]not run: {label}: {reason}[/]")
+    deploy = {
+        each.network: (
+            f"{each.p50_ms:.2f} ms (p90 {each.p90_ms:.2f}, p99 {each.p99_ms:.2f}) with {each.runtime.name} "
+            f"{each.version}, {each.runtime.precision}, {each.runtime.threads} thread"
+            f"{'s' if each.runtime.threads > 1 else ''}"
+        )
+        for each in best_of_each(found)
+    }
+    notes = {"mind": "what int8 costs in accuracy is not predicted here: quantise and test with your images"}
+    if all(each.precision == "fp32" for each in runtimes):
+        notes = {}
+    files = {"files": f"{folder}/deployments.md, deployments.csv"}
+    print_summary("the fastest way to deploy each", deploy | notes | files, _next(settings))
+
+
+def _next(settings: CompareSettings) -> str:
+    return f"python -m nas.export export.architecture={settings.networks[0]}"
+
+
+def _read(text: str, settings: CompareSettings) -> dict[str, Architecture]:
+    path = Path(text)
+    if path.is_dir():
+        front = [each for each in report_of(read_study(path), importances=False).front if each.architecture]
+        front.sort(key=lambda each: each.latency_ms)
+        if not front:
+            raise InputError(f"{path}: this study has no network on its front yet")
+        wanted = np.linspace(0, len(front) - 1, min(settings.front, len(front))).round().astype(int)
+        chosen = [front[index] for index in wanted]
+        return {each.name or each.id: each.architecture for each in chosen if each.architecture}
+    if path.suffix in (".yaml", ".yml"):
+        try:
+            return {path.stem: Architecture.from_yaml(path.read_text(encoding="utf-8"))}
+        except OSError as error:
+            raise InputError(f"cannot read {path}: {error.strerror}") from None
+    try:
+        return {text: reference(text, settings.resolution)}
+    except UnknownReferenceError as error:
+        raise InputError(f"{error}; or give a YAML file or the folder of a study") from None
+
+
+def _runtimes(settings: CompareSettings) -> list[Runtime]:
+    """Every configuration asked for, all of them installed; a runtime need not have every precision."""
+    precisions = [cast(Precision, each) for each in settings.precisions]
+    if not precisions or not settings.threads:
+        raise InputError("compare.precisions and compare.threads must not be empty")
+    for precision in precisions:
+        Runtime(precision=precision)  # refuses one that does not exist
+    if settings.runtimes:
+        names = [cast(RuntimeName, each) for each in settings.runtimes]
+    else:
+        here = dict.fromkeys(name for precision in precisions for name in installed(precision))
+        names = [name for name in here if name not in _NOT_DEPLOYED]
+    found: list[Runtime] = []
+    for name in names:
+        able = [each for each in precisions if each in Runtime.precisions_of(name)] or precisions
+        found += [Runtime(name, precision, threads) for precision in able for threads in settings.threads]
+    for each in found:
+        each.version()
+    return found
+
+
+if __name__ == "__main__":
+    command("compare", CompareConfig, main)

@@ -1,0 +1,170 @@
+"""Whole networks on every runtime at hand: which to deploy, with which runtime, precision and threads.
+
+All configurations of one thread count take turns in the same rounds, so a machine that changes its speed
+changes it for all of them alike. Networks have random weights; what int8 costs in accuracy is not told here.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from nas.devices.device import ANCHOR
+from nas.latency.sessions import ProfileProgress
+from nas.latency.table import write_atomically
+from nas.measuring.conditions import cpu_model, snapshot
+from nas.measuring.rounds import Journal, Runner, measure, round_order, without_drift
+from nas.runtimes.runtime import Runtime
+from search_spaces.architecture import Architecture
+from search_spaces.errors import InputError
+
+COLUMNS = ("network", "runtime", "version", "precision", "threads", "p50_ms", "p90_ms", "p99_ms", "rounds")
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """A network as one runtime runs it.
+
+    Attributes:
+        network: its name.
+        runtime: what ran it.
+        version: of the runtime.
+        p50_ms: median, drift of the whole machine taken out.
+        p90_ms: 90th percentile of what really happened.
+        p99_ms: 99th percentile of what really happened.
+        rounds: steady rounds.
+    """
+
+    network: str
+    runtime: Runtime
+    version: str
+    p50_ms: float
+    p90_ms: float
+    p99_ms: float
+    rounds: int
+
+    @property
+    def cells(self) -> tuple[str, ...]:
+        """As text, in the order of :data:`COLUMNS`."""
+        runtime = self.runtime
+        numbers = (f"{value:.4g}" for value in (self.p50_ms, self.p90_ms, self.p99_ms))
+        return (
+            self.network,
+            runtime.name,
+            self.version,
+            runtime.precision,
+            str(runtime.threads),
+            *numbers,
+            str(self.rounds),
+        )
+
+
+def measure_deployments(
+    networks: Mapping[str, Architecture],
+    runtimes: Sequence[Runtime],
+    folder: Path,
+    rounds: int,
+    seed: int,
+    progress: ProfileProgress,
+) -> tuple[list[Deployment], dict[str, str]]:
+    """Time every network on every runtime.
+
+    Args:
+        networks: by name.
+        runtimes: with precision and threads; all must be installed.
+        folder: where rounds are kept while measuring; an interrupted measurement goes on from them.
+        rounds: steady rounds wanted.
+        seed: of the shuffled order.
+        progress: callbacks for progress bars.
+
+    Returns:
+        The deployments, and what could not be run: a reason by configuration.
+
+    Raises:
+        InputError: if nothing could be run.
+        MeasurementError: if the machine did not hold still.
+    """
+    found: list[Deployment] = []
+    refused: dict[str, str] = {}
+    total, done = len(networks) * len(runtimes), 0
+    for threads in sorted({each.threads for each in runtimes}):
+        runners: dict[str, Runner] = {}
+        prepared: dict[str, tuple[str, Runtime]] = {}
+        for runtime in (each for each in runtimes if each.threads == threads):
+            for name, architecture in networks.items():
+                label = f"{name} {runtime.name} {runtime.precision} {threads}"
+                done += 1
+                try:
+                    runners[label] = runtime.runner(architecture)
+                    prepared[label] = (name, runtime)
+                except (RuntimeError, TypeError, ValueError) as error:
+                    # Whatever a runtime raises for a network it cannot take; the others go on.
+                    refused[label] = " ".join(str(error).split())[:200]
+                progress.prepared(done, total)
+        if not runners:
+            continue
+        versions = {each.name: each.version() for _, each in prepared.values()}
+        ids = [each.id for each in networks.values()]
+        identity: dict[str, object] = {"device": cpu_model(), "networks": ids, "versions": versions}
+        journal = Journal(folder / f"partial-{threads}t.jsonl", list(runners), identity)
+        anchor = Runtime(threads=threads).runner(ANCHOR)
+        kept = measure(runners, anchor, journal, rounds, seed, snapshot, progress.measured)
+        samples = np.array([each.samples_ms for each in kept])
+        orders = [round_order(each.shuffle, len(runners)) for each in kept]
+        p50 = np.median(without_drift(samples, orders), axis=0)
+        p90, p99 = np.percentile(samples, [90, 99], axis=0)
+        for index, (name, runtime) in enumerate(prepared.values()):
+            numbers = (float(p50[index]), float(p90[index]), float(p99[index]))
+            found.append(Deployment(name, runtime, versions[runtime.name], *numbers, len(kept)))
+        journal.path.unlink()
+    if not found:
+        raise InputError("; ".join(f"{label}: {reason}" for label, reason in refused.items()))
+    return found, refused
+
+
+def best_of_each(deployments: Sequence[Deployment]) -> list[Deployment]:
+    """The fastest deployment of each network, the fastest network first."""
+    fastest: dict[str, Deployment] = {}
+    for each in sorted(deployments, key=lambda each: each.p50_ms):
+        fastest.setdefault(each.network, each)
+    return list(fastest.values())
+
+
+def save(deployments: Sequence[Deployment], folder: Path) -> None:
+    """Write ``deployments.csv``, and ``deployments.md`` with a row for each network."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    writer.writerows(each.cells for each in deployments)
+    write_atomically(folder / "deployments.csv", text.getvalue())
+    write_atomically(folder / "deployments.md", markdown(deployments))
+
+
+def markdown(deployments: Sequence[Deployment]) -> str:
+    """A row for each network, a column for each configuration: p50 in milliseconds."""
+    header, *rows = matrix(deployments)
+    lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)]) + "\n"
+
+
+def matrix(deployments: Sequence[Deployment]) -> list[tuple[str, ...]]:
+    """Cells of :func:`markdown`, the header first; the fastest of a row is in bold."""
+    configurations = list(dict.fromkeys(each.runtime for each in deployments))
+    threads = {each.threads for each in configurations}
+    header = [
+        f"{each.name} {each.precision}" + (f" {each.threads}t" if len(threads) > 1 else "")
+        for each in configurations
+    ]
+    p50 = {(each.network, each.runtime): each.p50_ms for each in deployments}
+    rows = []
+    for name in dict.fromkeys(each.network for each in deployments):
+        row = [p50.get((name, each)) for each in configurations]
+        fastest = min(each for each in row if each is not None)
+        cells = ["–" if each is None else f"{each:.2f}" for each in row]
+        rows.append((name, *(f"**{c}**" if v == fastest else c for c, v in zip(cells, row, strict=True))))
+    return [("ms (p50)", *header), *rows]
