@@ -1,13 +1,15 @@
-"""``python -m nas.export``: an architecture as an ONNX file, the same graph that was timed."""
+"""``python -m nas.export``: an architecture as an ONNX or LiteRT file, the same graph that was timed."""
 
 from __future__ import annotations
 
 import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import onnx
+from numpy.typing import NDArray
 from omegaconf import MISSING
 from safetensors.torch import load_file, save_file
 
@@ -17,9 +19,13 @@ from nas.assembly import dataset_settings, recipe_of
 from nas.command import command
 from nas.console import print_summary
 from nas.cost import cost
+from nas.litert_graph import litert_model
 from nas.network import Network, WeightsError
 from nas.onnx_graph import onnx_model
-from nas.quantize import quantize
+from nas.quantize import activation_ranges, quantize
+from nas.runtimes.runtime import Runtime, RuntimeName
+from nas.runtimes.subject import Precision
+from nas.saving import write_atomically
 from nas.settings import DatasetConfig, TrainConfig, plain
 from nas.shell import shell_line
 from search_spaces.architecture import Architecture
@@ -27,6 +33,7 @@ from search_spaces.errors import InputError
 from search_spaces.references import UnknownReferenceError, reference
 
 _CALIBRATION_BATCH = 100
+_ENDINGS = {"onnx": ".onnx", "litert": ".tflite", "litert_split": ".tflite"}
 
 
 @dataclass
@@ -35,10 +42,11 @@ class ExportSettings:
 
     Attributes:
         architecture: a YAML file of a study's folder, or the name of a reference.
-        output: the ONNX file; null: beside the YAML, or in the current folder.
+        output: the file; null: beside the YAML, or in the current folder.
         weights: safetensors file of trained weights; null: random weights, good for timing only.
         train: train on the dataset first, with the settings of accuracy=train.
         precision: fp32, or int8 quantised with the dataset's training images.
+        format: onnx, litert, or litert_split (int8 with hard swish in operators that XNNPACK takes).
         resolution: of a reference; null: 224.
         classes: of a reference; null: 1000.
     """
@@ -48,6 +56,7 @@ class ExportSettings:
     weights: str | None = None
     train: bool = False
     precision: str = "fp32"
+    format: str = "onnx"
     resolution: int | None = None
     classes: int | None = None
 
@@ -66,8 +75,14 @@ def main(config: Any) -> None:
     settings = plain(config.export, ExportSettings)
     if settings.precision not in ("fp32", "int8"):
         raise InputError(f"export.precision must be fp32 or int8, not {settings.precision}")
+    if settings.format not in _ENDINGS:
+        raise InputError(f"export.format must be one of {', '.join(_ENDINGS)}, not {settings.format}")
+    if settings.format != "onnx":
+        # Said before anything is trained.
+        Runtime(cast(RuntimeName, settings.format), cast(Precision, settings.precision)).version()
     architecture, name = _read(settings)
-    output = Path(settings.output) if settings.output else Path(f"{name}-{settings.precision}.onnx")
+    ending = _ENDINGS[settings.format]
+    output = Path(settings.output) if settings.output else Path(f"{name}-{settings.precision}{ending}")
     rows: dict[str, str] = {}
     images = dataset_settings(plain(config.dataset, DatasetConfig))
     network = Network(architecture)
@@ -84,15 +99,24 @@ def main(config: Any) -> None:
         rows["weights"] = "random: good for timing, not for recognising anything"
     network.eval().cpu()
     model = onnx_model(network, (1, 3, architecture.resolution, architecture.resolution), name)
+    calibrating: list[NDArray[np.float32]] = []
     if settings.precision == "int8":
         batches = data.load(images, architecture.resolution).train.batches(_CALIBRATION_BATCH, False, 0)
-        model = quantize(model, [image[None].numpy() for image in next(batches)[0]])
+        calibrating = [image[None].numpy() for image in next(batches)[0]]
     output.parent.mkdir(parents=True, exist_ok=True)
-    onnx.save(model, str(output))
+    if settings.format == "onnx":
+        onnx.save(quantize(model, calibrating) if calibrating else model, str(output))
+    else:
+        ranges = activation_ranges(model, calibrating) if calibrating else None
+        hswish = settings.format == "litert_split"
+        write_atomically(
+            output, litert_model(model, ranges, split_hswish=hswish, weights_outside=False).content()
+        )
     counted, side = cost(architecture), architecture.resolution
     rows |= {
         "network": f"{counted.parameters / 1e6:.2f} M parameters, {counted.macs / 1e6:.0f} M MACs",
-        "input": f"{model.graph.input[0].name}: 1 x 3 x {side} x {side}",
+        "input": f"{model.graph.input[0].name}: 1 x "
+        + (f"3 x {side} x {side}" if settings.format == "onnx" else f"{side} x {side} x 3"),
         "file": f"{output} ({output.stat().st_size / 1e6:.1f} MB)",
     }
     print_summary(f"exported {name}", rows, _next(settings, output))
@@ -100,9 +124,10 @@ def main(config: Any) -> None:
 
 def _next(settings: ExportSettings, output: Path) -> str:
     if settings.train or settings.weights:
-        return shlex.join(
-            ["python", "-c", f"import onnxruntime; onnxruntime.InferenceSession({str(output)!r})"]
-        )
+        check = f"import onnxruntime; onnxruntime.InferenceSession({str(output)!r})"
+        if settings.format != "onnx":
+            check = f"from ai_edge_litert.interpreter import Interpreter; Interpreter({str(output)!r})"
+        return shlex.join(["python", "-c", check])
     return shell_line(
         "nas.export",
         export__architecture=settings.architecture,

@@ -5,12 +5,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import optuna
 import pytest
 import yaml
 
 from nas.command import command
 from nas.page.report import read_study, report_of
+from nas.runtimes.runtime import installed
 from search_spaces.architecture import Architecture
 from search_spaces.references import reference
 from search_spaces.space import SearchSpace
@@ -235,6 +237,30 @@ def test_a_search_ends_in_a_report_and_continues(run: Run, tmp_path: Path) -> No
 def test_a_budget_nothing_can_meet_names_the_fastest_latency(run: Run) -> None:
     outcome = run("search", "hardware=rpi4", "search.budget_ms=0.5", "search.trials=1")
     _refused(outcome, "ms")
+
+
+@pytest.mark.skipif("litert" not in installed(), reason="litert is not installed")
+@pytest.mark.parametrize(
+    ("form", "precision"), [("litert", "fp32"), ("litert", "int8"), ("litert_split", "int8")]
+)
+def test_litert_files_run_on_their_own(run: Run, tmp_path: Path, form: str, precision: str) -> None:
+    from ai_edge_litert.interpreter import Interpreter
+
+    (tmp_path / "small.yaml").write_text(reference("mobilenet_v3_small_035", 32, 10).to_yaml())
+    chosen = [f"export.format={form}", f"export.precision={precision}", "dataset.resolutions=[32]"]
+    outcome = run("export", "export.architecture=small.yaml", *chosen)
+    assert outcome.code == 0, outcome
+    interpreter = Interpreter(str(tmp_path / f"small-{precision}.tflite"))
+    interpreter.allocate_tensors()
+    (taken,), (given,) = interpreter.get_input_details(), interpreter.get_output_details()
+    assert (tuple(taken["shape"]), tuple(given["shape"])) == ((1, 32, 32, 3), (1, 10))
+    interpreter.set_tensor(taken["index"], np.ones((1, 32, 32, 3), np.float32))
+    interpreter.invoke()
+    assert np.isfinite(interpreter.get_tensor(given["index"])).all()
+    onnx = run("export", "export.architecture=small.yaml", "export.format=tflite")
+    _refused(onnx, "export.format must be one of onnx, litert, litert_split")
+    fp32 = ["export.format=litert_split", "export.precision=fp32"]
+    _refused(run("export", "export.architecture=small.yaml", *fp32), "litert_split has no fp32")
 
 
 def test_exports_refuse_what_they_cannot_read(run: Run, tmp_path: Path) -> None:

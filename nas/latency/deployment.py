@@ -16,10 +16,10 @@ import numpy as np
 
 from nas.devices.device import ANCHOR
 from nas.latency.sessions import ProfileProgress
-from nas.latency.table import write_atomically
 from nas.measuring.conditions import cpu_model, snapshot
 from nas.measuring.rounds import Journal, Runner, measure, round_order, without_drift
 from nas.runtimes.runtime import Runtime
+from nas.saving import write_atomically
 from search_spaces.architecture import Architecture
 from search_spaces.errors import InputError
 
