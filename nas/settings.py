@@ -69,7 +69,7 @@ class RuntimeConfig:
     """What runs networks on the hardware.
 
     Attributes:
-        name: onnxruntime, litert, litert_split, executorch, torch or torch_compile.
+        name: onnxruntime, litert, litert_split, openvino, ncnn, executorch, torch or torch_compile.
         precision: fp32 or int8.
         threads: threads within an operator.
     """

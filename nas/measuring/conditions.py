@@ -19,6 +19,8 @@ PACKAGES = {
     "onnxruntime": "onnxruntime",
     "litert": "ai-edge-litert",
     "litert_split": "ai-edge-litert",
+    "openvino": "openvino",
+    "ncnn": "ncnn",
 }
 _CPU_FOLDER = Path("/sys/devices/system/cpu/cpu0/cpufreq")
 _THERMAL_FOLDER = Path("/sys/class/thermal")

@@ -8,6 +8,7 @@ Needs only Python 3.9, numpy and the runtime: this file also runs on boards, ins
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -126,6 +127,105 @@ class OnnxRunner:
         self()
 
 
+class OpenVinoRunner:
+    """A call that runs an ONNX model once on a fixed random image, with OpenVINO.
+
+    Args:
+        model: a serialised model.
+        threads: threads within an operator.
+        seed: of the input.
+    """
+
+    def __init__(self, model: bytes, threads: int, seed: int = 0) -> None:
+        import openvino
+
+        settings = {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": "f32"}
+        core = openvino.Core()
+        compiled = core.compile_model(core.read_model(model), "CPU", settings)
+        self._request = compiled.create_infer_request()
+        taken = compiled.input(0)
+        self._start, self._wait = self._request.start_async, self._request.wait
+        self.take(random_image(list(taken.shape), np.dtype(taken.element_type.to_dtype()).name, seed))
+
+    def __call__(self) -> None:
+        """Run once."""
+        self._start()
+        self._wait()
+
+    def output(self) -> NDArray[Any]:
+        """What the last run gave."""
+        found: NDArray[Any] = self._request.get_output_tensor().data
+        return found
+
+    def take(self, image: NDArray[Any]) -> None:
+        """Run on another image, now and from now on: of the input's shape and type."""
+        import openvino
+
+        self._image = np.ascontiguousarray(image)
+        self._request.set_input_tensor(openvino.Tensor(self._image, shared_memory=True))
+        self()
+
+
+def ncnn_content(skeleton: bytes, weights: Weights) -> bytes:
+    """The text of a ``.param`` file, a zero byte, and the ``.bin`` file that belongs to it."""
+    parts = [skeleton, b"\0"]
+    for values in weights.values():
+        # Weights, not biases, are preceded by a word that says how they are stored: 0 is fp32.
+        parts += [b"\0\0\0\0" if values.ndim > 1 else b"", values.tobytes()]
+    return b"".join(parts)
+
+
+class NcnnRunner:
+    """A call that runs an ncnn model once on a fixed random image.
+
+    Args:
+        model: see :func:`ncnn_content`.
+        threads: threads within an operator.
+        seed: of the input.
+    """
+
+    def __init__(self, model: bytes, threads: int, seed: int = 0) -> None:
+        import ncnn
+
+        text, _, weights = model.partition(b"\0")
+        self._net = ncnn.Net()
+        option = self._net.opt
+        option.num_threads = threads
+        option.use_vulkan_compute = False
+        for half in ("fp16_packed", "fp16_storage", "fp16_arithmetic", "bf16_storage", "bf16_packed"):
+            setattr(option, f"use_{half}", False)
+        if self._net.load_param_mem(text.decode()) != 0:
+            raise RuntimeError("ncnn does not take this network")
+        # Python can hand it weights by file only.
+        with tempfile.NamedTemporaryFile(suffix=".bin") as file:
+            file.write(weights)
+            file.flush()
+            if self._net.load_model(file.name) != 0:
+                raise RuntimeError("ncnn does not take the weights of this network")
+        sizes = text.decode().splitlines()[2].split()[-3:]
+        width, height, channels = (int(each.partition("=")[2]) for each in sizes)
+        self._input, self._last = self._net.input_names()[0], self._net.output_names()[0]
+        self.take(random_image((1, channels, height, width), "float32", seed))
+
+    def __call__(self) -> None:
+        """Run once."""
+        extractor = self._net.create_extractor()
+        extractor.input(self._input, self._image)
+        self._status, self._found = extractor.extract(self._last)
+
+    def output(self) -> NDArray[Any]:
+        """What the last run gave, with a batch of one in front."""
+        found: NDArray[Any] = np.array(self._found)[None]
+        return found
+
+    def take(self, image: NDArray[Any]) -> None:
+        """Run on another image, now and from now on: (1, C, H, W)."""
+        import ncnn
+
+        self._image = ncnn.Mat(np.ascontiguousarray(image[0])).clone()  # a plain one only borrows the memory
+        self()
+
+
 class LiteRTRunner:
     """A call that runs a LiteRT model once on a fixed random image, with XNNPACK.
 
@@ -209,11 +309,15 @@ _CONTENTS: dict[str, Callable[[bytes, Weights], bytes]] = {
     "onnxruntime": onnx_content,
     "litert": litert_content,
     "litert_split": litert_content,
+    "openvino": onnx_content,
+    "ncnn": ncnn_content,
 }
 _RUNNERS: dict[str, Callable[[bytes, int, int], Runner]] = {
     "onnxruntime": OnnxRunner,
     "litert": LiteRTRunner,
     "litert_split": LiteRTRunner,
+    "openvino": OpenVinoRunner,
+    "ncnn": NcnnRunner,
 }
 
 

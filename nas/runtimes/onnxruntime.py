@@ -46,17 +46,21 @@ def model(subject: Subject, precision: Precision) -> Model:
 
     Scales, zero points and biases stay: they are small, and quantised arithmetic depends on them.
     """
-    whole = timed_graph(subject, precision)
+    return stripped(timed_graph(subject, precision))
+
+
+def stripped(whole: ModelProto) -> Model:
+    """A graph without the weights of its convolutions and linear layers, and those."""
     large = [
         each for each in whole.graph.initializer if len(each.dims) >= 2 and each.data_type in _WEIGHT_TYPES
     ]
     names = {each.name for each in large}
     kept = [each for each in whole.graph.initializer if each.name not in names]
-    stripped = ModelProto()
-    stripped.CopyFrom(whole)
-    del stripped.graph.initializer[:]
-    stripped.graph.initializer.extend(kept)
-    return Model(stripped.SerializeToString(), {each.name: numpy_helper.to_array(each) for each in large})
+    skeleton = ModelProto()
+    skeleton.CopyFrom(whole)
+    del skeleton.graph.initializer[:]
+    skeleton.graph.initializer.extend(kept)
+    return Model(skeleton.SerializeToString(), {each.name: numpy_helper.to_array(each) for each in large})
 
 
 def _channels_last(model: ModelProto, ends: Borders) -> ModelProto:

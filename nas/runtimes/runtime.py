@@ -14,10 +14,12 @@ from difflib import get_close_matches
 from typing import Literal, get_args
 
 from nas.measuring.rounds import Runner
-from nas.runtimes import executorch, litert, onnxruntime, pytorch
+from nas.runtimes import executorch, litert, ncnn, onnxruntime, openvino, pytorch
 from nas.runtimes.subject import PRECISIONS, Model, Precision, RuntimeUnavailableError, Subject
 
-RuntimeName = Literal["onnxruntime", "litert", "litert_split", "executorch", "torch", "torch_compile"]
+RuntimeName = Literal[
+    "onnxruntime", "litert", "litert_split", "openvino", "ncnn", "executorch", "torch", "torch_compile"
+]
 RUNTIMES: tuple[str, ...] = get_args(RuntimeName)
 
 
@@ -52,6 +54,10 @@ _ENGINES: dict[str, _Engine] = {
     "litert_split": _Engine(
         litert.PACKAGE, litert.EXTRA, litert.SPLIT_PRECISIONS, litert.split_runner, litert.split_model
     ),
+    "openvino": _Engine(
+        openvino.PACKAGE, openvino.EXTRA, openvino.PRECISIONS, openvino.runner, openvino.model
+    ),
+    "ncnn": _Engine(ncnn.PACKAGE, ncnn.EXTRA, ncnn.PRECISIONS, ncnn.runner, ncnn.model),
     "executorch": _Engine(executorch.PACKAGE, executorch.EXTRA, executorch.PRECISIONS, executorch.runner),
     "torch": _Engine(pytorch.PACKAGE, pytorch.EXTRA, pytorch.PRECISIONS, pytorch.runner),
     "torch_compile": _Engine(pytorch.PACKAGE, pytorch.EXTRA, pytorch.PRECISIONS, pytorch.compiled_runner),
@@ -151,6 +157,6 @@ def installed(precision: Precision = "fp32") -> tuple[RuntimeName, ...]:
 def pays_at_borders(name: str, precision: str) -> bool:
     """Whether a layer timed alone converts its input and output, which within a network it does not.
 
-    ONNX Runtime's fp32 convolutions, for one, work in blocks of channels.
+    ONNX Runtime's fp32 convolutions, for one, work in blocks of channels; so do those of most others.
     """
-    return precision == "fp32" and name != "litert"
+    return name not in ("litert", "litert_split") and (name, precision) != ("onnxruntime", "int8")

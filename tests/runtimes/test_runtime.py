@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import onnx
@@ -11,13 +12,21 @@ import torch
 from _pytest.mark import ParameterSet
 
 from nas.litert_graph import litert_model
-from nas.measuring.models import LiteRTRunner, OnnxRunner, random_weights, runner_of
+from nas.measuring.conditions import PACKAGES
+from nas.measuring.models import (
+    LiteRTRunner,
+    NcnnRunner,
+    OnnxRunner,
+    OpenVinoRunner,
+    random_weights,
+    runner_of,
+)
+from nas.ncnn_graph import ncnn_model
 from nas.onnx_graph import onnx_model
 from nas.quantize import activation_ranges, quantize
 from nas.runtimes.onnxruntime import timed_graph
 from nas.runtimes.runtime import RUNTIMES, Runtime, RuntimeName, installed
 from nas.runtimes.subject import (
-    PRECISIONS,
     Precision,
     RuntimeUnavailableError,
     Subject,
@@ -90,7 +99,7 @@ def output_of(runner: object) -> np.ndarray:
     """What a runner gives, feature maps in NCHW."""
     assert callable(runner)
     found = runner()
-    if isinstance(runner, OnnxRunner | LiteRTRunner):
+    if isinstance(runner, OnnxRunner | LiteRTRunner | OpenVinoRunner | NcnnRunner):
         found = runner.output()
         nhwc = isinstance(runner, LiteRTRunner) and found.ndim == 4
         found = found.transpose(0, 3, 1, 2) if nhwc else found
@@ -157,6 +166,28 @@ def test_onnx_runtime_transposes_an_int8_layer_no_more_than_in_a_network(tmp_pat
         ends = borders(key)
         fewest = (not ends.input) + kinds.count("HardSwish") + kinds.count("HardSigmoid")
         assert kinds.count("QuantizeLinear") == fewest, str(key)
+
+
+@pytest.mark.skipif("ncnn" not in installed(), reason="ncnn is not installed")
+@pytest.mark.parametrize("subject", [*LAYERS, NETWORK], ids=lambda subject: str(subject)[:40])
+def test_ncnn_gives_what_the_onnx_graph_gives(subject: Subject) -> None:
+    model, image = graph_of(subject), image_of(subject)
+    expected = run_onnx(model, image)
+    text, weights = ncnn_model(model)
+    runner = runner_of("ncnn", text.encode(), weights, threads=1)
+    assert isinstance(runner, NcnnRunner)
+    runner.take(image)
+    assert np.abs(output_of(runner) - expected).max() < 1e-5 * np.abs(expected).max()
+
+
+@pytest.mark.skipif("openvino" not in installed(), reason="openvino is not installed")
+@pytest.mark.parametrize("subject", [LAYERS[0], LAYERS[2], LAYERS[8], NETWORK], ids=lambda s: str(s)[:40])
+def test_openvino_gives_what_the_onnx_graph_gives(subject: Subject) -> None:
+    model, image = graph_of(subject), image_of(subject)
+    expected = run_onnx(model, image)
+    runner = OpenVinoRunner(model.SerializeToString(), threads=1)
+    runner.take(image)
+    assert np.abs(output_of(runner) - expected).max() < 1e-4 * np.abs(expected).max()
 
 
 @HAS_LITERT
@@ -227,11 +258,19 @@ def test_a_litert_model_in_one_piece_reads_like_any_other(tmp_path: object) -> N
     assert all(buffer.offset == 0 for buffer in model.buffers)
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("name", ["onnxruntime", pytest.param("litert", marks=HAS_LITERT)])
-def test_what_a_board_is_sent_runs_with_weights_made_there(name: RuntimeName, precision: str) -> None:
+def every_board_runtime() -> list[ParameterSet]:
+    return [
+        pytest.param(*each.values, precision, marks=each.marks)
+        for precision in get_args(Precision)
+        for each in every_runtime(precision)
+        if each.values[0] in PACKAGES
+    ]
+
+
+@pytest.mark.parametrize(("name", "precision"), every_board_runtime())
+def test_what_a_board_is_sent_runs_with_weights_made_there(name: RuntimeName, precision: Precision) -> None:
     for subject in (LAYERS[2], NETWORK):
-        model = Runtime(name, precision).model(subject)  # type: ignore[arg-type]
+        model = Runtime(name, precision).model(subject)
         described = [
             {"name": each, "shape": list(values.shape), "type": str(values.dtype)}
             for each, values in model.weights.items()
