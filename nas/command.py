@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import tempfile
@@ -20,7 +21,10 @@ from nas.help import CONFIG_FOLDER, help_text
 from nas.measuring.rounds import MeasurementError
 from nas.overrides import overrides_of
 from nas.settings import ACCURACY_SCHEMAS
-from search_spaces.errors import InputError
+from search_spaces.errors import InputError, masked, shorten
+
+# What a disk says: anything else that the system refuses is a fault of ours, with its traceback.
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG)
 
 
 def store_schemas(config_name: str, schema: type) -> None:
@@ -58,6 +62,13 @@ def command(config_name: str, schema: type, main: Callable[[Any], None]) -> None
     except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
         errors.print(f"error: {_config_error(error)}", style="red", markup=False)
         sys.exit(2)
+    except OSError as error:
+        if error.errno not in _DISK_ERRORS:
+            raise
+        errors.print(
+            f"error: cannot write {error.filename or ''}: {error.strerror}", style="red", markup=False
+        )
+        sys.exit(2)
     except KeyboardInterrupt:
         errors.print("interrupted; the same command continues where this one stopped", markup=False)
         sys.exit(130)
@@ -70,7 +81,7 @@ def _compose_and_run(config_name: str, main: Callable[[Any], None]) -> None:
     def guarded(config: Any) -> None:
         try:
             main(config)
-        except (InputError, MeasurementError, OmegaConfBaseException, KeyboardInterrupt) as error:
+        except (InputError, MeasurementError, OmegaConfBaseException, OSError, KeyboardInterrupt) as error:
             failures.append(error)
 
     hydra.main(version_base="1.3", config_path=str(CONFIG_FOLDER), config_name=config_name)(guarded)()
@@ -79,7 +90,7 @@ def _compose_and_run(config_name: str, main: Callable[[Any], None]) -> None:
 
 
 def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())
+    return masked(" ".join(str(error).split()))
 
 
 def _config_error(error: Exception) -> str:
@@ -96,4 +107,5 @@ def _config_error(error: Exception) -> str:
             ("full_key:", "object_type=", "reference_type=", "Config search path")
         )
     ]
-    return " ".join(line for line in lines if not line.startswith(("provider=", "Did you mean")))
+    kept = " ".join(line for line in lines if not line.startswith(("provider=", "Did you mean")))
+    return shorten(kept, 1_000)

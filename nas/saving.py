@@ -159,42 +159,45 @@ def hold(
     if key in _held:  # by this process, further out
         yield
         return
-    with saving(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+    descriptor = _locked(path, f"{what} in {folder}", say, remedy)
     try:
-        _lock(descriptor, f"{what} in {folder}", say, remedy)
         note_holder(descriptor)
         _held.add(key)
-        try:
-            yield
-        finally:
-            _held.discard(key)
-            with suppress(OSError):
-                os.ftruncate(descriptor, 0)
+        yield
     finally:
+        _held.discard(key)
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
         os.close(descriptor)
 
 
 _held: set[tuple[int, Path]] = set()
 
 
-def _lock(descriptor: int, what: str, say: Callable[[str], None] | None, remedy: str) -> None:
+def _locked(path: Path, what: str, say: Callable[[str], None] | None, remedy: str) -> int:
+    """The descriptor of a lock file that this process holds."""
     told = False
     while True:
+        with saving(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
         try:
             # The kernel lets go of it when the process ends, however it ends.
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             who = holder(descriptor)
+            os.close(descriptor)
             if say is None:
                 raise HeldError(f"{what} is in use by {who}: {remedy}") from None
             if not told:
                 say(f"waiting for {who}, which uses {what}")
                 told = True
             time.sleep(_POLL_INTERVAL_S)
-        else:
-            return
+            continue
+        with suppress(FileNotFoundError):
+            if path.stat().st_ino == os.fstat(descriptor).st_ino:
+                return descriptor
+        os.close(descriptor)  # whoever held it before has taken the file away
 
 
 def note_holder(descriptor: int) -> None:

@@ -55,7 +55,7 @@ from nas.study.scorer import BatchScorer, layer_latency
 from nas.study.screening import screen
 from nas.study.storage import close_storage, open_storage, open_study, refresh_study, table_of
 from search_spaces.architecture import Architecture
-from search_spaces.errors import InputError
+from search_spaces.errors import InputError, masked
 from search_spaces.references import UnknownReferenceError
 from search_spaces.space import SearchSpace
 from search_spaces.stage import Parameters
@@ -138,7 +138,7 @@ def main(config: Any) -> None:
             # Of machines that began it together one has given the layers.
             table = latencies.table(space, extra, begun_elsewhere)
             budget_ms = _budget_ms(settings.budget_ms, table, space, resolution)
-        write_atomically(folder / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
+        write_atomically(folder / "config.yaml", masked(OmegaConf.to_yaml(config, resolve=True)))
         with search_progress(settings.trials) as show:
             result = loop.run_search(
                 opened,

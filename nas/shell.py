@@ -5,6 +5,8 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 
+from search_spaces.errors import masked
+
 # What a later command needs to be about the same thing.
 _CARRIED = ("hardware", "runtime", "search_space", "profile.folder")
 
@@ -17,8 +19,12 @@ def remember(words: Sequence[str]) -> None:
 
 
 def command_line() -> str:
-    """The command as it was typed, quoted for a shell: typed again it does the same."""
-    return shlex.join(_typed)
+    """The command as it was typed, quoted for a shell: typed again it does the same.
+
+    Passwords are masked: this is kept in studies and shown in reports. They belong into the environment
+    (``PGPASSWORD``) or into a file (``~/.pgpass``).
+    """
+    return shlex.join(masked(word) for word in _typed)
 
 
 def shell_line(command: str, carry: bool = False, **settings: object) -> str:
@@ -30,7 +36,9 @@ def shell_line(command: str, carry: bool = False, **settings: object) -> str:
             key: a file of one's own has a path, a board a host.
         settings: values by key, with ``__`` for the dot; None leaves a key out.
     """
-    words = {key.replace("__", "."): str(value) for key, value in settings.items() if value is not None}
+    words = {
+        key.replace("__", "."): masked(str(value)) for key, value in settings.items() if value is not None
+    }
     for word in _typed if carry else ():
         key, equals, value = word.partition("=")
         if equals and key.startswith(tuple(_CARRIED)) and not key.startswith("-"):

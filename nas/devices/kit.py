@@ -25,10 +25,13 @@ from nas.runtimes.runtime import Runtime
 from nas.runtimes.subject import Subject
 from search_spaces.architecture import Architecture
 from search_spaces.errors import InputError
+from search_spaces.gate import Gate
 from search_spaces.layers import LayerKey
 
 # Groups are measured one after the other: what a board with 1 GB of memory holds at once.
 GROUP_SUBJECTS = 300
+_MOST_GROUPS = 1_000
+_MOST_SUBJECTS = 20_000
 # Layers that all groups share, beyond their size.
 _LINKS = 20
 DEFAULT_TEMPERATURE_LIMIT_C = 75.0
@@ -203,37 +206,34 @@ def read_result(path: Path, hardware: str, runtime: Runtime) -> Result:
     Raises:
         ResultError: if it is no result, of another kit, or nothing in it can be used.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ResultError(f"cannot read {path}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise ResultError(f"{path} is no result file of a kit") from None
+    text = Gate(str(path), ResultError).text(path)
     return parse_result(text, str(path), hardware, runtime)
 
 
 def parse_result(text: str, where: str, hardware: str, runtime: Runtime) -> Result:
     """Read the text of a result file, as :func:`read_result`."""
-    lines = text[: text.rfind("\n") + 1].splitlines()
+    gate = Gate(where, ResultError)
+    lines = text[: text.rfind("\n") + 1].split("\n")[:-1]
     try:
-        header, *rest = (json.loads(line) for line in lines)
+        header, *rest = (gate.mapping(gate.json(line)) for line in lines)
         schema = header["result"]
     except (ValueError, LookupError, TypeError):
         raise ResultError(f"{where} is no result file of a kit, or is damaged") from None
     if schema != board.RESULT_SCHEMA:
         raise ResultError(f"{where} is of result schema {schema}, this program reads {board.RESULT_SCHEMA}")
-    try:
+    with gate.reading():
+        _check_header(gate, header)
         _check_kit(header, where, hardware, runtime)
-        # Kits made when boards ran ONNX Runtime only say so in another word.
-        header["board"].setdefault("runtime_version", header["board"].get("onnxruntime"))
         groups, problems = [], []
-        for journal, group in _journals(rest, header["kit"]):
+        seen: set[int] = set()
+        for journal, group in _journals(gate, rest, header["kit"]):
             names = journal["names"]
             subjects = [_subject(name, header["networks"]) for name in names]
-            number = journal["identity"]["group"]
+            number = gate.integer("the number of a group", journal["identity"]["group"], 0, _MOST_GROUPS)
+            if number in seen or len(set(names)) < len(names):
+                gate.fail(f"is damaged: group {number + 1} holds something twice")
+            seen.add(number)
             label = f"group {number + 1}"
-            if any(len(each.samples_ms) != len(names) for each in group):
-                raise ResultError(f"{where} is damaged: a round of {label} has too few samples")
             steady = rounds.steady(group)
             if len(steady) < (header["rounds"] + 1) // 2:
                 throttled = sum(map(rounds.is_throttled, group))
@@ -247,17 +247,27 @@ def parse_result(text: str, where: str, hardware: str, runtime: Runtime) -> Resu
             text_of_group = "".join(json.dumps(line) + "\n" for line in lines_of_group)
             groups.append(Group(number, measured, text_of_group))
         missing = header["groups"] - len(groups) - len(problems)
-        if missing:
+        if missing > 0:
             problems.append(f"{missing} of {header['groups']} groups are missing")
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise ResultError(f"{where} is damaged: {error!r}") from None
     if not groups:
         raise ResultError(
             f"nothing in {where} can be used: {'; '.join(problems)}; run the kit again on the board to go on"
         )
     return Result(header, tuple(groups), tuple(problems))
+
+
+def _check_header(gate: Gate, header: Mapping[str, Any]) -> None:
+    for name in ("hardware", "runtime", "precision", "kit"):
+        gate.string(name, header[name], 100)
+    gate.integer("threads", header["threads"], 1, 1024)
+    gate.integer("rounds", header["rounds"], 1, 1_000_000)
+    gate.integer("groups", header["groups"], 1, _MOST_GROUPS)
+    gate.mapping(header["networks"], "networks")
+    described = gate.mapping(header["board"], "board")
+    # Kits made when boards ran ONNX Runtime only say so in another word.
+    described.setdefault("runtime_version", described.get("onnxruntime"))
+    for name in ("cpu", "runtime_version"):
+        gate.string(name, described[name], 200)
 
 
 def _check_kit(header: Mapping[str, Any], where: str, hardware: str, runtime: Runtime) -> None:
@@ -280,16 +290,20 @@ def _listed(settings: tuple[Any, ...]) -> str:
 
 
 def _journals(
-    lines: Sequence[Mapping[str, Any]], kit: str
+    gate: Gate, lines: Sequence[Mapping[str, Any]], kit: str
 ) -> list[tuple[Mapping[str, Any], list[rounds.Round]]]:
     found: list[tuple[Mapping[str, Any], list[rounds.Round]]] = []
     for line in lines:
         if "names" in line:
-            if line["identity"]["kit"] != kit:
-                raise ResultError(f"the result mixes kits {kit} and {line['identity']['kit']}")
+            identity = gate.mapping(line["identity"], "identity")
+            if identity["kit"] != kit:
+                raise ResultError(f"the result mixes kits {kit} and {identity['kit']}")
+            for name in gate.sequence(line["names"], "names", _MOST_SUBJECTS):
+                gate.string("a name", name, 200)
             found.append((line, []))
         elif "samples_ms" in line:
-            found[-1][1].append(rounds.Round(**line))
+            journal, group = found[-1]
+            group.append(rounds.read_round(line, len(journal["names"])))
     return found
 
 

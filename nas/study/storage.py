@@ -29,7 +29,7 @@ from sqlalchemy.exc import IntegrityError, ProgrammingError, SQLAlchemyError
 from nas.latency.table import FILES, MAX_BYTES, LatencyTable
 from nas.saving import HeldError, SaveError, hold, saving
 from nas.study.objective import Objective, directions, names
-from search_spaces.errors import InputError
+from search_spaces.errors import InputError, masked
 from search_spaces.gate import MEGABYTE, Gate
 from search_spaces.space import SearchSpace
 
@@ -185,7 +185,7 @@ def open_storage(location: str) -> BaseStorage:
             return RDBStorage(url, engine_kwargs=engine)
         except ImportError as error:
             raise StorageError(
-                f"the study storage {_without_password(location)} needs a driver: "
+                f"the study storage {masked(location)} needs a driver: "
                 f"pip install 'mobilenet-nas[postgres]' ({error})"
             ) from None
         except (SQLAlchemyError, RuntimeError, ValueError) as error:
@@ -194,9 +194,7 @@ def open_storage(location: str) -> BaseStorage:
                 time.sleep(attempt)
                 continue
             reason = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
-            raise StorageError(
-                f"the study storage {_without_password(location)} does not answer: {reason}"
-            ) from None
+            raise StorageError(f"the study storage {masked(location)} does not answer: {reason}") from None
     raise AssertionError("unreachable")
 
 
@@ -351,9 +349,3 @@ def _differences(old: object, new: object, key: str = "") -> Iterator[tuple[str,
             yield from _differences(one, other, f"{key} {number}")
     elif old != new:
         yield key, old, new
-
-
-def _without_password(url: str) -> str:
-    scheme, _, rest = url.partition("://")
-    user, at, place = rest.rpartition("@")
-    return f"{scheme}://{user.split(':')[0]}{at}{place}"

@@ -8,6 +8,7 @@ with Workers(estimator, count=2) as workers:
 from __future__ import annotations
 
 import multiprocessing
+import pickle
 from collections.abc import Hashable
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -16,6 +17,7 @@ from typing import Generic, TypeVar
 
 from nas.accuracy.source import AccuracyError, AccuracyEstimator, Answer, BatchEstimator, ask
 from search_spaces.architecture import Architecture
+from search_spaces.errors import InputError
 
 _Key = TypeVar("_Key", bound=Hashable)
 
@@ -30,7 +32,9 @@ class Workers(Generic[_Key]):
 
     A single worker is this process itself, and takes many networks at once where the estimator does.
     Several are processes of their own, each with a copy of the estimator, which must therefore be
-    picklable. If one is killed, its work is done again.
+    picklable. The copies are made from bytes: live tensors would move to shared memory on their way, views
+    of one storage among them, and crash the process that receives them. If one is killed, its work is done
+    again.
 
     Args:
         estimator: the source of accuracy.
@@ -81,12 +85,21 @@ class Workers(Generic[_Key]):
                 self.count,
                 mp_context=multiprocessing.get_context("spawn"),
                 initializer=_start,
-                initargs=(self._estimator,),
+                initargs=(self._content(),),
             )
         try:
             self._running[self._pool.submit(_evaluate, architecture)] = (key, architecture)
         except BrokenProcessPool:
             self._restart([(key, architecture)])
+
+    def _content(self) -> bytes:
+        try:
+            return pickle.dumps(self._estimator)
+        except (pickle.PicklingError, TypeError, AttributeError) as error:
+            raise InputError(
+                f"this source of accuracy cannot be copied to worker processes ({error}): "
+                "use search.workers=1"
+            ) from None
 
     def wait(self) -> list[tuple[_Key, Answer]]:
         """The answers that are there; waits for the first if there is none yet."""
@@ -124,9 +137,9 @@ class Workers(Generic[_Key]):
 _estimator: AccuracyEstimator | None = None
 
 
-def _start(estimator: AccuracyEstimator) -> None:
+def _start(content: bytes) -> None:
     global _estimator  # the one thing a worker process is started with
-    _estimator = estimator
+    _estimator = pickle.loads(content)  # noqa: S301 - of the process that started this one
 
 
 def _evaluate(architecture: Architecture) -> Answer:

@@ -125,3 +125,21 @@ def test_messages_are_one_short_printable_line() -> None:
     assert message.startswith(r"bad \x1b[31m value xxx")
     assert message.endswith("run: python -m nas.profile")
     assert message.isprintable()
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://me:secret@host/db",
+        "postgresql+psycopg://me:sec:secret@host:5432/db?sslmode=require",
+        "postgresql://me:p@secret@host/db",
+        "postgresql://:secret@host/db",
+        "postgresql://host/db?user=me&password=secret",
+        "study.storage=postgresql://me:secret@host/db search.trials=3",
+    ],
+)
+def test_passwords_are_masked_in_every_message(url: str) -> None:
+    message = str(InputError(f"the study storage {url} does not answer"))
+    assert "secret" not in message
+    assert "***" in message
+    assert "host" in message

@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from nas.accuracy.imagenet import shipped_predictor
 from nas.accuracy.source import Accuracy, AccuracyError
 from nas.study.workers import Workers
 from search_spaces.architecture import Architecture
+from search_spaces.errors import InputError
 from search_spaces.references import reference
 
 NETWORKS = [reference("mobilenet_v2", resolution) for resolution in (32, 64, 96, 128)]
@@ -72,3 +74,25 @@ def test_a_network_that_kills_every_worker_is_given_up(tmp_path: Path) -> None:
 def test_no_worker_is_refused() -> None:
     with pytest.raises(ValueError, match=r"search\.workers must be at least 1, not 0"):
         Workers[int](Resolution(), 0)
+
+
+@pytest.mark.slow
+def test_the_predictor_tells_the_same_in_workers_as_here() -> None:
+    predictor = shipped_predictor()
+    networks = [reference("mobilenet_v3_large"), reference("mobilenet_v2", 192)]
+    with Workers[int](predictor, 2) as workers:
+        found = answers(workers, networks)
+    assert [found[number] for number in range(2)] == [predictor.accuracies([each])[0] for each in networks]
+
+
+class Unpicklable:
+    def __init__(self) -> None:
+        self.tell = lambda architecture: Accuracy(50.0, "measured")
+
+    def accuracy(self, architecture: Architecture) -> Accuracy:
+        return self.tell(architecture)
+
+
+def test_a_source_that_cannot_be_copied_says_what_to_do() -> None:
+    with pytest.raises(InputError, match=r"use search\.workers=1"), Workers[int](Unpicklable(), 2) as workers:
+        answers(workers, NETWORKS[:1])
