@@ -118,7 +118,7 @@ def accuracy_of(
     load = functools.cache(functools.partial(data.load, images))
     load(dataset.resolutions[-1])  # a missing or broken dataset is said before anything is measured
     recipe = recipe_of(plain(config.accuracy, TrainConfig), settings.seed)
-    return space, TrainedAccuracy(load, recipe), dataset.resolutions[-1]
+    return space, TrainedAccuracy(load, recipe, config.runtime.precision == "int8"), dataset.resolutions[-1]
 
 
 def _predictor(config: ImagenetConfig) -> Predictor:

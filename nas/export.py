@@ -14,7 +14,7 @@ from omegaconf import MISSING
 from safetensors.torch import load_file, save_file
 
 from nas import data
-from nas.accuracy.train import train
+from nas.accuracy.train import CALIBRATION_IMAGES, train
 from nas.assembly import dataset_settings, recipe_of
 from nas.command import command
 from nas.console import print_summary
@@ -32,7 +32,6 @@ from search_spaces.architecture import Architecture
 from search_spaces.errors import InputError
 from search_spaces.references import UnknownReferenceError, reference
 
-_CALIBRATION_BATCH = 100
 _ENDINGS = {"onnx": ".onnx", "litert": ".tflite", "litert_split": ".tflite"}
 
 
@@ -101,7 +100,7 @@ def main(config: Any) -> None:
     model = onnx_model(network, (1, 3, architecture.resolution, architecture.resolution), name)
     calibrating: list[NDArray[np.float32]] = []
     if settings.precision == "int8":
-        batches = data.load(images, architecture.resolution).train.batches(_CALIBRATION_BATCH, False, 0)
+        batches = data.load(images, architecture.resolution).train.batches(CALIBRATION_IMAGES, False, 0)
         calibrating = [image[None].numpy() for image in next(batches)[0]]
     output.parent.mkdir(parents=True, exist_ok=True)
     if settings.format == "onnx":

@@ -57,6 +57,8 @@ def ncnn_model(
     known = set(initializers)
     weights: dict[str, NDArray[Any]] = {}
     lines: list[str] = []
+    # Blobs with channels alone, after global pooling: a convolution of them is a product.
+    vectors: set[str] = set()
     readers = Counter(name for node in graph.node for name in node.input if name not in known)
     # A blob has one reader in ncnn: what several read is split, and each takes the next of its copies.
     copies: dict[str, list[str]] = {}
@@ -84,12 +86,17 @@ def ncnn_model(
                 for n in node.input[1:]
             ]
             weights |= dict(zip(node.input[1:], arrays, strict=True))
-            kind, settings = _weighted(node, arrays[0])
+            kind, settings = _weighted(node, weights[node.input[1]], node.input[0] in vectors)
+            if kind == "InnerProduct":
+                vectors.add(output)
             if nodes and nodes[0].op_type in _FUSED and nodes[0].input[0] == output and readers[output] == 1:
                 following = nodes.pop(0)
+                vectors |= {following.output[0]} if output in vectors else set()
                 output, settings = following.output[0], f"{settings} {_FUSED[following.op_type]}"
         elif node.op_type in _ALONE:
             kind, _, settings = _ALONE[node.op_type].partition(" ")
+            if node.op_type == "GlobalAveragePool":
+                vectors.add(output)
         else:
             raise NcnnOperatorError(f"no ncnn layer for {node.op_type}")
         lines.append(f"{kind} {output} {len(inputs)} 1 {' '.join(inputs)} {output} {settings}".rstrip())
@@ -98,9 +105,9 @@ def ncnn_model(
     return "\n".join([_MAGIC, f"{len(lines)} {blobs}", *lines]) + "\n", weights
 
 
-def _weighted(node: onnx.NodeProto, weight: NDArray[Any]) -> tuple[str, str]:
+def _weighted(node: onnx.NodeProto, weight: NDArray[Any], of_vector: bool) -> tuple[str, str]:
     """Kind and settings of a convolution or linear layer."""
-    if node.op_type == "Gemm":
+    if node.op_type == "Gemm" or of_vector:
         return "InnerProduct", f"0={len(weight)} 1=1 2={weight.size}"
     given = {each.name: helper.get_attribute_value(each) for each in node.attribute}
     settings = (

@@ -11,9 +11,15 @@ from torch import Tensor, nn
 
 from nas.accuracy.source import Accuracy, AccuracyError
 from nas.data import ImageSource, Split
+from nas.measuring.models import OnnxRunner
 from nas.network import Network
+from nas.onnx_graph import onnx_model
+from nas.quantize import quantize
 from search_spaces.architecture import Architecture
 from search_spaces.errors import InputError
+
+# Training images that tell the ranges of an int8 network.
+CALIBRATION_IMAGES = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,10 +70,12 @@ class TrainedAccuracy:
     Attributes:
         load: gives the dataset at a resolution.
         recipe: how to train.
+        int8: whether networks will run quantised: then the quantised network is judged.
     """
 
     load: Callable[[int], Split]
     recipe: Recipe
+    int8: bool = False
 
     def accuracy(self, architecture: Architecture) -> Accuracy:
         """Train a network from scratch and measure its top-1 on the validation images.
@@ -75,8 +83,9 @@ class TrainedAccuracy:
         Raises:
             AccuracyError: if the training diverges.
         """
-        _, top1 = train(architecture, self.load(architecture.resolution), self.recipe)
-        return Accuracy(top1, "measured")
+        split = self.load(architecture.resolution)
+        network, top1 = train(architecture, split, self.recipe)
+        return Accuracy(quantized_top1(network, split) if self.int8 else top1, "measured")
 
 
 def train(architecture: Architecture, split: Split, recipe: Recipe) -> tuple[Network, float]:
@@ -132,6 +141,20 @@ def evaluate(network: nn.Module, images: ImageSource, batch_size: int) -> float:
     for batch, labels in images.batches(batch_size, False, 0):
         right += int((network(_to(batch, device)).argmax(dim=1).cpu() == labels).sum())
     return 100 * right / len(images)
+
+
+def quantized_top1(network: Network, split: Split) -> float:
+    """Top-1 in percent of the int8 network that ``nas.export`` would write, on the validation images."""
+    side = network.architecture.resolution
+    model = onnx_model(network.eval().cpu(), (1, 3, side, side))
+    images, _ = next(split.train.batches(CALIBRATION_IMAGES, False, 0))
+    runner = OnnxRunner(quantize(model, [each[None].numpy() for each in images]).SerializeToString(), 1)
+    right = 0
+    for batch, labels in split.validation.batches(CALIBRATION_IMAGES, False, 0):
+        for image, label in zip(batch, labels, strict=True):
+            runner.take(image[None].contiguous().numpy())
+            right += int(runner.output().argmax() == int(label))
+    return 100 * right / len(split.validation)
 
 
 def _to(images: Tensor, device: torch.device) -> Tensor:

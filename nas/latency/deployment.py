@@ -19,6 +19,7 @@ from nas.latency.sessions import ProfileProgress
 from nas.measuring.conditions import cpu_model, snapshot
 from nas.measuring.rounds import Journal, Runner, measure, round_order, without_drift
 from nas.runtimes.runtime import Runtime
+from nas.runtimes.subject import RuntimeUnavailableError
 from nas.saving import write_atomically
 from search_spaces.architecture import Architecture
 from search_spaces.errors import InputError
@@ -102,9 +103,8 @@ def measure_deployments(
                 try:
                     runners[label] = runtime.runner(architecture)
                     prepared[label] = (name, runtime)
-                except (RuntimeError, TypeError, ValueError) as error:
-                    # Whatever a runtime raises for a network it cannot take; the others go on.
-                    refused[label] = " ".join(str(error).split())[:200]
+                except RuntimeUnavailableError as error:
+                    refused[label] = str(error)  # the others go on
                 progress.prepared(done, total)
         if not runners:
             continue
@@ -123,7 +123,7 @@ def measure_deployments(
             found.append(Deployment(name, runtime, versions[runtime.name], *numbers, len(kept)))
         journal.path.unlink()
     if not found:
-        raise InputError("; ".join(f"{label}: {reason}" for label, reason in refused.items()))
+        raise InputError("; ".join(refused.values()))
     return found, refused
 
 

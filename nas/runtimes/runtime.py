@@ -16,6 +16,8 @@ from typing import Literal, get_args
 from nas.measuring.rounds import Runner
 from nas.runtimes import executorch, litert, ncnn, onnxruntime, openvino, pytorch
 from nas.runtimes.subject import PRECISIONS, Model, Precision, RuntimeUnavailableError, Subject
+from search_spaces.errors import InputError
+from search_spaces.layers import LayerKey
 
 RuntimeName = Literal[
     "onnxruntime", "litert", "litert_split", "openvino", "ncnn", "executorch", "torch", "torch_compile"
@@ -122,10 +124,20 @@ class Runtime:
         """A call that runs a layer or a whole network once.
 
         Raises:
-            RuntimeUnavailableError: if the runtime is not installed.
+            RuntimeUnavailableError: if the runtime is not installed, or cannot run it.
         """
         self.version()
-        return _ENGINES[self.name].runner(subject, self.precision, self.threads)
+        try:
+            return _ENGINES[self.name].runner(subject, self.precision, self.threads)
+        except InputError:
+            raise
+        except Exception as error:  # every runtime has exceptions of its own
+            what = f"layer {subject}" if isinstance(subject, LayerKey) else f"network {subject.id}"
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            raise RuntimeUnavailableError(
+                f"runtime {self.name} ({self.precision}) cannot run {what}: {reason}; "
+                "take another runtime, or leave such layers out of the search space"
+            ) from error
 
     def model(self, subject: Subject) -> Model:
         """A layer or a whole network as a board is sent it.

@@ -6,7 +6,7 @@ import torch
 import yaml
 
 from nas.accuracy.source import AccuracyError
-from nas.accuracy.train import Recipe, TrainedAccuracy, evaluate, train
+from nas.accuracy.train import Recipe, TrainedAccuracy, evaluate, quantized_top1, train
 from nas.data import DatasetSettings, load
 from search_spaces.architecture import Architecture
 from search_spaces.blocks import Block, Head, Stem
@@ -50,6 +50,19 @@ def test_accuracy_says_that_it_was_measured() -> None:
     found = estimator.accuracy(SMALL)
     assert found.source == "measured"
     assert 0 <= found.top1 <= 100
+
+
+def test_where_networks_run_in_int8_the_quantised_one_is_judged(monkeypatch: pytest.MonkeyPatch) -> None:
+    split = load(STRIPES, 16)
+    network, exact = train(SMALL, split, RECIPE)
+    quantised = quantized_top1(network, split)
+    assert abs(quantised - exact) <= 5
+    # Without any range worth the name it recognises nothing: the answer is the integers' own.
+    monkeypatch.setattr("nas.quantize.activation_ranges", lambda model, images: {"input": (0.0, 1e-6)})
+    assert quantized_top1(network, split) < 60
+    monkeypatch.undo()
+    found = TrainedAccuracy(partial(load, STRIPES), RECIPE, int8=True).accuracy(SMALL)
+    assert found.top1 == quantised
 
 
 def test_classes_must_fit() -> None:

@@ -324,6 +324,19 @@ def test_a_runtime_that_is_not_installed_names_its_extra(
         Runtime(name, "int8" if name == "litert_split" else "fp32").runner(LAYERS[0])
 
 
+@pytest.mark.parametrize("subject", [LAYERS[2], NETWORK], ids=["layer", "network"])
+def test_what_a_runtime_refuses_is_named_in_one_line(
+    subject: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: object, **options: object) -> None:
+        raise RuntimeError("operator 7\nis not known")
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", refuse)
+    name = str(subject) if isinstance(subject, LayerKey) else subject.id
+    with pytest.raises(RuntimeUnavailableError, match=f"cannot run .*{name}: operator 7 is not known; take"):
+        Runtime().runner(subject)
+
+
 @pytest.mark.skipif("executorch" not in installed(), reason="executorch is not installed")
 @pytest.mark.slow
 def test_executorch_uses_the_threads_asked_for() -> None:
