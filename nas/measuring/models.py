@@ -95,6 +95,8 @@ class OnnxRunner:
         onnxruntime.create_and_register_allocator(memory, None)  # again has no effect
         options = onnxruntime.SessionOptions()
         options.add_session_config_entry("session.use_env_allocators", "1")
+        # Else the threads of one model would spin on while the next is timed.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
@@ -192,6 +194,7 @@ class NcnnRunner:
         option = self._net.opt
         option.num_threads = threads
         option.use_vulkan_compute = False
+        option.openmp_blocktime = 0  # its threads would spin on while the next model is timed
         for half in ("fp16_packed", "fp16_storage", "fp16_arithmetic", "bf16_storage", "bf16_packed"):
             setattr(option, f"use_{half}", False)
         if self._net.load_param_mem(text.decode()) != 0:
