@@ -21,7 +21,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, BinaryIO, NoReturn
 
 import yaml
 
@@ -30,6 +30,7 @@ from search_spaces.errors import InputError, shorten
 MEGABYTE = 1_000_000
 # Larger than anything the project writes of that kind.
 MAX_FILE_BYTES = 64 * MEGABYTE
+MAX_STREAM_BYTES = 4_000 * MEGABYTE
 # PyYAML reads some hundred kilobytes a second; an architecture of a hundred rows has fifteen.
 MAX_YAML_BYTES = 100_000
 # Some hundred megabytes of Python objects, in the worst case, and a second to look at all of them.
@@ -121,6 +122,12 @@ class Gate:
 
     def content(self, path: Path, most: int = MAX_FILE_BYTES) -> bytes:
         """The content of an ordinary file."""
+        with self.opened(path, most) as file:
+            return file.read(most)
+
+    @contextmanager
+    def opened(self, path: Path, most: int = MAX_STREAM_BYTES) -> Iterator[BinaryIO]:
+        """An ordinary file, to be read piece by piece."""
         try:
             # Opened without waiting: a pipe without a writer would keep us for ever.
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -135,7 +142,7 @@ class Gate:
             if status.st_size > most:
                 self.fail(f"is too large: {status.st_size / MEGABYTE:,.1f} MB, at most {most / MEGABYTE:g}")
             with open(descriptor, "rb", closefd=False) as file:
-                return file.read(most)
+                yield file
         except OSError as error:
             self.unreadable(error.strerror)
         finally:
@@ -165,7 +172,7 @@ class Gate:
         if len(text) > MAX_JSON_BYTES:
             self.fail(f"is too large: {len(text) / MEGABYTE:,.1f} MB in one piece")
         try:
-            data = json.loads(text, parse_constant=self._no_number)
+            data = json.loads(text, parse_constant=self.no_number)
         except RecursionError:
             self.fail(f"is nested more than {MAX_DEPTH} deep")
         except ValueError as error:
@@ -195,7 +202,7 @@ class Gate:
             self.fail(f"is not valid YAML: {reason}")
         return self.plain(data, MAX_YAML_VALUES)
 
-    def plain(self, data: Any, most: int = MAX_VALUES) -> Any:
+    def plain(self, data: Any, most: int = MAX_VALUES, longest_text: int = MAX_TEXT) -> Any:
         """The same data, which holds nothing but bounded plain values."""
         left = most
         stack: list[tuple[Any, int]] = [(data, 0)]
@@ -214,7 +221,7 @@ class Gate:
                 if not -_LARGEST_INTEGER <= value < _LARGEST_INTEGER:
                     self.fail("holds an integer of more than 64 bits")
             elif kind is str:
-                if len(value) > MAX_TEXT:
+                if len(value) > longest_text:
                     self.fail(f"holds a text of {len(value):,} characters")
             elif kind is dict:
                 for key in value:
@@ -227,7 +234,8 @@ class Gate:
                 self.fail(f"holds a {kind.__name__}, which does not belong there")
         return data
 
-    def _no_number(self, text: str) -> NoReturn:
+    def no_number(self, text: str) -> NoReturn:
+        """Refuse NaN and infinity, for ``json.loads(..., parse_constant=...)``."""
         self.fail(f"holds {text}, which is no number")
 
     # -- values --------------------------------------------------------------------------------

@@ -33,7 +33,8 @@ def test_the_command_rebuilds_everything_from_the_study(tmp_path: Path) -> None:
         "architectures",
     }
     assert "mobilenet_v1" in done.stdout
-    assert f"next: python -m nas.export export.architecture={folder}/architectures/" in done.stdout
+    architecture = f"'export.architecture={folder}/architectures/"  # quoted: there is a space in it
+    assert f"next: python -m nas.export {architecture}" in done.stdout
 
 
 def test_a_folder_without_a_study_is_one_line(tmp_path: Path) -> None:

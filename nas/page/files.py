@@ -26,6 +26,7 @@ from nas.page.report import (
     MIXED_KINDS,
     NetworkResult,
     Report,
+    ReportError,
     equal_budgets,
     report_of,
     signed,
@@ -77,6 +78,8 @@ def write_report(folder: Path, study: optuna.Study) -> ReportFiles:
     """
     report = report_of(study)
     folder.mkdir(parents=True, exist_ok=True)
+    if folder.joinpath("architectures").is_symlink():
+        raise ReportError(f"{folder}/architectures is a link: nothing is written through it")
     files = ReportFiles(
         report=report,
         html=folder / "report.html",

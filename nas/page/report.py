@@ -10,7 +10,9 @@ How it is drawn and written is the business of the other modules of this package
 
 from __future__ import annotations
 
+import bisect
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,14 +23,16 @@ from typing import Any
 import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution
-from optuna.storages import BaseStorage, JournalStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from nas.study.pareto import front, hypervolume
+from nas.latency.table import MAX_MS
+from nas.study.journal import JournalReader, storage_of
+from nas.study.pareto import front
 from nas.study.storage import open_storage
-from search_spaces.architecture import Architecture
+from search_spaces.architecture import MAX_RESOLUTION, Architecture
 from search_spaces.errors import InputError
+from search_spaces.gate import Gate
 from search_spaces.space import SearchSpace
 
 STUDY_FILE = "study.journal"
@@ -42,6 +46,8 @@ MIXED_KINDS = (
 # fANOVA on this many trials takes a few seconds; on all of a long study it would take minutes.
 _TRIALS_FOR_IMPORTANCE = 300
 _FEWEST_FOR_IMPORTANCE = 20
+_ID = re.compile(r"[0-9a-f]{10}")
+_KINDS = ("candidate", "reference", "refinement")
 
 
 class ReportError(InputError):
@@ -304,10 +310,7 @@ def read_study(folder: Path, storage: str | None = None) -> optuna.Study:
                 f"there is no study in {folder}: it has no {STUDY_FILE}; name the folder of a study, "
                 "or its database with storage=postgresql://..."
             )
-        try:
-            opened = JournalStorage(JournalFileBackend(str(path)))
-        except (ValueError, KeyError) as error:
-            raise ReportError(f"{path} is no study file: {error}") from None
+        opened = storage_of(JournalReader(path, ReportError), Gate(str(path), ReportError))
     names = optuna.get_all_study_names(opened)
     if name not in names:
         if storage is not None or len(names) != 1:
@@ -331,21 +334,27 @@ def report_of(study: optuna.Study, importances: bool = True) -> Report:
         raise ReportError(
             f"study {study.study_name!r} was not made by this project: it names no search space"
         )
-    space = SearchSpace.from_dict(attributes["space"])
+    gate = Gate(f"the study {study.study_name!r}", ReportError)
+    with gate.reading():
+        return _report(gate, study, attributes, importances)
+
+
+def _report(gate: Gate, study: optuna.Study, attributes: Mapping[str, Any], importances: bool) -> Report:
+    space = SearchSpace.from_dict(gate.plain(attributes["space"]))
     trials = study.get_trials(deepcopy=False)
     complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
     if not complete:
         raise ReportError(f"study {study.study_name!r} holds no complete trial yet")
     # Where the first value of a trial is its accuracy, it is the one the search went by.
     judged = (study.metric_names or ["top1"])[0] == "top1"
-    remeasured = attributes.get("remeasured") or {}
-    networks = tuple(_network(trial, space, judged, remeasured) for trial in complete)
-    provenance = attributes.get("provenance") or {}
+    remeasured = gate.mapping(attributes.get("remeasured") or {}, "remeasured")
+    networks = tuple(_network(gate, trial, space, judged, remeasured) for trial in complete)
+    provenance = gate.mapping(attributes.get("provenance") or {}, "provenance")
     budget = provenance.get("budget_ms")
-    budget_ms = float(budget) if isinstance(budget, int | float) else None
+    budget_ms = None if budget is None else gate.number("budget_ms", budget, 1e-9, MAX_MS)
     return Report(
         name=study.study_name,
-        networks=networks + _published(attributes.get(PUBLISHED) or {}),
+        networks=networks + _published(gate, attributes.get(PUBLISHED) or {}),
         failed=sum(trial.state == TrialState.FAIL for trial in trials),
         budget_ms=budget_ms,
         hypervolume=_hypervolume_over_trials(networks, budget_ms),
@@ -356,55 +365,77 @@ def report_of(study: optuna.Study, importances: bool = True) -> Report:
 
 
 def _network(
-    trial: FrozenTrial, space: SearchSpace, judged: bool, remeasured: Mapping[str, tuple[float, str]]
+    gate: Gate,
+    trial: FrozenTrial,
+    space: SearchSpace,
+    judged: bool,
+    remeasured: Mapping[str, tuple[float, str]],
 ) -> NetworkResult:
     attributes = trial.user_attrs
+    # It names a file: an id of ours and nothing else.
+    if not _ID.fullmatch(gate.string("architecture", attributes.get("architecture"))):
+        gate.fail(f"holds an architecture {attributes['architecture']!r}, which is no id")
     # Layers of the front are measured after the search; see nas.study.loop.remeasure.
     predicted = (attributes["latency_ms"], attributes["latency_source"])
     latency_ms, latency_source = remeasured.get(attributes["architecture"], predicted)
     architecture = None
     if attributes.get("table"):
-        architecture = Architecture.from_dict(attributes["table"])
+        architecture = Architecture.from_dict(gate.plain(attributes["table"]))
     elif trial.params:
         architecture = space.build(trial.params)
+    name, resolution = attributes.get("name"), attributes.get("resolution")
     return NetworkResult(
         trial=trial.number,
-        id=str(attributes["architecture"]),
-        kind=attributes["kind"],
-        name=attributes.get("name"),
-        top1=attributes["top1"],
-        judged_top1=trial.values[0] if judged else attributes["top1"],
-        deviation=attributes.get("deviation"),
-        accuracy_source=attributes["accuracy_source"],
-        latency_ms=latency_ms,
-        latency_source=latency_source,
-        macs=attributes["macs"],
-        parameters=attributes["parameters"],
-        resolution=architecture.resolution if architecture else attributes.get("resolution"),
+        id=attributes["architecture"],
+        kind=gate.choice("kind", attributes["kind"], _KINDS),
+        name=None if name is None else gate.string("name", name, 100),
+        judged_top1=gate.number("a value", trial.values[0]) if judged else attributes["top1"],
+        deviation=_deviation(gate, attributes.get("deviation")),
+        accuracy_source=gate.string("accuracy_source", attributes["accuracy_source"], 30),
+        resolution=architecture.resolution if architecture else _resolution(gate, resolution),
         architecture=architecture,
+        **_measured(gate, {**attributes, "latency_ms": latency_ms, "latency_source": latency_source}),
     )
 
 
-def _published(references: Mapping[str, Mapping[str, Any]]) -> tuple[NetworkResult, ...]:
-    return tuple(
-        NetworkResult(
-            trial=-number,
-            id=name,
-            kind="reference",
-            name=name,
-            top1=each["top1"],
-            judged_top1=each["top1"],
-            deviation=None,
-            accuracy_source="published",
-            latency_ms=each["latency_ms"],
-            latency_source=each["latency_source"],
-            macs=each["macs"],
-            parameters=each["parameters"],
-            resolution=each["resolution"],
-            architecture=None,
+def _measured(gate: Gate, attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """What is known of every network, checked."""
+    return {
+        "top1": gate.number("top1", attributes["top1"], -100, 100),
+        "latency_ms": gate.number("latency_ms", attributes["latency_ms"], 1e-9, MAX_MS),
+        "latency_source": gate.string("latency_source", attributes["latency_source"], 30),
+        "macs": gate.integer("macs", attributes["macs"]),
+        "parameters": gate.integer("parameters", attributes["parameters"]),
+    }
+
+
+def _deviation(gate: Gate, value: Any) -> float | None:
+    return None if value is None else gate.number("deviation", value, 0, 1_000)
+
+
+def _resolution(gate: Gate, value: Any) -> int | None:
+    return None if value is None else gate.integer("resolution", value, 1, MAX_RESOLUTION)
+
+
+def _published(gate: Gate, references: Any) -> tuple[NetworkResult, ...]:
+    found = []
+    for number, (name, each) in enumerate(gate.mapping(references, PUBLISHED).items(), start=1):
+        values = _measured(gate, gate.mapping(each, name))
+        found.append(
+            NetworkResult(
+                trial=-number,
+                id=name,
+                kind="reference",
+                name=name,
+                judged_top1=values["top1"],
+                deviation=None,
+                accuracy_source="published",
+                resolution=_resolution(gate, each["resolution"]),
+                architecture=None,
+                **values,
+            )
         )
-        for number, (name, each) in enumerate(references.items(), start=1)
-    )
+    return tuple(found)
 
 
 def _layer_latencies(networks: Mapping[str, Any]) -> dict[str, LayerLatency]:
@@ -465,15 +496,29 @@ def _hypervolume_over_trials(
     networks: Sequence[NetworkResult], budget_ms: float | None
 ) -> tuple[tuple[int, float], ...]:
     bound = budget_ms or max(network.latency_ms for network in networks)
-    # A point on the bound still counts.
-    corner = np.array([0.0, np.nextafter(bound, np.inf)])
-    best = np.empty((0, 2))
+    # The front so far, by latency and by accuracy; each network changes it only where it enters.
+    latencies: list[float] = []
+    accuracies: list[float] = []
+    area = 0.0
     steps: list[tuple[int, float]] = []
-    for network, loss in zip(networks, _losses(networks), strict=True):
-        if loss[1] < corner[1] and not np.any(np.all(best <= loss, axis=1)):
-            best = np.vstack([best, loss])
-            best = best[front(best)]
-            steps.append((network.trial, hypervolume(best, corner) / (100 * bound)))
+    for network in networks:
+        latency_ms, top1 = network.latency_ms, max(0.0, network.judged_top1)
+        first = bisect.bisect_right(latencies, latency_ms)
+        before = accuracies[first - 1] if first else 0.0
+        if latency_ms > bound or top1 <= before:
+            continue
+        start, height, last = latency_ms, before, first
+        while last < len(latencies) and accuracies[last] <= top1:
+            area += (latencies[last] - start) * (top1 - height)
+            start, height = latencies[last], accuracies[last]
+            last += 1
+        end = latencies[last] if last < len(latencies) else bound
+        area += (end - start) * (top1 - height)
+        # Of equally fast networks the more accurate one stays.
+        first -= first > 0 and latencies[first - 1] == latency_ms
+        latencies[first:last] = [latency_ms]
+        accuracies[first:last] = [top1]
+        steps.append((network.trial, area / (100 * bound)))
     if steps and steps[-1][0] != networks[-1].trial:
         steps.append((networks[-1].trial, steps[-1][1]))
     return tuple(steps)

@@ -20,6 +20,12 @@ def front(points: Points) -> NDArray[np.intp]:
     """
     # In lexicographic order a point can only be dominated by one before it.
     order = np.lexsort(points.T[::-1])
+    if points.shape[1] == 2:
+        second = points[order, 1]
+        # Something before it is at least as good in both, unless it is better than all of them in the second.
+        lowest_before = np.minimum.accumulate(np.concatenate([[np.inf], second[:-1]]))
+        best: NDArray[np.intp] = order[second < lowest_before]
+        return best
     kept: list[int] = []
     found = np.empty_like(points)
     for index in order:

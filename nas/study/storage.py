@@ -28,6 +28,7 @@ from sqlalchemy.exc import IntegrityError, ProgrammingError, SQLAlchemyError
 
 from nas.latency.table import FILES, MAX_BYTES, LatencyTable
 from nas.saving import HeldError, SaveError, hold, saving
+from nas.study.journal import records, storage_of
 from nas.study.objective import Objective, directions, names
 from search_spaces.errors import InputError, masked
 from search_spaces.gate import MEGABYTE, Gate
@@ -97,17 +98,13 @@ class JournalFile(BaseJournalBackend):
         """The records from the given number on.
 
         Raises:
-            StorageError: if a line is no JSON, naming it.
+            StorageError: if a record is none, naming the line.
         """
         if log_number_from < self._read_count:
             self._read_count, self._read_offset = 0, 0
-        for line in self._complete_lines():
-            try:
-                record: dict[str, Any] = json.loads(line)
-            except ValueError:
-                raise StorageError(
-                    f"the study file {self._path} is damaged in line {self._read_count + 1}: no JSON"
-                ) from None
+        gate = Gate(f"the study file {self._path}", StorageError)
+        lines = self._complete_lines()
+        for line, record in zip(lines, records(gate, lines, self._read_count + 1), strict=True):
             self._read_count += 1
             self._read_offset += len(line) + 1
             if self._read_count > log_number_from:
@@ -171,7 +168,12 @@ def open_storage(location: str) -> BaseStorage:
         StorageError: if it cannot be opened or does not answer.
     """
     if "://" not in location:
-        return JournalStorage(JournalFile(Path(location)))
+        journal = JournalFile(Path(location))
+        try:
+            return storage_of(journal, Gate(f"the study file {location}", StorageError))
+        except StorageError:
+            journal.close()
+            raise
     url = location
     scheme = location.split("://", 1)[0]
     # psycopg (version 3) is the driver of the extra `postgres`; SQLAlchemy's default is psycopg2.

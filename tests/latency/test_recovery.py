@@ -207,7 +207,7 @@ def test_two_writers_of_one_table_do_not_mix(saved: Path) -> None:
         profile(FakeTarget(), RUNTIME, "fake", Plan(keys, ()), saved, 4, table)
 
     def refused() -> None:
-        with pytest.raises(HeldError, match=rf"is being in use by process {os.getppid()} on .*: wait for it"):
+        with pytest.raises(HeldError, match=rf"is in use by process {os.getppid()} on .*: wait for it"):
             second()
 
     before = LatencyTable.load(saved)

@@ -88,3 +88,9 @@ def made_up_study(folder: Path, trials: int = 60) -> SearchResult:
     study.set_user_attr("provenance", provenance(study))
     close_storage(storage)
     return result
+
+
+def writable(folder: Path) -> optuna.Study:
+    """The study of a folder as a search opens it."""
+    storage = open_storage(str(folder / "study.journal"))
+    return optuna.load_study(study_name=folder.name, storage=storage)

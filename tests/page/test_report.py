@@ -1,16 +1,27 @@
+import random
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import optuna
 import pytest
 from optuna.trial import FrozenTrial
 
-from nas.page.report import ReportError, parameter_importances, read_study, report_of
+from nas.page.report import (
+    NetworkResult,
+    ReportError,
+    _hypervolume_over_trials,
+    parameter_importances,
+    read_study,
+    report_of,
+)
 from nas.study.loop import architecture_of
 from nas.study.objective import Pareto
+from nas.study.pareto import hypervolume
 from nas.study.storage import close_storage, open_storage, open_study
-from tests.page.report_cases import BUDGET_MS, REFERENCES, made_up_study, network, report
+from tests.page.report_cases import BUDGET_MS, REFERENCES, made_up_study, network, report, writable
 from tests.study.search_cases import small_space
 
 
@@ -80,7 +91,7 @@ def test_a_study_can_be_read_while_a_search_writes_to_it(tmp_path: Path) -> None
 
 def test_a_study_without_provenance_is_reported(tmp_path: Path) -> None:
     made_up_study(tmp_path / "s", trials=5)
-    study = read_study(tmp_path / "s")
+    study = writable(tmp_path / "s")
     study.set_user_attr("provenance", {})
     found = report_of(study)
     assert (found.title, found.budget_ms, dict(found.layers)) == ("", None, {})
@@ -133,5 +144,31 @@ def test_what_is_no_study_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ReportError, match="no complete trial"):
         report_of(read_study(tmp_path / "s"))
     (tmp_path / "s" / "study.journal").write_text("no journal\nat all\n")
-    with pytest.raises(ReportError, match="no study file"):
+    with pytest.raises(ReportError, match="damaged in line 1: it is no JSON"):
         read_study(tmp_path / "s")
+
+
+def test_the_hypervolume_over_trials_is_that_of_the_fronts() -> None:
+    generator = random.Random(0)
+    for _ in range(20):
+        networks = [
+            _made_up(number, generator.randrange(0, 40), generator.randrange(1, 30)) for number in range(60)
+        ]
+        losses = np.array([[-each.judged_top1, each.latency_ms] for each in networks])
+        corner = np.array([0.0, 20.0])
+        steps = dict(_hypervolume_over_trials(networks, 20.0))
+        share = 0.0
+        for number in range(len(networks)):
+            share = steps.get(number, share)
+            assert share == pytest.approx(hypervolume(losses[: number + 1], corner) / (100 * 20.0))
+
+
+def test_a_front_of_thousands_takes_no_time() -> None:
+    networks = [_made_up(number, 0.001 + number / 100, 1.0 + number) for number in range(5_000)]
+    start = time.monotonic()
+    assert len(_hypervolume_over_trials(networks, None)) == 5_000
+    assert time.monotonic() - start < 1
+
+
+def _made_up(trial: int, top1: float, latency_ms: float) -> NetworkResult:
+    return replace(network(top1, latency_ms, trial), id=f"{trial:010x}")

@@ -4,7 +4,7 @@ import pytest
 
 from nas.latency.table import Entry, LatencyTable, TableHeader
 from nas.measuring.conditions import cpu_model
-from nas.page.report import read_study, report_of
+from nas.page.report import report_of
 from nas.page.torchvision_reference import (
     TorchvisionReference,
     TorchvisionReferenceError,
@@ -16,7 +16,7 @@ from nas.page.torchvision_reference import (
 from nas.runtimes.runtime import Runtime
 from search_spaces.layers import layer_keys
 from search_spaces.references import reference
-from tests.page.report_cases import made_up_study
+from tests.page.report_cases import made_up_study, writable
 
 
 def table(anchor_ms: float | None, device: str = cpu_model()) -> LatencyTable:
@@ -97,7 +97,7 @@ def test_refuses_what_would_not_compare(tmp_path: Path) -> None:
 
 def test_stands_beside_the_front_as_published(tmp_path: Path) -> None:
     made_up_study(tmp_path / "s", trials=5)
-    study = read_study(tmp_path / "s")
+    study = writable(tmp_path / "s")
     perfect = TorchvisionReference("torchvision:perfect", "V1", 99.0, 1000, 100, 224)
     before = report_of(study)
     record(study, [perfect], {"torchvision:perfect": 0.01})

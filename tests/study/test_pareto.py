@@ -37,3 +37,19 @@ def test_hypervolume_agrees_with_counted_cells(objectives: int) -> None:
 def test_four_objectives_are_refused() -> None:
     with pytest.raises(ValueError, match="three objectives"):
         hypervolume(np.zeros((1, 4)), np.ones(4))
+
+
+def test_two_objectives_take_the_short_way_to_the_same_front() -> None:
+    generator = np.random.default_rng(0)
+    for _ in range(50):
+        points = generator.integers(0, 12, (60, 2)).astype(float)
+        wanted = [
+            index
+            for index, point in enumerate(points)
+            if not any(
+                np.all(other <= point) and (np.any(other < point) or before < index)
+                for before, other in enumerate(points)
+                if before != index
+            )
+        ]
+        assert sorted(front(points)) == wanted

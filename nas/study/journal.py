@@ -1,0 +1,178 @@
+"""Records of a study file, looked at before Optuna replays them: a file may come from anywhere.
+
+Optuna trusts its journal: an unknown operation, a missing field or a distribution of another kind ends
+in an error of its own, deep inside. Here every record has its operation, its fields and bounded plain
+values, or the file is refused with the number of the line.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from optuna.distributions import json_to_distribution
+from optuna.storages import JournalStorage
+from optuna.storages.journal import BaseJournalBackend
+
+from search_spaces.errors import InputError
+from search_spaces.gate import MEGABYTE, Gate
+
+MAX_LINE = 16 * MEGABYTE
+_MOST_TRIALS = 10_000_000
+# Fields of each operation of Optuna's journal, with what they must be.
+_Kinds = dict[str, type | tuple[type, ...]]
+_STUDY: _Kinds = {"study_id": int}
+_TRIAL: _Kinds = {"trial_id": int}
+_FIELDS: dict[int, _Kinds] = {
+    0: {"study_name": str, "directions": list},
+    1: _STUDY,
+    2: {**_STUDY, "user_attr": dict},
+    3: {**_STUDY, "system_attr": dict},
+    4: {**_STUDY, "datetime_start": (str, type(None))},
+    5: {**_TRIAL, "param_name": str, "param_value_internal": (int, float), "distribution": str},
+    6: {**_TRIAL, "state": int, "values": (list, type(None))},
+    7: {**_TRIAL, "step": int, "intermediate_value": (int, float)},
+    8: {**_TRIAL, "user_attr": dict},
+    9: {**_TRIAL, "system_attr": dict},
+    10: {},
+}
+# What a trial may be created with.
+_OPTIONAL: _Kinds = {
+    "distributions": dict,
+    "params": dict,
+    "datetime_complete": str,
+    "state": int,
+    "value": (int, float, type(None)),
+    "values": (list, type(None)),
+    "user_attrs": dict,
+    "system_attrs": dict,
+    "intermediate_values": dict,
+}
+# A line in which neither nesting nor a number can be out of bounds needs no second look.
+_MANY_BRACKETS = 24
+_LARGE_EXPONENT = re.compile(rb"[eE]\+?\d{3}|\d{19}")
+
+
+class JournalReader(BaseJournalBackend):
+    """A study file to be read only; a search may be writing to it.
+
+    Args:
+        path: the file.
+        error: what is raised.
+    """
+
+    def __init__(self, path: Path, error: type[InputError]) -> None:
+        self._path, self._error = path, error
+
+    def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:
+        """The records from the given number on; a last line that was cut off does not count.
+
+        Raises:
+            InputError: if the file cannot be read or a record is none.
+        """
+        gate = Gate(f"the study file {self._path}", self._error)
+        with gate.opened(self._path) as file:
+            lines = (line for line in file if line.endswith(b"\n"))
+            for number, record in enumerate(records(gate, lines)):
+                if number >= log_number_from:
+                    yield record
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        """Refuse to write.
+
+        Raises:
+            InputError: always.
+        """
+        raise self._error(f"the study file {self._path} was opened to be read")
+
+
+def storage_of(backend: BaseJournalBackend, gate: Gate) -> JournalStorage:
+    """An Optuna storage of a study file.
+
+    Raises:
+        InputError: if its records contradict each other.
+    """
+    try:
+        return JournalStorage(backend)
+    except InputError:
+        raise
+    except (
+        KeyError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        AssertionError,
+        ArithmeticError,
+        LookupError,
+    ) as error:
+        gate.fail(f"is damaged: {type(error).__name__}: {error}")
+
+
+def records(gate: Gate, lines: Iterable[bytes], first: int = 1) -> Iterator[dict[str, Any]]:
+    """Journal lines as records that Optuna can replay.
+
+    Args:
+        gate: names the file.
+        lines: without or with their ends.
+        first: number of the first line.
+
+    Raises:
+        InputError: naming the line.
+    """
+    distributions: set[str] = set()
+    for number, line in enumerate(lines, start=first):
+        where = Gate(f"{gate.name} is damaged in line {number}: it", gate.error, gate.remedy)
+        if len(line) > MAX_LINE:
+            where.fail("is too long")
+        try:
+            record = json.loads(line, parse_constant=where.no_number)
+        except RecursionError:
+            where.fail("is nested too deep")
+        except ValueError as error:
+            if isinstance(error, gate.error):
+                raise
+            where.fail("is no JSON")
+        if line.count(b"[") + line.count(b"{") > _MANY_BRACKETS or _LARGE_EXPONENT.search(line):
+            where.plain(record, longest_text=MAX_LINE)
+        _check(where, record, distributions)
+        yield record
+
+
+def _check(gate: Gate, record: Any, distributions: set[str]) -> None:
+    if not isinstance(record, dict) or type(record.get("op_code")) is not int:
+        gate.fail("has no operation")
+    wanted = _FIELDS.get(record["op_code"])
+    if wanted is None or not isinstance(record.get("worker_id"), str):
+        gate.fail(f"has an unknown operation {record['op_code']}")
+    for name, kind in wanted.items():
+        if name not in record or not _is(record[name], kind):
+            gate.fail(f"has no usable {name}")
+    if "trial_id" in record:
+        gate.integer("trial_id", record["trial_id"], 0, _MOST_TRIALS)
+    if record["op_code"] == 0:
+        gate.string("study_name", record["study_name"], 300)
+    if record["op_code"] == 4:
+        for name, kind in _OPTIONAL.items():
+            if name in record and not _is(record[name], kind):
+                gate.fail(f"has no usable {name}")
+        if set(record.get("params", {})) - set(record.get("distributions", {})):
+            gate.fail("has a parameter without distribution")
+    if record["op_code"] in (4, 6):
+        for value in record.get("values") or []:
+            gate.number("a value", value)
+    texts = list(record.get("distributions", {}).values())
+    texts += [record["distribution"]] if record["op_code"] == 5 else []
+    for text in texts:
+        if type(text) is not str or len(text) > MEGABYTE:
+            gate.fail("has a distribution that is no text")
+        if text not in distributions:  # the same few for all trials
+            with gate.reading():
+                json_to_distribution(text)
+            distributions.add(text)
+
+
+def _is(value: Any, kind: type | tuple[type, ...]) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
