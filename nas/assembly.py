@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from nas import data
 from nas.accuracy.csv import read_extra
 from nas.accuracy.imagenet import Predictor, shipped_predictor
 from nas.accuracy.proxy import ProxyAccuracy
-from nas.accuracy.source import AccuracyEstimator, PublishedFirst
+from nas.accuracy.source import AccuracyEstimator, Int8Penalty, PublishedFirst
 from nas.accuracy.table import AccuracyTable
 from nas.accuracy.train import Recipe, TrainedAccuracy
 from nas.data import DatasetSettings
@@ -29,6 +30,7 @@ from nas.settings import (
 )
 from nas.study.objective import Budget, MnasNet, Objective, Pareto
 from search_spaces.errors import InputError
+from search_spaces.ops import ACTIVATIONS
 from search_spaces.references import is_reference, published_top1
 from search_spaces.space import SearchSpace
 
@@ -107,7 +109,12 @@ def accuracy_of(
             for name, architecture in references.items()
             if is_reference(name) and (top1 := published_top1(name, architecture.resolution)) is not None
         }
-        return space, PublishedFirst(published, predictor), None
+        fp32 = PublishedFirst(published, predictor)
+        penalty = dict(config.accuracy.int8_penalty)
+        _check_penalty(penalty)
+        if penalty and config.runtime.precision == "int8":
+            return space, Int8Penalty(fp32, penalty), None
+        return space, fp32, None
     if config.accuracy.name == "proxy":
         return space, ProxyAccuracy(config.accuracy.score, config.accuracy.resolution), None
     if config.accuracy.name == "table":
@@ -119,6 +126,16 @@ def accuracy_of(
     load(dataset.resolutions[-1])  # a missing or broken dataset is said before anything is measured
     recipe = recipe_of(plain(config.accuracy, TrainConfig), settings.seed)
     return space, TrainedAccuracy(load, recipe, config.runtime.precision == "int8"), dataset.resolutions[-1]
+
+
+def _check_penalty(points: Mapping[str, float]) -> None:
+    for name, lost in points.items():
+        if name not in ACTIVATIONS:
+            raise InputError(
+                f"accuracy.int8_penalty: there is no activation {name!r}; known are {', '.join(ACTIVATIONS)}"
+            )
+        if not 0 <= lost <= 100:
+            raise InputError(f"accuracy.int8_penalty.{name} must be points of top-1, 0 to 100, not {lost}")
 
 
 def _predictor(config: ImagenetConfig) -> Predictor:

@@ -113,6 +113,11 @@ def main(config: Any) -> None:
         carried = table_of(storage, named.name) if storage is not None else None
         table = latencies.table(space, extra, carried)
         console.print(f"latency: {table.header.title}")
+        if runtime.precision == "int8" and isinstance(accuracy, PublishedFirst):
+            console.print(
+                "  [yellow]mind: accuracies are those of fp32; what quantising costs is not predicted "
+                "(accuracy.int8_penalty, or accuracy=train to measure it)[/]"
+            )
         check_measurable(foreign, table, runtime)
         card = load_card(tables)
         _check_card(card, table, board, runtime, settings.require_validation)

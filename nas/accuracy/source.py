@@ -97,3 +97,35 @@ class PublishedFirst:
             Accuracy(self.published[each], "published") if each in self.published else next(rest)
             for each in architectures
         ]
+
+
+@dataclass(frozen=True, slots=True)
+class Int8Penalty:
+    """Accuracies of int8 networks from those of fp32 networks and what somebody published about the loss.
+
+    Nothing here predicts what quantisation costs; the user states it for each activation.
+
+    Attributes:
+        fp32: what answers for the network before quantisation.
+        points: lost by a network that contains an activation; the largest of a network's counts.
+    """
+
+    fp32: AccuracyEstimator
+    points: Mapping[str, float]
+
+    def accuracy(self, architecture: Architecture) -> Accuracy:
+        """See :class:`AccuracyEstimator`; a published accuracy is none any more."""
+        return self._less(architecture, self.fp32.accuracy(architecture))
+
+    def accuracies(self, architectures: Sequence[Architecture]) -> list[Answer]:
+        """See :class:`BatchEstimator`."""
+        return [
+            each if isinstance(each, AccuracyError) else self._less(architecture, each)
+            for architecture, each in zip(architectures, ask(self.fp32, architectures), strict=True)
+        ]
+
+    def _less(self, architecture: Architecture, found: Accuracy) -> Accuracy:
+        used = {architecture.stem.activation, architecture.head.activation}
+        used |= {block.activation for block in architecture.blocks}
+        lost = max(self.points.get(each, 0.0) for each in used)
+        return Accuracy(found.top1 - lost, "predicted", found.deviation)
