@@ -145,6 +145,16 @@ class TrainConfig:
 
 
 @dataclass
+class Int8PenaltyConfig:
+    """Points of top-1 that int8 costs a network with an activation, where somebody knows them."""
+
+    relu: float = 0.0
+    relu6: float = 0.0
+    hswish: float = 0.0
+    swish: float = 0.0
+
+
+@dataclass
 class ImagenetConfig:
     """Predicted ImageNet accuracy; see :mod:`nas.accuracy.imagenet`.
 
@@ -155,7 +165,7 @@ class ImagenetConfig:
         minutes: default of ``search.minutes``.
         parameters: file of fitted parameters, null for the shipped ones.
         extra: CSV of networks of one's own, null for none.
-        int8_penalty: points of top-1 that int8 costs networks with an activation, by its name.
+        int8_penalty: what int8 costs.
     """
 
     name: str = "imagenet"
@@ -164,7 +174,7 @@ class ImagenetConfig:
     minutes: float | None = None
     parameters: str | None = None
     extra: str | None = None
-    int8_penalty: dict[str, float] = field(default_factory=dict)
+    int8_penalty: Int8PenaltyConfig = field(default_factory=Int8PenaltyConfig)
 
 
 @dataclass
