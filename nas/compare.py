@@ -113,10 +113,7 @@ def _read(text: str, settings: CompareSettings) -> dict[str, Architecture]:
         chosen = [front[index] for index in wanted]
         return {each.name or each.id: each.architecture for each in chosen if each.architecture}
     if path.suffix in (".yaml", ".yml"):
-        try:
-            return {path.stem: Architecture.from_yaml(path.read_text(encoding="utf-8"))}
-        except OSError as error:
-            raise InputError(f"cannot read {path}: {error.strerror}") from None
+        return {path.stem: Architecture.from_file(path)}
     try:
         return {text: reference(text, settings.resolution)}
     except UnknownReferenceError as error:

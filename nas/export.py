@@ -8,10 +8,8 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
 from omegaconf import MISSING
-from safetensors.torch import load_file, save_file
 
 from nas import data
 from nas.accuracy.train import CALIBRATION_IMAGES, train
@@ -25,11 +23,13 @@ from nas.onnx_graph import onnx_model
 from nas.quantize import activation_ranges, quantize
 from nas.runtimes.runtime import Runtime, RuntimeName
 from nas.runtimes.subject import Precision
-from nas.saving import write_atomically
+from nas.saving import check_output, write_atomically
 from nas.settings import DatasetConfig, TrainConfig, plain
 from nas.shell import shell_line
+from nas.tensors import read_tensors, write_tensors
 from search_spaces.architecture import Architecture
 from search_spaces.errors import InputError
+from search_spaces.gate import Gate
 from search_spaces.references import UnknownReferenceError, reference
 
 _ENDINGS = {"onnx": ".onnx", "litert": ".tflite", "litert_split": ".tflite"}
@@ -46,6 +46,7 @@ class ExportSettings:
         train: train on the dataset first, with the settings of accuracy=train.
         precision: fp32, or int8 quantised with the dataset's training images.
         format: onnx, litert, or litert_split (int8 with hard swish in operators that XNNPACK takes).
+        overwrite: replace files that are there already.
         resolution: of a reference; null: 224.
         classes: of a reference; null: 1000.
     """
@@ -56,6 +57,7 @@ class ExportSettings:
     train: bool = False
     precision: str = "fp32"
     format: str = "onnx"
+    overwrite: bool = False
     resolution: int | None = None
     classes: int | None = None
 
@@ -85,12 +87,17 @@ def main(config: Any) -> None:
     rows: dict[str, str] = {}
     images = dataset_settings(plain(config.dataset, DatasetConfig))
     network = Network(architecture)
+    # Everything that can be refused is refused before anything is trained.
+    size_bytes = 4 * sum(each.numel() for each in network.parameters())
+    weights = output.with_name(output.name.removesuffix(ending) + ".safetensors")
+    if output.suffix == ".safetensors":
+        raise InputError(f"export.output={output} would be taken for weights: let it end in {ending}")
+    check_output(output, "export.output", settings.overwrite, 2 * size_bytes)
     if settings.train:
+        check_output(weights, "export.output", settings.overwrite)
         split = data.load(images, architecture.resolution)
         network, top1 = train(architecture, split, recipe_of(plain(config.accuracy, TrainConfig), seed=0))
-        weights = output.with_suffix(".safetensors")
-        weights.parent.mkdir(parents=True, exist_ok=True)
-        save_file({key: value.contiguous() for key, value in network.state_dict().items()}, weights)
+        write_tensors(weights, network.state_dict())
         rows |= {"top-1": f"{top1:.2f} % on unseen images of {images.name}", "weights": str(weights)}
     elif settings.weights:
         _load_weights(network, Path(settings.weights))
@@ -102,9 +109,8 @@ def main(config: Any) -> None:
     if settings.precision == "int8":
         batches = data.load(images, architecture.resolution).train.batches(CALIBRATION_IMAGES, False, 0)
         calibrating = [image[None].numpy() for image in next(batches)[0]]
-    output.parent.mkdir(parents=True, exist_ok=True)
     if settings.format == "onnx":
-        onnx.save(quantize(model, calibrating) if calibrating else model, str(output))
+        write_atomically(output, (quantize(model, calibrating) if calibrating else model).SerializeToString())
     else:
         ranges = activation_ranges(model, calibrating) if calibrating else None
         hswish = settings.format == "litert_split"
@@ -139,10 +145,7 @@ def _next(settings: ExportSettings, output: Path) -> str:
 def _read(settings: ExportSettings) -> tuple[Architecture, str]:
     path = Path(settings.architecture)
     if path.suffix in (".yaml", ".yml"):
-        try:
-            return Architecture.from_yaml(path.read_text(encoding="utf-8")), path.stem
-        except OSError as error:
-            raise InputError(f"cannot read {path}: {error.strerror}") from None
+        return Architecture.from_file(path), path.stem
     try:
         name = settings.architecture
         return reference(name, settings.resolution or 224, settings.classes or 1000), name
@@ -151,11 +154,10 @@ def _read(settings: ExportSettings) -> tuple[Architecture, str]:
 
 
 def _load_weights(network: Network, path: Path) -> None:
+    tensors, _ = read_tensors(path, Gate(str(path), WeightsError))
     try:
-        network.load_state_dict(load_file(path))
-    except OSError as error:
-        raise WeightsError(f"cannot read {path}: {error.strerror}") from None
-    except Exception as error:  # safetensors raises an exception class of its own for damaged files
+        network.load_state_dict(tensors)
+    except (RuntimeError, KeyError, WeightsError) as error:
         raise WeightsError(f"{path} does not hold the weights of this network: {error}") from None
 
 

@@ -16,6 +16,7 @@ import datetime
 import fcntl
 import json
 import os
+import shutil
 import socket
 import sys
 import time
@@ -59,7 +60,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 def write_together(
     folder: Path,
-    contents: Mapping[str, str],
+    contents: Mapping[str, str | bytes],
     moved: Mapping[str, str] | None = None,
     removed: Iterable[str] = (),
 ) -> None:
@@ -118,6 +119,34 @@ def finish(folder: Path) -> None:
         _synchronise(folder)
         path.unlink(missing_ok=True)
         _synchronise(folder)
+
+
+def check_output(path: Path, setting: str, overwrite: bool = False, size_bytes: int = 0) -> None:
+    """Refuse an output before hours are spent on what is to be written there.
+
+    Args:
+        path: the file.
+        setting: that names it, for the message.
+        overwrite: whether a file that is there may be replaced.
+        size_bytes: about how much will be written.
+
+    Raises:
+        SaveError: if it is a folder, exists, cannot be written, or there is no room for it.
+    """
+    if path.is_dir():
+        raise SaveError(f"{setting}={path} is a folder: name a file in it")
+    if path.exists() and not overwrite:
+        section = setting.partition(".")[0]
+        raise SaveError(f"{path} exists already: give another {setting}, or {section}.overwrite=true")
+    parent = path.absolute().parent
+    while not parent.exists():
+        parent = parent.parent
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise SaveError(f"{setting}={path} cannot be written: {parent} is no folder that can be written to")
+    free = shutil.disk_usage(parent).free
+    if free < size_bytes:
+        needed, left = size_bytes / MEGABYTE, free / MEGABYTE
+        raise SaveError(f"{setting}={path} needs about {needed:,.0f} MB, {parent} has {left:,.0f} left")
 
 
 @contextmanager

@@ -10,12 +10,13 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 
 from search_spaces.blocks import BLOCKS, ArchitectureError, Block, Head, Stem, check_positive
-from search_spaces.gate import Gate
+from search_spaces.gate import MAX_YAML_BYTES, Gate
 from search_spaces.ops import Conv, Linear, Pool, halve
 
 _Row = TypeVar("_Row")
@@ -118,6 +119,20 @@ class Architecture:
         lines += ["blocks:" if self.blocks else "blocks: []"]
         lines += [f"- {_flow(row)}" for row in plain["blocks"]]
         return "\n".join(lines) + "\n"
+
+    @classmethod
+    def from_file(cls, path: Path) -> Architecture:
+        """Read a file that :meth:`to_yaml` gave the text of.
+
+        Raises:
+            ArchitectureError: if it cannot be read, is no YAML or no architecture; names the file.
+        """
+        gate = Gate(str(path), ArchitectureError)
+        data = gate.yaml(gate.text(path, MAX_YAML_BYTES))
+        try:
+            return cls.from_dict(data)
+        except ArchitectureError as error:
+            raise ArchitectureError(f"{path}: {error}") from None
 
     @classmethod
     def from_yaml(cls, text: str) -> Architecture:

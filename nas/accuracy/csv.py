@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -12,10 +13,13 @@ from nas.accuracy.features import not_covered
 from search_spaces.architecture import Architecture
 from search_spaces.blocks import ArchitectureError, Block, Head, Stem
 from search_spaces.errors import InputError
+from search_spaces.gate import MEGABYTE, Gate
 from search_spaces.references import UnknownReferenceError, reference
 
 # Two trainings of one network on ImageNet differ by a few tenths of a point.
 REPEAT_TOLERANCE = 1.0
+_MOST_BYTES = 8 * MEGABYTE
+_MOST_LAYERS = 64
 
 
 class AccuracyDataError(InputError):
@@ -96,12 +100,12 @@ def read_lines(path: Path, required: Sequence[str], optional: Sequence[str] = ()
     Raises:
         AccuracyDataError: on an unreadable file, an unknown or missing column, or a missing value.
     """
+    gate = Gate(str(path), AccuracyDataError)
+    text = gate.text(path, _MOST_BYTES)
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.reader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise AccuracyDataError(f"cannot read {path}: {reason}") from None
+        rows = list(csv.reader(io.StringIO(text, newline="")))
+    except csv.Error as error:
+        gate.unreadable(error)
     if len(rows) < 2:
         raise AccuracyDataError(f"{path} holds no networks")
     header = rows[0]
@@ -167,6 +171,8 @@ def _accel_architecture(line: Line) -> Architecture:
             expansion, kernel, layers, se = (
                 line.integer(f"stage{stage}_{choice}") for choice in _ACCEL_CHOICES
             )
+            if not 0 <= layers <= _MOST_LAYERS:
+                raise line.fail(f"stage{stage}_layers must be between 0 and {_MOST_LAYERS}, not {layers}")
             for number in range(layers):
                 blocks.append(
                     Block(
@@ -227,13 +233,10 @@ def read_extra(path: Path) -> list[TrainedNetwork]:
 
 
 def _own(line: Line, name: str) -> Architecture:
-    path = line.path.parent / name
     try:
-        architecture = Architecture.from_yaml(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise line.fail(f"cannot read {path}: {error.strerror}") from None
-    except (ArchitectureError, UnicodeDecodeError) as error:
-        raise line.fail(f"{name}: {error}") from None
+        architecture = Architecture.from_file(line.path.parent / name)
+    except ArchitectureError as error:
+        raise line.fail(str(error)) from None
     if line.cells.get("resolution") and architecture.resolution != line.integer("resolution"):
         raise line.fail(f"{name} has resolution {architecture.resolution}")
     return architecture

@@ -21,14 +21,14 @@ from pathlib import Path
 from typing import Literal, get_args
 
 import numpy as np
-import safetensors
-import safetensors.torch
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from nas.accuracy.features import FEATURES, NETWORK_FEATURES
+from nas.tensors import read_tensors, write_tensors
 from search_spaces.errors import InputError
+from search_spaces.gate import Gate
 
 Floats = NDArray[np.float64]
 Recipe = Literal["mobilenet", "accel_nasbench"]
@@ -240,7 +240,7 @@ class Posterior:
         tensors |= {"inducing.shared": self.inducing.shared, "inducing.published": self.inducing.published}
         tensors |= {name: getattr(self, name) for name in _PLAIN_TENSORS}
         header = {"format": FORMAT_VERSION, "features": json.dumps(FEATURES), **notes}
-        safetensors.torch.save_file({name: each.contiguous() for name, each in tensors.items()}, path, header)
+        write_tensors(path, tensors, header)
 
     @classmethod
     def load(cls, path: Path) -> Posterior:
@@ -250,14 +250,7 @@ class Posterior:
             ParametersError: if the file cannot be read, or is of another version.
         """
         command = "run: python -m nas.predictor fit"
-        try:
-            with safetensors.safe_open(path, framework="pt") as file:
-                header = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except OSError as error:
-            raise ParametersError(f"cannot read the predictor {path}: {error}; {command}") from None
-        except safetensors.SafetensorError as error:
-            raise ParametersError(f"{path} is no parameters file of the predictor: {error}") from None
+        tensors, header = read_tensors(path, Gate(f"the predictor {path}", ParametersError, command))
         if header.get("format") != FORMAT_VERSION:
             raise ParametersError(
                 f"{path} has format {header.get('format', 'none')}, this version reads {FORMAT_VERSION}; "

@@ -39,6 +39,7 @@ from nas.measuring import conditions
 from nas.measuring.board import MANIFEST
 from nas.measuring.rounds import MeasurementError
 from nas.runtimes.subject import Subject
+from search_spaces.gate import Gate
 
 # A board may vanish for a while (a reboot, a flaky network) before the run is given up.
 RECONNECT_WAITS_S = (1, 2, 5, 10, 30, 60, 120, 300)
@@ -133,18 +134,22 @@ class Board:
         assert conditions.__file__
         script = Path(conditions.__file__).read_text(encoding="utf-8") + _PROBE.format(needed=needed)
         try:
-            found: dict[str, Any] = json.loads(self.run(f"{self._python} -", script.encode()))
+            gate = Gate(self.host)
+            found = gate.mapping(gate.json(self.run(f"{self._python} -", script.encode()).decode()))
+            python = tuple(map(int, gate.string("python", found.get("python"), 20).split(".")[:2]))
+            for name in ("cpu", *needed):
+                if found.get(name) is not None:
+                    gate.string(name, found[name], 200)
         except ValueError:
             raise RemoteError(
                 f"{self.host}: its shell prints text of its own; make it silent without a terminal"
             ) from None
-        python = tuple(map(int, found["python"].split(".")[:2]))
         if python < (3, 9):
             raise RemoteError(
                 f"{self.host} has Python {found['python']}, but 3.9 is needed: install a newer one and "
                 "name it with hardware.python=PATH"
             )
-        missing = [name for name in needed if found[name] is None]
+        missing = [name for name in needed if found.get(name) is None]
         if missing:
             raise RemoteError(
                 f"{self.host} has no {' and no '.join(missing)}; install there with: "

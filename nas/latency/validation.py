@@ -12,7 +12,7 @@ import io
 import json
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,9 @@ from nas.latency.sessions import NetworkRecord, ProfileProgress, link_keys, netw
 from nas.latency.table import LatencyTable, TableError
 from nas.measuring.rounds import MeasurementError
 from nas.runtimes.subject import Subject
-from nas.saving import write_atomically
+from nas.saving import write_together
 from search_spaces.architecture import Architecture
+from search_spaces.gate import Gate
 from search_spaces.references import published_top1
 from search_spaces.space import SearchSpace
 
@@ -202,12 +203,16 @@ def save(validation: Validation, folder: Path) -> None:
         writer.writerow(
             (name, architecture.id, architecture.resolution, *(f"{number:.5g}" for number in numbers))
         )
-    write_atomically(folder / "validation.csv", text.getvalue())
-    _plot(validation, folder / "validation.png")
-    card = validation.card
-    write_atomically(folder / "card.md", _markdown(validation))
-    content = {"schema_version": CARD_SCHEMA, **card.to_dict()}
-    write_atomically(folder / "card.json", json.dumps(content, indent=1) + "\n")
+    content = {"schema_version": CARD_SCHEMA, **validation.card.to_dict()}
+    write_together(
+        folder,
+        {
+            "validation.csv": text.getvalue(),
+            "validation.png": _plot(validation),
+            "card.md": _markdown(validation),
+            "card.json": json.dumps(content, indent=1, allow_nan=False) + "\n",
+        },
+    )
 
 
 def load_card(folder: Path) -> Card | None:
@@ -219,17 +224,21 @@ def load_card(folder: Path) -> Card | None:
     path = folder / "card.json"
     if not path.exists():
         return None
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if content.pop("schema_version") != CARD_SCHEMA:
-            raise ValueError("another schema version")
+    gate = Gate(str(path), TableError, "validate again with: python -m nas.validate")
+    content = gate.mapping(gate.json(gate.text(path)))
+    if content.pop("schema_version", None) != CARD_SCHEMA:
+        gate.fail("is damaged, or of another schema version")
+    names = [each.name for each in fields(Card)]
+    gate.fields("the card", content, names)
+    for name in ("title", "created"):
+        gate.string(name, content[name], 300)
+    gate.number("drift", content["drift"], -1, 1_000)
+    gate.number("predicted_layers", content["predicted_layers"], 0, 1)
+    gate.mapping(content["conditions"], "conditions")
+    with gate.reading():
         for name in ("calibrated", "uncorrected"):
-            content[name] = ErrorSummary(**content[name])
+            content[name] = ErrorSummary.from_dict(content[name])
         return Card(**content)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise TableError(
-            f"{path} is damaged ({error}); validate again with: python -m nas.validate"
-        ) from None
 
 
 def family_rows(validation: Validation) -> list[tuple[str, str, str, str, str, str, str]]:
@@ -289,7 +298,7 @@ def _markdown(validation: Validation) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _plot(validation: Validation, path: Path) -> None:
+def _plot(validation: Validation) -> bytes:
     import matplotlib
 
     matplotlib.use("Agg")
@@ -305,5 +314,7 @@ def _plot(validation: Validation, path: Path) -> None:
     axes.set(xscale="log", yscale="log", xlim=limits, xlabel="measured ms", ylabel="predicted ms")
     axes.set_title(validation.card.title, fontsize=8)
     axes.legend(frameon=False)
-    figure.savefig(path, dpi=150, bbox_inches="tight")
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=150, bbox_inches="tight")
     pyplot.close(figure)
+    return picture.getvalue()
