@@ -25,6 +25,7 @@ from nas.latency.validation import Card, load_card
 from nas.measuring.rounds import MeasurementError
 from nas.page.files import write_report
 from nas.page.report import report_of
+from nas.page.timm_reference import is_timm, timm_references
 from nas.page.torchvision_reference import (
     check_measurable,
     is_torchvision,
@@ -90,7 +91,10 @@ def main(config: Any) -> None:
     profiling = plain(config.profile, ProfileSettings)
     runtime = Runtime(config.runtime.name, config.runtime.precision, config.runtime.threads)
     foreign = [torchvision_reference(name) for name in settings.references if is_torchvision(name)]
-    settings.references = [name for name in settings.references if not is_torchvision(name)]
+    foreign += [each for name in settings.references if is_timm(name) for each in timm_references(name)]
+    settings.references = [
+        name for name in settings.references if not is_torchvision(name) and not is_timm(name)
+    ]
     space, accuracy, resolution = accuracy_of(config, read_space(config.search_space), settings)
     references = reference_architectures(space, settings.references, resolution)
     named = plain(config.study, StudyConfig)
