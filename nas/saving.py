@@ -108,7 +108,7 @@ def finish(folder: Path) -> None:
     removed = gate.sequence(changes.get("removed"), "removed", 100)
     for name in (*moves, *moves.values(), *removed):
         # It may have come with a folder from elsewhere.
-        if not is_plain_name(str(name).removeprefix(".")):
+        if not isinstance(name, str) or not is_plain_name(name.removeprefix(".")):
             gate.fail(f"names {name!r}, which is no file of this folder")
     with saving(folder):
         for name, new_name in moves.items():

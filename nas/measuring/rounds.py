@@ -35,6 +35,7 @@ _DRIFT_WINDOW = 41
 # At most this many rounds are measured in one go per round asked for.
 _MAX_ROUNDS_FACTOR = 2
 # Bounds of what can be meant: a day for one run, anchors of many runs, files of thousands of layers.
+_SHORTEST_MS = 1e-9
 _LONGEST_MS = 86_400_000.0
 _MOST_ANCHORS = 1_000
 _MOST_BYTES = 256_000_000
@@ -160,7 +161,7 @@ def read_round(data: Any, subjects: int) -> Round:
     if not isinstance(anchors, list) or not 0 < len(anchors) <= _MOST_ANCHORS:
         raise ValueError("a round has no runs of the anchor")
     for value in (*samples, *anchors):
-        if type(value) not in (int, float) or not 0 < value <= _LONGEST_MS:  # NaN fails, too
+        if type(value) not in (int, float) or not _SHORTEST_MS <= value <= _LONGEST_MS:  # NaN fails, too
             raise ValueError(f"{str(value)[:40]!r} ms is no latency")
     conditions, shuffle = data["conditions"], data.get("shuffle", 0)
     if type(shuffle) is not int or abs(shuffle) >= 2**63:

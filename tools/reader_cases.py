@@ -1,0 +1,370 @@
+"""Every reader of files in the project, with small whole files that it accepts."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import optuna
+import safetensors.torch
+import torch
+
+from nas.accuracy.csv import read_accel, read_extra, read_published
+from nas.accuracy.table import AccuracyTable
+from nas.devices.kit import parse_result
+from nas.latency.calibration import Calibration
+from nas.latency.recovery import recovered
+from nas.latency.sessions import NetworkRecord, load_networks, networks_text
+from nas.latency.table import LatencyTable, TableHeader, entry
+from nas.latency.validation import CARD_SCHEMA, Card, load_card
+from nas.measuring import board, models
+from nas.measuring.rounds import Journal, Round
+from nas.overrides import read_own_file
+from nas.page.files import write_report
+from nas.page.report import read_study, report_of
+from nas.runtimes.runtime import Runtime
+from nas.saving import finish
+from nas.study.objective import Pareto
+from nas.study.storage import close_storage, open_storage, open_study
+from nas.tensors import read_tensors
+from search_spaces.architecture import Architecture
+from search_spaces.errors import InputError
+from search_spaces.gate import Gate
+from search_spaces.layers import layer_keys, reachable_layer_keys
+from search_spaces.references import reference
+from search_spaces.space import SearchSpace
+
+RUNTIME = Runtime()
+_NETWORK = reference("mobilenet_v3_small", 64, 10)
+_HEADER = TableHeader("host", "cpu", "onnxruntime", "1.20", "fp32", 1, "2026-01-01T00:00:00+00:00")
+_BOARD = b"""
+name: my-board
+host: pi@board
+cores: 4
+threads: 2
+estimate: rpi4
+python: ~/nas/bin/python
+"""
+SPACE = """
+name: small
+resolutions: [32, 64]
+classes: 10
+stems: [{channels: 16, activation: hswish}]
+stages:
+- {stride: 2, depths: [1, 2], widths: [24], kernels: [3, 5], expansions: [3, 4], se: [false, true]}
+- stride: 2
+  width: 48
+  layers: 2
+  candidates:
+  - {kind: skip}
+  - {kernel: 3, expansion: 3}
+  - {kernel: 5, expansion: 6, se: true}
+heads: [{conv_channels: 128}, {conv_ratio: 6, hidden_channels: 64}]
+rounding: {channel_divisor: 8, expansion_divisor: 8}
+"""
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A reader and what it reads.
+
+    Attributes:
+        name: of the kind of file.
+        seeds: whole files.
+        read: takes a content and a folder of its own; raises an InputError or a MeasurementError.
+    """
+
+    name: str
+    seeds: Sequence[bytes]
+    read: Callable[[bytes, Path], object]
+
+
+def table() -> LatencyTable:
+    """A table of one network."""
+    entries = {
+        key: entry(0.1 + 0.01 * number, 0.001, 40, "measured")
+        for number, key in enumerate(layer_keys(_NETWORK))
+    }
+    calibration = Calibration.fit(
+        np.column_stack([np.linspace(1, 2, 8), np.full(8, 9.0), np.zeros((8, 8))]),
+        np.linspace(0.9, 1.7, 8),
+        False,
+    )
+    sessions = ({"anchor_ms": 5.0, "rounds": 40},)
+    return LatencyTable(_HEADER, entries).with_entries({}, calibration=calibration, sessions=sessions)
+
+
+def _in_folder(
+    name: str, read: Callable[[Path], object], others: dict[str, bytes] | None = None
+) -> Callable[[bytes, Path], object]:
+    def run(content: bytes, folder: Path) -> object:
+        for other, text in (others or {}).items():
+            (folder / other).write_bytes(text)
+        (folder / name).write_bytes(content)
+        return read(folder)
+
+    return run
+
+
+def _table_rows() -> bytes:
+    return table().files()["table.csv"].encode()
+
+
+def _read_table(folder: Path) -> object:
+    found = LatencyTable.load(folder)
+    if not all(math.isfinite(each.latency_ms) and each.latency_ms > 0 for each in found.entries.values()):
+        raise AssertionError("a table with a latency that is none")
+    return found
+
+
+def _csv_of_table(content: bytes, folder: Path) -> object:
+    """A table whose rows were changed, with the digest that belongs to them: an attacker computes it too."""
+    import hashlib
+
+    files = table().files()
+    old = hashlib.sha256(files["table.csv"].encode()).hexdigest()
+    header = files["table.json"].replace(old, hashlib.sha256(content).hexdigest())
+    (folder / "table.csv").write_bytes(content)
+    (folder / "table.json").write_text(header)
+    return _read_table(folder)
+
+
+def _read_space(folder: Path) -> object:
+    space = SearchSpace.from_yaml(folder / "space.yaml")
+    space.parameters()
+    return reachable_layer_keys(space)
+
+
+def _rounds() -> bytes:
+    path = Path("/dev/shm" if Path("/dev/shm").exists() else "/tmp") / f"rounds-{os.getpid()}.jsonl"  # noqa: S108
+    journal = Journal(path, ["a", "b", "c"], {"device": "cpu"})
+    for number in range(4):
+        journal.append(Round([1.0, 2.0, 3.0 + number], [5.0] * 3, {"load": 0.5, "throttled": []}, number))
+    content = path.read_bytes()
+    path.unlink()
+    return content
+
+
+def _read_rounds(folder: Path) -> object:
+    from nas.devices.device import measurement
+
+    journal = Journal(folder / "rounds.jsonl", ["a", "b", "c"], {"device": "cpu"})
+    if not journal.rounds:
+        return None
+    found = measurement([*"abc"], journal.rounds, journal.rounds, {})
+    return found.steadied()
+
+
+def _samples() -> bytes:
+    names = [str(key) for key in layer_keys(_NETWORK)] + [f"network_{_NETWORK.id}"]
+    import json
+
+    header = {"schema": 1, "names": names, "identity": {"device": "cpu", "version": "1.20"}}
+    rounds = [
+        Round([0.1 + number / 100] * len(names), [5.0] * 3, {"load": 0.1}, number) for number in range(4)
+    ]
+    return "".join(json.dumps(each) + "\n" for each in (header, *(each.__dict__ for each in rounds))).encode()
+
+
+def _read_samples(content: bytes, folder: Path) -> object:
+    shutil.rmtree(folder)
+    folder.mkdir()
+    (folder / "samples-1.jsonl").write_bytes(content)
+    return recovered(folder, "host", RUNTIME, lambda: [_NETWORK])
+
+
+def _kit_result() -> bytes:
+    import json
+
+    names = [*(str(key) for key in layer_keys(_NETWORK)[:5]), f"network_{_NETWORK.id}"]
+    header = {
+        "result": board.RESULT_SCHEMA,
+        "kit": "k",
+        "hardware": "rpi4",
+        "runtime": "onnxruntime",
+        "precision": "fp32",
+        "threads": 1,
+        "protocol": models.PROTOCOL,
+        "rounds": 3,
+        "groups": 1,
+        "anchor": names[-1],
+        "networks": {names[-1]: _NETWORK.to_dict()},
+        "board": {"cpu": "Cortex-A72", "runtime_version": "1.20"},
+    }
+    journal = {"schema": 1, "names": names, "identity": {"kit": "k", "group": 0}}
+    rounds = [
+        Round([0.1 + number / 100] * len(names), [5.0] * 3, {"load": 0.1}, number).__dict__
+        for number in range(3)
+    ]
+    return "".join(
+        json.dumps(each) + "\n" for each in (header, journal, *rounds, {"measured_groups": 1})
+    ).encode()
+
+
+def _card() -> bytes:
+    import json
+
+    found = table().header.calibration
+    assert found is not None
+    card = Card("title", "2026-01-01T00:00:00", 0.01, found.left_out, found.uncorrected, 0.2, {"rounds": 40})
+    return json.dumps({"schema_version": CARD_SCHEMA, **card.to_dict()}).encode()
+
+
+def _study(folder: Path) -> bytes:
+    space = SearchSpace.from_dict(Gate("space").yaml(SPACE))
+    storage = open_storage(str(folder / "seed.journal"))
+    study = open_study(
+        storage, "small", Pareto(), space, {"seed": 0}, {"budget_ms": 9.0, "latency": {"title": "cpu"}}
+    )
+    for number, (parameters, architecture) in zip(range(6), space.members(), strict=False):
+        study.add_trial(
+            optuna.create_trial(
+                values=[50.0 + number, 5.0 + number],
+                params=parameters,
+                distributions={
+                    name: optuna.distributions.CategoricalDistribution(choices)
+                    for name, choices in space.parameters().items()
+                    if name in parameters
+                },
+                user_attrs={
+                    "architecture": architecture.id,
+                    "kind": "candidate",
+                    "name": None,
+                    "top1": 50.0 + number,
+                    "deviation": 0.5,
+                    "accuracy_source": "measured",
+                    "latency_ms": 5.0 + number,
+                    "latency_source": "measured",
+                    "macs": 1000,
+                    "parameters": 100,
+                },
+            )
+        )
+    close_storage(storage)
+    return (folder / "seed.journal").read_bytes()
+
+
+def _read_study(folder: Path) -> object:
+    return report_of(read_study(folder), importances=False)
+
+
+def _accel() -> bytes:
+    names = [
+        f"stage{stage}_{each}" for stage in range(1, 8) for each in ("expansion", "kernel", "layers", "se")
+    ]
+    row = ["4", "3", "2", "1"] * 7 + ["70.5"]
+    return (
+        ",".join([*names, "top1"])
+        + "\n"
+        + ",".join(row)
+        + "\n"
+        + ",".join(["6", "5", "1", "0"] * 7 + ["71.25"])
+        + "\n"
+    ).encode()
+
+
+def _accuracy_table() -> bytes:
+    space = SearchSpace.from_dict(Gate("space").yaml(SPACE))
+    names = list(space.parameters())
+    rows = [
+        ",".join([*(str(parameters.get(name, "")) for name in names), f"{60 + number / 10}"])
+        for number, (parameters, _) in zip(range(20), space.members(), strict=False)
+    ]
+    return ("\n".join([",".join([*names, "accuracy"]), *rows]) + "\n").encode()
+
+
+def _weights() -> bytes:
+    return safetensors.torch.save({"a.weight": torch.ones(4, 3), "b.bias": torch.zeros(7)}, {"format": "1"})
+
+
+def readers(temporary: Path) -> list[Reader]:
+    """All readers; ``temporary`` is a folder for making seeds."""
+    files = {name: text.encode() for name, text in table().files().items()}
+    space = SearchSpace.from_dict(Gate("space").yaml(SPACE))
+    networks = networks_text([NetworkRecord(_NETWORK, 1.0, 1.0, 1.1, 1.2)]).encode()
+    commit = b'{"moved": {".table.csv.new": "table.csv"}, "removed": ["pending.json"]}'
+    yaml = _NETWORK.to_yaml().encode()
+    own = reference("mobilenet_v3_large", 192).to_yaml().encode()
+    return [
+        Reader(
+            "architecture",
+            [yaml],
+            _in_folder("a.yaml", lambda folder: Architecture.from_file(folder / "a.yaml")),
+        ),
+        Reader("space", [SPACE.encode()], _in_folder("space.yaml", _read_space)),
+        Reader(
+            "own_space",
+            [SPACE.encode()],
+            _in_folder("s.yaml", lambda folder: read_own_file("search_space", folder / "s.yaml")),
+        ),
+        Reader(
+            "own_board",
+            [_BOARD],
+            _in_folder("b.yaml", lambda folder: read_own_file("hardware", folder / "b.yaml")),
+        ),
+        Reader("table_csv", [_table_rows()], _csv_of_table),
+        Reader("table_json", [files["table.json"]], _in_folder("table.json", _read_table, files)),
+        Reader("networks", [networks], _in_folder("networks.json", load_networks)),
+        Reader("card", [_card()], _in_folder("card.json", _read_card)),
+        Reader("rounds", [_rounds()], _in_folder("rounds.jsonl", _read_rounds)),
+        Reader("samples", [_samples()], _read_samples),
+        Reader(
+            "kit",
+            [_kit_result()],
+            lambda content, folder: parse_result(_text(content), "kit.jsonl", "rpi4", RUNTIME),
+        ),
+        Reader("commit", [commit], _in_folder(".commit.json", finish)),
+        Reader("study", [_study(temporary)], _in_folder("study.journal", _read_study)),
+        Reader(
+            "report",
+            [_study_again(temporary)],
+            _in_folder("study.journal", lambda folder: write_report(folder, read_study(folder))),
+        ),
+        Reader("accel", [_accel()], _in_folder("accel.csv", lambda folder: read_accel(folder / "accel.csv"))),
+        Reader(
+            "published",
+            [
+                b"model,width_multiplier,resolution,top1\nmobilenet_v2,1.0,224,71.8\nmobilenet_v1,0.75,192,67.2\n"
+            ],
+            _in_folder("p.csv", lambda folder: read_published(folder / "p.csv")),
+        ),
+        Reader(
+            "extra",
+            [b"architecture,top1,resolution,recipe\nmobilenet_v2,71.8,224,mine\na.yaml,67.2,,\n"],
+            _in_folder("e.csv", lambda folder: read_extra(folder / "e.csv"), {"a.yaml": own}),
+        ),
+        Reader(
+            "accuracy_table",
+            [_accuracy_table()],
+            _in_folder("t.csv", lambda folder: AccuracyTable(space, folder / "t.csv")),
+        ),
+        Reader("checkpoint", [_weights()], _in_folder("w.safetensors", _read_weights)),
+    ]
+
+
+def _read_card(folder: Path) -> object:
+    card = load_card(folder)
+    return None if card is None else (card.headline, card.is_good)
+
+
+def _read_weights(folder: Path) -> object:
+    tensors, _ = read_tensors(folder / "w.safetensors", Gate("w.safetensors"))
+    if not all(bool(torch.isfinite(each).all()) for each in tensors.values() if each.is_floating_point()):
+        raise AssertionError("NaN or infinity accepted")
+    return tensors
+
+
+def _study_again(temporary: Path) -> bytes:
+    return (temporary / "seed.journal").read_bytes()
+
+
+def _text(content: bytes) -> str:
+    try:
+        return content.decode()
+    except UnicodeDecodeError as error:
+        raise InputError(str(error)) from None
