@@ -243,15 +243,17 @@ class Gate:
     def mapping(self, data: Any, what: str = "") -> dict[str, Any]:
         """A mapping."""
         if not isinstance(data, dict):
-            self.fail(f"{what or 'it'}: expected a mapping, not {type(data).__name__}")
+            where = f"{what}: expected" if what else "must hold"
+            self.fail(f"{where} a mapping, not {type(data).__name__}")
         return data
 
     def sequence(self, data: Any, what: str = "", most: int = 1_000_000) -> list[Any]:
         """A list of bounded length."""
         if not isinstance(data, list):
-            self.fail(f"{what or 'it'}: expected a list, not {type(data).__name__}")
+            where = f"{what}: expected" if what else "must hold"
+            self.fail(f"{where} a list, not {type(data).__name__}")
         if len(data) > most:
-            self.fail(f"{what or 'it'}: {len(data):,} entries, at most {most:,}")
+            self.fail(f"has {len(data):,} entries {what}, at most {most:,}")
         return data
 
     def number(self, what: str, value: Any, low: float = -1e300, high: float = 1e300) -> float:

@@ -17,9 +17,9 @@ from nas.measuring.rounds import MeasurementError
 from nas.runtimes.runtime import Runtime
 from nas.saving import HeldError, hold
 from search_spaces.layers import LayerKey, layer_keys
-from tests.dying import run_dying
 from tests.fake_device import FakeTarget
 from tests.study.search_cases import small_space
+from tools.dying import run_dying
 
 RUNTIME = Runtime()
 EFFORT = Effort(max_keys=40, networks=8, rounds=4)

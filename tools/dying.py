@@ -1,8 +1,12 @@
-"""Processes that die just before one of their file operations: for tests of what they leave behind."""
+"""Processes that die just before one of their file operations: for tests of what they leave behind.
+
+python -m tools.dying 7 results nas.search hardware=rpi4     # dies before the 7th change below results/
+"""
 
 from __future__ import annotations
 
 import os
+import runpy
 import sys
 import traceback
 from collections.abc import Callable
@@ -21,7 +25,7 @@ def die_before(number: int, folder: Path) -> None:
     def watch(event: str, arguments: tuple[Any, ...]) -> None:
         nonlocal count
         writes = event in _CHANGES or (event == "open" and _for_writing(arguments[1], arguments[2]))
-        if writes and str(arguments[0]).startswith(str(folder)):
+        if writes and str(Path(os.fsdecode(arguments[0])).absolute()).startswith(str(folder)):
             count += 1
             if count == number:
                 os._exit(DIED)
@@ -56,3 +60,15 @@ def run_dying(work: Callable[[], object], number: int, folder: Path) -> bool:
     code = os.waitstatus_to_exitcode(status)
     assert code in (0, DIED)
     return code == DIED
+
+
+def main() -> None:
+    """Run a command that dies; the arguments are the number, the folder, the module and what it is told."""
+    number, folder, module, *arguments = sys.argv[1:]
+    die_before(int(number), Path(folder).absolute())
+    sys.argv = [module, *arguments]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    main()
