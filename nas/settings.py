@@ -146,7 +146,14 @@ class TrainConfig:
 
 @dataclass
 class Int8PenaltyConfig:
-    """Points of top-1 that int8 costs a network with an activation, where somebody knows them."""
+    """Points of top-1 that int8 costs a network with an activation, where somebody knows them.
+
+    Attributes:
+        relu: networks with ReLU.
+        relu6: networks with ReLU6.
+        hswish: networks with hard swish.
+        swish: networks with swish.
+    """
 
     relu: float = 0.0
     relu6: float = 0.0
