@@ -25,12 +25,19 @@ def die_before(number: int, folder: Path) -> None:
     def watch(event: str, arguments: tuple[Any, ...]) -> None:
         nonlocal count
         writes = event in _CHANGES or (event == "open" and _for_writing(arguments[1], arguments[2]))
-        if writes and str(Path(os.fsdecode(arguments[0])).absolute()).startswith(str(folder)):
+        if writes and _path(arguments[0]).startswith(str(folder)):
             count += 1
             if count == number:
                 os._exit(DIED)
 
     sys.addaudithook(watch)
+
+
+def _path(given: Any) -> str:
+    """Where an operation takes place; of a file that is open already, where that one lies."""
+    if isinstance(given, int):
+        given = Path("/proc/self/fd", str(given)).readlink()
+    return str(Path(os.fsdecode(given)).absolute())
 
 
 def _for_writing(mode: object, flags: object) -> bool:
