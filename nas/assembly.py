@@ -45,6 +45,7 @@ def hardware_of(config: HardwareConfig) -> Hardware:
         estimate=config.estimate,
         temperature_limit_c=config.temperature_limit_c,
         tolerance=config.tolerance,
+        affinity=tuple(config.affinity),
     )
 
 

@@ -41,6 +41,7 @@ class HardwareConfig:
         temperature_limit_c: boards pause measuring above this.
         python: interpreter on the board that has numpy and the runtime.
         tolerance: how much boards that share the work may differ on layers that all of them measure.
+        affinity: numbers of the cores to measure on, as of a big.LITTLE board's fast ones; none: all.
     """
 
     name: str = MISSING
@@ -54,6 +55,7 @@ class HardwareConfig:
     temperature_limit_c: float = 75.0
     python: str = "python3"
     tolerance: float = 0.05
+    affinity: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         for host in (self.host, *self.hosts):

@@ -11,8 +11,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from nas.measuring.conditions import cpu_model, describe, snapshot
-from nas.measuring.rounds import Journal, Round, measure, round_order, without_drift
+from nas.measuring.conditions import AffinityError, affine_to, cpu_model, describe, snapshot
+from nas.measuring.rounds import Journal, MeasurementError, Round, measure, round_order, without_drift
 from nas.runtimes.runtime import Runtime
 from nas.runtimes.subject import Subject
 from search_spaces.layers import LayerKey
@@ -104,10 +104,12 @@ class LocalTarget:
     Attributes:
         runtime: what runs the layers.
         seed: of the shuffled order.
+        affinity: numbers of the cores to measure on; none: all.
     """
 
     runtime: Runtime
     seed: int = 0
+    affinity: tuple[int, ...] = ()
 
     @property
     def session_subjects(self) -> int:
@@ -133,6 +135,20 @@ class LocalTarget:
         on_round: Callable[[int, int], None] = lambda done, wanted: None,
     ) -> Measurement:
         """See :class:`Target`."""
+        try:
+            with affine_to(self.affinity):
+                return self._measure(subjects, rounds, journal, on_prepared, on_round)
+        except AffinityError as error:
+            raise MeasurementError(str(error)) from None
+
+    def _measure(
+        self,
+        subjects: Sequence[Subject],
+        rounds: int,
+        journal: Path,
+        on_prepared: Callable[[int, int], None],
+        on_round: Callable[[int, int], None],
+    ) -> Measurement:
         runtime = self.runtime
         kept = Journal(
             journal,

@@ -61,6 +61,7 @@ class KitSettings:
         rounds: steady rounds wanted.
         seed: of weights, inputs and the shuffled order.
         temperature_limit_c: no round begins above this temperature.
+        affinity: numbers of the cores to measure on; none: all.
     """
 
     hardware: str
@@ -68,6 +69,7 @@ class KitSettings:
     rounds: int
     seed: int = 0
     temperature_limit_c: float = DEFAULT_TEMPERATURE_LIMIT_C
+    affinity: tuple[int, ...] = ()
 
 
 def groups_of(subjects: Sequence[Subject], size: int = GROUP_SUBJECTS) -> list[list[Subject]]:
@@ -121,6 +123,7 @@ def write_kit(
         "rounds": settings.rounds,
         "seed": settings.seed,
         "temperature_limit_c": settings.temperature_limit_c,
+        "affinity": list(settings.affinity),
         "anchor": subject_name(ANCHOR),
         "groups": [[subject_name(subject) for subject in group] for group in groups],
         "networks": {

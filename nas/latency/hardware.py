@@ -54,6 +54,7 @@ class Hardware:
         estimate: name of a shipped estimate, None where there is none.
         temperature_limit_c: boards pause measuring above this.
         tolerance: how much boards that share the work may differ.
+        affinity: numbers of the cores to measure on; none: all.
     """
 
     name: str
@@ -63,10 +64,11 @@ class Hardware:
     estimate: str | None = None
     temperature_limit_c: float = 75.0
     tolerance: float = 0.05
+    affinity: tuple[int, ...] = ()
 
     def kit_settings(self, runtime: Runtime, rounds: int, seed: int) -> KitSettings:
         """How a kit for this hardware is to be measured."""
-        return KitSettings(self.name, runtime, rounds, seed, self.temperature_limit_c)
+        return KitSettings(self.name, runtime, rounds, seed, self.temperature_limit_c, self.affinity)
 
     def target(self, runtime: Runtime, seed: int, say: Callable[[str], None]) -> Target | None:
         """Who measures this hardware, None if it has to be carried a kit.
@@ -83,7 +85,7 @@ class Hardware:
                 self.tolerance,
                 lambda host, line: say(f"{host}: {line}"),
             )
-        return LocalTarget(runtime, seed) if self.measured_here else None
+        return LocalTarget(runtime, seed, self.affinity) if self.measured_here else None
 
     def how_to_measure(self, runtime: Runtime) -> str:
         """The commands that make a table for this hardware."""

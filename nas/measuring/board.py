@@ -150,8 +150,11 @@ def run(kit_path: Path, folder: Path, groups: int | None, report: Callable[[str]
     Raises:
         BoardError: on anything that the user can set right.
     """
-    with zipfile.ZipFile(kit_path) as kit, _locked(folder, kit_path.stem, report) as journals:
+    with contextlib.ExitStack() as stack:
+        kit = stack.enter_context(zipfile.ZipFile(kit_path))
+        journals = stack.enter_context(_locked(folder, kit_path.stem, report))
         manifest = json.loads(kit.read(MANIFEST))
+        stack.enter_context(conditions.affine_to(manifest.get("affinity", [])))
         result = folder / f"{kit_path.stem}-result.jsonl"
         watch = Watch(manifest["temperature_limit_c"], report)
         check_packages(manifest["runtime"])

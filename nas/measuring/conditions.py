@@ -6,11 +6,12 @@ offer is None, never a guess.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import os
 import platform
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -93,3 +94,31 @@ def versions(packages: Iterable[str]) -> dict[str, str | None]:
         except importlib.metadata.PackageNotFoundError:
             found[package] = None
     return found
+
+
+class AffinityError(RuntimeError):
+    """Cores that this machine does not have. The message names those it has."""
+
+
+@contextlib.contextmanager
+def affine_to(cores: Sequence[int]) -> Iterator[None]:
+    """Run on these cores alone meanwhile, threads that are started included; on all where there are none.
+
+    Raises:
+        AffinityError: if a core does not exist, or the system cannot do this.
+    """
+    if not cores:
+        yield
+        return
+    if not hasattr(os, "sched_setaffinity"):
+        raise AffinityError("hardware.affinity: this system cannot bind a process to cores")
+    before = os.sched_getaffinity(0)
+    if not set(cores) <= before:
+        raise AffinityError(
+            f"hardware.affinity={list(cores)}: this machine lets the process use cores {sorted(before)}"
+        )
+    os.sched_setaffinity(0, set(cores))
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)

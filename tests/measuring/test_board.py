@@ -11,6 +11,7 @@ from pathlib import Path
 import onnxruntime
 import pytest
 
+from nas.devices.device import LocalTarget
 from nas.devices.kit import (
     KitSettings,
     ResultError,
@@ -20,6 +21,7 @@ from nas.devices.kit import (
 )
 from nas.measuring import board, conditions
 from nas.measuring.board import BoardError, Watch, decode_throttled, read_throttled
+from nas.measuring.rounds import MeasurementError
 from nas.runtimes.runtime import Runtime, installed
 from nas.runtimes.subject import RuntimeUnavailableError, Subject, graph
 from search_spaces.layers import LayerKey, layer_keys
@@ -195,6 +197,31 @@ def test_a_litert_kit_is_measured_with_litert(tmp_path: Path, precision: str) ->
     assert result.runtime_version == runtime.version()
     with pytest.raises(ResultError, match=f"it is for hardware=rpi4, litert, {precision}, 1 thread, not for"):
         read_result(_result(kit), "rpi4", Runtime())
+
+
+def test_a_kit_is_measured_on_the_cores_it_names(tmp_path: Path) -> None:
+    kit = tmp_path / "kit.zip"
+    core = max(os.sched_getaffinity(0))
+    write_kit(kit, KitSettings("rpi4", RUNTIME, 4, affinity=(core,)), [SUBJECTS[:2]])
+    done = _run(kit)
+    assert done.returncode == 0, done.stderr
+    result = read_result(_result(kit), "rpi4", RUNTIME)
+    assert result.header["board"]["affinity"] == [core]
+    write_kit(kit, KitSettings("rpi4", RUNTIME, 4, affinity=(4096,)), [SUBJECTS[:2]])
+    done = _run(kit)
+    assert done.returncode == 1
+    assert "hardware.affinity=[4096]: this machine lets the process use cores" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_cores_are_given_back_after_measuring_here(tmp_path: Path) -> None:
+    before = os.sched_getaffinity(0)
+    core = min(before)
+    measured = LocalTarget(RUNTIME, 0, (core,)).measure(SUBJECTS[:2], 4, tmp_path / "journal.jsonl")
+    assert measured.record["affinity"] == [core]
+    assert os.sched_getaffinity(0) == before
+    with pytest.raises(MeasurementError, match=r"hardware\.affinity=\[4096\]"):
+        LocalTarget(RUNTIME, 0, (4096,)).measure(SUBJECTS[:2], 4, tmp_path / "other.jsonl")
 
 
 def test_without_onnxruntime_the_runner_names_the_pip_line(tmp_path: Path) -> None:
