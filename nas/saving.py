@@ -265,3 +265,14 @@ def _synchronise(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def spreadsheet_cell(text: str) -> str:
+    """A text that no spreadsheet takes for a formula."""
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
+
+
+def markdown_text(text: str) -> str:
+    """A text as one line of Markdown that shows it as it is: no markup, no HTML, no new cell."""
+    line = " ".join(text.split())
+    return "".join(f"\\{each}" if each in "\\`*[]<>|&#!" else each for each in line)

@@ -10,7 +10,9 @@ from typing import Any
 
 import numpy as np
 import optuna
+import torch
 from omegaconf import OmegaConf
+from threadpoolctl import threadpool_limits
 
 from nas.accuracy.imagenet import Predictor
 from nas.accuracy.source import AccuracyEstimator, PublishedFirst
@@ -85,6 +87,14 @@ class SearchConfig:
 
 def main(config: Any) -> None:
     """Measure what is missing, search, measure the front, report."""
+    # Sums over several threads come in another order with another number of them: one thread gives the same
+    # trials everywhere. Training has a setting of its own (accuracy.threads).
+    torch.set_num_threads(1)
+    with threadpool_limits(1):
+        _search(config)
+
+
+def _search(config: Any) -> None:
     settings = plain(config.search, SearchSettings)
     objective = objective_of(plain(config.objective, ObjectiveConfig), settings.caution)
     board = hardware_of(plain(config.hardware, HardwareConfig))

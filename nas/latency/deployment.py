@@ -20,7 +20,7 @@ from nas.measuring.conditions import cpu_model, snapshot
 from nas.measuring.rounds import Journal, Runner, measure, round_order, without_drift
 from nas.runtimes.runtime import Runtime
 from nas.runtimes.subject import RuntimeUnavailableError
-from nas.saving import write_atomically
+from nas.saving import spreadsheet_cell, write_atomically
 from search_spaces.architecture import Architecture
 from search_spaces.errors import InputError
 
@@ -55,7 +55,7 @@ class Deployment:
         runtime = self.runtime
         numbers = (f"{value:.4g}" for value in (self.p50_ms, self.p90_ms, self.p99_ms))
         return (
-            self.network,
+            spreadsheet_cell(self.network),
             runtime.name,
             self.version,
             runtime.precision,

@@ -26,7 +26,7 @@ from nas.latency.sessions import NetworkRecord, ProfileProgress, link_keys, netw
 from nas.latency.table import LatencyTable, TableError
 from nas.measuring.rounds import MeasurementError
 from nas.runtimes.subject import Subject
-from nas.saving import write_together
+from nas.saving import spreadsheet_cell, write_together
 from search_spaces.architecture import Architecture
 from search_spaces.gate import Gate
 from search_spaces.references import published_top1
@@ -201,7 +201,12 @@ def save(validation: Validation, folder: Path) -> None:
         numbers = (predicted_ms, raw_ms, *record.latencies_ms)
         architecture = record.architecture
         writer.writerow(
-            (name, architecture.id, architecture.resolution, *(f"{number:.5g}" for number in numbers))
+            (
+                spreadsheet_cell(name),
+                architecture.id,
+                architecture.resolution,
+                *(f"{number:.5g}" for number in numbers),
+            )
         )
     content = {"schema_version": CARD_SCHEMA, **validation.card.to_dict()}
     write_together(

@@ -31,7 +31,7 @@ from nas.page.report import (
     report_of,
     signed,
 )
-from nas.saving import write_atomically
+from nas.saving import markdown_text, spreadsheet_cell, write_atomically
 from nas.shell import shell_line
 
 _COLUMNS = (
@@ -167,13 +167,13 @@ def pareto_csv(report: Report) -> str:
 
 def summary(report: Report) -> str:
     """The answers and the front in Markdown."""
-    lines = [f"# {report.name}", ""]
+    lines = [f"# {markdown_text(report.name)}", ""]
     if report.title:
-        lines += [report.title, ""]
+        lines += [markdown_text(report.title), ""]
     for answer in report.answers:
         reference = answer.reference
         lines.append(
-            f"- **{reference.label}** has {_accuracy(reference)}, {_latency(reference)}. "
+            f"- **{markdown_text(reference.label)}** has {_accuracy(reference)}, {_latency(reference)}. "
             f"At its latency: {answer.gain}{_which(answer.as_fast)}. "
             f"At its accuracy: {answer.saving}{_which(answer.as_accurate)}."
         )
@@ -188,14 +188,14 @@ def summary(report: Report) -> str:
         "|---|---|---|---|---|---|",
     ]
     for network in _front_and_references(report):
-        name = f"{network.name} (reference)" if network.name else f"`{network.id}`"
+        name = f"{markdown_text(network.name)} (reference)" if network.name else f"`{network.id}`"
         lines.append(
             f"| {name} | {_accuracy(network)} | {_latency(network)} | {network.macs / 1e6:,.1f} M | "
             f"{network.parameters / 1e6:.2f} M | {network.resolution or '–'} |"
         )
     command = report.provenance.get("command")
     if command:
-        lines += ["", f"    {command}"]
+        lines += ["", f"    {' '.join(str(command).split())}"]
     return "\n".join(lines) + "\n"
 
 
@@ -223,15 +223,17 @@ def _front_and_references(report: Report) -> list[NetworkResult]:
 
 
 def _cell(value: object) -> object:
+    if isinstance(value, str):
+        return spreadsheet_cell(value)
     return f"{value:.6g}" if isinstance(value, float) else "" if value is None else value
 
 
 def _accuracy(network: NetworkResult) -> str:
-    return f"{network.accuracy} ({network.accuracy_source})"
+    return f"{network.accuracy} ({markdown_text(network.accuracy_source)})"
 
 
 def _latency(network: NetworkResult) -> str:
-    return f"{network.latency_ms:.2f} ms ({network.latency_source})"
+    return f"{network.latency_ms:.2f} ms ({markdown_text(network.latency_source)})"
 
 
 def _which(network: NetworkResult | None) -> str:

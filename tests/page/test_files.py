@@ -1,9 +1,19 @@
 import csv
+import io
+import re
 from dataclasses import replace
 
 import pytest
 
-from nas.page.files import ReportFiles, answer_rows, next_command, summary, summary_rows, write_report
+from nas.page.files import (
+    ReportFiles,
+    answer_rows,
+    next_command,
+    pareto_csv,
+    summary,
+    summary_rows,
+    write_report,
+)
 from nas.page.report import MIXED_KINDS, read_study
 from search_spaces.architecture import Architecture
 from tests.page.report_cases import REFERENCES, made_up_study, network, report
@@ -82,3 +92,16 @@ def test_the_same_study_gives_the_same_files(files: ReportFiles) -> None:
     before = [path.read_bytes() for path in paths]
     write_report(files.html.parent, read_study(files.html.parent))
     assert [path.read_bytes() for path in paths] == before
+
+
+def test_names_are_neither_formulas_nor_markup() -> None:
+    hostile = "=cmd|' /C calc'!A0 <script>alert(1)</script> | `x` [a](b)\n# title"
+    made = report(network(70.0, 1.0, 1), network(75.0, 2.0, 2, hostile))
+    rows = list(csv.DictReader(io.StringIO(pareto_csv(made))))
+    (name,) = (row["name"] for row in rows if row["kind"] == "reference")
+    assert name.startswith("'=cmd")
+    text = summary(made)
+    assert not re.search(r"(?<!\\)<", text)
+    (line,) = (line for line in text.splitlines() if line.startswith("|") and "script" in line)
+    assert len(re.findall(r"(?<!\\)\|", line)) == 7
+    assert "\n# title" not in text
