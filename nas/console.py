@@ -96,6 +96,12 @@ def print_table_summary(table: LatencyTable, folder: Path, next_step: str) -> No
         "device": table.header.title,
         "layers": ", ".join(f"{count:,} {source}" for source, count in counts.items() if count),
     }
+    left = {
+        key: kinds for each in table.header.sessions for key, kinds in each.get("undelegated", {}).items()
+    }
+    if left:
+        kinds = ", ".join(sorted({kind for each in left.values() for kind in each}))
+        rows["not accelerated"] = f"operators in {len(left):,} layers and networks: {kinds}"
     if table.header.gap_filling:
         error = table.header.gap_filling["mean_error"]
         rows["predicted layers"] = f"{error:.1%} mean error in cross-validation"

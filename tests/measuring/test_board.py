@@ -224,6 +224,15 @@ def test_cores_are_given_back_after_measuring_here(tmp_path: Path) -> None:
         LocalTarget(RUNTIME, 0, (4096,)).measure(SUBJECTS[:2], 4, tmp_path / "other.jsonl")
 
 
+@pytest.mark.skipif("litert" not in installed(), reason="litert is not installed")
+def test_a_measurement_says_which_layers_are_not_accelerated(tmp_path: Path) -> None:
+    fast, slow = (
+        LayerKey.parse(f"ir_14_i16_x48_o24_k3_s2_se_{activation}") for activation in ("relu", "hswish")
+    )
+    measured = LocalTarget(Runtime("litert", "int8")).measure([fast, slow], 4, tmp_path / "journal.jsonl")
+    assert measured.record["undelegated"] == {str(slow): ["HARD_SWISH", "HARD_SWISH"]}
+
+
 def test_without_onnxruntime_the_runner_names_the_pip_line(tmp_path: Path) -> None:
     kit = _write(tmp_path / "kit.zip")
     bare = tmp_path / "bare"
