@@ -253,9 +253,9 @@ class LatencyTable:
             files = {
                 name: Gate(str(folder / name), TableError).text(folder / name, MAX_BYTES) for name in FILES
             }
-            # Another process may have moved new files into place between the two.
-            if _digest(files["table.csv"]) in files["table.json"]:
+            if _digest(files["table.csv"]) in files["table.json"] or not (folder / ".lock").exists():
                 break
+            # Another process may have moved new files into place between the two.
             time.sleep(_REREAD_S)
         return cls.from_files(files, str(folder), profile_command)
 
