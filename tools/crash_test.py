@@ -1,6 +1,7 @@
 """Kill commands at random moments and before each of their file operations; run them again; look.
 
     python -m tools.crash_test --folder /tmp/crashes --moments 50 --output results/crashes.json
+    python -m tools.crash_test --folder /tmp/full --full-disk        # needs root: mounts small file systems
 
 Each command first runs undisturbed. Then copies of it are killed, half of them at a random moment with
 SIGKILL, the others before one of their file operations (see :mod:`tools.dying`), and the same command is
@@ -35,6 +36,7 @@ from search_spaces.architecture import Architecture
 from tools.dying import DIED
 
 _REPEATS = 4
+_DISK_KILOBYTES = (8, 16, 32, 48, 64, 96, 128, 192, 256)
 _SPACE = """name: tiny
 resolutions: [96, 128]
 stems: [{channels: 16, activation: hswish}]
@@ -199,12 +201,44 @@ def crash(name: str, template: Path, work: Path, moments: int, generator: random
     return outcome
 
 
+def fill(name: str, template: Path, work: Path) -> list[str]:
+    """Run a command on disks that are too small, then again when there is room; what was wrong."""
+    problems = []
+    for kilobytes in _DISK_KILOBYTES:
+        folder = work / f"{name}-{kilobytes}k"
+        folder.mkdir()
+        _mount(folder, f"size={kilobytes}k")
+        try:
+            shutil.copytree(template, folder, dirs_exist_ok=True)
+            code, printed, _ = run(COMMANDS[name], folder)
+            lines = [line for line in printed.splitlines() if line.startswith("error:")]
+            if "Traceback" in printed or (code != 0 and len(lines) != 1):
+                problems.append(f"{kilobytes} kB: exit code {code}: {printed.strip()[-300:]}")
+            print(f"{name}, {kilobytes} kB: exit code {code} {' '.join(lines)}", flush=True)
+            before = complete_trials(folder)
+            _mount(folder, "remount,size=500m")
+            code, printed, _ = run(COMMANDS[name], folder)
+            if code != 0 or "Traceback" in printed:
+                problems.append(f"{kilobytes} kB, with room: exit code {code}: {printed.strip()[-300:]}")
+            else:
+                problems += [f"{kilobytes} kB, with room: {each}" for each in check(name, folder, before)]
+        finally:
+            subprocess.run(["/bin/umount", str(folder)], check=True)  # noqa: S603
+    return problems
+
+
+def _mount(folder: Path, options: str) -> None:
+    words = ["/bin/mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
+    subprocess.run(words, check=True)  # noqa: S603
+
+
 def main() -> None:
     """Crash all commands, print a line for each."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
     parser.add_argument("--folder", type=Path, required=True, help="a new folder to work in")
     parser.add_argument("--moments", type=int, default=50, help="for each command")
     parser.add_argument("--commands", default=",".join(COMMANDS))
+    parser.add_argument("--full-disk", action="store_true", help="fill disks instead of killing")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, help="JSON file of the outcomes")
     arguments = parser.parse_args()
@@ -219,7 +253,10 @@ def main() -> None:
         if name == "validate" and not (profiled / "results").exists():
             run(COMMANDS["profile"], profiled)
         template = profiled if name == "validate" else empty
-        outcome = crash(name, template, arguments.folder, arguments.moments, generator)
+        if arguments.full_disk:
+            outcome = Outcome(problems=fill(name, template, arguments.folder))
+        else:
+            outcome = crash(name, template, arguments.folder, arguments.moments, generator)
         outcomes[name] = asdict(outcome)
         print(f"{name}: {outcome}", flush=True)
         if arguments.output:
