@@ -62,6 +62,10 @@ def run(model: onnx.ModelProto, image: np.ndarray) -> np.ndarray:
     return np.asarray(found)
 
 
+@pytest.mark.skipif(
+    tuple(map(int, onnxruntime.__version__.split(".")[:2])) < (1, 28),
+    reason="the quantizer that ours is compared with writes other nodes behind a pooling before 1.28",
+)
 @pytest.mark.parametrize("subject", SUBJECTS, ids=lambda subject: str(subject)[:40])
 def test_graph_and_values_are_those_of_onnxruntimes_quantizer(subject: object, tmp_path: Path) -> None:
     model = onnx_model(build_module(subject), input_shape(subject))  # type: ignore[arg-type]
