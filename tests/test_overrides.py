@@ -146,7 +146,7 @@ def test_kinds_of_keys() -> None:
         ("search_space", SPACE.replace("tiny", "${oc.env:HOME}"), "interpolations are not known"),
         ("search_space", SPACE.replace("tiny", "!!python/object/apply:os.getcwd []"), "not valid YAML"),
         ("search_space", SPACE + "\tname: x\n", "not valid YAML"),
-        ("search_space", "", "expected a mapping"),
+        ("search_space", "", "must hold a mapping"),
         ("hardware", "name: b\n_target_: os.system\n", "unknown key '_target_'"),
         ("hardware", "name: b\nhydra: {job: {env_set: {PATH: /tmp}}}\n", "unknown key 'hydra'"),
         ("hardware", "name: b\ndescription: ${oc.env:HOME}\n", "interpolations are not known"),
