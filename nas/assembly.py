@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -122,7 +121,7 @@ def accuracy_of(
     dataset = plain(config.dataset, DatasetConfig)
     images = dataset_settings(dataset)
     space = space.restricted(dataset.resolutions, data.class_count(images))
-    load = functools.cache(functools.partial(data.load, images))
+    load = data.Splits(images)
     load(dataset.resolutions[-1])  # a missing or broken dataset is said before anything is measured
     recipe = recipe_of(plain(config.accuracy, TrainConfig), settings.seed)
     return space, TrainedAccuracy(load, recipe, config.runtime.precision == "int8"), dataset.resolutions[-1]

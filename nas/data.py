@@ -179,6 +179,29 @@ def load(settings: DatasetSettings, resolution: int) -> Split:
     return readers[settings.name](settings, resolution)
 
 
+class Splits:
+    """A dataset at every resolution that is asked for, read once for each by every process.
+
+    A copy that another process gets holds the settings alone, and reads the images for itself.
+
+    Args:
+        settings: which images.
+    """
+
+    def __init__(self, settings: DatasetSettings) -> None:
+        self._settings = settings
+        self._read: dict[int, Split] = {}
+
+    def __call__(self, resolution: int) -> Split:
+        """The dataset at a resolution; see :func:`load`."""
+        if resolution not in self._read:
+            self._read[resolution] = load(self._settings, resolution)
+        return self._read[resolution]
+
+    def __reduce__(self) -> tuple[type[Splits], tuple[DatasetSettings]]:
+        return Splits, (self._settings,)
+
+
 def class_count(settings: DatasetSettings) -> int:
     """Number of classes, without reading any image.
 

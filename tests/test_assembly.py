@@ -1,0 +1,90 @@
+import os
+import pickle
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from nas.accuracy.source import Accuracy, AccuracyEstimator
+from nas.assembly import accuracy_of, read_space
+from nas.command import store_schemas
+from nas.help import CONFIG_FOLDER, choices_of
+from nas.search import SearchConfig
+from nas.settings import SearchSettings, plain
+from nas.study.workers import Workers
+from search_spaces.architecture import Architecture
+from search_spaces.space import SearchSpace
+
+TRAINED = [
+    "accuracy=train",
+    "accuracy.epochs=1",
+    "accuracy.threads=1",
+    "dataset=synthetic",
+    "dataset.resolutions=[16]",
+]
+
+
+def source(*overrides: str) -> tuple[SearchSpace, AccuracyEstimator]:
+    store_schemas("search", SearchConfig)
+    with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
+        config: Any = compose("search", [*overrides])
+    settings = plain(config.search, SearchSettings)
+    space, estimator, _ = accuracy_of(config, read_space(config.search_space), settings)
+    return space, estimator
+
+
+@pytest.fixture
+def needs(tmp_path: Path) -> dict[str, list[str]]:
+    """What each source of accuracy cannot do without."""
+    grid = tmp_path / "grid.csv"
+    space = SearchSpace.from_yaml(CONFIG_FOLDER / "search_space" / "benchmark_stages.yaml")
+    row = {name: str(choices[0]) for name, choices in space.parameters().items()}
+    grid.write_text(f"{','.join(row)},accuracy\n{','.join(row.values())},60\n")
+    return {
+        "train": TRAINED,
+        "table": ["accuracy=table", "search_space=benchmark_stages", f"accuracy.path={grid}"],
+    }
+
+
+@pytest.mark.parametrize("name", choices_of("accuracy"))
+def test_every_source_of_accuracy_can_be_copied_to_worker_processes(
+    name: str, needs: dict[str, list[str]]
+) -> None:
+    _, estimator = source(*needs.get(name, [f"accuracy={name}"]))
+    assert type(pickle.loads(pickle.dumps(estimator))) is type(estimator)
+
+
+@dataclass
+class WhichProcess:
+    """Which process told an accuracy, in place of its deviation; waits for a second one in its folder."""
+
+    estimator: AccuracyEstimator
+    folder: Path
+
+    def accuracy(self, architecture: Architecture) -> Accuracy:
+        (self.folder / str(os.getpid())).touch()
+        deadline = time.monotonic() + 60
+        while len(list(self.folder.iterdir())) < 2 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        found = self.estimator.accuracy(architecture)
+        return Accuracy(found.top1, found.source, float(os.getpid()))
+
+
+@pytest.mark.slow
+def test_networks_are_trained_in_two_worker_processes_as_in_this_one(tmp_path: Path) -> None:
+    space, estimator = source(*TRAINED)
+    encoded = space.parameters()
+    small = space.build({name: choices[0] for name, choices in encoded.items()})
+    other = space.build({name: choices[0] for name, choices in encoded.items()} | {"stage2.width": 24})
+    found: dict[int, Accuracy] = {}
+    with Workers[int](WhichProcess(estimator, tmp_path), 2) as workers:
+        for number, network in enumerate((small, other)):
+            workers.submit(number, network)
+        while workers.in_flight:
+            found |= {key: each for key, each in workers.wait() if isinstance(each, Accuracy)}
+    assert len({each.deviation for each in found.values()} - {float(os.getpid())}) == 2
+    for number, network in enumerate((small, other)):
+        assert found[number].top1 == estimator.accuracy(network).top1
