@@ -10,14 +10,13 @@ from omegaconf import OmegaConf
 
 from nas import data
 from nas.accuracy.csv import read_extra
-from nas.accuracy.imagenet import Predictor, shipped_predictor
+from nas.accuracy.imagenet import SHIPPED_PARAMETERS, Predictor
 from nas.accuracy.proxy import ProxyAccuracy
-from nas.accuracy.source import AccuracyEstimator, Int8Penalty, PublishedFirst
+from nas.accuracy.source import AccuracyEstimator, Int8Penalty
 from nas.accuracy.table import AccuracyTable
 from nas.accuracy.train import Recipe, TrainedAccuracy
 from nas.data import DatasetSettings
 from nas.latency.hardware import Hardware
-from nas.latency.provision import reference_architectures
 from nas.settings import (
     DatasetConfig,
     HardwareConfig,
@@ -29,7 +28,6 @@ from nas.settings import (
 )
 from nas.study.objective import Budget, MnasNet, Objective, Pareto
 from search_spaces.errors import InputError
-from search_spaces.references import is_reference, published_top1
 from search_spaces.space import SearchSpace
 
 
@@ -102,18 +100,11 @@ def accuracy_of(
     """The source of accuracy, the space as it suits it, and the references' resolution."""
     if config.accuracy.name == "imagenet":
         predictor = _predictor(plain(config.accuracy, ImagenetConfig))
-        references = reference_architectures(space, settings.references)
-        published = {
-            architecture: top1
-            for name, architecture in references.items()
-            if is_reference(name) and (top1 := published_top1(name, architecture.resolution)) is not None
-        }
-        fp32 = PublishedFirst(published, predictor)
         penalty = dict(config.accuracy.int8_penalty)
         _check_penalty(penalty)
         if any(penalty.values()) and config.runtime.precision == "int8":
-            return space, Int8Penalty(fp32, penalty), None
-        return space, fp32, None
+            return space, Int8Penalty(predictor, penalty), None
+        return space, predictor, None
     if config.accuracy.name == "proxy":
         return space, ProxyAccuracy(config.accuracy.score, config.accuracy.resolution), None
     if config.accuracy.name == "table":
@@ -134,5 +125,8 @@ def _check_penalty(points: Mapping[str, float]) -> None:
 
 
 def _predictor(config: ImagenetConfig) -> Predictor:
-    predictor = Predictor.load(Path(config.parameters)) if config.parameters else shipped_predictor()
-    return predictor.with_networks(read_extra(Path(config.extra))) if config.extra else predictor
+    path = Path(config.parameters) if config.parameters else SHIPPED_PARAMETERS
+    predictor = Predictor.load(path, config.recipe)
+    if not config.extra:
+        return predictor
+    return predictor.with_networks(read_extra(Path(config.extra), predictor.recipe_names, config.recipe))

@@ -64,7 +64,7 @@ def _content(accuracy: Any) -> dict[str, str]:
         found["parameters"] = Path(accuracy.parameters or SHIPPED_PARAMETERS).read_bytes()
         if accuracy.extra:
             # The networks themselves: the CSV may only name their files.
-            found["extra"] = repr(read_extra(Path(accuracy.extra))).encode()
+            found["extra"] = repr(read_extra(Path(accuracy.extra), None, accuracy.recipe)).encode()
     elif accuracy.name == "table":
         found["path"] = Path(accuracy.path).read_bytes()
     return {key: hashlib.sha256(content).hexdigest()[:16] for key, content in found.items()}

@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from threadpoolctl import threadpool_limits
 
 from nas.accuracy.imagenet import Predictor
-from nas.accuracy.source import AccuracyEstimator, PublishedFirst
+from nas.accuracy.source import AccuracyEstimator
 from nas.assembly import accuracy_of, hardware_of, objective_of, read_space
 from nas.command import command
 from nas.console import console, measuring_progress, print_report_summary, search_progress
@@ -26,7 +26,7 @@ from nas.latency.table import LatencyTable
 from nas.latency.validation import Card, load_card
 from nas.measuring.rounds import MeasurementError
 from nas.page.files import write_report
-from nas.page.report import report_of
+from nas.page.report import JOINT, report_of
 from nas.page.timm_reference import is_timm, timm_references
 from nas.page.torchvision_reference import (
     check_measurable,
@@ -127,7 +127,7 @@ def _search(config: Any) -> None:
         carried = table_of(storage, named.name) if storage is not None else None
         table = latencies.table(space, extra, carried)
         console.print(f"latency: {table.header.title}")
-        if runtime.precision == "int8" and isinstance(accuracy, PublishedFirst):
+        if runtime.precision == "int8" and isinstance(accuracy, Predictor):
             console.print(
                 "  [yellow]mind: accuracies are those of fp32; what quantising costs is not predicted "
                 "(accuracy.int8_penalty, or accuracy=train to measure it)[/]"
@@ -137,12 +137,11 @@ def _search(config: Any) -> None:
         _check_card(card, table, board, runtime, settings.require_validation)
         budget_ms = _budget_ms(settings.budget_ms, table, space, resolution)
         first: list[Parameters] = []
-        predictor = accuracy.otherwise if isinstance(accuracy, PublishedFirst) else None
-        if settings.screen and config.sampler.name == "evolution" and isinstance(predictor, Predictor):
+        if settings.screen and config.sampler.name == "evolution" and isinstance(accuracy, Predictor):
             # A study that was begun keeps its table; so do machines that share one.
             begun = named.storage is not None or carried is not None
             measuring = None if begun else latencies
-            table, first = _screen(space, predictor, table, measuring, settings, budget_ms)
+            table, first = _screen(space, accuracy, table, measuring, settings, budget_ms)
         storage = storage or open_storage(location)
         opened = open_study(
             storage,
@@ -188,13 +187,14 @@ def _search(config: Any) -> None:
             record(opened, foreign, measure_end_to_end(foreign, table, runtime, journal))
             journal.unlink()
         # Measuring the front changed the table: from now on this one is the study's.
+        report = report_of(opened, importances=False)
+        known = {**provenance(config, table, card, budget_ms), "layers": layers(report, table)}
+        if isinstance(accuracy, Predictor):
+            known[JOINT] = accuracy.joint(report.compared).to_dict()
         refresh_study(
             opened,
             fingerprint(config, table, space, references),
-            {
-                **provenance(config, table, card, budget_ms),
-                "layers": layers(report_of(opened, importances=False), table),
-            },
+            known,
             table.restricted(keys_of(space, extra)),
         )
         print_report_summary(write_report(folder, opened))

@@ -172,6 +172,7 @@ class ImagenetConfig:
         label: part of the study's name.
         trials: default of ``search.trials``.
         minutes: default of ``search.minutes``.
+        recipe: how networks are trained: ``scratch``, ``mobilenet_v2_v3`` or ``long``.
         parameters: file of fitted parameters, null for the shipped ones.
         extra: CSV of networks of one's own, null for none.
         int8_penalty: what int8 costs.
@@ -181,6 +182,7 @@ class ImagenetConfig:
     label: str = MISSING
     trials: int = 3000
     minutes: float | None = None
+    recipe: str = "scratch"
     parameters: str | None = None
     extra: str | None = None
     int8_penalty: Int8PenaltyConfig = field(default_factory=Int8PenaltyConfig)

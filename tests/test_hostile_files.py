@@ -46,7 +46,7 @@ _CASES: list[tuple[str, Change]] = [
     ("accel", _value(r"70.5", "nan")),
     ("accel", _whole(b"\xff\xfe")),
     ("published", _value("224", "9" * 5_000)),
-    ("published", _value("mobilenet_v2", '"' + "x" * 200_000)),
+    ("published", _value("tiny", '"' + "x" * 200_000)),
     ("extra", _value(r"a\.yaml", "../../../../etc/passwd.yaml")),
     ("accuracy_table", _value(r"60\.0", "inf")),
     *(

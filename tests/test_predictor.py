@@ -1,8 +1,8 @@
 """``python -m nas.predictor`` from the command line."""
 
 import csv
+import json
 import random
-import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -40,17 +40,64 @@ def _accel() -> Rows:
     return rows
 
 
+def _published(name: str, resolution: int, top1: float) -> dict[str, object]:
+    network = reference(name, resolution)
+    return {
+        "stem": {"channels": network.stem.channels, "activation": network.stem.activation, "kernel": 3},
+        "blocks": [
+            [
+                each.kind,
+                each.kernel,
+                each.in_channels,
+                each.expanded_channels,
+                each.out_channels,
+                each.stride,
+                each.activation,
+                each.se,
+                each.expansion_conv,
+                each.se_channels,
+            ]
+            for each in network.blocks
+        ],
+        "head": {
+            "conv_channels": network.head.conv_channels,
+            "hidden_channels": network.head.hidden_channels,
+            "activation": network.head.activation,
+        },
+        "resolution": resolution,
+        "top1": top1,
+        "recipe": "mobilenet",
+        "variant": name,
+    }
+
+
 PUBLISHED: Rows = [
-    {"model": model, "width_multiplier": width, "resolution": resolution, "top1": top1}
-    for model, width, resolution, top1 in (
-        ("mobilenet_v2", 1.0, 224, 71.8),
-        ("mobilenet_v2", 1.0, 160, 68.8),
-        ("mobilenet_v2", 0.5, 224, 65.4),
-        ("mobilenet_v1", 1.0, 224, 70.9),
-    )
+    _published("mobilenet_v2", 224, 71.8),
+    _published("mobilenet_v2", 160, 68.8),
+    _published("mobilenet_v2_050", 224, 65.4),
+    _published("mobilenet_v1", 224, 70.9),
+]
+SUPERNET: Rows = [
+    {
+        "depths": "2 2 2 2 2",
+        "kernels": " ".join(["3"] * each + ["5"] * (10 - each)),
+        "expansions": "4 " * 9 + "6",
+        "resolution": 224,
+        "width": 1.0,
+        "top1": 73 + 0.1 * each,
+    }
+    for each in range(10)
 ]
 EXTRA: Rows = [{"architecture": "mobilenet_v3_large", "resolution": 224, "top1": 75.2}]
-FIT = ["accel=accel.csv", "published=published.csv", "inducing=12", "steps=5", "output=mine.safetensors"]
+FIT = [
+    "data=.",
+    "evaluate=false",
+    "inducing=12",
+    "own_inducing=[4,4]",
+    "sample=20",
+    "steps=5",
+    "specialised=null",
+]
 
 
 @dataclass
@@ -85,33 +132,29 @@ def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    _write(tmp_path / "accel.csv", _accel())
-    _write(tmp_path / "published.csv", PUBLISHED)
+    _write(tmp_path / "accel_nasbench_imagenet.csv", _accel())
+    _write(tmp_path / "ofa_supernet.csv", SUPERNET)
+    lines = "\n".join(json.dumps(each) for each in PUBLISHED)
+    (tmp_path / "imagenet_networks.jsonl").write_text(lines + "\n")
     _write(tmp_path / "extra.csv", EXTRA)
     return tmp_path
 
 
-def test_fit_judges_and_writes_parameters_that_a_search_can_use(run: Run, folder: Path) -> None:
+def test_fit_writes_parameters_that_a_search_can_use(run: Run, folder: Path) -> None:
     shipped = SHIPPED_PARAMETERS.read_bytes()
-    done = run(*FIT, "extra=extra.csv", "held_out=0.2")
+    done = run(*FIT, "extra=extra.csv", "output=mine.safetensors")
     assert done.code == 0, done.err
-    assert re.search(r"Accel-NASBench, random +│ 12 ", done.out), done.out
-    assert re.search(r"published, by variant +│ 4 ", done.out)
-    for model in ("mobilenet_v1", "mobilenet_v2_050"):
-        assert re.search(rf"{model} +│ 224 ", done.out)
-    assert "mine.safetensors" in done.out
+    assert "4 published networks of 2 recipes" in " ".join(done.out.replace("│", " ").split())
     assert SHIPPED_PARAMETERS.read_bytes() == shipped
-    predictor = Predictor.load(folder / "mine.safetensors")
-    assert predictor.predict(reference("mobilenet_v2"))[0] == pytest.approx(71.8, abs=1)
-    assert predictor.predict(reference("mobilenet_v3_large"))[0] == pytest.approx(75.2, abs=1)
+    found = Predictor.load(folder / "mine.safetensors", "mobilenet_v2_v3")
+    assert {"mobilenet_v1", "mobilenet_v2_v3", "accel_nasbench", "ofa_supernet"} <= {*found.recipe_names}
 
 
-def _bad(name: str, change: Callable[[Rows], Rows]) -> Callable[[Path], None]:
+def _changed(name: str, old: str, new: str) -> Callable[[Path], None]:
     def spoil(folder: Path) -> None:
-        path = folder / name
-        with path.open() as file:
-            rows: Rows = [dict(row) for row in csv.DictReader(file)]
-        _write(path, change(rows))
+        text = (folder / name).read_text()
+        assert old in text
+        (folder / name).write_text(text.replace(old, new, 1))
 
     return spoil
 
@@ -120,33 +163,31 @@ def _bad(name: str, change: Callable[[Rows], Rows]) -> Callable[[Path], None]:
     ("spoil", "message"),
     [
         (
-            _bad("accel.csv", lambda rows: [{**row, "colour": 1} for row in rows]),
-            "accel.csv: unknown column 'colour'",
+            _changed("accel_nasbench_imagenet.csv", "stage1_expansion", "colour"),
+            "accel_nasbench_imagenet.csv: unknown column 'colour'",
         ),
         (
-            _bad("accel.csv", lambda rows: [{**rows[0], "stage3_kernel": ""}, *rows[1:]]),
-            "accel.csv, line 2: stage3_kernel is empty",
+            _changed("ofa_supernet.csv", "2 2 2 2 2", "2 2 2 2"),
+            "ofa_supernet.csv, line 2: depths must name 5",
         ),
+        (_changed("imagenet_networks.jsonl", '"top1": 71.8', '"top1": 7.18e5'), "line 1: top1"),
         (
-            _bad("published.csv", lambda rows: [*rows, {**rows[0], "top1": 7.18e5}]),
-            "published.csv, line 6: top1 must be between 0 and 100, not 718000.0",
+            _changed("imagenet_networks.jsonl", '"blocks": [[', '"blocks": [[1], ['),
+            "line 1: row 1: must have",
         ),
+        (_changed("imagenet_networks.jsonl", "{", "["), "imagenet_networks.jsonl, line 1 is no JSON"),
         (
-            _bad("published.csv", lambda rows: [*rows, {**rows[0], "top1": 61.8}]),
-            "published.csv, line 6: repeats the architecture of line 2 with top-1 61.8, not 71.8",
+            _changed("extra.csv", "224", "32"),
+            "extra.csv, line 2: the ImageNet predictor knows resolutions of 48 to 320 px, not 32",
         ),
-        (
-            _bad("extra.csv", lambda rows: [{**rows[0], "resolution": 64}]),
-            "extra.csv, line 2: the ImageNet predictor knows resolutions of 96 to 224 px, not 64",
-        ),
-        (lambda folder: (folder / "accel.csv").unlink(), "cannot read accel.csv: No such file"),
+        (lambda folder: (folder / "ofa_supernet.csv").unlink(), "cannot read ofa_supernet.csv"),
     ],
 )
 def test_bad_files_are_one_clear_line(
     run: Run, folder: Path, spoil: Callable[[Path], None], message: str
 ) -> None:
     spoil(folder)
-    _refused(run(*FIT, "extra=extra.csv"), message)
+    _refused(run(*FIT, "extra=extra.csv", "output=mine.safetensors"), message)
     assert not (folder / "mine.safetensors").exists()
 
 
@@ -158,11 +199,11 @@ def _refused(done: Outcome, message: str) -> None:
 
 
 def test_settings_are_checked(run: Run, folder: Path) -> None:
-    _refused(run(*FIT, "held_out=1.5"), "held_out must lie between 0 and 1, not 1.5")
     _refused(run(*FIT, "inducing=0"), "inducing must be at least 1, not 0")
     _refused(run(*FIT, "steps=-1"), "steps must be at least 1, not -1")
+    _refused(run(*FIT, "own_inducing=[1]"), "own_inducing must be two positive numbers")
     _refused(run(*FIT, "colour=blue"), "colour")
-    _refused(run("published=published.csv"), "accel")
+    _refused(run("evaluate=false"), "data")
 
 
 def test_help_and_composed_settings_are_shown(run: Run, tmp_path: Path) -> None:

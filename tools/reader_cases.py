@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import shutil
@@ -14,7 +15,8 @@ import optuna
 import safetensors.torch
 import torch
 
-from nas.accuracy.csv import read_accel, read_extra, read_published
+from nas.accuracy.csv import read_accel, read_extra
+from nas.accuracy.networks import read_networks
 from nas.accuracy.table import AccuracyTable
 from nas.devices.kit import parse_result
 from nas.latency.calibration import Calibration
@@ -253,6 +255,20 @@ def _read_study(folder: Path) -> object:
     return report_of(read_study(folder), importances=False)
 
 
+def _published() -> bytes:
+    block = ["inverted_residual", 3, 16, 64, 24, 2, "relu", False, True, 0]
+    network = {
+        "stem": {"channels": 16, "activation": "hswish", "kernel": 3},
+        "blocks": [block],
+        "head": {"conv_channels": 96, "hidden_channels": 0, "activation": "hswish"},
+        "resolution": 224,
+        "top1": 51.5,
+        "recipe": "gluoncv",
+        "variant": "tiny",
+    }
+    return (json.dumps(network) + "\n").encode()
+
+
 def _accel() -> bytes:
     names = [
         f"stage{stage}_{each}" for stage in range(1, 8) for each in ("expansion", "kernel", "layers", "se")
@@ -328,15 +344,15 @@ def readers(temporary: Path) -> list[Reader]:
         Reader("accel", [_accel()], _in_folder("accel.csv", lambda folder: read_accel(folder / "accel.csv"))),
         Reader(
             "published",
-            [
-                b"model,width_multiplier,resolution,top1\nmobilenet_v2,1.0,224,71.8\nmobilenet_v1,0.75,192,67.2\n"
-            ],
-            _in_folder("p.csv", lambda folder: read_published(folder / "p.csv")),
+            [_published()],
+            _in_folder("p.jsonl", lambda folder: read_networks(folder / "p.jsonl")),
         ),
         Reader(
             "extra",
-            [b"architecture,top1,resolution,recipe\nmobilenet_v2,71.8,224,mine\na.yaml,67.2,,\n"],
-            _in_folder("e.csv", lambda folder: read_extra(folder / "e.csv"), {"a.yaml": own}),
+            [b"architecture,top1,resolution,recipe\nmobilenet_v2,71.8,224,own\na.yaml,67.2,,\n"],
+            _in_folder(
+                "e.csv", lambda folder: read_extra(folder / "e.csv", None, "scratch"), {"a.yaml": own}
+            ),
         ),
         Reader(
             "accuracy_table",

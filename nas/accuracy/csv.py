@@ -10,51 +10,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nas.accuracy.features import not_covered
+from nas.accuracy.networks import AccuracyDataError, Place, TrainedNetwork, checked
+from nas.accuracy.recipes import RecipeError, checked_recipe
 from search_spaces.architecture import Architecture
-from search_spaces.blocks import ArchitectureError, Block, Head, Stem
-from search_spaces.errors import InputError
+from search_spaces.blocks import ArchitectureError, Block, Head, Stem, make_divisible
 from search_spaces.gate import MEGABYTE, Gate
+from search_spaces.ops import Activation
 from search_spaces.references import UnknownReferenceError, reference
 
-# Two trainings of one network on ImageNet differ by a few tenths of a point.
-REPEAT_TOLERANCE = 1.0
 _MOST_BYTES = 8 * MEGABYTE
 _MOST_LAYERS = 64
 
 
-class AccuracyDataError(InputError):
-    """A file of accuracies that cannot be used. The message names the file, the line and the reason."""
-
-
 @dataclass(frozen=True, slots=True)
-class TrainedNetwork:
-    """A network whose ImageNet top-1 is known.
-
-    Attributes:
-        architecture: the network.
-        top1: percent.
-        recipe: how it was trained: one of :data:`nas.accuracy.process.RECIPES`, or a name of
-            one's own.
-        variant: what is left out together in evaluation, e.g. one width multiplier of one family.
-    """
-
-    architecture: Architecture
-    top1: float
-    recipe: str
-    variant: str
-
-
-@dataclass(frozen=True, slots=True)
-class Line:
+class Line(Place):
     """A line of a CSV file."""
 
-    path: Path
-    number: int
     cells: dict[str, str]
-
-    def fail(self, reason: str) -> AccuracyDataError:
-        """An error that names this line."""
-        return AccuracyDataError(f"{self.path}, line {self.number}: {reason}")
 
     def integer(self, column: str) -> int:
         """A whole number.
@@ -66,6 +38,17 @@ class Line:
             return int(self.cells[column])
         except ValueError:
             raise self.fail(f"{column} is no whole number: {self.cells[column]!r}") from None
+
+    def wholes(self, column: str) -> list[int]:
+        """Positive whole numbers with spaces between them.
+
+        Raises:
+            AccuracyDataError: if a word is none.
+        """
+        words = self.cells[column].split()
+        if not all(word.isdecimal() and int(word) for word in words):
+            raise self.fail(f"{column} must be positive whole numbers: {self.cells[column]!r}")
+        return [int(word) for word in words]
 
     def number_in(self, column: str, low: float, high: float) -> float:
         """A number between two bounds.
@@ -83,15 +66,12 @@ class Line:
         return value
 
     def top1(self) -> float:
-        """The column ``top1`` in percent; 100 is refused, as the logarithm of the error is what is fitted.
+        """The column ``top1`` in percent.
 
         Raises:
-            AccuracyDataError: if it is no number, or outside.
+            AccuracyDataError: if it is no number, outside, or a fraction.
         """
-        value = self.number_in("top1", 0, 100)
-        if value == 100:
-            raise self.fail("top1 is 100, which no network reaches on ImageNet")
-        return value
+        return self.percent(self.number_in("top1", 0, 100))
 
 
 def read_lines(path: Path, required: Sequence[str], optional: Sequence[str] = ()) -> list[Line]:
@@ -140,24 +120,18 @@ _ACCEL_CHOICES = ("expansion", "kernel", "layers", "se")
 def read_accel(path: Path) -> list[TrainedNetwork]:
     """The networks of Accel-NASBench (afzalxo/Accel-NASBench, ImageNet, 224 px, short recipe).
 
-    Its skeleton: a stem of 32 channels, seven MobileNetV2 stages, a head of 1280, swish everywhere. In
-    our tables swish is h-swish, and squeeze-and-excitation has a quarter of the expanded channels
-    where the benchmark has a quarter of the block's input.
+    Its skeleton: a stem of 32 channels, seven MobileNetV2 stages, a head of 1280, swish everywhere,
+    squeeze-and-excitation to a quarter of the channels that enter a block.
 
     Raises:
         AccuracyDataError: on a bad line.
     """
     choices = [f"stage{stage}_{choice}" for stage in range(1, 8) for choice in _ACCEL_CHOICES]
     lines = read_lines(path, [*choices, "top1"], ["macs_m", "params_m", "latency_zcu102_ms"])
-    return _checked(
+    return checked(
         (
             line,
-            TrainedNetwork(
-                _accel_architecture(line),
-                line.top1(),
-                "accel_nasbench",
-                f"accel_nasbench line {line.number}",
-            ),
+            TrainedNetwork(_accel_architecture(line), line.top1(), "accel_nasbench", f"line {line.number}"),
         )
         for line in lines
     )
@@ -182,54 +156,116 @@ def _accel_architecture(line: Line) -> Architecture:
                         expanded_channels=channels * expansion,
                         out_channels=width,
                         stride=stride if number == 0 else 1,
-                        activation="hswish",
+                        activation="swish",
                         se=bool(se),
                         expansion_conv=expansion != 1,
+                        se_channels=channels // 4 if se else 0,
                     )
                 )
                 channels = width
-        return Architecture(224, Stem(32, "hswish"), tuple(blocks), Head(1280, 0, "hswish"))
+        return Architecture(224, Stem(32, "swish"), tuple(blocks), Head(1280, 0, "swish"))
     except ArchitectureError as error:
         raise line.fail(str(error)) from None
 
 
-def read_published(path: Path) -> list[TrainedNetwork]:
-    """Published MobileNets (tensorflow/models, research/slim/nets); a variant is one width of a family.
+# Once-for-all's MobileNetV3: width, stride, activation and squeeze-and-excitation of its stages.
+_OFA_STAGES: tuple[tuple[int, int, Activation, bool], ...] = (
+    (24, 2, "relu", False),
+    (40, 2, "relu", True),
+    (80, 2, "hswish", False),
+    (112, 1, "hswish", True),
+    (160, 2, "hswish", True),
+)
+
+
+def read_supernet(path: Path) -> list[TrainedNetwork]:
+    """Subnetworks of once-for-all's MobileNetV3 at width 1.0, with the supernet's weights.
+
+    Its skeleton: a stem of 16 channels, one block without expansion, five stages, a head of 960 channels
+    and a hidden layer of 1280.
 
     Raises:
         AccuracyDataError: on a bad line.
     """
     lines = read_lines(
         path,
-        ["model", "width_multiplier", "resolution", "top1"],
-        ["top5", "macs_m", "params_m", "pixel1_ms", "pixel2_ms", "pixel3_ms", "source"],
+        ["depths", "kernels", "expansions", "resolution", "width", "top1"],
+        ["id", "repeats", "top1_sd", "macs_exact_m", "params_exact_m"],
+    )
+    return checked(
+        (
+            line,
+            TrainedNetwork(_supernet_architecture(line), line.top1(), "ofa_supernet", f"line {line.number}"),
+        )
+        for line in lines
     )
 
-    def read(line: Line) -> TrainedNetwork:
-        percent = round(100 * line.number_in("width_multiplier", 0.01, 9.99))
-        name = line.cells["model"] + ("" if percent == 100 else f"_{percent:03d}")
-        return TrainedNetwork(_reference(line, name), line.top1(), "mobilenet", name)
 
-    return _checked((line, read(line)) for line in lines)
+def _supernet_architecture(line: Line) -> Architecture:
+    if line.number_in("width", 0, 9) != 1:
+        raise line.fail(f"width must be 1, not {line.cells['width']}")
+    depths, kernels, expansions = (line.wholes(name) for name in ("depths", "kernels", "expansions"))
+    if len(depths) != len(_OFA_STAGES):
+        raise line.fail(f"depths must name {len(_OFA_STAGES)} stages, not {len(depths)}")
+    if not sum(depths) == len(kernels) == len(expansions):
+        raise line.fail(
+            f"depths count {sum(depths)} blocks, but there are {len(kernels)} kernels and "
+            f"{len(expansions)} expansions"
+        )
+    blocks = [Block("inverted_residual", 3, 16, 16, 16, 1, "relu", False, False)]
+    choices = iter(zip(kernels, expansions, strict=True))
+    channels = 16
+    try:
+        for depth, (width, stride, activation, se) in zip(depths, _OFA_STAGES, strict=True):
+            for number in range(depth):
+                kernel, expansion = next(choices)
+                blocks.append(
+                    Block(
+                        kind="inverted_residual",
+                        kernel=kernel,
+                        in_channels=channels,
+                        expanded_channels=make_divisible(channels * expansion),
+                        out_channels=width,
+                        stride=stride if number == 0 else 1,
+                        activation=activation,
+                        se=se,
+                    )
+                )
+                channels = width
+        return Architecture(
+            line.integer("resolution"), Stem(16, "hswish"), tuple(blocks), Head(960, 1280, "hswish")
+        )
+    except ArchitectureError as error:
+        raise line.fail(str(error)) from None
 
 
-def read_extra(path: Path) -> list[TrainedNetwork]:
+def read_extra(path: Path, recipes: Iterable[str] | None, target: str) -> list[TrainedNetwork]:
     """Networks measured by the user; the columns are explained in ``conf/accuracy/imagenet.yaml``.
+
+    Args:
+        path: the file.
+        recipes: names that a line may give; None for any.
+        target: recipe of a line that gives none.
 
     Raises:
         AccuracyDataError: on a bad line.
     """
     lines = read_lines(path, ["architecture", "top1"], ["resolution", "recipe"])
+    known = None if recipes is None else list(recipes)
 
     def read(line: Line) -> TrainedNetwork:
         name = line.cells["architecture"].strip()
         architecture = _own(line, name) if name.endswith((".yaml", ".yml")) else _reference(line, name)
         if reason := not_covered(architecture):
             raise line.fail(reason)
-        recipe = line.cells.get("recipe", "").strip() or "mobilenet"
+        try:
+            recipe = line.cells.get("recipe", "").strip() or target
+            recipe = recipe if known is None else checked_recipe(recipe, known)
+        except RecipeError as error:
+            raise line.fail(str(error)) from None
         return TrainedNetwork(architecture, line.top1(), recipe, name)
 
-    return _checked((line, read(line)) for line in lines)
+    return checked((line, read(line)) for line in lines)
 
 
 def _own(line: Line, name: str) -> Architecture:
@@ -249,17 +285,3 @@ def _reference(line: Line, name: str) -> Architecture:
         return reference(name, line.integer("resolution"))
     except (UnknownReferenceError, ArchitectureError) as error:
         raise line.fail(str(error)) from None
-
-
-def _checked(pairs: Iterable[tuple[Line, TrainedNetwork]]) -> list[TrainedNetwork]:
-    # Repeats stay in: they tell the noise. Contradictions do not.
-    seen: dict[tuple[Architecture, str], tuple[Line, float]] = {}
-    networks = []
-    for line, network in pairs:
-        first, top1 = seen.setdefault((network.architecture, network.recipe), (line, network.top1))
-        if abs(network.top1 - top1) > REPEAT_TOLERANCE:
-            raise line.fail(
-                f"repeats the architecture of line {first.number} with top-1 {network.top1:g}, not {top1:g}"
-            )
-        networks.append(network)
-    return networks

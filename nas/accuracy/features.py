@@ -5,7 +5,7 @@ there is only one way of computing a feature.
 
 A table of any length is laid onto the seven stages of MobileNetV2 by output stride: one stage each at
 strides 2, 4 and 8, two each at 16 and 32, where the second begins when the width changes. Each stage
-gives its depth, mean expanded width, share of 5x5 kernels and share of squeeze-and-excitation; the
+gives its depth, widths, kernels and share of squeeze-and-excitation, the block that begins it apart; the
 whole network gives resolution, size, width, depth and shares of operators.
 """
 
@@ -28,8 +28,9 @@ Flags = NDArray[np.bool_]
 Floats = NDArray[np.float64]
 
 CLASSES = 1000
-RESOLUTIONS = (96, 224)
-KERNELS = (3, 5)
+RESOLUTIONS = (48, 320)
+KERNELS = (3, 5, 7)
+KINDS = ("inverted_residual", "depthwise_separable")
 OUTPUT_STRIDE = 32
 
 _STAGES = 7
@@ -37,7 +38,7 @@ _STAGES = 7
 _EXPANDED = np.array([96, 72, 144, 240, 448, 560, 960])[:, None]
 _WIDTHS = np.array([16, 24, 40, 80, 112, 192, 320])[:, None]
 
-STAGE_FEATURES = ("depth", "expanded", "kernel5", "se")
+STAGE_FEATURES = ("depth", "expanded", "kernel", "se", "width", "first_expanded", "first_kernel")
 NETWORK_FEATURES = (
     "resolution",
     "macs",
@@ -45,34 +46,47 @@ NETWORK_FEATURES = (
     "width",
     "depth",
     "se",
-    "kernel5",
-    "hswish",
+    "kernel",
+    "smooth",
+    "swish",
     "separable",
     "head_width",
     "last_width",
+    "head_conv",
+    "squeeze",
+    "stem",
 )
 FEATURES: tuple[str, ...] = (
     *(f"stage{stage}.{name}" for stage in range(1, _STAGES + 1) for name in STAGE_FEATURES),
     *NETWORK_FEATURES,
 )
+# Spread of each feature over the networks that are searched, so that all are of size one.
+_SPREADS = {"depth": 0.3, "expanded": 0.6, "first_expanded": 0.6}
+_NETWORK_SPREADS = (0.3, 1.0, 1.0, 0.6, 0.25, 0.4, 0.4, 0.5, 0.5, 0.5, 0.5, 0.6, 0.6, 0.7, 0.5)
+SPREADS = np.array([_SPREADS.get(name, 0.5) for name in STAGE_FEATURES] * _STAGES + list(_NETWORK_SPREADS))
 
 
 # What the features take from a block; all zero for an absent one and for an identity.
 BLOCK_VALUES = (
     "depth",
     "expanded",
-    "kernel5",
+    "kernel",
     "se",
     "width",
-    "hswish",
+    "first_expanded",
+    "first_kernel",
+    "first",
+    "smooth",
+    "swish",
     "separable",
+    "squeeze",
     "macs",
     "parameters",
     "strided",
     "uncovered",
 )
 _WIDTH, _STRIDED = BLOCK_VALUES.index("width"), BLOCK_VALUES.index("strided")
-_PER_STAGE = 5  # the first of them are summed by stage, the others over the network
+_PER_STAGE = 8  # the first of them are summed by stage, the others over the network
 
 
 @lru_cache(maxsize=200_000)
@@ -81,18 +95,25 @@ def block_values(block: Block, size: int) -> tuple[float, ...]:
     if block.is_identity:
         return (0.0,) * len(BLOCK_VALUES)
     spent = layer_cost(LayerKey(size, block.in_channels, block))
+    expanded, kernel = float(block.expanded_channels), (block.kernel - 3) / 2
+    first = not block.keeps_shape
     return (
         1.0,
-        float(block.expanded_channels),
-        float(block.kernel == 5),
+        expanded,
+        kernel,
         float(block.se),
         float(block.out_channels),
-        float(block.activation == "hswish"),
+        expanded * first,
+        kernel * first,
+        float(first),
+        float(block.activation in ("hswish", "swish")),
+        float(block.activation == "swish"),
         float(block.kind == "depthwise_separable"),
+        float(block.squeezed_channels),
         float(spent.macs),
         float(spent.parameters),
         float(block.stride == 2),
-        float(block.kind == "skip" or block.kernel not in KERNELS),
+        float(block.kind not in KINDS or block.kernel not in KERNELS),
     )
 
 
@@ -102,9 +123,10 @@ def stem_values(stem: Stem, resolution: int) -> tuple[float, float, float]:
     return float(stem.channels), float(spent.macs), float(spent.parameters)
 
 
-def head_width(head: Head, in_channels: int) -> int:
-    """Features that enter the classifier."""
-    return head.hidden_channels or head.conv_channels or in_channels
+def head_values(head: Head, in_channels: int) -> tuple[float, float]:
+    """Features that enter the classifier, and channels that are pooled."""
+    pooled = head.conv_channels or in_channels
+    return float(head.hidden_channels or pooled), float(pooled)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,13 +139,13 @@ class RunArrays:
     Attributes:
         resolution: (N,) pixels.
         stem: (N, 3) :func:`stem_values`.
-        head_width: (N,) features that enter the classifier.
+        head: (N, 2) :func:`head_values`.
         runs: (R, N, len(BLOCK_VALUES)) sums over the blocks of a run.
     """
 
     resolution: Floats
     stem: Floats
-    head_width: Floats
+    head: Floats
     runs: Floats
 
     def __len__(self) -> int:
@@ -154,7 +176,7 @@ class RunArrays:
         return cls(
             np.array([each.resolution for each in architectures], float),
             np.array([stem_values(each.stem, each.resolution) for each in architectures]).reshape(-1, 3),
-            np.array([head_width(each.head, each.out_channels) for each in architectures], float),
+            np.array([head_values(each.head, each.out_channels) for each in architectures]).reshape(-1, 2),
             runs,
         )
 
@@ -188,8 +210,11 @@ def not_covered(architecture: Architecture) -> str | None:
             continue
         if block.kind == "skip":
             return f"row {number}: the ImageNet predictor knows no strided or widening skip"
+        if block.kind not in KINDS:
+            return f"row {number}: the ImageNet predictor knows no blocks of kind {block.kind}"
         if block.kernel not in KERNELS:
-            return f"row {number}: the ImageNet predictor knows kernels 3 and 5, not {block.kernel}"
+            known = ", ".join(map(str, KERNELS[:-1])) + f" and {KERNELS[-1]}"
+            return f"row {number}: the ImageNet predictor knows kernels {known}, not {block.kernel}"
         stride *= block.stride
     if stride != OUTPUT_STRIDE:
         return (
@@ -210,8 +235,8 @@ def features_of(architectures: Sequence[Architecture]) -> Floats:
 def features(batch: RunArrays) -> Floats:
     """Features of N networks, (N, len(FEATURES)), in the order of :data:`FEATURES`.
 
-    Logarithms of positive quantities, shares in 0 to 1. No clipping: a network unlike the data gives
-    features unlike the data.
+    Logarithms of positive quantities and shares, each over its spread :data:`SPREADS`. No clipping: a
+    network unlike the data gives features unlike the data.
     """
     count = len(batch)
     values = np.ascontiguousarray(np.moveaxis(batch.runs, 2, 0))  # (values, R, N): networks side by side
@@ -231,31 +256,41 @@ def features(batch: RunArrays) -> Floats:
     # Levels 1, 2, 3 are stages 0, 1, 2; levels 4 and 5 have two stages each.
     stage = np.minimum(np.where(level < 4, level - 1, 2 * level - 5 + second), _STAGES - 1)
     cell = (stage * count + np.arange(count)).ravel()
-    depth, expanded, kernel5, se, width = (
+    depth, expanded, kernel, se, width, first_expanded, first_kernel, first = (
         np.bincount(cell, each.ravel(), _STAGES * count).reshape(_STAGES, count)
         for each in values[:_PER_STAGE]
     )
-    hswish, separable, macs, parameters = values[_PER_STAGE:_STRIDED].sum(1)
+    smooth, swish, separable, squeeze, macs, parameters = values[_PER_STAGE:_STRIDED].sum(1)
     blocks, total = np.maximum(depth, 1), np.maximum(depth.sum(0), 1)
     has = depth > 0
     result = np.empty((len(FEATURES), count))
     by_stage = result[: -len(NETWORK_FEATURES)].reshape(_STAGES, len(STAGE_FEATURES), count)
+    mean_expanded = np.where(has, expanded / blocks, _EXPANDED)
     by_stage[:, 0] = np.log1p(depth)
-    by_stage[:, 1] = np.log(np.where(has, expanded / blocks / _EXPANDED, 1))
-    by_stage[:, 2] = kernel5 / blocks
+    by_stage[:, 1] = np.log(mean_expanded / _EXPANDED)
+    by_stage[:, 2] = kernel / blocks
     by_stage[:, 3] = se / blocks
     relative_width = np.log(np.where(has, width / blocks / _WIDTHS, 1))
+    by_stage[:, 4] = relative_width
+    begun, firsts = first > 0, np.maximum(first, 1)
+    by_stage[:, 5] = np.log(np.where(begun, first_expanded / firsts, mean_expanded) / _EXPANDED)
+    by_stage[:, 6] = np.where(begun, first_kernel / firsts, by_stage[:, 2])
     result[-len(NETWORK_FEATURES) :] = (
-        np.log(batch.resolution / RESOLUTIONS[1]),
+        np.log(batch.resolution / 224),
         np.log((macs + batch.stem[:, 1]) / 2e8),
         np.log((parameters + batch.stem[:, 2]) / 2e6),
         relative_width.sum(0) / np.maximum(has.sum(0), 1),
         np.log(total / 15),
         se.sum(0) / total,
-        kernel5.sum(0) / total,
-        hswish / total,
+        kernel.sum(0) / total,
+        smooth / total,
+        swish / total,
         separable / total,
-        np.log(batch.head_width / 1280),
+        np.log(batch.head[:, 0] / 1280),
         np.log(last_width / _WIDTHS[-1, 0]),
+        np.log(batch.head[:, 1] / 1280),
+        8 * squeeze / np.maximum(expanded.sum(0), 1),
+        np.log(batch.stem[:, 0] / 32),
     )
+    result /= SPREADS[:, None]
     return result.T

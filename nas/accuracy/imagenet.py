@@ -1,6 +1,6 @@
 """ImageNet top-1 of a block table in microseconds, with the deviation to be expected.
 
-    python -m nas.predictor fit accel=accel_nasbench_imagenet.csv published=published_imagenet.csv
+    python -m nas.predictor fit data=FOLDER
 
 rebuilds the shipped parameters and prints how well they predict networks left out.
 """
@@ -13,51 +13,65 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from nas.accuracy.csv import TrainedNetwork
 from nas.accuracy.features import RunArrays, features, features_of, not_covered
+from nas.accuracy.joint import JointPrediction
+from nas.accuracy.networks import TrainedNetwork
 from nas.accuracy.process import Evaluator, Posterior
+from nas.accuracy.recipes import TARGETS, checked_target
 from nas.accuracy.source import Accuracy, AccuracyError, Answer
 from search_spaces.architecture import Architecture
 
 SHIPPED_PARAMETERS = Path(__file__).parent / "predictor.safetensors"
+DEFAULT_RECIPE = TARGETS[0]
 
-# Beyond this the network is unlike everything that was fitted; the widest variant left out in the
-# evaluation (a quarter of the width of MobileNetV1) is at half of it.
-MAX_DEVIATION = 5.0
+# Beyond this standard deviation of what networks have in common (of the log error, without the noise of a
+# training run) the data do not carry a prediction: MAX_SPREAD_REASON
+MAX_SPREAD = 0.08
 _TOO_UNCERTAIN = (
-    "the network is unlike everything the ImageNet predictor was fitted on: its standard deviation is above "
-    f"{MAX_DEVIATION:g} points"
+    "the network is unlike everything the ImageNet predictor was fitted on: what is known of its error is "
+    f"uncertain by more than {MAX_SPREAD:.0%}"
 )
 
 Floats = NDArray[np.float64]
 
 
 class Predictor:
-    """Top-1 under the published MobileNet recipe (tensorflow/models, research/slim/nets), 1000 classes.
+    """Top-1 under one recipe of training, 1000 classes.
 
     Args:
         posterior: fitted parameters.
+        recipe: how networks are trained, one of :data:`nas.accuracy.recipes.TARGETS` or another recipe that
+            the parameters know.
+
+    Raises:
+        RecipeError: if the parameters do not know the recipe.
     """
 
-    def __init__(self, posterior: Posterior) -> None:
+    def __init__(self, posterior: Posterior, recipe: str = DEFAULT_RECIPE) -> None:
         self._posterior = posterior
-        self._evaluator = Evaluator(posterior)
+        self.recipe = checked_target(recipe, posterior.recipe_names)
+        self._evaluator = Evaluator(posterior, recipe)
 
     @classmethod
-    def load(cls, path: Path = SHIPPED_PARAMETERS) -> Predictor:
+    def load(cls, path: Path = SHIPPED_PARAMETERS, recipe: str = DEFAULT_RECIPE) -> Predictor:
         """Read fitted parameters.
 
         Raises:
             ParametersError: if the file cannot be read or is of another version.
+            RecipeError: if the parameters do not know the recipe.
         """
-        return cls(Posterior.load(path))
+        return cls(Posterior.load(path), recipe)
 
     def save(self, path: Path, notes: Mapping[str, str]) -> None:
         """Write the parameters with notes on where they come from."""
         self._posterior.save(path, notes)
+
+    @property
+    def recipe_names(self) -> tuple[str, ...]:
+        """Recipes that the parameters know."""
+        return self._posterior.recipe_names
 
     def with_networks(self, networks: Sequence[TrainedNetwork]) -> Predictor:
         """A predictor that has seen these networks too.
@@ -67,11 +81,21 @@ class Predictor:
         """
         inputs = features_of([each.architecture for each in networks])
         log_error = np.log([100 - each.top1 for each in networks])
-        return Predictor(
-            self._posterior.conditioned(
-                torch.from_numpy(inputs), torch.from_numpy(log_error), [each.recipe for each in networks]
-            )
-        )
+        recipes = [each.recipe for each in networks]
+        return Predictor(self._posterior.conditioned(inputs, log_error, recipes), self.recipe)
+
+    def joint(self, architectures: Mapping[str, Architecture]) -> JointPrediction:
+        """Predictions of several networks with how their errors go together.
+
+        Args:
+            architectures: by id.
+
+        Raises:
+            AccuracyError: if one is far outside the data, giving the reason.
+        """
+        inputs = features_of(list(architectures.values()))
+        top1, covariance, noise = self._posterior.joint(inputs, self.recipe)
+        return JointPrediction(self.recipe, tuple(architectures), top1, covariance, noise)
 
     def predict(self, architecture: Architecture) -> tuple[float, float]:
         """Top-1 of one training run and its standard deviation, in percentage points.
@@ -123,15 +147,15 @@ class Predictor:
 
         Two thousand networks at once are fastest: their matrices then stay in the processor's cache.
         """
-        top1, deviation = self._evaluator(features(batch))
-        refused = ~(batch.covered() & (deviation <= MAX_DEVIATION))
+        top1, deviation, spread = self._evaluator(features(batch))
+        refused = ~(batch.covered() & (spread <= MAX_SPREAD))
         top1[refused] = deviation[refused] = np.nan
         return top1, deviation
 
 
 @lru_cache(maxsize=1)
 def shipped_predictor() -> Predictor:
-    """The predictor with the parameters that come with the package.
+    """The predictor with the parameters that come with the package, for the default recipe.
 
     Raises:
         ParametersError: if they are missing or of another version.

@@ -1,15 +1,17 @@
-"""A sparse Gaussian process over two training recipes, and the file it is shipped in.
+"""A sparse Gaussian process over all training recipes, and the file it is shipped in.
 
-The logarithm of the top-1 error of a network with features x is modelled as
+The logarithm of the top-1 error of a network with features x, trained by recipe r, is modelled as
 
-    shared(x)                 networks of Accel-NASBench's short recipe
-    shared(x) + published(x)  networks of the published MobileNet recipe
+    shared(x) + offset_r + slopes_r(x) + own_r(x) + noise
 
-(a two-level multi-fidelity process: Kennedy & O'Hagan 2000, Biometrika 87(1)). ``shared`` has a
-constant, a linear and a squared-exponential part over all features; ``published`` has the same three
-over the network features alone, as it is known from few networks. Both are summarised by inducing
-points (Titsias 2009, "Variational learning of inducing variables in sparse Gaussian processes"), so
-that no network of the data is needed to predict.
+``shared`` is one function for all recipes: a constant, a linear part over all features, a
+squared-exponential part over all of them, and one over the whole network's alone. Offset and slopes are
+random effects of a recipe, narrow for recipes like the default target and wide for others, so that a
+recipe's rows tell differences between networks whatever their level. ``own`` is a smooth function of a
+benchmark's or a supernet's, whose cheap scores are a low fidelity of their own (Kennedy & O'Hagan 2000,
+Biometrika 87(1)). The smooth functions are summarised by inducing points (Titsias 2009, "Variational
+learning of inducing variables in sparse Gaussian processes"), so that no network of the data is needed to
+predict.
 """
 
 from __future__ import annotations
@@ -18,7 +20,6 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -26,20 +27,41 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nas.accuracy.features import FEATURES, NETWORK_FEATURES
+from nas.accuracy.recipes import BENCHMARKS, KINDS, Recipe
 from nas.tensors import read_tensors, write_tensors
 from search_spaces.errors import InputError
 from search_spaces.gate import Gate
 
 Floats = NDArray[np.float64]
-Recipe = Literal["mobilenet", "accel_nasbench"]
-RECIPES: tuple[Recipe, ...] = get_args(Recipe)
 
-FORMAT_VERSION = "1"
-_JITTER = 1e-7
-# How far the log error of an unknown recipe lies from the published one's, everywhere alike; the
-# benchmark's short recipe is 0.2 away at MobileNetV2.
-_OWN_RECIPE = 0.2
-_NETWORK = slice(len(FEATURES) - len(NETWORK_FEATURES), None)
+FORMAT_VERSION = "2"
+# Log error around which everything varies, and how far the shared constant may be from it.
+OFFSET = float(np.log(28))
+_CONSTANT = 0.3
+_JITTER = 1e-6
+
+_NETWORK = len(FEATURES) - len(NETWORK_FEATURES)
+# What the second squared-exponential part of ``shared`` sees.
+SIZE_FEATURES = (
+    "resolution",
+    "macs",
+    "parameters",
+    "width",
+    "depth",
+    "se",
+    "kernel",
+    "smooth",
+    "separable",
+    "last_width",
+    "head_width",
+)
+_SIZE = [_NETWORK + NETWORK_FEATURES.index(name) for name in SIZE_FEATURES]
+# What a recipe has slopes over. Recipes meet at small networks, 60M MACs: training for longer, or with a
+# teacher, is worth the more the larger a network is.
+SLOPE_FEATURES = ("macs", "resolution", "separable", "parameters", "se", "smooth")
+_SLOPES = [_NETWORK + NETWORK_FEATURES.index(name) for name in SLOPE_FEATURES]
+_MEETING = torch.tensor([-1.2, 0, 0, 0, 0, 0], dtype=torch.float64)
+EFFECTS = 1 + len(SLOPE_FEATURES)
 
 
 class ParametersError(InputError):
@@ -47,25 +69,33 @@ class ParametersError(InputError):
 
 
 @dataclass(frozen=True, slots=True)
-class Hyperparameters:
-    """Logarithms of the scales of both processes; D features, of which G describe the whole network.
+class Scales:
+    """Logarithms of the scales; D features, two benchmarks, three kinds of recipe.
 
     Attributes:
-        length: (D,) length scales of ``shared``.
-        slope: (G,) standard deviations of the linear part of ``shared``.
-        published_length: (G,) length scales of ``published``.
-        published_slope: (G,) standard deviations of the linear part of ``published``.
-        amplitude: (2,) standard deviations of the squared-exponential parts, shared and published.
-        constant: (2,) standard deviations of the constants, shared and published.
-        noise: (2,) standard deviations of the observations, in the order of :data:`RECIPES`.
+        length: (D,) length scales of the squared-exponential part of ``shared``.
+        slope: (D,) standard deviations of its linear part.
+        amplitude: (1,) standard deviation of its squared-exponential part.
+        size_length: (len(SIZE_FEATURES),) length scales of the part over the whole network's features.
+        size_amplitude: (1,) standard deviation of that part.
+        own_length: (D,) length scales of ``own``.
+        own_slope: (D,) standard deviations of the linear part of ``own``.
+        own_amplitude: (2,) standard deviations of its squared-exponential part, by benchmark.
+        offset: (3,) standard deviations of a recipe's offset, by kind.
+        recipe_slope: (3, len(SLOPE_FEATURES)) standard deviations of a recipe's slopes, by kind.
+        noise: (4,) standard deviations of an observation: recipes like the target, others, benchmarks.
     """
 
     length: Tensor
     slope: Tensor
-    published_length: Tensor
-    published_slope: Tensor
     amplitude: Tensor
-    constant: Tensor
+    size_length: Tensor
+    size_amplitude: Tensor
+    own_length: Tensor
+    own_slope: Tensor
+    own_amplitude: Tensor
+    offset: Tensor
+    recipe_slope: Tensor
     noise: Tensor
 
     def tensors(self) -> dict[str, Tensor]:
@@ -74,25 +104,34 @@ class Hyperparameters:
 
     def shared(self, left: Tensor, right: Tensor) -> Tensor:
         """Covariance of ``shared`` between (N, D) and (M, D) features, (N, M)."""
-        smooth = _squared_exponential(left, right, self.length, self.amplitude[0])
-        left, right = left[:, _NETWORK], right[:, _NETWORK]
-        return _constant_and_linear(smooth, left, right, self.constant[0], self.slope)
+        smooth = _squared_exponential(left, right, self.length, self.amplitude)
+        size = _squared_exponential(left[:, _SIZE], right[:, _SIZE], self.size_length, self.size_amplitude)
+        return smooth + size + (left * torch.exp(2 * self.slope)) @ right.T + _CONSTANT**2
 
-    def published(self, left: Tensor, right: Tensor) -> Tensor:
-        """Covariance of ``published`` between (N, D) and (M, D) features, (N, M)."""
-        left, right = left[:, _NETWORK], right[:, _NETWORK]
-        smooth = _squared_exponential(left, right, self.published_length, self.amplitude[1])
-        return _constant_and_linear(smooth, left, right, self.constant[1], self.published_slope)
+    def shared_variance(self, inputs: Tensor) -> Tensor:
+        """Prior variance of ``shared`` at (N, D) features, (N,)."""
+        smooth = torch.exp(2 * self.amplitude) + torch.exp(2 * self.size_amplitude) + _CONSTANT**2
+        return smooth + inputs**2 @ torch.exp(2 * self.slope)
 
-    def variance(self, inputs: Tensor, recipe: Recipe) -> Tensor:
-        """Prior variance of (N, D) features, (N,)."""
-        network = inputs[:, _NETWORK] ** 2
-        shared = torch.exp(2 * self.constant[0]) + torch.exp(2 * self.amplitude[0])
-        result = shared + network @ torch.exp(2 * self.slope)
-        if recipe == "mobilenet":
-            extra = torch.exp(2 * self.constant[1]) + torch.exp(2 * self.amplitude[1])
-            result = result + extra + network @ torch.exp(2 * self.published_slope)
-        return result
+    def own(self, left: Tensor, right: Tensor, benchmark: int) -> Tensor:
+        """Covariance of a benchmark's ``own`` between (N, D) and (M, D) features, (N, M)."""
+        smooth = _squared_exponential(left, right, self.own_length, self.own_amplitude[benchmark])
+        return smooth + (left * torch.exp(2 * self.own_slope)) @ right.T
+
+    def own_variance(self, inputs: Tensor, benchmark: int) -> Tensor:
+        """Prior variance of a benchmark's ``own`` at (N, D) features, (N,)."""
+        return torch.exp(2 * self.own_amplitude[benchmark]) + inputs**2 @ torch.exp(2 * self.own_slope)
+
+    def effects(self, inputs: Tensor, recipe: Recipe) -> Tensor:
+        """What a recipe's standardised effects are multiplied by, (N, D) -> (N, EFFECTS)."""
+        kind = KINDS.index(recipe.kind)
+        slopes = (inputs[:, _SLOPES] - _MEETING) * torch.exp(self.recipe_slope[kind])
+        return torch.cat([torch.exp(self.offset[kind]).expand(len(inputs), 1), slopes], dim=1)
+
+    def noise_variance(self, recipe: Recipe) -> Tensor:
+        """Of one training run, ()."""
+        number = 2 + BENCHMARKS.index(recipe.name) if recipe.kind == "benchmark" else KINDS.index(recipe.kind)
+        return torch.exp(2 * self.noise[number])
 
 
 def _squared_exponential(left: Tensor, right: Tensor, log_length: Tensor, log_amplitude: Tensor) -> Tensor:
@@ -101,43 +140,96 @@ def _squared_exponential(left: Tensor, right: Tensor, log_length: Tensor, log_am
     left_part = 2 * log_amplitude - 0.5 * (left**2).sum(1, keepdim=True)
     right_part = -0.5 * (right**2).sum(1, keepdim=True)
     augmented = torch.cat([left, left_part, torch.ones_like(left_part)], dim=1)
-    return (augmented @ torch.cat([right, torch.ones_like(right_part), right_part], dim=1).T).exp_()
-
-
-def _constant_and_linear(
-    smooth: Tensor, left: Tensor, right: Tensor, constant: Tensor, slope: Tensor
-) -> Tensor:
-    left = torch.cat([left * torch.exp(2 * slope), torch.exp(2 * constant).expand(len(left), 1)], dim=1)
-    right = torch.cat([right, torch.ones_like(right[:, :1])], dim=1)
-    return torch.addmm(smooth, left, right.T)
+    return (augmented @ torch.cat([right, torch.ones_like(right_part), right_part], dim=1).T).exp()
 
 
 @dataclass(frozen=True, slots=True)
-class Inducing:
-    """Points at which the processes are summarised.
+class Basis:
+    """Functions whose weights are independent and of variance 1 before anything is seen.
 
     Attributes:
-        shared: (M, D) features, for ``shared``.
-        published: (P, D) features, for both processes.
+        scales: of the covariances.
+        shared: (M, D) inducing points of ``shared``.
+        own: for each benchmark (B, D) inducing points of its ``own``.
+        recipes: those that have effects.
     """
 
+    scales: Scales
     shared: Tensor
-    published: Tensor
+    own: tuple[Tensor, ...]
+    recipes: tuple[Recipe, ...]
 
-    def covariance(self, hyper: Hyperparameters) -> Tensor:
-        """Of the M + P values of ``shared`` and the P of ``published``, (M + 2P, M + 2P)."""
-        points = torch.cat([self.shared, self.published])
-        blocks: Tensor = torch.block_diag(  # type: ignore[no-untyped-call]
-            hyper.shared(points, points), hyper.published(self.published, self.published)
-        )
-        return blocks + _JITTER * torch.eye(len(blocks), dtype=blocks.dtype)
+    @property
+    def size(self) -> int:
+        """Number of weights: of ``shared``, of ``own`` by benchmark, of the effects by recipe."""
+        return len(self.shared) + sum(map(len, self.own)) + EFFECTS * len(self.recipes)
 
-    def cross(self, hyper: Hyperparameters, inputs: Tensor, recipe: Recipe) -> Tensor:
-        """Covariance with networks of one recipe, (N, D) -> (N, M + 2P)."""
-        shared = hyper.shared(inputs, torch.cat([self.shared, self.published]))
-        if recipe == "mobilenet":
-            return torch.cat([shared, hyper.published(inputs, self.published)], dim=1)
-        return torch.cat([shared, shared.new_zeros(len(inputs), len(self.published))], dim=1)
+    def own_columns(self, benchmark: int) -> slice:
+        """Where the weights of a benchmark's ``own`` are."""
+        start = len(self.shared) + sum(map(len, self.own[:benchmark]))
+        return slice(start, start + len(self.own[benchmark]))
+
+    def effect_columns(self, name: str) -> slice:
+        """Where the weights of a recipe's effects are.
+
+        Raises:
+            ParametersError: if there is no such recipe.
+        """
+        for number, recipe in enumerate(self.recipes):
+            if recipe.name == name:
+                start = len(self.shared) + sum(map(len, self.own)) + EFFECTS * number
+                return slice(start, start + EFFECTS)
+        raise ParametersError(f"the parameters know no recipe {name!r}; run: python -m nas.predictor fit")
+
+    def recipe(self, name: str) -> Recipe:
+        """The recipe of that name; see :meth:`effect_columns` for errors."""
+        self.effect_columns(name)
+        return next(each for each in self.recipes if each.name == name)
+
+    def shared_root(self) -> Tensor:
+        """Lower triangular root of the covariance of ``shared`` at its inducing points."""
+        return _root(self.scales.shared(self.shared, self.shared))
+
+    def own_root(self, benchmark: int) -> Tensor:
+        """The same for a benchmark's ``own``."""
+        points = self.own[benchmark]
+        return _root(self.scales.own(points, points, benchmark))
+
+    def rows(self, inputs: Tensor, names: Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:
+        """What the weights are multiplied by for N networks under given recipes.
+
+        Returns:
+            (N, size) rows; (N,) prior variance that the basis cannot carry; (N,) variance of the noise.
+        """
+        scales = self.scales
+        shared = torch.linalg.solve_triangular(
+            self.shared_root(), scales.shared(self.shared, inputs), upper=False
+        ).T
+        design = inputs.new_zeros(len(inputs), self.size)
+        design[:, : len(self.shared)] = shared
+        left = scales.shared_variance(inputs) - (shared**2).sum(1)
+        noise = inputs.new_zeros(len(inputs))
+        array = np.array(names)
+        for name in dict.fromkeys(names):
+            numbers = torch.from_numpy(np.flatnonzero(array == name))
+            recipe, chosen = self.recipe(name), inputs[numbers]
+            design[numbers, self.effect_columns(name)] = scales.effects(chosen, recipe)
+            noise[numbers] = scales.noise_variance(recipe)
+            if recipe.kind == "benchmark":
+                benchmark = BENCHMARKS.index(name)
+                own = torch.linalg.solve_triangular(
+                    self.own_root(benchmark), scales.own(self.own[benchmark], chosen, benchmark), upper=False
+                ).T
+                design[numbers, self.own_columns(benchmark)] = own
+                left[numbers] += scales.own_variance(chosen, benchmark) - (own**2).sum(1)
+        return design, left.clamp(min=0), noise
+
+
+def _root(covariance: Tensor) -> Tensor:
+    root: Tensor = torch.linalg.cholesky(
+        covariance + _JITTER * covariance.diagonal().mean() * torch.eye(len(covariance))
+    )
+    return root
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,36 +237,68 @@ class Posterior:
     """The fitted process: all that is shipped.
 
     Attributes:
-        hyper: scales.
-        inducing: inducing points, in standardised features.
-        feature_offset: (D,) subtracted from features.
-        feature_scale: (D,) features are divided by it.
-        offset: () log error around which the process varies.
-        weights: (M + 2P,) the posterior mean is cross-covariance times these.
-        root: (R, M + 2P) cross-covariance times its transpose is the root of the variance that the
-            data explain.
-        calibration: (2,) factors on standard deviations, from networks left out, by recipe.
+        basis: what the weights belong to.
+        mean: (size,) of the weights.
+        covariance: (size, size) of the weights.
+        calibration: (3,) factors on standard deviations, from networks left out: published networks, then
+            each benchmark.
     """
 
-    hyper: Hyperparameters
-    inducing: Inducing
-    feature_offset: Tensor
-    feature_scale: Tensor
-    offset: Tensor
-    weights: Tensor
-    root: Tensor
+    basis: Basis
+    mean: Tensor
+    covariance: Tensor
     calibration: Tensor
 
-    def predict(self, features: Floats, recipe: Recipe = "mobilenet") -> tuple[Floats, Floats]:
-        """Top-1 of one training run and its standard deviation, in percentage points.
+    @property
+    def recipe_names(self) -> tuple[str, ...]:
+        """Names of the recipes it knows."""
+        return tuple(recipe.name for recipe in self.basis.recipes)
+
+    def factor(self, name: str) -> float:
+        """Factor on standard deviations under a recipe."""
+        number = 1 + BENCHMARKS.index(name) if name in BENCHMARKS else 0
+        return float(self.calibration[number])
+
+    @torch.no_grad()
+    def predict(self, features: Floats, names: Sequence[str]) -> tuple[Floats, Floats]:
+        """Top-1 of one training run and its standard deviation, in percentage points, (N,) each.
+
+        Exact and in double precision; :class:`Evaluator` is fast.
 
         Args:
             features: (N, D) from :func:`nas.accuracy.features.features`.
-            recipe: how the network is trained.
+            names: recipe of each network.
         """
-        return Evaluator(self, recipe)(features)
+        design, left, noise = self.basis.rows(torch.from_numpy(features), names)
+        variance = left + ((design @ self.covariance) * design).sum(1)
+        factors = torch.tensor([self.factor(name) for name in names], dtype=torch.float64)
+        error = torch.exp(OFFSET + design @ self.mean)
+        deviation = error * torch.sqrt(variance.clamp(min=0) + noise) * factors
+        return (100 - error).numpy(), deviation.numpy()
 
-    def conditioned(self, features: Tensor, log_error: Tensor, recipes: Sequence[str]) -> Posterior:
+    @torch.no_grad()
+    def joint(self, features: Floats, name: str) -> tuple[Floats, Floats, Floats]:
+        """Mean (N,), covariance (N, N) of the top-1 of N networks in percentage points, and noise (N,).
+
+        What two networks have in common, such as the recipe's level, is in the covariance. The noise is
+        the variance of one training run; with the diagonal it adds up to that of :meth:`predict`.
+
+        Args:
+            features: (N, D) from :func:`nas.accuracy.features.features`.
+            name: recipe of all of them; none of the benchmarks.
+        """
+        inputs = torch.from_numpy(features)
+        design, _, noise = self.basis.rows(inputs, [name] * len(inputs))
+        shared = design[:, : len(self.basis.shared)]
+        # What the inducing points do not carry is common to networks that are alike.
+        rest = self.basis.scales.shared(inputs, inputs) - shared @ shared.T
+        error = torch.exp(OFFSET + design @ self.mean)
+        factor = self.factor(name) ** 2
+        covariance = error[:, None] * (rest + design @ self.covariance @ design.T) * error * factor
+        return (100 - error).numpy(), covariance.numpy(), (error**2 * noise * factor).numpy()
+
+    @torch.no_grad()
+    def conditioned(self, features: Floats, log_error: Floats, names: Sequence[str]) -> Posterior:
         """The process after it has seen further networks: an exact update, without the first data.
 
         The networks become inducing points of their own, so that they tell as much about their
@@ -183,63 +307,64 @@ class Posterior:
         Args:
             features: (E, D) from :func:`nas.accuracy.features.features`.
             log_error: (E,) logarithm of 100 less top-1.
-            recipes: E names. One that is not among :data:`RECIPES` stands for the published recipe plus
-                an unknown offset, the same for all networks of that name: they tell differences.
+            names: E recipes. One that is not known yet is as far from the others as those of kind
+                ``other``: its networks tell differences.
         """
-        inputs = (features - self.feature_offset) / self.feature_scale
-        short = torch.tensor([recipe == "accel_nasbench" for recipe in recipes], dtype=torch.bool)
-        numbers = torch.cat([torch.nonzero(short)[:, 0], torch.nonzero(~short)[:, 0]])
-        inputs, log_error, recipes = inputs[numbers], log_error[numbers], [recipes[n] for n in numbers]
-        count, few = len(inputs), int(short.sum())
-        inducing = Inducing(
-            torch.cat([self.inducing.shared, inputs[:few]]),
-            torch.cat([self.inducing.published, inputs[few:]]),
-        )
-        # Columns of the cross-covariance: the old ones, and those of the networks under their recipe.
-        first, second = len(self.inducing.shared), len(self.inducing.published)
-        width = len(inducing.shared) + 2 * len(inducing.published)
-        published = len(inducing.shared)  # where the two blocks of `published` points begin
-        both = published + len(inducing.published)
-        old = torch.cat([torch.arange(first), published + torch.arange(second), both + torch.arange(second)])
-        own = torch.zeros(width, count, dtype=inputs.dtype)
-        own[first + torch.arange(few), torch.arange(few)] = 1
-        for block in (published, both):
-            own[block + second + torch.arange(count - few), torch.arange(few, count)] = 1
-        cross = torch.cat(
-            [
-                inducing.cross(self.hyper, inputs[:few], "accel_nasbench"),
-                inducing.cross(self.hyper, inputs[few:], "mobilenet"),
-            ]
-        )
-        weights = inputs.new_zeros(width)
-        weights[old] = self.weights
-        root = inputs.new_zeros(len(self.root), width)
-        root[:, old] = self.root
-        # Covariance with the networks, as the first data left it, is cross-covariance times `basis`.
-        basis = own - root.T @ (root @ cross.T)
-        names = np.array(recipes)
-        noise = torch.exp(2 * self.hyper.noise)
-        observed = cross @ basis + torch.diag(
-            torch.where(torch.arange(count) < few, noise[RECIPES.index("accel_nasbench")], noise[0])
-        )
-        for name in set(recipes) - set(RECIPES):
-            same = torch.from_numpy(names == name).to(inputs.dtype)
-            observed = observed + _OWN_RECIPE**2 * same[:, None] * same
-        factor = torch.linalg.cholesky(observed)
-        residual = (log_error - self.offset - cross @ weights)[:, None]
+        inputs = torch.from_numpy(features)
+        grown = self._grown(inputs, names)
+        design, left, noise = grown.basis.rows(inputs, names)
+        gain = grown.covariance @ design.T
+        factor = torch.linalg.cholesky(design @ gain + torch.diag(left + noise))
+        residual = torch.from_numpy(log_error) - OFFSET - design @ grown.mean
+        update = torch.linalg.solve_triangular(factor, gain.T, upper=False)
         return replace(
-            self,
-            inducing=inducing,
-            weights=weights + basis @ torch.cholesky_solve(residual, factor)[:, 0],
-            root=torch.cat([root, torch.linalg.solve_triangular(factor, basis.T, upper=False)]),
+            grown,
+            mean=grown.mean + gain @ torch.cholesky_solve(residual[:, None], factor)[:, 0],
+            covariance=grown.covariance - update.T @ update,
         )
+
+    def _grown(self, inputs: Tensor, names: Sequence[str]) -> Posterior:
+        """The same process with inducing points at the inputs, and effects of their recipes.
+
+        Root matrices are triangular, so further inducing points leave the first weights as they are; the
+        new ones are independent of them, as nothing has been seen there.
+        """
+        old = self.basis
+        array = np.array(names)
+        own = tuple(
+            torch.cat([points, inputs[torch.from_numpy(np.flatnonzero(array == name))]])
+            for points, name in zip(old.own, BENCHMARKS, strict=True)
+        )
+        new = tuple(Recipe.named(name) for name in dict.fromkeys(names) if name not in self.recipe_names)
+        basis = Basis(old.scales, torch.cat([old.shared, inputs]), own, (*old.recipes, *new))
+        kept = [torch.arange(len(old.shared))]
+        for benchmark in range(len(BENCHMARKS)):
+            start = basis.own_columns(benchmark).start
+            kept.append(torch.arange(start, start + len(old.own[benchmark])))
+        start = len(basis.shared) + sum(map(len, basis.own))
+        kept.append(torch.arange(start, start + EFFECTS * len(old.recipes)))
+        columns = torch.cat(kept)
+        mean = inputs.new_zeros(basis.size)
+        mean[columns] = self.mean
+        covariance = torch.eye(basis.size, dtype=inputs.dtype)
+        covariance[columns[:, None], columns] = self.covariance
+        return Posterior(basis, mean, covariance, self.calibration)
 
     def save(self, path: Path, notes: Mapping[str, str]) -> None:
         """Write the parameters with notes on where they come from."""
-        tensors = {f"hyper.{name}": value for name, value in self.hyper.tensors().items()}
-        tensors |= {"inducing.shared": self.inducing.shared, "inducing.published": self.inducing.published}
-        tensors |= {name: getattr(self, name) for name in _PLAIN_TENSORS}
-        header = {"format": FORMAT_VERSION, "features": json.dumps(FEATURES), **notes}
+        basis = self.basis
+        tensors = {f"scales.{name}": value for name, value in basis.scales.tensors().items()}
+        tensors |= {"shared": basis.shared, "mean": self.mean, "calibration": self.calibration}
+        tensors |= {f"own.{name}": points for name, points in zip(BENCHMARKS, basis.own, strict=True)}
+        # Half of a symmetric matrix, in single precision: it is of size one.
+        half = torch.tril_indices(basis.size, basis.size)
+        tensors["covariance"] = self.covariance[half[0], half[1]].float()
+        header = {
+            "format": FORMAT_VERSION,
+            "features": json.dumps(FEATURES),
+            "recipes": json.dumps([[recipe.name, recipe.kind] for recipe in basis.recipes]),
+            **notes,
+        }
         write_tensors(path, tensors, header)
 
     @classmethod
@@ -261,109 +386,115 @@ class Posterior:
                 f"{path} was fitted on other features than this version computes; {command}"
             )
         try:
-            return cls(
-                Hyperparameters(
-                    **{each.name: tensors[f"hyper.{each.name}"] for each in fields(Hyperparameters)}
-                ),
-                Inducing(tensors["inducing.shared"], tensors["inducing.published"]),
-                **{name: tensors[name] for name in _PLAIN_TENSORS},
+            recipes = tuple(Recipe(name, kind) for name, kind in json.loads(header["recipes"]))
+            basis = Basis(
+                Scales(**{each.name: tensors[f"scales.{each.name}"] for each in fields(Scales)}),
+                tensors["shared"],
+                tuple(tensors[f"own.{name}"] for name in BENCHMARKS),
+                recipes,
             )
+            covariance = torch.zeros(basis.size, basis.size, dtype=torch.float64)
+            half = torch.tril_indices(basis.size, basis.size)
+            covariance[half[0], half[1]] = tensors["covariance"].double()
+            covariance = covariance + covariance.tril(-1).T
+            return cls(basis, tensors["mean"], covariance, tensors["calibration"])
         except KeyError as error:
             raise ParametersError(f"{path} lacks {error}; {command}") from None
+        except (RuntimeError, ValueError) as error:
+            raise ParametersError(f"{path} is damaged: {str(error).splitlines()[0]}; {command}") from None
 
 
 class Evaluator:
     """The predictions of a process for one recipe, prepared once and then fast for any number of networks.
 
-    The squared-exponential parts are evaluated in single precision. The constant and linear parts of
-    the mean, far larger and nearly cancelled by the weights, are summed up beforehand in double precision:
-    predictions differ from double precision throughout by less than 0.002 points.
+    The squared-exponential parts are evaluated in single precision. The constant and linear parts of the
+    mean are summed up beforehand in double precision: predictions differ from double precision throughout
+    by less than 0.002 points.
 
     Args:
         posterior: the process.
-        recipe: how the networks are trained.
+        name: recipe of all networks; none of the benchmarks.
     """
 
     @torch.no_grad()
-    def __init__(self, posterior: Posterior, recipe: Recipe = "mobilenet") -> None:
-        hyper, points = posterior.hyper, posterior.inducing
-        parts = [(torch.cat([points.shared, points.published]), 0, hyper.length, hyper.slope)]
-        if recipe == "mobilenet":
-            # No squared difference of other features counts.
-            length = torch.full_like(hyper.length, torch.inf)
-            length[_NETWORK] = hyper.published_length
-            parts.append((points.published, 1, length, hyper.published_slope))
-        exponents, squares, linear = [], [], []
-        for part, level, log_length, slope in parts:
-            precision = torch.exp(-2 * log_length)
-            scaled = part * precision
-            constant = 2 * hyper.amplitude[level] - 0.5 * (part * scaled).sum(1)
-            exponents.append(torch.cat([scaled, constant[:, None]], dim=1))
-            squares.append(-0.5 * precision)
-            linear.append(
-                torch.cat(
-                    [
-                        part[:, _NETWORK] * torch.exp(2 * slope),
-                        torch.exp(2 * hyper.constant[level]).expand(len(part), 1),
-                    ],
-                    dim=1,
-                )
-            )
-        used = sum(len(part) for part, *_ in parts)
-        weights, root = posterior.weights[:used], posterior.root[:, :used]
-        self._offset, self._scale = posterior.feature_offset.numpy(), posterior.feature_scale.numpy()
-        self._squares = torch.stack(squares, 1).numpy().astype(np.float32)  # (D, levels)
-        self._exponents = [each.T.numpy().astype(np.float32) for each in exponents]  # (D + 1, points)
-        self._columns = used
-        self._linear_mean = (weights @ torch.cat(linear)).numpy()
-        self._weights = weights.numpy().astype(np.float32)
-        # (columns + G + 1, R): what squared-exponential, linear and constant parts are multiplied by.
-        self._root = torch.cat([root, root @ torch.cat(linear)], dim=1).T.numpy().astype(np.float32)
-        number = RECIPES.index(recipe)
-        levels = slice(0, len(parts))
-        self._prior = float(
-            (torch.exp(2 * hyper.constant[levels]) + torch.exp(2 * hyper.amplitude[levels])).sum()
+    def __init__(self, posterior: Posterior, name: str) -> None:
+        basis = posterior.basis
+        scales, points, count = basis.scales, basis.shared, len(basis.shared)
+        recipe = basis.recipe(name)
+        effects = basis.effect_columns(name)
+        columns = torch.cat([torch.arange(count), torch.arange(effects.start, effects.stop)])
+        mean, covariance = posterior.mean[columns], posterior.covariance[columns[:, None], columns]
+        inverse = torch.linalg.solve_triangular(
+            basis.shared_root(), torch.eye(count, dtype=points.dtype), upper=False
         )
-        slopes = torch.exp(2 * hyper.slope)
-        if recipe == "mobilenet":
-            slopes = slopes + torch.exp(2 * hyper.published_slope)
-        self._slopes = slopes.numpy()
-        self._noise = float(torch.exp(2 * hyper.noise[number]))
-        self._mean = float(posterior.offset)
-        self._calibration = float(posterior.calibration[number])
+        # Whitened rows are `cross` times the transposed inverse root, and effects are linear in features.
+        features = points.shape[1]
+        linear = torch.zeros(count + EFFECTS, features + 1, dtype=points.dtype)
+        linear[:count, :features] = inverse @ (points * torch.exp(2 * scales.slope))
+        linear[:count, features] = inverse.sum(1) * _CONSTANT**2
+        origin = scales.effects(torch.zeros(1, features, dtype=points.dtype), recipe)[0]
+        linear[count:, features] = origin
+        unit = scales.effects(torch.eye(features, dtype=points.dtype), recipe) - origin
+        linear[count:, :features] = unit.T
+        values, vectors = torch.linalg.eigh(torch.eye(len(columns), dtype=points.dtype) - covariance)
+        root = values.clamp(min=0).sqrt()[:, None] * vectors.T
+        self._mean = (mean @ linear).numpy()  # (D + 1,)
+        self._smooth_mean = (mean[:count] @ inverse).numpy().astype(np.float32)
+        self._root = (
+            torch.cat([root[:, :count] @ inverse, root @ linear], dim=1).T.numpy().astype(np.float32)
+        )  # (M + D + 1, R)
+        self._points = []
+        for length, amplitude, chosen in (
+            (scales.length, scales.amplitude, range(features)),
+            (scales.size_length, scales.size_amplitude, _SIZE),
+        ):
+            precision = torch.zeros(features, dtype=points.dtype)
+            precision[list(chosen)] = torch.exp(-2 * length)
+            scaled = points * precision
+            constant = 2 * amplitude - 0.5 * (points * scaled).sum(1)
+            self._points.append(torch.cat([scaled, constant[:, None]], dim=1).T.numpy().astype(np.float32))
+            self._points[-1].setflags(write=False)
+            self._squares = [*getattr(self, "_squares", []), (-0.5 * precision).numpy().astype(np.float32)]
+        # The prior variance is a quadratic form without mixed terms.
+        self._square = (torch.exp(2 * scales.slope) + (unit**2).sum(1)).numpy()
+        self._linear = (2 * unit @ origin).numpy()
+        self._constant = float(
+            scales.shared_variance(torch.zeros(1, features, dtype=points.dtype)) + (origin**2).sum()
+        )
+        self._noise = float(scales.noise_variance(recipe))
+        self._factor = posterior.factor(name)
 
-    def __call__(self, features: Floats) -> tuple[Floats, Floats]:
-        """Top-1 of one training run and its standard deviation, in percentage points, (N,) each.
+    def __call__(self, features: Floats) -> tuple[Floats, Floats, Floats]:
+        """Top-1 of one training run, its standard deviation, and how little the data tell of it.
 
         Args:
             features: (N, D) from :func:`nas.accuracy.features.features`.
+
+        Returns:
+            (N,) percent; (N,) percentage points; (N,) standard deviation of the log error without the noise
+            of a training run, small where the data carry the prediction.
         """
-        inputs = (features - self._offset) / self._scale
-        network = inputs[:, _NETWORK]
-        single = inputs.astype(np.float32)
-        squared = (single * single) @ self._squares
-        # Squared-exponential parts of the cross-covariance, then what the linear ones are made of.
-        cross = np.empty((len(inputs), len(self._root)), np.float32)
-        begin = 0
-        for level, points in enumerate(self._exponents):
-            end = begin + points.shape[1]
-            part = cross[:, begin:end]
-            np.matmul(single, points[:-1], out=part)
-            part += points[-1]
-            part += squared[:, level, None]
-            begin = end
-        smooth = cross[:, :begin]
-        np.exp(smooth, out=smooth)
-        cross[:, begin:-1] = network
-        cross[:, -1] = 1
-        projected = cross @ self._root
+        single = features.astype(np.float32)
+        squared = single * single
+        count = self._points[0].shape[1]
+        rows = np.empty((len(features), len(self._root)), np.float32)
+        smooth = rows[:, :count]
+        for number, points in enumerate(self._points):
+            exponent = single @ points[:-1]
+            exponent += points[-1]
+            exponent += (squared @ self._squares[number])[:, None]
+            np.exp(exponent, out=exponent)
+            if number:
+                smooth += exponent
+            else:
+                smooth[:] = exponent
+        rows[:, count:-1] = single
+        rows[:, -1] = 1
+        projected = rows @ self._root
         explained = np.einsum("nr,nr->n", projected, projected)
-        log_error = self._mean + network @ self._linear_mean[:-1] + self._linear_mean[-1]
-        log_error += smooth @ self._weights
-        variance = self._prior + (network * network) @ self._slopes - explained
+        log_error = OFFSET + features @ self._mean[:-1] + self._mean[-1] + smooth @ self._smooth_mean
+        variance = (features * features) @ self._square + features @ self._linear + self._constant - explained
+        variance = np.maximum(variance, 0)
         error = np.exp(log_error)
-        deviation = error * np.sqrt(np.maximum(variance, 0) + self._noise) * self._calibration
-        return 100 - error, deviation
-
-
-_PLAIN_TENSORS = tuple(each.name for each in fields(Posterior) if each.name not in ("hyper", "inducing"))
+        deviation = error * np.sqrt(variance + self._noise) * self._factor
+        return 100 - error, deviation, np.sqrt(variance) * self._factor

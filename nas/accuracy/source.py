@@ -72,34 +72,6 @@ def _ask_one(estimator: AccuracyEstimator, architecture: Architecture) -> Answer
 
 
 @dataclass(frozen=True, slots=True)
-class PublishedFirst:
-    """Published accuracies where there are any, another source for every other network.
-
-    Attributes:
-        published: ImageNet top-1 in percent of references.
-        otherwise: what answers for the rest.
-    """
-
-    published: Mapping[Architecture, float]
-    otherwise: AccuracyEstimator
-
-    def accuracy(self, architecture: Architecture) -> Accuracy:
-        """See :class:`AccuracyEstimator`."""
-        top1 = self.published.get(architecture)
-        if top1 is not None:
-            return Accuracy(top1, "published")
-        return self.otherwise.accuracy(architecture)
-
-    def accuracies(self, architectures: Sequence[Architecture]) -> list[Answer]:
-        """See :class:`BatchEstimator`."""
-        rest = iter(ask(self.otherwise, [each for each in architectures if each not in self.published]))
-        return [
-            Accuracy(self.published[each], "published") if each in self.published else next(rest)
-            for each in architectures
-        ]
-
-
-@dataclass(frozen=True, slots=True)
 class Int8Penalty:
     """Accuracies of int8 networks from those of fp32 networks and what somebody published about the loss.
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from nas.accuracy.csv import REPEAT_TOLERANCE, Line, read_lines
+from nas.accuracy.csv import Line, read_lines
+from nas.accuracy.networks import REPEAT_TOLERANCE
 from nas.accuracy.source import Accuracy, AccuracyError
 from search_spaces.architecture import Architecture
 from search_spaces.space import NotInSpaceError, SearchSpace

@@ -41,6 +41,7 @@ _COLUMNS = (
     "top1",
     "deviation",
     "accuracy_source",
+    "published",
     "latency_ms",
     "latency_source",
     "macs",
@@ -113,6 +114,8 @@ def summary_rows(files: ReportFiles) -> dict[str, str]:
         "latency": report.title or "device unknown",
         "front": f"{len(report.front)} of {len(report.networks):,} networks",
     }
+    if report.recipe_note:
+        rows["accuracy"] = report.recipe_note
     if any(answer.mixes_kinds for answer in report.answers):
         rows["mind"] = MIXED_KINDS
     names = ", ".join(path.name for path in (*files.figures, files.table, files.summary))
@@ -172,11 +175,16 @@ def summary(report: Report) -> str:
         lines += [markdown_text(report.title), ""]
     for answer in report.answers:
         reference = answer.reference
-        lines.append(
+        line = (
             f"- **{markdown_text(reference.label)}** has {_accuracy(reference)}, {_latency(reference)}. "
             f"At its latency: {answer.gain}{_which(answer.as_fast)}. "
             f"At its accuracy: {answer.saving}{_which(answer.as_accurate)}."
         )
+        if answer.as_fast:
+            line += f" {answer.evidence(answer.as_fast)}."
+        lines.append(line)
+    if report.recipe_note:
+        lines += ["", report.recipe_note]
     if any(answer.mixes_kinds for answer in report.answers):
         lines += ["", MIXED_KINDS]
     budget = "no latency budget" if report.budget_ms is None else f"budget {report.budget_ms:.2f} ms"

@@ -219,7 +219,7 @@ def _answers(report: Report) -> Markup:
         reference = answer.reference
         lines = [element("h3", reference.label), element("small", *facts(reference))]
         for what, result, found, better in (
-            ("latency", answer.gain, answer.as_fast, (answer.points or 0) > 0),
+            ("latency", answer.gain, answer.as_fast, answer.is_gain),
             ("accuracy", answer.saving, answer.as_accurate, (answer.latency_change or 0) < 0),
         ):
             line = [f"At {reference.label}'s {what}: ", element("b", result, class_="better" * better)]
@@ -228,8 +228,11 @@ def _answers(report: Report) -> Markup:
             lines.append(element("p", *line, data_answer=what))
         cards.append(element("article", *lines, class_="answer"))
     section_ = element("section", *cards, class_="answers", aria_label="What was found")
+    notes = [report.recipe_note] if report.recipe_note else []
     if any(answer.mixes_kinds for answer in report.answers):
-        section_ = Markup(section_ + element("p", MIXED_KINDS, class_="quiet"))
+        notes.append(MIXED_KINDS)
+    if notes:
+        section_ = Markup(section_ + element("p", " ".join(notes), class_="quiet"))
     return section_
 
 

@@ -26,6 +26,8 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
+from nas.accuracy.joint import JointPrediction
+from nas.accuracy.recipes import DESCRIPTIONS
 from nas.latency.table import MAX_MS
 from nas.study.journal import JournalReader, storage_of
 from nas.study.pareto import front
@@ -33,15 +35,20 @@ from nas.study.storage import open_storage
 from search_spaces.architecture import MAX_RESOLUTION, Architecture
 from search_spaces.errors import InputError
 from search_spaces.gate import Gate
+from search_spaces.references import UnknownReferenceError, published_top1
 from search_spaces.space import SearchSpace
 
 STUDY_FILE = "study.journal"
 # Study attribute with references that are no trials: networks of other families, measured end to end,
 # with the accuracy their authors publish; see nas.page.torchvision_reference.
 PUBLISHED = "published"
+# Study attribute and key of the provenance: predictions of the front and the references with how their errors
+# go together, see nas.accuracy.joint.
+JOINT = "joint"
+_JOINT_NETWORKS = 100
 MIXED_KINDS = (
-    "Accuracies of different kinds are compared here: a predicted one is a model's guess with its standard "
-    "deviation, a published one its authors' training. Train a network before you rely on the difference."
+    "A predicted accuracy is for one recipe of training, a published one for its authors': they are not "
+    "compared, as recipes differ by more than networks do."
 )
 # fANOVA on this many trials takes a few seconds; on all of a long study it would take minutes.
 _TRIALS_FOR_IMPORTANCE = 300
@@ -73,6 +80,8 @@ class NetworkResult:
         parameters: trainable parameters.
         resolution: side of the input image in pixels, None where unknown.
         architecture: its block table, None for a network that is not of the family.
+        published: accuracy in percent that its authors report, None where there is none: it is for their
+            recipe, and stands beside a prediction without being compared with it.
     """
 
     trial: int
@@ -89,6 +98,7 @@ class NetworkResult:
     parameters: int
     resolution: int | None
     architecture: Architecture | None
+    published: float | None = None
 
     @property
     def label(self) -> str:
@@ -103,6 +113,43 @@ class NetworkResult:
 
 
 @dataclass(frozen=True, slots=True)
+class Gain:
+    """How much more accurate a network is than a reference, both trained once by the same recipe.
+
+    Attributes:
+        difference: predicted, points.
+        deviation: its standard deviation, points; None where nothing is known of it.
+        disappointment: how much of the difference is expected to come from choosing the best of many
+            predictions, points.
+        choices: of how many it was the best.
+    """
+
+    difference: float
+    deviation: float | None = None
+    disappointment: float = 0.0
+    choices: int = 1
+
+    @property
+    def points(self) -> float:
+        """The difference less what choosing adds to it."""
+        return self.difference - self.disappointment
+
+    @property
+    def bound(self) -> float:
+        """:attr:`points` less one standard deviation."""
+        return self.points - (self.deviation or 0.0)
+
+    @property
+    def text(self) -> str:
+        """E.g. ``at least +0.7 points``."""
+        if self.deviation is None:
+            return f"{signed(self.points, 1)} points"
+        if self.bound > 0:
+            return f"at least {signed(self.bound, 1)} points"
+        return f"{signed(self.points, 1)} ± {self.deviation:.1f} points, no sure gain"
+
+
+@dataclass(frozen=True, slots=True)
 class Answer:
     """What the search found in comparison with one reference.
 
@@ -110,49 +157,73 @@ class Answer:
         reference: the network to beat.
         as_fast: the most accurate candidate that is not slower, None if there is none.
         as_accurate: the fastest candidate that is not less accurate, None if there is none.
+        gained: what ``as_fast`` gains, None without one and where accuracies are of different kinds.
+        recipe: what predictions are for, empty where nothing is known of it.
     """
 
     reference: NetworkResult
     as_fast: NetworkResult | None
     as_accurate: NetworkResult | None
+    gained: Gain | None = None
+    recipe: str = ""
 
     @property
     def points(self) -> float | None:
         """Percentage points of accuracy gained at the reference's latency."""
-        return None if self.as_fast is None else self.as_fast.top1 - self.reference.top1
+        return None if self.gained is None else self.gained.points
+
+    @property
+    def is_gain(self) -> bool:
+        """Whether something is gained at the reference's latency beyond one standard deviation."""
+        return self.gained is not None and self.gained.bound > 0
 
     @property
     def latency_change(self) -> float | None:
         """Relative change of latency at the reference's accuracy; -0.25 is a quarter less."""
-        if self.as_accurate is None:
+        if self.as_accurate is None or self._differs(self.as_accurate):
             return None
         return self.as_accurate.latency_ms / self.reference.latency_ms - 1
 
     @property
     def mixes_kinds(self) -> bool:
-        """Whether accuracies of different kinds are compared, predicted ones with published ones."""
-        found = (each for each in (self.as_fast, self.as_accurate) if each is not None)
-        return any(each.accuracy_source != self.reference.accuracy_source for each in found)
+        """Whether accuracies are of different kinds, predicted and published: they are not compared."""
+        return any(self._differs(each) for each in (self.as_fast, self.as_accurate) if each is not None)
+
+    def _differs(self, found: NetworkResult) -> bool:
+        return found.accuracy_source != self.reference.accuracy_source
 
     def evidence(self, found: NetworkResult) -> str:
-        """Which numbers stand behind a gain: ``predicted 76.9 ± 0.8 % against published 75.2 %``."""
-        if found.accuracy_source == self.reference.accuracy_source:
-            return f"{found.accuracy} against {self.reference.accuracy}, both {found.accuracy_source}"
-        return (
-            f"{found.accuracy_source} {found.accuracy} against "
-            f"{self.reference.accuracy_source} {self.reference.accuracy}"
-        )
+        """Which numbers stand behind a gain."""
+        reference = self.reference
+        if self._differs(found):
+            return (
+                f"{found.accuracy_source} {found.accuracy}; {reference.accuracy_source} {reference.accuracy}"
+            )
+        kind = found.accuracy_source + (f" for the recipe {self.recipe}" if self.recipe else "")
+        text = f"{found.accuracy} against {reference.accuracy}, both {kind}"
+        if self.gained and found is self.as_fast and self.gained.deviation is not None:
+            gained = self.gained
+            text += f": {signed(gained.points, 1)} ± {gained.deviation:.1f}"
+            if gained.disappointment >= 0.05:
+                text += f" after {gained.disappointment:.1f} for choosing the best of {gained.choices}"
+        if reference.published is not None and reference.accuracy_source == "predicted":
+            text += f" (published, with its authors' training: {reference.published:g} %)"
+        return text
 
     @property
     def gain(self) -> str:
-        """What is gained at the reference's latency, e.g. ``+1.3 points``."""
-        return "nothing found is as fast" if self.points is None else f"{signed(self.points, 1)} points"
+        """What is gained at the reference's latency, e.g. ``at least +0.7 points``."""
+        if self.as_fast is None:
+            return "nothing found is as fast"
+        return "not compared" if self.gained is None else self.gained.text
 
     @property
     def saving(self) -> str:
         """What is saved at the reference's accuracy, e.g. ``−25 % latency``."""
-        if self.latency_change is None:
+        if self.as_accurate is None:
             return "nothing found is as accurate"
+        if self.latency_change is None:
+            return "not compared"
         return f"{signed(100 * self.latency_change, 0)} % latency"
 
 
@@ -207,6 +278,7 @@ class Report:
             there are too few trials.
         layers: latency of single layers, by layer key, as far as the study kept them.
         provenance: what the search noted about its circumstances; any field may be missing.
+        joint: predictions of the front and the references together, None where there are none.
     """
 
     name: str
@@ -217,6 +289,7 @@ class Report:
     importances: tuple[Importance, ...] = ()
     layers: Mapping[str, LayerLatency] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    joint: JointPrediction | None = None
 
     @cached_property
     def references(self) -> tuple[NetworkResult, ...]:
@@ -247,7 +320,10 @@ class Report:
         """What the study found beside each reference: first the one that gave the budget, then by latency."""
         budget_name = self.provenance.get("budget_name")
         ordered = sorted(self.references, key=lambda reference: reference.name != budget_name)
-        return tuple(_answer(reference, self.candidates) for reference in ordered)
+        recipe = self.recipe
+        return tuple(
+            _answer(reference, self.candidates, self.joint, self.caution, recipe) for reference in ordered
+        )
 
     @cached_property
     def positions(self) -> dict[int, int]:
@@ -261,6 +337,34 @@ class Report:
             if network.deviation:
                 return (network.top1 - network.judged_top1) / network.deviation
         return 0.0
+
+    @property
+    def recipe(self) -> str:
+        """Name of the recipe of training that predicted accuracies are for, empty where there is none."""
+        return str(section(self.provenance, "accuracy").get("recipe") or "")
+
+    @property
+    def recipe_note(self) -> str:
+        """A sentence on what predicted accuracies are for, empty where there are none."""
+        if not self.recipe:
+            return ""
+        described = DESCRIPTIONS.get(self.recipe, "")
+        return f"Predicted accuracies are for the recipe {self.recipe}" + (
+            f": {described}." if described else "."
+        )
+
+    @property
+    def compared(self) -> dict[str, Architecture]:
+        """By id, the networks whose predictions are to be known together: front, references, answers."""
+        found = [each for each in self.front if each.kind != "reference"]
+        numbers = np.linspace(0, len(found) - 1, min(len(found), _JOINT_NETWORKS)).round().astype(int)
+        wanted = [*(found[number] for number in numbers), *self.references]
+        wanted += [each for answer in self.answers for each in (answer.as_fast, answer.as_accurate) if each]
+        return {
+            each.id: each.architecture
+            for each in wanted
+            if each.architecture and each.accuracy_source == "predicted"
+        }
 
     @property
     def title(self) -> str:
@@ -361,6 +465,7 @@ def _report(gate: Gate, study: optuna.Study, attributes: Mapping[str, Any], impo
         importances=parameter_importances(complete) if importances else (),
         layers=_layer_latencies(section(provenance, "layers")),
         provenance=provenance,
+        joint=JointPrediction.from_dict(provenance[JOINT]) if provenance.get(JOINT) else None,
     )
 
 
@@ -394,8 +499,18 @@ def _network(
         accuracy_source=gate.string("accuracy_source", attributes["accuracy_source"], 30),
         resolution=architecture.resolution if architecture else _resolution(gate, resolution),
         architecture=architecture,
+        published=_published_top1(name, architecture),
         **_measured(gate, {**attributes, "latency_ms": latency_ms, "latency_source": latency_source}),
     )
+
+
+def _published_top1(name: str | None, architecture: Architecture | None) -> float | None:
+    if name is None or architecture is None or architecture.classes != 1000:
+        return None
+    try:
+        return published_top1(name, architecture.resolution)
+    except UnknownReferenceError:
+        return None
 
 
 def _measured(gate: Gate, attributes: Mapping[str, Any]) -> dict[str, Any]:
@@ -454,18 +569,43 @@ def _losses(networks: Sequence[NetworkResult]) -> np.ndarray[Any, np.dtype[np.fl
     return np.array([[-network.judged_top1, network.latency_ms] for network in networks])
 
 
-def _answer(reference: NetworkResult, candidates: Iterable[NetworkResult]) -> Answer:
+def _answer(
+    reference: NetworkResult,
+    candidates: Iterable[NetworkResult],
+    joint: JointPrediction | None,
+    caution: float,
+    recipe: str,
+) -> Answer:
     as_fast = as_accurate = None
+    choices = []
     for candidate in candidates:
-        if candidate.latency_ms <= reference.latency_ms and (
-            as_fast is None or candidate.judged_top1 > as_fast.judged_top1
-        ):
-            as_fast = candidate
+        if candidate.latency_ms <= reference.latency_ms:
+            choices.append(candidate.id)
+            if as_fast is None or candidate.judged_top1 > as_fast.judged_top1:
+                as_fast = candidate
         if candidate.judged_top1 >= reference.judged_top1 and (
             as_accurate is None or candidate.latency_ms < as_accurate.latency_ms
         ):
             as_accurate = candidate
-    return Answer(reference, as_fast, as_accurate)
+    gained = None
+    if as_fast is not None and as_fast.accuracy_source == reference.accuracy_source:
+        gained = _gain(reference, as_fast, choices, joint, caution)
+    return Answer(reference, as_fast, as_accurate, gained, recipe)
+
+
+def _gain(
+    reference: NetworkResult,
+    found: NetworkResult,
+    choices: Sequence[str],
+    joint: JointPrediction | None,
+    caution: float,
+) -> Gain:
+    if joint is None or found.id not in joint or reference.id not in joint:
+        return Gain(found.top1 - reference.top1)
+    difference = joint.difference(found.id, reference.id)
+    known = [each for each in dict.fromkeys(choices) if each in joint]
+    lost = joint.disappointment(known, caution)
+    return Gain(difference.points, difference.deviation, lost, len(known))
 
 
 def equal_budgets(first: Report, second: Report) -> tuple[EqualBudget, ...]:

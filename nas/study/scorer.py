@@ -15,7 +15,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 from numpy.typing import NDArray
 
-from nas.accuracy.features import BLOCK_VALUES, CLASSES, RunArrays, block_values, head_width, stem_values
+from nas.accuracy.features import BLOCK_VALUES, CLASSES, RunArrays, block_values, head_values, stem_values
 from nas.accuracy.imagenet import Predictor
 from nas.cost import Cost, layer_cost
 from nas.latency.table import LatencyTable
@@ -184,14 +184,14 @@ class BatchScorer:
 
         # Heads, by the state after the last stage.
         shape = (len(states), len(space.heads))
-        self._head_width, self._head_latency = np.zeros(shape), np.zeros(shape)
+        self._head_values, self._head_latency = np.zeros((*shape, 2)), np.zeros(shape)
         self._head_cost = np.zeros((*shape, 2))
         for index in np.ndindex(shape):
             multiplier, channels, size = states[index[0]]
             head = space.heads[index[1]].build(space.rounding, multiplier, channels)
             key = LayerKey(size, channels, head, space.classes)
             spent: Cost = layer_cost(key)
-            self._head_width[index] = head_width(head, channels)
+            self._head_values[index] = head_values(head, channels)
             self._head_latency[index] = self._latency(key)
             self._head_cost[index] = spent.macs, spent.parameters
 
@@ -235,7 +235,7 @@ class BatchScorer:
         networks = RunArrays(
             np.array(self.space.resolutions, float)[resolution],
             self._stem_values[stem],
-            self._head_width[head],
+            self._head_values[head],
             runs[:, :, :-1],
         )
         return networks, latency, self._head_cost[head]

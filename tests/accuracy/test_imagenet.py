@@ -8,15 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
-from nas.accuracy.csv import AccuracyDataError, TrainedNetwork, read_accel, read_extra, read_published
-from nas.accuracy.evaluation import leave_variants_out, predict_left_out
-from nas.accuracy.features import FEATURES, features_of
-from nas.accuracy.fit import Effort, fit_benchmark, fit_posterior
+from nas.accuracy.csv import read_extra
+from nas.accuracy.features import FEATURES, SPREADS, RunArrays, features_of
 from nas.accuracy.imagenet import SHIPPED_PARAMETERS, Predictor, shipped_predictor
-from nas.accuracy.process import RECIPES, ParametersError, Posterior, Recipe
-from nas.accuracy.source import Accuracy, AccuracyError, PublishedFirst, ask
+from nas.accuracy.joint import JointPrediction
+from nas.accuracy.networks import AccuracyDataError, TrainedNetwork, read_networks
+from nas.accuracy.process import ParametersError, Posterior
+from nas.accuracy.recipes import RecipeError
+from nas.accuracy.source import Accuracy, AccuracyError, ask
 from nas.cost import layer_cost
 from search_spaces.architecture import Architecture
 from search_spaces.blocks import Block
@@ -26,9 +26,6 @@ from search_spaces.space import SearchSpace
 
 # Written by the loop in test_predicts_the_golden_numbers after a new fit.
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "predictions.json").read_text())
-ACCEL_COLUMNS = [
-    f"stage{stage}_{name}" for stage in range(1, 8) for name in ("expansion", "kernel", "layers", "se")
-]
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +45,7 @@ def test_predicts_the_golden_numbers(predictor: Predictor, name: str) -> None:
 
 
 def test_shipped_file_is_small() -> None:
-    assert SHIPPED_PARAMETERS.stat().st_size < 5e6
+    assert SHIPPED_PARAMETERS.stat().st_size < 2e6
 
 
 # -- sanity ----------------------------------------------------------------------------------------
@@ -109,7 +106,8 @@ def test_widening_is_never_a_loss_beyond_the_uncertainty(
 
 def test_orders_the_families(predictor: Predictor) -> None:
     top1 = {name: predictor.predict(reference(name))[0] for name in GOLDEN}
-    assert top1["mobilenet_v3_large"] > top1["mobilenet_v2"] > top1["mobilenet_v1"]
+    # Trained alike, V1 with its 569M MACs is ahead of V2 with 301M: 73.3 against 72.0 in gluoncv.
+    assert top1["mobilenet_v3_large"] > top1["mobilenet_v1"] > top1["mobilenet_v2"]
     for size in ("large", "small"):
         original = predictor.predict(reference(f"mobilenet_v3_{size}"))[0]
         assert predictor.predict(reference(f"mobilenet_v3_{size}_minimalistic"))[0] < original
@@ -137,11 +135,11 @@ def _first_strided_skip(base: Architecture) -> Architecture:
     ("change", "reason"),
     [
         (lambda base: replace(base, classes=10), "1000 classes, not 10"),
-        (lambda base: replace(base, resolution=64), "96 to 224 px, not 64"),
-        (lambda base: replace(base, resolution=256), "96 to 224 px, not 256"),
+        (lambda base: replace(base, resolution=32), "48 to 320 px, not 32"),
+        (lambda base: replace(base, resolution=352), "48 to 320 px, not 352"),
         (
-            lambda base: _with_blocks(base, lambda block: replace(block, kernel=7)),
-            "row 1: .* kernels 3 and 5, not 7",
+            lambda base: _with_blocks(base, lambda block: replace(block, kernel=9)),
+            "row 1: .* kernels 3, 5 and 7, not 9",
         ),
         (
             lambda base: _with_blocks(base, lambda block: replace(block, stride=1)),
@@ -169,7 +167,7 @@ def test_many_networks_get_the_answers_of_single_ones(
     small = replace(members[1], classes=10)
     refused = reference("mobilenet_v1_001")
     asked = [*members[:5], small, refused, *members[5:9]]
-    source = PublishedFirst({members[2]: 71.5}, predictor)
+    source = predictor
     answers = ask(source, asked)
     for architecture, answer in zip(asked, answers, strict=True):
         if isinstance(answer, AccuracyError):
@@ -179,7 +177,6 @@ def test_many_networks_get_the_answers_of_single_ones(
             alone = source.accuracy(architecture)
             assert (answer.top1, answer.deviation) == pytest.approx((alone.top1, alone.deviation), abs=1e-3)
             assert answer.source == alone.source
-    assert answers[2] == Accuracy(71.5, "published")
     assert [number for number, each in enumerate(answers) if isinstance(each, AccuracyError)] == [5, 6]
     assert np.isnan(predictor.predict_many(asked)[0][5:7]).all()
     assert ask(source, []) == []
@@ -210,7 +207,7 @@ def test_identities_change_nothing(predictor: Predictor) -> None:
 
 def test_features_lay_tables_onto_seven_stages() -> None:
     names = ["mobilenet_v1", "mobilenet_v2", "mobilenet_v3_small"]
-    table = features_of([reference(name) for name in names])
+    table = features_of([reference(name) for name in names]) * SPREADS
     depths = np.expm1(table[:, [FEATURES.index(f"stage{stage}.depth") for stage in range(1, 8)]])
     assert depths == pytest.approx(
         np.array([[1, 2, 2, 6, 0, 2, 0], [1, 2, 3, 4, 3, 3, 1], [0, 1, 2, 3, 2, 3, 0]]), abs=1e-9
@@ -229,7 +226,7 @@ def test_refuses_parameters_of_another_version(tmp_path: Path, monkeypatch: pyte
     posterior.save(path, {})
     monkeypatch.undo()
     with pytest.raises(
-        ParametersError, match=r"old.safetensors has format 0, this version reads 1; run: python"
+        ParametersError, match=r"old.safetensors has format 0, this version reads 2; run: python"
     ):
         Posterior.load(path)
     path.write_bytes(b"no such thing")
@@ -239,234 +236,156 @@ def test_refuses_parameters_of_another_version(tmp_path: Path, monkeypatch: pyte
         Posterior.load(tmp_path / "missing.safetensors")
 
 
-# -- fitting ---------------------------------------------------------------------------------------
+# -- recipes ---------------------------------------------------------------------------------------
 
 
-def _write(path: Path, rows: list[dict[str, object]]) -> Path:
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    return path
+def test_predictions_are_for_the_recipe_asked_for(predictor: Predictor) -> None:
+    large = reference("mobilenet_v3_large")
+    top1 = {name: Predictor.load(recipe=name).predict(large)[0] for name in ("mobilenet_v2_v3", "long")}
+    assert 75.0 <= predictor.predict(large)[0] <= 75.6
+    assert top1["mobilenet_v2_v3"] == pytest.approx(75.2, abs=0.3)
+    assert top1["long"] > top1["mobilenet_v2_v3"] + 0.5
 
 
-def _accel_rows(count: int) -> list[dict[str, object]]:
-    # A made-up law that the fit has to find: more of everything is better.
-    generator = random.Random(0)
-    choices = {"expansion": (1, 4, 6), "kernel": (3, 5), "layers": (1, 2, 3), "se": (0, 1)}
-    rows: list[dict[str, object]] = []
-    for _ in range(count):
-        row: dict[str, object] = {c: generator.choice(choices[c.partition("_")[2]]) for c in ACCEL_COLUMNS}
-        strength = sum(float(row[c]) / max(choices[c.partition("_")[2]]) for c in ACCEL_COLUMNS)  # type: ignore[arg-type]
-        rows.append(row | {"top1": 40 + 0.9 * strength})
-    return rows
+@pytest.mark.parametrize(
+    ("name", "published"),
+    [("mobilenet_v3_small_035", 49.8), ("mobilenet_v3_small_050", 58.0), ("mobilenet_v3_large_125", 76.6)],
+)
+def test_variants_at_the_ends_of_the_family(name: str, published: float) -> None:
+    top1, deviation = Predictor.load(recipe="mobilenet_v2_v3").predict(reference(name))
+    assert abs(top1 - published) < 2 * deviation + 0.5
 
 
-PUBLISHED_ROWS: list[dict[str, object]] = [
-    {"model": "mobilenet_v2", "width_multiplier": width, "resolution": resolution, "top1": top1}
-    for width, resolution, top1 in ((1.0, 224, 71.8), (1.0, 160, 68.8), (0.75, 224, 69.8), (0.5, 224, 65.4))
-]
+@pytest.mark.parametrize(("name", "hint"), [("scrach", "did you mean 'scratch'"), ("zzz", "known: scratch")])
+def test_an_unknown_recipe_is_one_line(name: str, hint: str) -> None:
+    with pytest.raises(RecipeError, match=f"unknown recipe {name!r}; {hint}"):
+        Predictor.load(recipe=name)
 
 
-def test_fit_finds_a_law_and_returns_after_a_round_trip(tmp_path: Path) -> None:
-    networks = read_accel(_write(tmp_path / "accel.csv", _accel_rows(160)))
-    published = read_published(_write(tmp_path / "published.csv", PUBLISHED_ROWS))
-    effort = Effort(inducing=24, steps=60)
-    posterior = fit_posterior(fit_benchmark(networks[:120], effort, 0), [*networks[:120], *published])
-    left_out = predict_left_out(posterior, networks[120:])
-    assert left_out.mean_error < 0.4
-    assert left_out.tau > 0.8
-    posterior.save(tmp_path / "p.safetensors", {})
-    again = predict_left_out(Posterior.load(tmp_path / "p.safetensors"), networks[120:])
-    assert np.allclose(again.predicted, left_out.predicted, rtol=0, atol=1e-6)
-    assert predict_left_out(posterior, published).mean_error < 0.5
-
-    variants = leave_variants_out([*networks, *published], 0, effort)
-    assert len(variants.networks) == len(published)
-    # Left out, a variant is known less well than when it was fitted.
-    fitted = predict_left_out(posterior, published)
-    assert (variants.deviation > fitted.deviation).all()
+# -- several networks together ---------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
-def test_predictions_are_those_of_double_precision(members: list[Architecture], recipe: Recipe) -> None:
-    posterior = Posterior.load(SHIPPED_PARAMETERS)
-    inputs = features_of(members)
-    scaled = (torch.from_numpy(inputs) - posterior.feature_offset) / posterior.feature_scale
-    cross = posterior.inducing.cross(posterior.hyper, scaled, recipe)
-    error = torch.exp(posterior.offset + cross @ posterior.weights)
-    noise = torch.exp(2 * posterior.hyper.noise[RECIPES.index(recipe)])
-    explained = (cross @ posterior.root.T).square().sum(1)
-    variance = posterior.hyper.variance(scaled, recipe) - explained + noise
-    deviation = error * variance.sqrt() * posterior.calibration[RECIPES.index(recipe)]
-    found = posterior.predict(inputs, recipe)
-    assert found[0] == pytest.approx((100 - error).numpy(), abs=0.002)
-    assert found[1] == pytest.approx(deviation.numpy(), abs=0.002)
+def test_a_difference_is_known_better_than_its_ends(predictor: Predictor) -> None:
+    networks = {each.id: each for each in map(reference, ("mobilenet_v3_large", "mobilenet_v3_large_125"))}
+    joint = predictor.joint(networks)
+    first, second = networks
+    difference = joint.difference(second, first)
+    assert difference.points == pytest.approx(joint.top1[1] - joint.top1[0])
+    alone = [predictor.predict(each)[1] for each in networks.values()]
+    assert 0 < difference.deviation < np.hypot(*alone)
+    assert joint.difference(first, first).points == 0
+    again = JointPrediction.from_dict(json.loads(json.dumps(joint.to_dict())))
+    assert again.difference(second, first).deviation == pytest.approx(difference.deviation, abs=1e-3)
 
 
-def test_recipes_differ(predictor: Predictor) -> None:
-    posterior = Posterior.load(SHIPPED_PARAMETERS)
-    inputs = features_of([reference("mobilenet_v2")])
-    published, short = (
-        posterior.predict(inputs, recipe)[0].item() for recipe in ("mobilenet", "accel_nasbench")
-    )
-    assert published - short > 5
+def test_the_best_of_many_is_expected_to_disappoint(
+    predictor: Predictor, members: list[Architecture]
+) -> None:
+    joint = predictor.joint({each.id: each for each in members[:40]})
+    near = sorted(joint.ids, key=lambda each: -joint.top1[joint.ids.index(each)])
+    assert joint.disappointment(near[:1]) == 0
+    few, many = joint.disappointment(near[:2]), joint.disappointment(near[:20])
+    assert 0 <= few <= many
+    assert many > 0
+
+
+def test_disappointment_is_that_of_independent_draws() -> None:
+    ids = tuple(map(str, range(10)))
+    joint = JointPrediction("scratch", ids, np.full(10, 75.0), np.eye(10), np.zeros(10))
+    assert joint.disappointment(ids) == pytest.approx(1.539, abs=0.05)  # of ten standard normal draws
+
+
+def test_batches_are_those_of_single_networks(predictor: Predictor, members: list[Architecture]) -> None:
+    top1, deviation = predictor.predict_batch(RunArrays.from_architectures(members[:20]))
+    for number, member in enumerate(members[:20]):
+        answer = ask(predictor, [member])[0]
+        if isinstance(answer, AccuracyError):
+            assert np.isnan(top1[number])
+        else:
+            assert (top1[number], deviation[number]) == pytest.approx(
+                (answer.top1, answer.deviation), abs=2e-3
+            )
 
 
 # -- networks of one's own -------------------------------------------------------------------------
 
 
-def test_own_networks_are_read(tmp_path: Path) -> None:
-    mine = replace(reference("mobilenet_v2"), resolution=192)
-    (tmp_path / "mine.yaml").write_text(mine.to_yaml())
-    path = _write(
-        tmp_path / "extra.csv",
-        [
-            {"architecture": "mine.yaml", "resolution": 192, "top1": 70.0, "recipe": ""},
-            {"architecture": "mine.yaml", "resolution": "", "top1": 71.0, "recipe": "longer"},
-            {"architecture": "mobilenet_v2_075", "resolution": "", "top1": 61.0, "recipe": "accel_nasbench"},
-        ],
+def test_own_networks_pull_predictions_near_them(predictor: Predictor) -> None:
+    network = reference("mobilenet_v3_large_125")
+    before = predictor.predict(network)
+    taught = predictor.with_networks([TrainedNetwork(network, before[0] + 2, "scratch", "x")])
+    after = taught.predict(network)
+    assert before[0] < after[0] <= before[0] + 2
+    assert after[1] < before[1]
+    # A recipe of one's own tells differences, not levels.
+    own = predictor.with_networks([TrainedNetwork(network, before[0] + 2, "own", "x")]).predict(network)
+    assert abs(own[0] - before[0]) < abs(after[0] - before[0])
+
+
+def _extra(folder: Path, **change: object) -> Path:
+    row = {"architecture": "mobilenet_v3_large", "resolution": 224, "top1": 75.2, "recipe": ""} | change
+    path = folder / "extra.csv"
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(row))
+        writer.writeheader()
+        writer.writerow(row)
+    return path
+
+
+def test_own_networks_are_read(predictor: Predictor, tmp_path: Path) -> None:
+    (found,) = read_extra(_extra(tmp_path), predictor.recipe_names, "scratch")
+    assert (found.architecture, found.top1, found.recipe) == (
+        reference("mobilenet_v3_large"),
+        75.2,
+        "scratch",
     )
-    assert read_extra(path) == [
-        TrainedNetwork(mine, 70.0, "mobilenet", "mine.yaml"),
-        TrainedNetwork(mine, 71.0, "longer", "mine.yaml"),
-        TrainedNetwork(reference("mobilenet_v2_075"), 61.0, "accel_nasbench", "mobilenet_v2_075"),
-    ]
-
-
-EXTRA_ROW: dict[str, object] = {"architecture": "mobilenet_v2", "resolution": 224, "top1": 72.0, "recipe": ""}
+    (found,) = read_extra(_extra(tmp_path, recipe="own:mine"), predictor.recipe_names, "scratch")
+    assert found.recipe == "own:mine"
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"colour": "red"}, r"unknown column 'colour'; known: architecture, top1, resolution, recipe"),
-        ({"top1": ""}, r"extra.csv, line 2: top1 is empty"),
-        ({"architecture": " "}, r"line 2: architecture is empty"),
-        ({"top1": "-3"}, r"line 2: top1 must be between 0 and 100, not -3"),
-        ({"top1": "100"}, r"line 2: top1 is 100, which no network reaches"),
-        ({"architecture": "resnet"}, r"line 2: unknown reference 'resnet'"),
-        ({"resolution": "large"}, r"line 2: resolution is no whole number: 'large'"),
-        ({"resolution": "512"}, r"line 2: .* resolutions of 96 to 224 px, not 512"),
-        ({"architecture": "none.yaml"}, r"line 2: cannot read .*none.yaml: No such file"),
-        ({"architecture": "bad.yaml"}, r"line 2: .*bad.yaml is not valid YAML"),
-        ({"architecture": "v2.yaml", "resolution": 160}, r"line 2: v2.yaml has resolution 224"),
+        ({"recipe": "scrach"}, "line 2: unknown recipe 'scrach'; did you mean 'scratch'"),
+        ({"top1": 0.752}, "line 2: top1"),
+        ({"top1": "high"}, "line 2: top1"),
+        ({"architecture": "mobilenet_v9"}, "line 2: unknown reference"),
+        ({"architecture": "nowhere.yaml"}, "line 2: cannot read"),
     ],
 )
-def test_bad_lines_of_own_networks_are_named(tmp_path: Path, change: dict[str, object], message: str) -> None:
-    (tmp_path / "bad.yaml").write_text("blocks: [")
-    (tmp_path / "v2.yaml").write_text(reference("mobilenet_v2").to_yaml())
+def test_bad_lines_of_own_networks_are_named(
+    predictor: Predictor, tmp_path: Path, change: dict[str, object], message: str
+) -> None:
     with pytest.raises(AccuracyDataError, match=message):
-        read_extra(_write(tmp_path / "extra.csv", [EXTRA_ROW | change]))
+        read_extra(_extra(tmp_path, **change), predictor.recipe_names, "scratch")
 
 
-def test_own_networks_that_disagree_are_named(tmp_path: Path) -> None:
-    def read(**change: object) -> list[TrainedNetwork]:
-        return read_extra(_write(tmp_path / "extra.csv", [EXTRA_ROW, EXTRA_ROW | change]))
-
-    with pytest.raises(AccuracyDataError, match=r"line 3: repeats the architecture of line 2 with top-1 75"):
-        read(top1=75)
-    assert len(read(top1=75, recipe="longer")) == 2
-    assert len(read(top1=72.3)) == 2  # two trainings of one network
-
-
-@pytest.mark.parametrize("recipe", ["mobilenet", "accel_nasbench"])
-def test_own_networks_pull_predictions_near_them(
-    predictor: Predictor, members: list[Architecture], recipe: str
-) -> None:
-    def predict(by: Predictor, architecture: Architecture) -> tuple[float, float]:
-        inputs = features_of([architecture])
-        mean, spread = by._posterior.predict(inputs, recipe)  # type: ignore[arg-type]
-        return float(mean[0]), float(spread[0])
-
-    mine = members[0]
-    near = _deeper(mine)
-    top1, deviation = predict(predictor, mine)
-    told = TrainedNetwork(mine, top1 + deviation, recipe, "mine")
-    informed = predictor.with_networks([told])
-    assert predict(informed, mine)[0] == pytest.approx(told.top1, abs=0.1 * deviation)
-    assert predict(informed, mine)[1] < 0.4 * deviation
-    assert predict(informed, near)[0] > predict(predictor, near)[0] + 0.5 * deviation
-    assert predict(informed, near)[1] < predict(predictor, near)[1]
-    # What is far away stays nearly as it was, and the published recipe follows its neighbour.
-    far = reference("mobilenet_v1")
-    assert informed.predict(far)[0] == pytest.approx(predictor.predict(far)[0], abs=0.2)
-    assert informed.predict(mine)[0] > predictor.predict(mine)[0]
-
-
-def test_own_networks_tell_as_much_as_if_they_had_been_fitted(tmp_path: Path) -> None:
-    networks = read_accel(_write(tmp_path / "accel.csv", _accel_rows(60)))
-    published = read_published(_write(tmp_path / "published.csv", PUBLISHED_ROWS))
-    start = fit_benchmark(networks, Effort(inducing=16, steps=10), 0)
-    jointly = fit_posterior(start, [*networks, *published])
-    later = fit_posterior(start, [*networks, *published[:2]])
-    told = Predictor(later).with_networks(published[2:])
-    before, after = (predict_left_out(each, [*networks, *published]) for each in (jointly, told._posterior))
-    assert after.predicted == pytest.approx(before.predicted, abs=0.1)
-
-
-def test_a_recipe_of_ones_own_tells_differences_only(
-    predictor: Predictor, members: list[Architecture]
-) -> None:
-    before = [predictor.predict(each)[0] for each in members[:2]]
-
-    def told(recipe: str, *errors: float) -> list[float]:
-        """Predictions after errors of so many times what was predicted."""
-        seen = [
-            TrainedNetwork(each, 100 - factor * (100 - top1), recipe, "mine")
-            for each, top1, factor in zip(members, before, errors, strict=False)
-        ]
-        return [predictor.with_networks(seen).predict(each)[0] for each in members[:2]]
-
-    # Both a tenth better: under the published recipe they are, otherwise it is mostly the recipe.
-    for new, same, old in zip(told("mine", 0.9, 0.9), told("mobilenet", 0.9, 0.9), before, strict=True):
-        gain = 0.1 * (100 - old)
-        assert same - old == pytest.approx(gain, rel=0.1)
-        assert 0 < new - old < gain / 3
-    # What is learnt is that the first gains on the second, whatever the level.
-    first, second = told("mine", 0.9, 1.0)
-    assert (100 - first) / (100 - second) == pytest.approx(
-        0.9 * (100 - before[0]) / (100 - before[1]), rel=0.02
-    )
-
-
-def test_own_networks_survive_the_file(
-    predictor: Predictor, members: list[Architecture], tmp_path: Path
-) -> None:
-    informed = predictor.with_networks([TrainedNetwork(members[0], 70.0, "mobilenet", "mine")])
-    informed.save(tmp_path / "p.safetensors", {})
-    again = Predictor.load(tmp_path / "p.safetensors")
-    assert again.predict(members[1]) == pytest.approx(informed.predict(members[1]), abs=1e-6)
-
-
-# -- bad files -------------------------------------------------------------------------------------
+PUBLISHED = {
+    "stem": {"channels": 16, "activation": "hswish", "kernel": 3},
+    "blocks": [["inverted_residual", 3, 16, 64, 24, 2, "relu", False, True, 0]] * 1
+    + [["inverted_residual", 3, 24, 96, 24, 2, "swish", True, True, 8]] * 3,
+    "head": {"conv_channels": 96, "hidden_channels": 0, "activation": "hswish"},
+    "resolution": 224,
+    "top1": 51.5,
+    "recipe": "gluoncv",
+    "variant": "tiny",
+}
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"colour": "red"}, r"unknown column 'colour'; known: model, width_multiplier"),
-        ({"top1": ""}, r"published.csv, line 2: top1 is empty"),
-        ({"top1": "171.8"}, r"line 2: top1 must be between 0 and 100, not 171.8"),
-        ({"top1": "high"}, r"line 2: top1 is no number: 'high'"),
-        ({"top1": "nan"}, r"line 2: top1 must be between 0 and 100"),
-        ({"model": "resnet"}, r"line 2: unknown reference 'resnet'"),
+        ({"top1": None}, "line 1: top1 has the wrong type"),
+        ({"blocks": [[1, 2]]}, "line 1: row 1: must have"),
+        ({"resolution": "224"}, "line 1: resolution has the wrong type"),
+        ({"stem": {"channels": -1}}, "line 1: stem"),
     ],
 )
-def test_bad_lines_are_named(tmp_path: Path, change: dict[str, object], message: str) -> None:
+def test_bad_published_networks_are_named(tmp_path: Path, change: dict[str, object], message: str) -> None:
+    path = tmp_path / "networks.jsonl"
+    path.write_text(json.dumps(PUBLISHED) + "\n")
+    (found,) = read_networks(path)
+    assert found.architecture.blocks[1].squeezed_channels == 8
+    path.write_text(json.dumps(PUBLISHED | change) + "\n")
     with pytest.raises(AccuracyDataError, match=message):
-        read_published(_write(tmp_path / "published.csv", [PUBLISHED_ROWS[0] | change]))
-
-
-def test_contradictions_are_named(tmp_path: Path) -> None:
-    rows = [PUBLISHED_ROWS[0], PUBLISHED_ROWS[1], PUBLISHED_ROWS[0] | {"top1": 60}]
-    with pytest.raises(
-        AccuracyDataError, match=r"line 4: repeats the architecture of line 2 with top-1 60, not 71.8"
-    ):
-        read_published(_write(tmp_path / "published.csv", rows))
-    with pytest.raises(AccuracyDataError, match="column 'top1' is missing"):
-        read_published(
-            _write(tmp_path / "empty.csv", [{"model": "a", "width_multiplier": 1, "resolution": 1}])
-        )
-    with pytest.raises(AccuracyDataError, match=r"cannot read .*nowhere.csv: No such file"):
-        read_published(tmp_path / "nowhere.csv")
+        read_networks(path)

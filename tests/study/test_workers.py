@@ -16,12 +16,18 @@ NETWORKS = [reference("mobilenet_v2", resolution) for resolution in (32, 64, 96,
 
 
 class Resolution:
-    """The resolution as accuracy, and which process told it as deviation."""
+    """The resolution as accuracy, and which process told it as deviation, once all processes are there."""
+
+    def __init__(self, folder: Path, processes: int) -> None:
+        self.folder, self.processes = folder, processes
 
     def accuracy(self, architecture: Architecture) -> Accuracy:
         if architecture.resolution == 128:
             raise AccuracyError("too large")
-        time.sleep(0.2)
+        (self.folder / str(os.getpid())).touch()
+        until = time.monotonic() + 120
+        while len(list(self.folder.iterdir())) < self.processes and time.monotonic() < until:
+            time.sleep(0.05)
         return Accuracy(float(architecture.resolution), "measured", float(os.getpid()))
 
 
@@ -49,8 +55,8 @@ def answers(workers: Workers[int], networks: list[Architecture]) -> dict[int, Ac
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_answers_come_back_with_their_keys(count: int) -> None:
-    with Workers[int](Resolution(), count) as workers:
+def test_answers_come_back_with_their_keys(count: int, tmp_path: Path) -> None:
+    with Workers[int](Resolution(tmp_path, count), count) as workers:
         found = answers(workers, NETWORKS)
     assert [found[number].top1 for number in range(3)] == [32, 64, 96]  # type: ignore[union-attr]
     assert isinstance(found[3], AccuracyError)
@@ -71,9 +77,9 @@ def test_a_network_that_kills_every_worker_is_given_up(tmp_path: Path) -> None:
     assert "killed the worker process" in str(found[0])
 
 
-def test_no_worker_is_refused() -> None:
+def test_no_worker_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"search\.workers must be at least 1, not 0"):
-        Workers[int](Resolution(), 0)
+        Workers[int](Resolution(tmp_path, 1), 0)
 
 
 @pytest.mark.slow
