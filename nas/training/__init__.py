@@ -1,0 +1,1 @@
+"""How networks get their weights: inherited, shared, trained."""
