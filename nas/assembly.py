@@ -15,6 +15,7 @@ from nas.accuracy.proxy import ProxyAccuracy
 from nas.accuracy.source import AccuracyEstimator, Int8Penalty
 from nas.accuracy.table import AccuracyTable
 from nas.accuracy.train import Recipe, TrainedAccuracy
+from nas.console import console
 from nas.data import DatasetSettings
 from nas.latency.hardware import Hardware
 from nas.settings import (
@@ -111,6 +112,7 @@ def accuracy_of(
         return space, AccuracyTable(space, Path(config.accuracy.path)), None
     dataset = plain(config.dataset, DatasetConfig)
     images = dataset_settings(dataset)
+    console.print(data.check(images), markup=False)
     space = space.restricted(dataset.resolutions, data.class_count(images))
     load = data.Splits(images)
     load(dataset.resolutions[-1])  # a missing or broken dataset is said before anything is measured

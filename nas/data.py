@@ -6,7 +6,7 @@ datasets are held in memory as tensors, folders of images are read by worker pro
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
@@ -15,23 +15,24 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Dataset
 
-from search_spaces.errors import InputError
+from nas.pictures.folders import (
+    DatasetError,
+    PictureFolder,
+    Pictures,
+    check_pictures,
+    listed,
+    read_folder,
+    read_parts,
+)
+from nas.pictures.preprocessing import DEVIATION, MEAN, Preprocessing
+from nas.pictures.views import PictureView, Plain, augmented
 
 DatasetName = Literal["digits", "cifar10", "cifar100", "imagefolder", "imagenet", "synthetic"]
 DATASETS: tuple[str, ...] = get_args(DatasetName)
 
 Batch = tuple[Tensor, Tensor]
-
-_IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"}
-# Channel means and deviations of ImageNet, the convention of all torchvision weights.
-_MEAN = (0.485, 0.456, 0.406)
-_DEVIATION = (0.229, 0.224, 0.225)
-
-
-class DatasetError(InputError):
-    """A dataset that is not there or cannot be used."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +64,10 @@ class DatasetSettings:
             raise DatasetError(
                 f"dataset.validation_share must lie between 0 and 1, not {self.validation_share}"
             )
+        if self.limit is not None and self.limit < 1:
+            raise DatasetError(f"dataset.limit must be at least 1, or null for all, not {self.limit}")
+        if self.workers < 0:
+            raise DatasetError(f"dataset.workers must be at least 0, not {self.workers}")
 
 
 class ImageSource(Protocol):
@@ -88,12 +93,14 @@ class Split:
     Attributes:
         train: images for training.
         validation: images training never sees.
-        classes: names of the classes.
+        classes: names of the classes, in the order of class numbers.
+        preprocessing: how validation images were made of pictures.
     """
 
     train: ImageSource
     validation: ImageSource
     classes: tuple[str, ...]
+    preprocessing: Preprocessing
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,7 +218,24 @@ def class_count(settings: DatasetSettings) -> int:
     known = {"digits": 10, "cifar10": 10, "cifar100": 100, "imagenet": 1000, "synthetic": 4}
     if settings.name in known:
         return known[settings.name]
-    return len(_class_folders(_training_folder(_root(settings))))
+    return len(read_folder(_root(settings)).classes)
+
+
+def check(settings: DatasetSettings) -> str:
+    """Look at the whole dataset before anything is measured or trained.
+
+    Returns:
+        One line: classes, pictures in each, what was left out.
+
+    Raises:
+        DatasetError: if it cannot be used.
+        PictureError: if a picture of ``imagefolder`` cannot be read.
+    """
+    if settings.name != "imagefolder":
+        return f"{settings.name}: {class_count(settings)} classes"
+    found = read_folder(_root(settings))
+    check_pictures(found.files)
+    return f"{settings.root}: {found.summary()}"
 
 
 def _digits(settings: DatasetSettings, resolution: int) -> Split:
@@ -263,27 +287,17 @@ def _cifar(settings: DatasetSettings, resolution: int) -> Split:
         images = torch.from_numpy(part.data[:limit]).permute(0, 3, 1, 2).float().div(255)
         labels = torch.tensor(part.targets[:limit])
         sources.append(_tensor_images(images, labels, resolution, flip=True))
-    return Split(sources[0], sources[1], tuple(parts[0].classes))
+    return Split(sources[0], sources[1], tuple(parts[0].classes), Preprocessing(resolution, resolution))
 
 
 def _image_folder(settings: DatasetSettings, resolution: int) -> Split:
     """A folder of class folders, or of ``train`` and ``val`` folders of class folders."""
-    root = _root(settings)
-    training_folder = _training_folder(root)
-    names = _class_folders(training_folder)
-    validation_folder = next(
-        (root / each for each in ("val", "valid", "validation", "test") if (root / each).is_dir()), None
-    )
-    if training_folder != root and validation_folder is not None:
-        return _file_split(training_folder, validation_folder, names, resolution, settings)
-    views = [_folder_view(training_folder, resolution, training) for training in (True, False)]
-    targets = torch.tensor(views[0].targets)
-    train, validation = _stratified(targets, settings)
-    return Split(
-        FileImages(Subset(views[0], train), Subset(views[1], train), settings.workers),
-        FileImages(Subset(views[1], validation), Subset(views[1], validation), settings.workers),
-        names,
-    )
+    found = read_folder(_root(settings))
+    if found.validation is None:
+        labels = torch.tensor(found.train.labels)
+        train, validation = _stratified(labels, found.classes, settings, found.copies)
+        return _file_split(found, found.train.at(train), found.train.at(validation), resolution, settings)
+    return _file_split(found, _limited(found, settings), found.validation, resolution, settings)
 
 
 def _imagenet(settings: DatasetSettings, resolution: int) -> Split:
@@ -292,48 +306,38 @@ def _imagenet(settings: DatasetSettings, resolution: int) -> Split:
     The validation images come in one folder; ``torchvision.datasets.ImageNet`` sorts them by class.
     """
     root = _root(settings)
-    folders = [root / "train", root / "val"]
-    for folder in folders:
+    for folder in (root / "train", root / "val"):
         if not folder.is_dir():
             raise DatasetError(
                 f"there is no folder {folder}; ImageNet needs train/ and val/ with class folders"
             )
-    names = _class_folders(folders[0])
-    if len(names) != 1000:
+    found = read_parts(root, "train", "val")
+    if len(found.classes) != 1000:
         raise DatasetError(
-            f"{folders[0]} has {len(names)} class folders, ImageNet has 1000; see dataset=imagefolder"
+            f"{root}/train has {len(found.classes)} class folders, ImageNet has 1000; see dataset=imagefolder"
         )
-    return _file_split(folders[0], folders[1], names, resolution, settings)
+    assert found.validation is not None
+    return _file_split(found, _limited(found, settings), found.validation, resolution, settings)
+
+
+def _limited(found: PictureFolder, settings: DatasetSettings) -> Pictures:
+    generator = np.random.default_rng(settings.seed)
+    chosen = _limit(list(range(len(found.train))), found.train.labels, found.classes, settings, generator)
+    return found.train.at(sorted(chosen))
 
 
 def _file_split(
-    training: Path, validation: Path, names: tuple[str, ...], resolution: int, settings: DatasetSettings
+    found: PictureFolder, train: Pictures, judged: Pictures, resolution: int, settings: DatasetSettings
 ) -> Split:
-    if _class_folders(validation) != names:
-        raise DatasetError(f"{validation} does not have the same class folders as {training}")
-    augmented, plain = _folder_view(training, resolution, True), _folder_view(training, resolution, False)
-    if settings.limit is not None:
-        order = torch.randperm(len(plain), generator=torch.Generator().manual_seed(settings.seed))
-        chosen = order[: settings.limit].tolist()
-        augmented, plain = Subset(augmented, chosen), Subset(plain, chosen)
-    judged = _folder_view(validation, resolution, False)
+    preprocessing = Preprocessing.of_photos(resolution)
+    plain = Plain(preprocessing)
+    validation = PictureView(judged, plain)
     return Split(
-        FileImages(augmented, plain, settings.workers), FileImages(judged, judged, settings.workers), names
+        FileImages(PictureView(train, augmented(resolution)), PictureView(train, plain), settings.workers),
+        FileImages(validation, validation, settings.workers),
+        found.classes,
+        preprocessing,
     )
-
-
-def _folder_view(folder: Path, resolution: int, training: bool) -> Any:
-    import torchvision
-    from torchvision.transforms import v2
-
-    steps: list[Any]
-    if training:
-        steps = [v2.RandomResizedCrop(resolution, scale=(0.2, 1), antialias=True), v2.RandomHorizontalFlip()]
-    else:
-        # The usual ratio of resize to crop: 256 to 224.
-        steps = [v2.Resize(round(resolution * 256 / 224), antialias=True), v2.CenterCrop(resolution)]
-    steps += [v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(_MEAN, _DEVIATION)]
-    return torchvision.datasets.ImageFolder(str(folder), transform=v2.Compose(steps))
 
 
 def _tensor_split(
@@ -344,11 +348,12 @@ def _tensor_split(
     resolution: int,
     flip: bool,
 ) -> Split:
-    train, validation = _stratified(labels, settings)
+    train, validation = _stratified(labels, names, settings, {})
     return Split(
         _tensor_images(images[train], labels[train], resolution, flip),
         _tensor_images(images[validation], labels[validation], resolution, flip),
         names,
+        Preprocessing(resolution, resolution),
     )
 
 
@@ -357,25 +362,59 @@ def _tensor_images(images: Tensor, labels: Tensor, resolution: int, flip: bool) 
         images = functional.interpolate(
             images, (resolution, resolution), mode="bilinear", antialias=True, align_corners=False
         )
-    mean, deviation = (torch.tensor(each)[:, None, None] for each in (_MEAN, _DEVIATION))
+    mean, deviation = (torch.tensor(each)[:, None, None] for each in (MEAN, DEVIATION))
     return TensorImages((images - mean) / deviation, labels, flip, shift=max(1, resolution // 16))
 
 
-def _stratified(labels: Tensor, settings: DatasetSettings) -> tuple[list[int], list[int]]:
-    """Indices for training and validation, the same share of every class."""
+def _stratified(
+    labels: Tensor, names: Sequence[str], settings: DatasetSettings, copies: Mapping[int, int]
+) -> tuple[list[int], list[int]]:
+    """Indices for training and validation, the same share of every class; copies go with their originals."""
     generator = np.random.default_rng(settings.seed)
     train: list[int] = []
     validation: list[int] = []
     for label in sorted(set(labels.tolist())):
-        members = generator.permutation(np.flatnonzero(labels.numpy() == label)).tolist()
+        members = [each for each in np.flatnonzero(labels.numpy() == label).tolist() if each not in copies]
+        members = generator.permutation(members).tolist()
         kept = max(1, round(len(members) * settings.validation_share))
         if len(members) < 2:
-            raise DatasetError(f"class number {label} has a single image; at least two are needed to split")
+            raise DatasetError(
+                f"the class {names[label]} has a single image; at least two different ones are needed"
+            )
+        if kept == len(members):
+            raise DatasetError(
+                f"dataset.validation_share={settings.validation_share:g} leaves no image to train on of the "
+                f"class {names[label]}, which has {len(members)}"
+            )
         validation += members[:kept]
         train += members[kept:]
-    if settings.limit is not None:
-        train = generator.permutation(train)[: settings.limit].tolist()
+    train = _limit(train, labels.tolist(), names, settings, generator)
+    for side in (train, validation):
+        originals = set(side)
+        side += [copy for copy, original in copies.items() if original in originals]
     return sorted(train), sorted(validation)
+
+
+def _limit(
+    train: list[int],
+    labels: Sequence[int],
+    names: Sequence[str],
+    settings: DatasetSettings,
+    generator: np.random.Generator,
+) -> list[int]:
+    """At most ``dataset.limit`` of the training images, some of every class."""
+    if settings.limit is None:
+        return train
+    shuffled: list[int] = generator.permutation(train).tolist()
+    first = {labels[index]: index for index in reversed(shuffled)}
+    # Of a known dataset a few images may be wanted to try something out.
+    if settings.limit < len(first) and settings.name != "imagenet":
+        raise DatasetError(
+            f"dataset.limit={settings.limit} leaves classes without a training image: there are {len(first)} "
+            f"classes ({listed(names)})"
+        )
+    ones = set(first.values())
+    return [*ones, *(index for index in shuffled if index not in ones)][: settings.limit]
 
 
 def _root(settings: DatasetSettings, must_exist: bool = True) -> Path:
@@ -386,17 +425,3 @@ def _root(settings: DatasetSettings, must_exist: bool = True) -> Path:
             f"there is no folder {settings.root}; set dataset.root to where {settings.name} lies"
         )
     return settings.root
-
-
-def _training_folder(root: Path) -> Path:
-    return root / "train" if (root / "train").is_dir() else root
-
-
-def _class_folders(root: Path) -> tuple[str, ...]:
-    folders = sorted(each for each in root.iterdir() if each.is_dir()) if root.is_dir() else []
-    if len(folders) < 2:
-        raise DatasetError(f"{root} holds {len(folders)} class folder(s); at least two are needed")
-    for folder in folders:
-        if not any(each.suffix.lower() in _IMAGE_SUFFIXES for each in folder.rglob("*")):
-            raise DatasetError(f"the class folder {folder} holds no image")
-    return tuple(each.name for each in folders)

@@ -18,6 +18,8 @@ from omegaconf import MISSING, OmegaConf
 from search_spaces.errors import InputError
 
 _C = TypeVar("_C")
+# Of a network's input; search_spaces refuses less.
+_LEAST_RESOLUTION = 8
 
 
 def _at_least(name: str, value: float, least: int) -> None:
@@ -249,6 +251,12 @@ class DatasetConfig:
     limit: int | None = None
     workers: int = 2
     download: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.resolutions:
+            raise InputError("dataset.resolutions is empty: write the pixels a side, e.g. [128]")
+        for side in self.resolutions:
+            _at_least("dataset.resolutions", side, _LEAST_RESOLUTION)
 
 
 @dataclass

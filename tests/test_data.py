@@ -1,5 +1,6 @@
 import hashlib
 import pickle
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,10 +11,11 @@ import torchvision
 from PIL import Image
 
 from nas.data import DatasetError, DatasetSettings, Split, class_count, load
+from tests.pictures.shapes import folder
 
 
-def _picture_folder(root: Path, classes: int = 3, images: int = 8) -> Path:
-    generator = np.random.default_rng(0)
+def _picture_folder(root: Path, classes: int = 3, images: int = 8, seed: int = 0) -> Path:
+    generator = np.random.default_rng(seed)
     for number in range(classes):
         folder = root / f"class_{number}"
         folder.mkdir(parents=True)
@@ -87,7 +89,7 @@ def test_an_image_folder_is_split_by_class(tmp_path: Path) -> None:
 
 def test_an_image_folder_with_its_own_split_keeps_it(tmp_path: Path) -> None:
     _picture_folder(tmp_path / "train", images=5)
-    _picture_folder(tmp_path / "val", images=3)
+    _picture_folder(tmp_path / "val", images=3, seed=1)
     split = load(DatasetSettings("imagefolder", tmp_path, workers=0), 32)
     assert (len(split.train), len(split.validation)) == (15, 9)
 
@@ -213,3 +215,34 @@ def test_settings_are_checked() -> None:
         DatasetSettings("digits", validation_share=1.0)
     with pytest.raises(DatasetError, match=r"set dataset\.root"):
         load(DatasetSettings("imagefolder"), 32)
+    with pytest.raises(DatasetError, match=r"dataset\.workers must be at least 0, not -1"):
+        DatasetSettings("digits", workers=-1)
+    for limit in (0, -1):
+        with pytest.raises(DatasetError, match=r"dataset\.limit must be at least 1, or null for all"):
+            DatasetSettings("digits", limit=limit)
+
+
+def test_splits_that_leave_a_class_without_pictures_are_refused(tmp_path: Path) -> None:
+    settings = DatasetSettings("imagefolder", folder(tmp_path, count=2), workers=0)
+    with pytest.raises(
+        DatasetError, match=r"validation_share=0\.8 leaves no image .* class circle, which has 2"
+    ):
+        load(replace(settings, validation_share=0.8), 32)
+    with pytest.raises(
+        DatasetError, match=r"dataset\.limit=2 leaves classes without .* \(circle, square, triangle\)"
+    ):
+        load(replace(settings, limit=2), 32)
+    few = load(replace(settings, limit=3), 32)
+    assert next(few.train.batches(3, False, 0))[1].tolist() == [0, 1, 2]
+
+
+def test_copies_stay_on_their_side_of_the_split(tmp_path: Path) -> None:
+    root = folder(tmp_path / "pictures", count=8)
+    for number in range(8):
+        shutil.copy(root / "circle" / f"img00{number}.png", root / "circle" / f"copy{number}.png")
+    shutil.copy(root / "circle" / "img000.png", root / "square" / "mistaken.png")
+    for seed in range(3):
+        split = load(DatasetSettings("imagefolder", root, workers=0, seed=seed), 32)
+        assert len(split.train) + len(split.validation) == 33
+        train, validation = _identities(split)
+        assert not train & validation

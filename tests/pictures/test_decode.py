@@ -1,0 +1,118 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from nas.pictures.decode import PictureError, check_picture, read_picture
+from tests.pictures.shapes import shape
+
+
+def _pixels(path: Path) -> np.ndarray:
+    check_picture(path)
+    image = read_picture(path)
+    assert image.mode == "RGB"
+    return np.asarray(image).astype(int)
+
+
+@pytest.mark.parametrize("ending", ["png", "tiff", "pgm"])
+def test_sixteen_bits_are_scaled(ending: str, tmp_path: Path) -> None:
+    eight = np.arange(256, dtype=np.uint16).reshape(16, 16)
+    Image.fromarray(eight * 257).save(tmp_path / f"deep.{ending}")
+    assert np.array_equal(_pixels(tmp_path / f"deep.{ending}")[..., 1], eight)
+
+
+@pytest.mark.parametrize("scale", [1, 255])
+def test_floats_are_scaled(scale: int, tmp_path: Path) -> None:
+    values = np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8)
+    Image.fromarray(values * scale).save(tmp_path / "float.tiff")
+    assert np.abs(_pixels(tmp_path / "float.tiff")[..., 0] - values * 255).max() <= 0.5
+
+
+@pytest.mark.parametrize(
+    ("mode", "ending"),
+    [("RGBA", "png"), ("LA", "png"), ("P", "png"), ("RGBA", "tiff"), ("RGBA", "webp"), ("RGBA", "gif")],
+)
+def test_what_is_transparent_lies_on_white(mode: str, ending: str, tmp_path: Path) -> None:
+    image = Image.new("RGBA", (8, 8), (0, 0, 0, 0))
+    image.paste((0, 0, 0, 255), (0, 0, 4, 8))
+    path = tmp_path / f"icon.{ending}"
+    image.convert(mode).save(path, lossless=True)
+    pixels = _pixels(path)
+    assert (pixels[:, :4] == 0).all()
+    assert (pixels[:, 4:] == 255).all()
+
+
+def test_a_colour_declared_transparent_lies_on_white(tmp_path: Path) -> None:
+    image = Image.new("RGB", (4, 4), (10, 20, 30))
+    image.putpixel((0, 0), (200, 0, 0))
+    image.save(tmp_path / "key.png", transparency=(10, 20, 30))
+    pixels = _pixels(tmp_path / "key.png")
+    assert pixels[0, 0].tolist() == [200, 0, 0]
+    assert (pixels[1:] == 255).all()
+
+
+@pytest.mark.parametrize(("orientation", "turn"), [(1, 0), (3, 180), (6, 90), (8, 270)])
+def test_pictures_stand_as_their_orientation_says(orientation: int, turn: int, tmp_path: Path) -> None:
+    image = shape(2, np.random.default_rng(0))
+    exif = Image.Exif()
+    exif[0x112] = orientation
+    image.rotate(turn, expand=True).save(tmp_path / "photo.jpg", exif=exif, quality=98, subsampling=0)
+    assert np.abs(_pixels(tmp_path / "photo.jpg") - np.asarray(image)).mean() < 6
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "CMYK", "YCbCr"])
+def test_other_colours_become_rgb(mode: str, tmp_path: Path) -> None:
+    image = Image.new("RGB", (9, 8), "white").convert(mode)
+    image.save(tmp_path / "picture.tiff")
+    assert (_pixels(tmp_path / "picture.tiff") >= 254).all()
+
+
+@pytest.mark.parametrize("ending", ["gif", "jfif", "avif", "webp", "bmp", "jpe", "jp2", "tga"])
+def test_formats_that_people_have(ending: str, tmp_path: Path) -> None:
+    image = Image.new("RGB", (16, 16), (200, 40, 40))
+    formats = {"jfif": "JPEG", "jpe": "JPEG"}
+    image.save(tmp_path / f"picture.{ending}", formats.get(ending))
+    assert np.abs(_pixels(tmp_path / f"picture.{ending}") - (200, 40, 40)).max() < 12
+
+
+def _truncated(path: Path) -> None:
+    whole = path.with_name("whole.jpg")
+    shape(0, np.random.default_rng(0), (400, 300)).save(whole, "JPEG")
+    path.write_bytes(whole.read_bytes()[:3000])
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda path: path.write_bytes(b""), "an empty file"),
+        (lambda path: path.write_text("<!DOCTYPE html><p>404"), "a web page, not a picture"),
+        (lambda path: path.write_bytes(b"\0\0\0\x18ftypheic" + bytes(40)), "HEIC.* save it as JPEG"),
+        (lambda path: path.write_text("version https://git-lfs.github.com/spec/v1\n"), "git lfs pull"),
+        (lambda path: path.write_bytes(b"nonsense"), "no picture that can be read"),
+        (lambda path: path.symlink_to("nowhere.jpg"), "a link to nothing"),
+        (_truncated, "ends too early"),
+    ],
+)
+def test_what_is_no_picture_is_named(make: object, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "photo.jpg"
+    make(path)  # type: ignore[operator]
+    for read in (check_picture, read_picture):
+        with pytest.raises(PictureError, match=rf"photo\.jpg .*{message}"):
+            read(path)
+
+
+def test_too_many_pixels_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    Image.new("L", (50, 30)).save(tmp_path / "large.png")  # between Pillow's warning and its error
+    check_picture(tmp_path / "large.png")
+    Image.new("L", (50, 50)).save(tmp_path / "huge.png")
+    with pytest.raises(PictureError, match=r"huge\.png is too large"):
+        check_picture(tmp_path / "huge.png")
+
+
+def test_values_that_no_picture_has_are_named(tmp_path: Path) -> None:
+    for values in (np.array([[np.nan, 1]]), np.array([[-4.0, 1]]), np.array([[3000.0, 1]])):
+        Image.fromarray(values.astype(np.float32)).save(tmp_path / "scan.tiff")
+        with pytest.raises(PictureError, match=r"scan\.tiff holds floats from .*scale them"):
+            check_picture(tmp_path / "scan.tiff")
