@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from nas.pictures.folders import (
     DatasetError,
@@ -27,6 +27,7 @@ from nas.pictures.folders import (
     read_parts,
 )
 from nas.pictures.preprocessing import DEVIATION, MEAN, Preprocessing
+from nas.pictures.recognition import Recognition
 from nas.pictures.views import PictureView, Plain, augmented
 
 DatasetName = Literal["digits", "cifar10", "cifar100", "imagefolder", "imagenet", "synthetic"]
@@ -73,8 +74,15 @@ class DatasetSettings:
 class ImageSource(Protocol):
     """Images of one split."""
 
+    @property
+    def labels(self) -> Tensor:
+        """(N,) class numbers."""
+
     def __len__(self) -> int:
         """Number of images."""
+
+    def at(self, indices: Sequence[int]) -> Tensor:
+        """Some images as they are judged: (N, 3, H, W) normalised floats."""
 
     def batches(self, batch_size: int, training: bool, seed: int) -> Iterator[Batch]:
         """One pass: ((N, 3, H, W) normalised floats, (N,) class numbers).
@@ -102,6 +110,11 @@ class Split:
     classes: tuple[str, ...]
     preprocessing: Preprocessing
 
+    @property
+    def recognition(self) -> Recognition:
+        """What goes with a network that was trained on it."""
+        return Recognition(self.classes, self.preprocessing)
+
 
 @dataclass(frozen=True, slots=True)
 class TensorImages:
@@ -121,6 +134,10 @@ class TensorImages:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def at(self, indices: Sequence[int]) -> Tensor:
+        """See :class:`ImageSource`."""
+        return self.images[torch.tensor(indices)]
 
     def batches(self, batch_size: int, training: bool, seed: int) -> Iterator[Batch]:
         """See :class:`ImageSource`."""
@@ -148,12 +165,21 @@ class TensorImages:
 class FileImages:
     """Images in files, decoded and augmented by worker processes."""
 
-    training_view: Dataset[tuple[Tensor, int]]
-    plain_view: Dataset[tuple[Tensor, int]]
+    training_view: PictureView
+    plain_view: PictureView
     workers: int
 
+    @property
+    def labels(self) -> Tensor:
+        """See :class:`ImageSource`."""
+        return torch.tensor(self.plain_view.pictures.labels)
+
     def __len__(self) -> int:
-        return len(self.plain_view)  # type: ignore[arg-type]
+        return len(self.plain_view)
+
+    def at(self, indices: Sequence[int]) -> Tensor:
+        """See :class:`ImageSource`."""
+        return torch.stack([self.plain_view[index][0] for index in indices])
 
     def batches(self, batch_size: int, training: bool, seed: int) -> Iterator[Batch]:
         """See :class:`ImageSource`."""
@@ -207,6 +233,28 @@ class Splits:
 
     def __reduce__(self) -> tuple[type[Splits], tuple[DatasetSettings]]:
         return Splits, (self._settings,)
+
+
+def balanced_sample(images: ImageSource, count: int, seed: int = 0) -> Tensor:
+    """Images of all classes in equal numbers, as far as there are enough: (N, 3, H, W).
+
+    Args:
+        images: where they come from.
+        count: how many; one of each class where there are more classes.
+        seed: of the choice.
+    """
+    generator = np.random.default_rng(seed)
+    labels = images.labels.numpy()
+    shuffled = generator.permutation(len(labels))
+    rank: dict[int, int] = {}
+    places = []
+    for index in shuffled.tolist():
+        label = int(labels[index])
+        places.append((rank.setdefault(label, 0), index))
+        rank[label] += 1
+    # The first of every class, then the second of every class, and so on; sorting keeps the shuffled order.
+    places.sort(key=lambda place: place[0])
+    return images.at([index for _, index in places[: max(count, len(rank))]])
 
 
 def class_count(settings: DatasetSettings) -> int:

@@ -1,29 +1,42 @@
-"""``python -m nas.export``: an architecture as an ONNX or LiteRT file, the same graph that was timed."""
+"""``python -m nas.export``: an architecture as an ONNX or LiteRT file, the same graph that was timed.
+
+A network that was trained goes out with what it needs to recognise pictures: the names of its classes and
+its preprocessing, in the metadata of the ONNX file and in files beside it.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import importlib.metadata
+import json
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
-from omegaconf import MISSING
+from omegaconf import MISSING, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from torch import Tensor
 
 from nas import data
-from nas.accuracy.train import CALIBRATION_IMAGES, train
+from nas.accuracy.train import calibration_images, evaluate, quantized_top1, train
 from nas.assembly import dataset_settings, recipe_of
 from nas.command import command
-from nas.console import print_summary
+from nas.console import console, print_summary
 from nas.cost import cost
 from nas.litert_graph import litert_model
 from nas.network import Network, WeightsError
 from nas.onnx_graph import onnx_model
+from nas.pictures.folders import listed
+from nas.pictures.recognition import PREPROCESSING, Recognition, versions
 from nas.quantize import activation_ranges, quantize
 from nas.runtimes.runtime import Runtime, RuntimeName
 from nas.runtimes.subject import Precision
-from nas.saving import check_output, write_atomically
+from nas.saving import SaveError, check_output, write_atomically
 from nas.settings import DatasetConfig, TrainConfig, plain
 from nas.shell import shell_line
 from nas.tensors import read_tensors, write_tensors
@@ -33,6 +46,9 @@ from search_spaces.gate import Gate
 from search_spaces.references import UnknownReferenceError, reference
 
 _ENDINGS = {"onnx": ".onnx", "litert": ".tflite", "litert_split": ".tflite"}
+# What would be taken for something else under such a name.
+_OTHER_ENDINGS = {".safetensors", ".yaml", ".yml", ".json", ".txt", ".pt", ".pth", ".onnx", ".tflite"}
+_JUDGED_AT_ONCE = 64
 
 
 @dataclass
@@ -48,7 +64,8 @@ class ExportSettings:
         format: onnx, litert, or litert_split (int8 with hard swish in operators that XNNPACK takes).
         overwrite: replace files that are there already.
         resolution: of a reference; null: 224.
-        classes: of a reference; null: 1000.
+        classes: of a reference; null: the dataset's, or 1000.
+        batch: pictures at once, or dynamic for any number; onnx only.
     """
 
     architecture: str = MISSING
@@ -60,6 +77,19 @@ class ExportSettings:
     overwrite: bool = False
     resolution: int | None = None
     classes: int | None = None
+    batch: str = "1"
+
+    def __post_init__(self) -> None:
+        if self.precision not in ("fp32", "int8"):
+            raise InputError(f"export.precision must be fp32 or int8, not {self.precision}")
+        if self.format not in _ENDINGS:
+            raise InputError(f"export.format must be one of {', '.join(_ENDINGS)}, not {self.format}")
+        if self.batch != "dynamic" and not (self.batch.isdecimal() and int(self.batch) >= 1):
+            raise InputError(f"export.batch must be a number of pictures or dynamic, not {self.batch}")
+        if self.batch != "1" and self.format != "onnx":
+            raise InputError(f"export.batch={self.batch} goes with export.format=onnx, not {self.format}")
+        if self.train and self.weights:
+            raise InputError("export.train=true and export.weights exclude each other: leave one out")
 
 
 @dataclass
@@ -71,60 +101,202 @@ class ExportConfig:
     export: ExportSettings = field(default_factory=ExportSettings)
 
 
+@dataclass(frozen=True, slots=True)
+class _Trained:
+    """Weights with what was kept of their training.
+
+    Attributes:
+        tensors: by name, in the layout of :class:`Network`.
+        recognition: classes and preprocessing, None where nobody noted them.
+        dataset: what they were trained on, None where nobody noted it.
+    """
+
+    tensors: Mapping[str, Tensor]
+    recognition: Recognition | None
+    dataset: DatasetConfig | None
+
+
 def main(config: Any) -> None:
     """Read, train or load weights, write."""
     settings = plain(config.export, ExportSettings)
-    if settings.precision not in ("fp32", "int8"):
-        raise InputError(f"export.precision must be fp32 or int8, not {settings.precision}")
-    if settings.format not in _ENDINGS:
-        raise InputError(f"export.format must be one of {', '.join(_ENDINGS)}, not {settings.format}")
     if settings.format != "onnx":
         # Said before anything is trained.
         Runtime(cast(RuntimeName, settings.format), cast(Precision, settings.precision)).version()
-    architecture, name = _read(settings)
-    ending = _ENDINGS[settings.format]
-    output = Path(settings.output) if settings.output else Path(f"{name}-{settings.precision}{ending}")
-    rows: dict[str, str] = {}
-    images = dataset_settings(plain(config.dataset, DatasetConfig))
+    output, weights = _outputs(settings)
+    trained = _read_weights(Path(settings.weights)) if settings.weights else None
+    dataset = _dataset(config, settings, trained)
+    images = dataset_settings(dataset) if dataset else None
+    if images:
+        console.print(data.check(images), markup=False)
+    architecture, name = _architecture(settings, trained, data.class_count(images) if images else None)
     network = Network(architecture)
     # Everything that can be refused is refused before anything is trained.
     size_bytes = 4 * sum(each.numel() for each in network.parameters())
-    weights = output.with_name(output.name.removesuffix(ending) + ".safetensors")
-    if output.suffix == ".safetensors":
-        raise InputError(f"export.output={output} would be taken for weights: let it end in {ending}")
     check_output(output, "export.output", settings.overwrite, 2 * size_bytes)
+    split = data.load(images, architecture.resolution) if images else None
+    recognition = split.recognition if split else trained.recognition if trained else None
+    _check_beside(output, recognition, settings.overwrite)
+    rows: dict[str, str] = {}
+    top1: float | None = None
     if settings.train:
+        assert split is not None
+        assert dataset is not None
         check_output(weights, "export.output", settings.overwrite)
-        split = data.load(images, architecture.resolution)
         network, top1 = train(architecture, split, recipe_of(plain(config.accuracy, TrainConfig), seed=0))
-        write_tensors(weights, network.state_dict())
-        rows |= {"top-1": f"{top1:.2f} % on unseen images of {images.name}", "weights": str(weights)}
-    elif settings.weights:
-        _load_weights(network, Path(settings.weights))
+        write_tensors(weights, network.state_dict(), _notes(split.recognition, dataset))
+        rows["weights"] = str(weights)
+    elif trained:
+        _load_weights(network, trained, Path(str(settings.weights)))
+        if split:
+            top1 = evaluate(network, split.validation, _JUDGED_AT_ONCE)
     else:
         rows["weights"] = "random: good for timing, not for recognising anything"
     network.eval().cpu()
-    model = onnx_model(network, (1, 3, architecture.resolution, architecture.resolution), name)
-    calibrating: list[NDArray[np.float32]] = []
-    if settings.precision == "int8":
-        batches = data.load(images, architecture.resolution).train.batches(CALIBRATION_IMAGES, False, 0)
-        calibrating = [image[None].numpy() for image in next(batches)[0]]
-    if settings.format == "onnx":
-        write_atomically(output, (quantize(model, calibrating) if calibrating else model).SerializeToString())
-    else:
-        ranges = activation_ranges(model, calibrating) if calibrating else None
-        hswish = settings.format == "litert_split"
-        write_atomically(
-            output, litert_model(model, ranges, split_hswish=hswish, weights_outside=False).content()
+    if split and top1 is not None:
+        rows["top-1"] = (
+            f"{top1:.2f} % of {len(split.validation):,} unseen images of {dataset.name if dataset else ''}"
+        )
+        if settings.precision == "int8":
+            rows["top-1 in int8"] = f"{quantized_top1(network, split):.2f} % of the same"
+    calibrating = calibration_images(split) if split and settings.precision == "int8" else []
+    write_atomically(output, _model(network, settings, name, calibrating, recognition))
+    if recognition:
+        for file, content in recognition.files().items():
+            write_atomically(output.with_name(file), content)
+        rows["recognises"] = (
+            f"{listed(recognition.classes)} ({', '.join(recognition.files())} beside the file)"
         )
     counted, side = cost(architecture), architecture.resolution
     rows |= {
         "network": f"{counted.parameters / 1e6:.2f} M parameters, {counted.macs / 1e6:.0f} M MACs",
-        "input": f"{model.graph.input[0].name}: 1 x "
+        "input": f"input: {settings.batch} x "
         + (f"3 x {side} x {side}" if settings.format == "onnx" else f"{side} x {side} x 3"),
         "file": f"{output} ({output.stat().st_size / 1e6:.1f} MB)",
     }
     print_summary(f"exported {name}", rows, _next(settings, output))
+
+
+def _outputs(settings: ExportSettings) -> tuple[Path, Path]:
+    """The model's file, and that of weights that are trained."""
+    ending = _ENDINGS[settings.format]
+    path = Path(settings.architecture)
+    name = path.stem if path.suffix in (".yaml", ".yml") else settings.architecture
+    output = Path(settings.output) if settings.output else Path(f"{name}-{settings.precision}{ending}")
+    if output.suffix in _OTHER_ENDINGS - {ending}:
+        what = "weights" if output.suffix == ".safetensors" else "another kind of file"
+        raise InputError(f"export.output={output} would be taken for {what}: let it end in {ending}")
+    return output, output.with_name(output.name.removesuffix(ending) + ".safetensors")
+
+
+def _dataset(config: Any, settings: ExportSettings, trained: _Trained | None) -> DatasetConfig | None:
+    """The images that are needed: those that were named, or those that the weights were trained on.
+
+    Raises:
+        InputError: if images are needed and none are known.
+    """
+    if OmegaConf.is_missing(config.dataset, "name"):
+        if config.dataset.root is not None:
+            raise InputError("dataset.root needs the kind of dataset too, e.g. dataset=imagefolder")
+        if settings.train:
+            raise InputError("export.train=true needs images: add dataset=imagefolder dataset.root=IMAGES")
+        if settings.precision == "int8" and trained:
+            if trained.dataset is None:
+                raise InputError(
+                    "export.precision=int8 is quantised with images that the weights were trained on: name "
+                    "them, e.g. dataset=imagefolder dataset.root=IMAGES"
+                )
+            return trained.dataset
+        return None
+    # Images are only read for what needs them.
+    return plain(config.dataset, DatasetConfig) if settings.train or trained else None
+
+
+def _architecture(
+    settings: ExportSettings, trained: _Trained | None, of_dataset: int | None
+) -> tuple[Architecture, str]:
+    """The network, with as many classes as its images or weights have."""
+    known = of_dataset
+    if known is None and trained and trained.recognition:
+        known = len(trained.recognition.classes)
+    if settings.classes is not None and known is not None and settings.classes != known:
+        raise InputError(
+            f"export.classes={settings.classes}, but the images have {known} classes: leave it out"
+        )
+    path = Path(settings.architecture)
+    if path.suffix in (".yaml", ".yml"):
+        architecture = Architecture.from_file(path)
+        # A table that was found for other images is trained anew: only its last layer differs.
+        return dataclasses.replace(
+            architecture, classes=known
+        ) if settings.train and known else architecture, path.stem
+    try:
+        name = settings.architecture
+        return reference(name, settings.resolution or 224, settings.classes or known or 1000), name
+    except UnknownReferenceError as error:
+        raise InputError(f"{error}; or give the path of an architecture's YAML file") from None
+
+
+def _check_beside(output: Path, recognition: Recognition | None, overwrite: bool) -> None:
+    """Refuse to replace what describes another model in the same folder.
+
+    Raises:
+        SaveError: if there is such a description.
+    """
+    for name, content in (recognition.files() if recognition else {}).items():
+        path = output.with_name(name)
+        if overwrite or not path.exists():
+            continue
+        there = Gate(str(path), SaveError).text(path)
+        if _without_versions(name, there) != _without_versions(name, content):
+            raise SaveError(
+                f"{path} describes another network: name another folder in export.output, or set "
+                "export.overwrite=true"
+            )
+
+
+def _without_versions(name: str, content: str) -> object:
+    if name != PREPROCESSING:
+        return content
+    try:
+        found = json.loads(content)
+    except ValueError:
+        return content
+    return (
+        {key: value for key, value in found.items() if key != "versions"}
+        if isinstance(found, dict)
+        else found
+    )
+
+
+def _model(
+    network: Network,
+    settings: ExportSettings,
+    name: str,
+    calibrating: list[NDArray[np.float32]],
+    recognition: Recognition | None,
+) -> bytes:
+    """The content of the file."""
+    side = network.architecture.resolution
+    model = onnx_model(network, (1, 3, side, side), name)
+    # Without images nominal ranges: right for timing, as random weights are.
+    ranges = activation_ranges(model, calibrating) if calibrating else {}
+    int8 = settings.precision == "int8"
+    if settings.format != "onnx":
+        split_hswish = settings.format == "litert_split"
+        made = litert_model(model, ranges if int8 else None, split_hswish=split_hswish, weights_outside=False)
+        return made.content()
+    if int8:
+        model = quantize(model, ranges=ranges)
+    batch = model.graph.input[0].type.tensor_type.shape.dim[0]
+    if settings.batch == "dynamic":
+        batch.dim_param = "batch"
+    else:
+        batch.dim_value = int(settings.batch)
+    model.producer_name = "mobilenet-nas"
+    model.producer_version = importlib.metadata.version("mobilenet-nas")
+    notes = recognition.notes() if recognition else {"versions": json.dumps(versions())}
+    onnx.helper.set_model_props(model, {"architecture": network.architecture.to_yaml(), **notes})
+    return bytes(model.SerializeToString())
 
 
 def _next(settings: ExportSettings, output: Path) -> str:
@@ -142,21 +314,29 @@ def _next(settings: ExportSettings, output: Path) -> str:
     )
 
 
-def _read(settings: ExportSettings) -> tuple[Architecture, str]:
-    path = Path(settings.architecture)
-    if path.suffix in (".yaml", ".yml"):
-        return Architecture.from_file(path), path.stem
-    try:
-        name = settings.architecture
-        return reference(name, settings.resolution or 224, settings.classes or 1000), name
-    except UnknownReferenceError as error:
-        raise InputError(f"{error}; or give the path of an architecture's YAML file") from None
+def _notes(recognition: Recognition, dataset: DatasetConfig) -> dict[str, str]:
+    kept = dataclasses.asdict(dataset)
+    if dataset.root:
+        kept["root"] = str(Path(dataset.root).absolute())
+    return {**recognition.notes(), "dataset": json.dumps(kept, ensure_ascii=False)}
 
 
-def _load_weights(network: Network, path: Path) -> None:
-    tensors, _ = read_tensors(path, Gate(str(path), WeightsError))
+def _read_weights(path: Path) -> _Trained:
+    gate = Gate(str(path), WeightsError)
+    tensors, notes = read_tensors(path, gate)
+    dataset = None
+    if "dataset" in notes:
+        kept = gate.mapping(gate.json(notes["dataset"]), "dataset")
+        try:
+            dataset = plain(OmegaConf.merge(OmegaConf.structured(DatasetConfig), kept), DatasetConfig)
+        except (OmegaConfBaseException, InputError) as error:
+            gate.fail(f"names a dataset that cannot be: {str(error).splitlines()[0]}")
+    return _Trained(tensors, Recognition.from_notes(notes, gate), dataset)
+
+
+def _load_weights(network: Network, trained: _Trained, path: Path) -> None:
     try:
-        network.load_state_dict(tensors)
+        network.load_state_dict(trained.tensors)
     except (RuntimeError, KeyError, WeightsError) as error:
         raise WeightsError(f"{path} does not hold the weights of this network: {error}") from None
 

@@ -38,7 +38,10 @@ class Borders:
 
 
 def quantize(
-    model: onnx.ModelProto, images: Sequence[NDArray[np.float32]] = (), borders: Borders | None = None
+    model: onnx.ModelProto,
+    images: Sequence[NDArray[np.float32]] = (),
+    borders: Borders | None = None,
+    ranges: Mapping[str, Range] | None = None,
 ) -> onnx.ModelProto:
     """An int8 version of a network or layer.
 
@@ -47,8 +50,10 @@ def quantize(
         images: calibration inputs, each of the model's input shape; the ranges of all feature maps are taken
             from them. Without any the ranges are nominal: right for timing, useless for recognising anything.
         borders: which ends are int8; none where None.
+        ranges: of the feature maps, where they are known already.
     """
-    ranges = activation_ranges(model, images) if images else {}
+    if ranges is None:
+        ranges = activation_ranges(model, images) if images else {}
     return _Quantized(model, ranges, borders or Borders()).model()
 
 

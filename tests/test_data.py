@@ -1,6 +1,7 @@
 import hashlib
 import pickle
 import shutil
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import torch
 import torchvision
 from PIL import Image
 
-from nas.data import DatasetError, DatasetSettings, Split, class_count, load
+from nas.data import DatasetError, DatasetSettings, Split, balanced_sample, class_count, load
 from tests.pictures.shapes import folder
 
 
@@ -246,3 +247,20 @@ def test_copies_stay_on_their_side_of_the_split(tmp_path: Path) -> None:
         assert len(split.train) + len(split.validation) == 33
         train, validation = _identities(split)
         assert not train & validation
+
+
+def test_a_balanced_sample_holds_all_classes_alike(tmp_path: Path) -> None:
+    names = [f"class {number:02d}" for number in range(12)]
+    split = load(DatasetSettings("imagefolder", folder(tmp_path, names, count=4), workers=0), 16)
+    found = balanced_sample(split.train, 24)
+    classes = {
+        image.numpy().tobytes(): int(label)
+        for images, labels in split.train.batches(64, False, 0)
+        for image, label in zip(images, labels, strict=True)
+    }
+    counts = Counter(classes[image.numpy().tobytes()] for image in found)
+    assert counts == dict.fromkeys(range(12), 2)
+    assert torch.equal(found, balanced_sample(split.train, 24))
+    assert not torch.equal(found, balanced_sample(split.train, 24, seed=1))
+    assert len(balanced_sample(split.train, 5)) == 12  # one of each at least
+    assert len(balanced_sample(split.train, 100)) == len(split.train) == 36

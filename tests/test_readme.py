@@ -208,7 +208,7 @@ def test_the_spaces_and_boards_it_shows_are_read() -> None:
 
 def test_options_in_the_text_exist() -> None:
     text = re.sub(r"```.*?```", "", README, flags=re.DOTALL)
-    options = {each for each in re.findall(r"`([a-z_.]+=[^` ]+)`", text) if "hardware=..." not in each}
+    options = {each for each in re.findall(r"`([a-z_.]+=[^`\s]+)`", text) if "hardware=..." not in each}
     assert "profile.max_keys=30" in options
     with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
         for option in sorted(options):

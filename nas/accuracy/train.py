@@ -6,11 +6,13 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from nas.accuracy.source import Accuracy, AccuracyError
-from nas.data import ImageSource, Split
+from nas.data import ImageSource, Split, balanced_sample
 from nas.measuring.models import OnnxRunner
 from nas.network import Network
 from nas.onnx_graph import onnx_model
@@ -18,7 +20,7 @@ from nas.quantize import quantize
 from search_spaces.architecture import Architecture
 from search_spaces.errors import InputError
 
-# Training images that tell the ranges of an int8 network.
+# Training images that tell the ranges of an int8 network; more where there are more classes.
 CALIBRATION_IMAGES = 100
 
 
@@ -143,12 +145,16 @@ def evaluate(network: nn.Module, images: ImageSource, batch_size: int) -> float:
     return 100 * right / len(images)
 
 
+def calibration_images(split: Split) -> list[NDArray[np.float32]]:
+    """Training images that tell the ranges of an int8 network, all classes alike: each (1, 3, H, W)."""
+    return [image[None].numpy() for image in balanced_sample(split.train, CALIBRATION_IMAGES)]
+
+
 def quantized_top1(network: Network, split: Split) -> float:
     """Top-1 in percent of the int8 network that ``nas.export`` would write, on the validation images."""
     side = network.architecture.resolution
     model = onnx_model(network.eval().cpu(), (1, 3, side, side))
-    images, _ = next(split.train.batches(CALIBRATION_IMAGES, False, 0))
-    runner = OnnxRunner(quantize(model, [each[None].numpy() for each in images]).SerializeToString(), 1)
+    runner = OnnxRunner(quantize(model, calibration_images(split)).SerializeToString(), 1)
     right = 0
     for batch, labels in split.validation.batches(CALIBRATION_IMAGES, False, 0):
         for image, label in zip(batch, labels, strict=True):

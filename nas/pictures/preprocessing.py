@@ -3,16 +3,30 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+
+from search_spaces.gate import Gate
 
 # Channel means and deviations of ImageNet, the convention of all torchvision weights.
 MEAN = (0.485, 0.456, 0.406)
 DEVIATION = (0.229, 0.224, 0.225)
 # The usual ratio of resize to crop: 256 to 224.
 _RESIZE_TO_CROP = 256 / 224
+# What is the same for all: said for those who read the file.
+_FIXED = {
+    "channels": "RGB",
+    "interpolation": "bilinear",
+    "antialias": True,
+    "crop_position": "center",
+    "exif_orientation": "applied",
+    "background": "white",
+    "scale": 1 / 255,
+}
+_MOST_PIXELS = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,3 +68,37 @@ class Preprocessing:
         mean, std = np.array(self.mean, np.float32), np.array(self.std, np.float32)
         pixels = (np.asarray(image, np.float32) / np.float32(255) - mean) / std
         return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, with a word for each step."""
+        return {
+            "resize": self.resize,
+            "crop": self.crop,
+            "mean": list(self.mean),
+            "std": list(self.std),
+            **_FIXED,
+        }
+
+    @classmethod
+    def from_dict(cls, data: Any, gate: Gate) -> Preprocessing:
+        """What :meth:`to_dict` gave.
+
+        Raises:
+            InputError: of the gate's kind, if it is something else.
+        """
+        fields = gate.mapping(data, "preprocessing")
+        crop = gate.integer("preprocessing: crop", fields.get("crop"), 1, _MOST_PIXELS)
+        resize = gate.integer("preprocessing: resize", fields.get("resize"), crop, _MOST_PIXELS)
+        mean, std = (
+            tuple(
+                gate.number(f"preprocessing: {name}", each)
+                for each in gate.sequence(fields.get(name), name, 3)
+            )
+            for name in ("mean", "std")
+        )
+        if len(mean) != 3 or len(std) != 3 or not all(std):
+            gate.fail("preprocessing: mean and std must be three numbers each, std not 0")
+        for name, value in _FIXED.items():
+            if name in fields and fields[name] != value:
+                gate.fail(f"preprocessing: {name} must be {value}, not {fields[name]!r}")
+        return cls(resize, crop, mean, std)
