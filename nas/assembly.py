@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from nas.accuracy.train import Recipe, TrainedAccuracy
 from nas.console import console
 from nas.data import DatasetSettings
 from nas.latency.hardware import Hardware
+from nas.pictures.augment import Augment
 from nas.settings import (
     DatasetConfig,
     HardwareConfig,
@@ -60,6 +62,8 @@ def dataset_settings(config: DatasetConfig) -> DatasetSettings:
         limit=config.limit,
         workers=config.workers,
         download=config.download,
+        augment=Augment(**dataclasses.asdict(config.augment)),
+        balanced=config.balanced,
     )
 
 

@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, RandomSampler, Sampler, WeightedRandomSampler
 
+from nas.pictures.augment import Augment
 from nas.pictures.folders import (
     DatasetError,
     PictureFolder,
@@ -28,10 +29,20 @@ from nas.pictures.folders import (
 )
 from nas.pictures.preprocessing import DEVIATION, MEAN, Preprocessing
 from nas.pictures.recognition import Recognition
-from nas.pictures.views import PictureView, Plain, augmented
+from nas.pictures.views import PictureView, Plain
 
 DatasetName = Literal["digits", "cifar10", "cifar100", "imagefolder", "imagenet", "synthetic"]
 DATASETS: tuple[str, ...] = get_args(DatasetName)
+
+# What is usual for each: photos may be mirrored, digits may not.
+USUAL_AUGMENT: dict[str, Augment] = {
+    "cifar10": Augment(flip=True, shift=1 / 16),
+    "cifar100": Augment(flip=True, shift=1 / 16),
+    "digits": Augment(shift=1 / 16),
+    "imagefolder": Augment(flip=True, crop=0.2),
+    "imagenet": Augment(flip=True, crop=0.2),
+    "synthetic": Augment(shift=1 / 16),
+}
 
 Batch = tuple[Tensor, Tensor]
 
@@ -48,6 +59,8 @@ class DatasetSettings:
         workers: processes that read image files.
         seed: of the split.
         download: let torchvision download CIFAR into ``root``.
+        augment: what is done to training pictures; None: :data:`USUAL_AUGMENT`.
+        balanced: training shows all classes equally often, rare ones again and again.
     """
 
     name: DatasetName
@@ -57,6 +70,8 @@ class DatasetSettings:
     workers: int = 2
     seed: int = 0
     download: bool = False
+    augment: Augment | None = None
+    balanced: bool = False
 
     def __post_init__(self) -> None:
         if self.name not in DATASETS:
@@ -69,6 +84,11 @@ class DatasetSettings:
             raise DatasetError(f"dataset.limit must be at least 1, or null for all, not {self.limit}")
         if self.workers < 0:
             raise DatasetError(f"dataset.workers must be at least 0, not {self.workers}")
+        files = self.name in ("imagefolder", "imagenet")
+        if self.augment and not files and (self.augment.crop is not None or self.augment.colour):
+            raise DatasetError(
+                f"dataset.augment.crop and colour are for files of pictures; {self.name} has flip and shift"
+            )
 
 
 class ImageSource(Protocol):
@@ -123,14 +143,14 @@ class TensorImages:
     Attributes:
         images: (N, 3, H, W), normalised.
         labels: (N,) class numbers.
-        flip: whether a mirrored image is still of its class (not so for digits).
-        shift: training images are moved by up to this many pixels.
+        augment: what training does to them.
+        balanced: training shows all classes equally often.
     """
 
     images: Tensor
     labels: Tensor
-    flip: bool
-    shift: int
+    augment: Augment
+    balanced: bool = False
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -142,23 +162,15 @@ class TensorImages:
     def batches(self, batch_size: int, training: bool, seed: int) -> Iterator[Batch]:
         """See :class:`ImageSource`."""
         generator = torch.Generator().manual_seed(seed)
-        order = torch.randperm(len(self), generator=generator) if training else torch.arange(len(self))
+        order = torch.arange(len(self))
+        if training:
+            order = torch.tensor(list(_training_order(self.labels, self.balanced, generator)))
         for start in range(0, len(self), batch_size):
             chosen = order[start : start + batch_size]
             if training and len(chosen) < batch_size and start:
                 return
             images = self.images[chosen]
-            yield (self._augment(images, generator) if training else images), self.labels[chosen]
-
-    def _augment(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        if self.flip and torch.rand(1, generator=generator).item() < 0.5:
-            images = images.flip(3)
-        if self.shift:
-            side = images.shape[-1]
-            padded = functional.pad(images, (self.shift,) * 4, mode="replicate")
-            y, x = torch.randint(0, 2 * self.shift + 1, (2,), generator=generator).tolist()
-            images = padded[:, :, y : y + side, x : x + side]
-        return images
+            yield (self.augment.batch(images, generator) if training else images), self.labels[chosen]
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +180,7 @@ class FileImages:
     training_view: PictureView
     plain_view: PictureView
     workers: int
+    balanced: bool = False
 
     @property
     def labels(self) -> Tensor:
@@ -183,16 +196,25 @@ class FileImages:
 
     def batches(self, batch_size: int, training: bool, seed: int) -> Iterator[Batch]:
         """See :class:`ImageSource`."""
+        generator = torch.Generator().manual_seed(seed)
         loader: DataLoader[Any] = DataLoader(
             self.training_view if training else self.plain_view,
             batch_size=batch_size,
-            shuffle=training,
+            sampler=_training_order(self.labels, self.balanced, generator) if training else None,
             drop_last=training and len(self) > batch_size,
             num_workers=self.workers,
             pin_memory=torch.cuda.is_available(),
-            generator=torch.Generator().manual_seed(seed),
+            generator=generator,
         )
         yield from loader
+
+
+def _training_order(labels: Tensor, balanced: bool, generator: torch.Generator) -> Sampler[int]:
+    """As many indices as there are images: each once, or all classes equally often."""
+    if not balanced:
+        return RandomSampler(labels, generator=generator)
+    weights = 1 / torch.bincount(labels).clamp(min=1)[labels]
+    return WeightedRandomSampler(weights.tolist(), len(labels), generator=generator)
 
 
 def load(settings: DatasetSettings, resolution: int) -> Split:
@@ -283,7 +305,8 @@ def check(settings: DatasetSettings) -> str:
         return f"{settings.name}: {class_count(settings)} classes"
     found = read_folder(_root(settings))
     check_pictures(found.files)
-    return f"{settings.root}: {found.summary()}"
+    mirrored = "; mirrored in training: dataset.augment.flip=false where left is not right"
+    return f"{settings.root}: {found.summary()}" + (mirrored if _augment(settings).flip else "")
 
 
 def _digits(settings: DatasetSettings, resolution: int) -> Split:
@@ -294,7 +317,7 @@ def _digits(settings: DatasetSettings, resolution: int) -> Split:
     images = torch.from_numpy(found.images).float().div(16)[:, None].expand(-1, 3, -1, -1)
     labels = torch.from_numpy(found.target).long()
     names = tuple(str(name) for name in found.target_names)
-    return _tensor_split(settings, images, labels, names, resolution, flip=False)
+    return _tensor_split(settings, images, labels, names, resolution)
 
 
 def _synthetic(settings: DatasetSettings, resolution: int) -> Split:
@@ -312,7 +335,6 @@ def _synthetic(settings: DatasetSettings, resolution: int) -> Split:
         labels,
         ("vertical", "horizontal", "rising", "falling"),
         resolution,
-        flip=False,
     )
 
 
@@ -334,7 +356,7 @@ def _cifar(settings: DatasetSettings, resolution: int) -> Split:
     for part, limit in zip(parts, (settings.limit, None), strict=True):
         images = torch.from_numpy(part.data[:limit]).permute(0, 3, 1, 2).float().div(255)
         labels = torch.tensor(part.targets[:limit])
-        sources.append(_tensor_images(images, labels, resolution, flip=True))
+        sources.append(_tensor_images(images, labels, resolution, settings))
     return Split(sources[0], sources[1], tuple(parts[0].classes), Preprocessing(resolution, resolution))
 
 
@@ -381,7 +403,12 @@ def _file_split(
     plain = Plain(preprocessing)
     validation = PictureView(judged, plain)
     return Split(
-        FileImages(PictureView(train, augmented(resolution)), PictureView(train, plain), settings.workers),
+        FileImages(
+            PictureView(train, _augment(settings).of_files(preprocessing)),
+            PictureView(train, plain),
+            settings.workers,
+            settings.balanced,
+        ),
         FileImages(validation, validation, settings.workers),
         found.classes,
         preprocessing,
@@ -394,24 +421,29 @@ def _tensor_split(
     labels: Tensor,
     names: tuple[str, ...],
     resolution: int,
-    flip: bool,
 ) -> Split:
     train, validation = _stratified(labels, names, settings, {})
     return Split(
-        _tensor_images(images[train], labels[train], resolution, flip),
-        _tensor_images(images[validation], labels[validation], resolution, flip),
+        _tensor_images(images[train], labels[train], resolution, settings),
+        _tensor_images(images[validation], labels[validation], resolution, settings),
         names,
         Preprocessing(resolution, resolution),
     )
 
 
-def _tensor_images(images: Tensor, labels: Tensor, resolution: int, flip: bool) -> TensorImages:
+def _augment(settings: DatasetSettings) -> Augment:
+    return settings.augment or USUAL_AUGMENT[settings.name]
+
+
+def _tensor_images(
+    images: Tensor, labels: Tensor, resolution: int, settings: DatasetSettings
+) -> TensorImages:
     if images.shape[-1] != resolution:
         images = functional.interpolate(
             images, (resolution, resolution), mode="bilinear", antialias=True, align_corners=False
         )
     mean, deviation = (torch.tensor(each)[:, None, None] for each in (MEAN, DEVIATION))
-    return TensorImages((images - mean) / deviation, labels, flip, shift=max(1, resolution // 16))
+    return TensorImages((images - mean) / deviation, labels, _augment(settings), settings.balanced)
 
 
 def _stratified(

@@ -231,6 +231,23 @@ class ProxyConfig:
 
 
 @dataclass
+class AugmentConfig:
+    """What training does to images; see :class:`nas.pictures.augment.Augment`.
+
+    Attributes:
+        flip: mirrored left to right, half of them.
+        crop: least share of the area that is shown, enlarged; null: the whole. Files only.
+        shift: moved by up to this share of the side.
+        colour: brightness, contrast and saturation changed by up to this share. Files only.
+    """
+
+    flip: bool = False
+    crop: float | None = None
+    shift: float = 0.0
+    colour: float = 0.0
+
+
+@dataclass
 class DatasetConfig:
     """Which images; see :class:`nas.data.DatasetSettings`.
 
@@ -242,6 +259,8 @@ class DatasetConfig:
         limit: use at most this many training images; null: all.
         workers: processes that read image files.
         download: let torchvision fetch CIFAR into ``root``.
+        augment: what training does to images.
+        balanced: training shows all classes equally often, rare ones again and again.
     """
 
     name: str = MISSING
@@ -251,6 +270,8 @@ class DatasetConfig:
     limit: int | None = None
     workers: int = 2
     download: bool = False
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    balanced: bool = False
 
     def __post_init__(self) -> None:
         if not self.resolutions:

@@ -59,15 +59,20 @@ class Preprocessing:
         Returns:
             (3, crop, crop).
         """
-        width, height = image.size
-        shorter = min(width, height)
-        size = self.resize * width // shorter, self.resize * height // shorter
-        image = image.resize(size, Image.Resampling.BILINEAR)
+        return self.normalised(np.asarray(self.cropped(image)))
+
+    def cropped(self, image: Image.Image) -> Image.Image:
+        """The square that is shown of a picture."""
+        size = [self.resize * side // min(image.size) for side in image.size]
+        image = image.resize((size[0], size[1]), Image.Resampling.BILINEAR)
         left, top = ((side - self.crop) // 2 for side in image.size)
-        image = image.crop((left, top, left + self.crop, top + self.crop))
+        return image.crop((left, top, left + self.crop, top + self.crop))
+
+    def normalised(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """(H, W, 3) of 0 to 255 as (3, H, W) floats."""
         mean, std = np.array(self.mean, np.float32), np.array(self.std, np.float32)
-        pixels = (np.asarray(image, np.float32) / np.float32(255) - mean) / std
-        return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+        values = (pixels.astype(np.float32) / np.float32(255) - mean) / std
+        return np.ascontiguousarray(values.transpose(2, 0, 1))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, with a word for each step."""

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 
 from nas.pictures.decode import read_picture
 from nas.pictures.folders import Pictures
-from nas.pictures.preprocessing import DEVIATION, MEAN, Preprocessing
+from nas.pictures.preprocessing import Preprocessing
 
 
 @dataclass(frozen=True)
@@ -43,19 +43,3 @@ class Plain:
     def __call__(self, image: Image.Image) -> Tensor:
         """(3, crop, crop)."""
         return torch.from_numpy(self.preprocessing(image))
-
-
-def augmented(resolution: int) -> Callable[[Image.Image], Tensor]:
-    """What training sees: a random part of the picture, mirrored or not."""
-    from torchvision.transforms import v2
-
-    transform: Callable[[Image.Image], Tensor] = v2.Compose(
-        [
-            v2.RandomResizedCrop(resolution, scale=(0.2, 1), antialias=True),
-            v2.RandomHorizontalFlip(),
-            v2.PILToTensor(),
-            v2.ToDtype(torch.float32, scale=True),
-            v2.Normalize(MEAN, DEVIATION),
-        ]
-    )
-    return transform
