@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 import importlib.metadata
+import statistics
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from omegaconf import OmegaConf
 from nas.accuracy.csv import read_extra
 from nas.accuracy.imagenet import SHIPPED_PARAMETERS
 from nas.latency.table import LatencyTable
-from nas.latency.validation import Card
+from nas.latency.validation import Card, card_problem
 from nas.page.report import Report
 from nas.shell import command_line
 from nas.study.scorer import layer_latency
@@ -90,8 +91,9 @@ def provenance(
             "created": header.created,
             "counts": counts,
             "calibration": header.calibration.to_dict() if header.calibration else None,
-            "card": card.to_dict() if card else None,
+            "card": card.to_dict() if card and not table.changed_since(card.state) else None,
             "warning": _warning(card, table),
+            "error_percent": _error_percent(card, table),
         },
         "accuracy": OmegaConf.to_container(config.accuracy, resolve=True),
         "dataset": config.dataset.name if config.accuracy.name == "train" else None,
@@ -108,7 +110,28 @@ def provenance(
 def _warning(card: Card | None, table: LatencyTable) -> str | None:
     if table.header.statistic == "estimate":
         return f"all latencies are estimated; measure with: {table.profile_command}"
-    return None if card and card.is_good else "the latency table has no good validation card"
+    problem = card_problem(card, table)
+    return f"the latency table {problem}" if problem else None
+
+
+# Of errors that are normally distributed, the mean of their sizes times this is their standard deviation.
+_DEVIATION = 1.2533
+
+
+def _error_percent(card: Card | None, table: LatencyTable) -> dict[str, float]:
+    """Standard deviation of latencies of whole networks by their source, as far as it is known."""
+    header = table.header
+    if header.statistic == "estimate":
+        shares = [each.spread_ms / each.latency_ms for each in table.entries.values()]
+        return {"estimated": 100 * statistics.median(shares)}
+    valid = card is not None and not table.changed_since(card.state)
+    errors = (
+        card.calibrated if card and valid else header.calibration.left_out if header.calibration else None
+    )
+    if errors is None:
+        return {}
+    percent = 100 * _DEVIATION * errors.mape
+    return {"table": percent, "predicted": percent}
 
 
 def _version(package: str) -> str | None:

@@ -23,10 +23,10 @@ from nas.latency.hardware import Hardware
 from nas.latency.provision import Effort, profile_command, reference_architectures, table_folder
 from nas.latency.source import LatencySource, keys_of
 from nas.latency.table import LatencyTable
-from nas.latency.validation import Card, load_card
+from nas.latency.validation import Card, card_problem, load_card
 from nas.measuring.rounds import MeasurementError
 from nas.page.files import write_report
-from nas.page.report import JOINT, report_of
+from nas.page.report import JOINT, recommended, report_of
 from nas.page.timm_reference import is_timm, timm_references
 from nas.page.torchvision_reference import (
     check_measurable,
@@ -57,6 +57,7 @@ from nas.study.objective import Objective
 from nas.study.scorer import BatchScorer, layer_latency
 from nas.study.screening import screen
 from nas.study.storage import close_storage, open_storage, open_study, refresh_study, table_of
+from nas.study.trial import remeasure
 from search_spaces.architecture import Architecture
 from search_spaces.errors import InputError, masked
 from search_spaces.references import UnknownReferenceError
@@ -187,8 +188,13 @@ def _search(config: Any) -> None:
             record(opened, foreign, measure_end_to_end(foreign, table, runtime, journal))
             journal.unlink()
         # Measuring the front changed the table: from now on this one is the study's.
+        known = provenance(config, table, card, budget_ms)
+        end_to_end = _time_best(opened, table, latencies, settings, folder)
+        if end_to_end:
+            known["end_to_end"] = end_to_end
+        opened.set_user_attr("provenance", known)
         report = report_of(opened, importances=False)
-        known = {**provenance(config, table, card, budget_ms), "layers": layers(report, table)}
+        known = {**known, "layers": layers(report, table)}
         if isinstance(accuracy, Predictor):
             known[JOINT] = accuracy.joint(report.compared).to_dict()
         refresh_study(
@@ -250,13 +256,11 @@ def _check_card(
         problem, remedy = "is estimated, nothing was measured on the board", board.how_to_measure(runtime)
         if runtime.name not in (stands_for := table.header.runtime.split("/")):
             problem += f"; it stands for {', '.join(stands_for)}, not for {runtime.name}"
-    elif card is not None and card.is_good:
-        console.print(f"  {card.headline}")
-        return
     else:
-        problem = (
-            "has no validation card" if card is None else f"has a poor validation card ({card.headline})"
-        )
+        problem = card_problem(card, table)
+        if card is not None and not problem:
+            console.print(f"  {card.headline}")
+            return
         remedy = profile_command(board.name, runtime, "validate")
     if required:
         raise InputError(f"search.require_validation=true, but the latency table {problem}; run: {remedy}")
@@ -350,8 +354,61 @@ def _measure_front(opened: optuna.Study, table: LatencyTable, latencies: Latency
             break
         table = better
         found = {each.id: table.latency(each) for each in networks}
-        loop.remeasure(opened, {name: (each.latency_ms, each.source) for name, each in found.items()})
+        remeasure(
+            opened,
+            {
+                name: {"latency_ms": each.latency_ms, "latency_source": each.source}
+                for name, each in found.items()
+            },
+        )
     return table
+
+
+def _time_best(
+    opened: optuna.Study,
+    table: LatencyTable,
+    latencies: LatencySource,
+    settings: SearchSettings,
+    folder: Path,
+) -> dict[str, Any] | None:
+    """Time the networks that are going to be recommended, and the references, end to end.
+
+    Returns:
+        What the report has to know of it; None where nothing could be timed.
+    """
+    if not settings.end_to_end:
+        return None
+    report = report_of(opened, importances=False)
+    chosen = recommended(report, settings.end_to_end)
+    try:
+        timed = latencies.timed(table, [*chosen.values()], folder)
+    except MeasurementError as error:
+        # A search of hours is not lost because the machine was busy at its end.
+        console.print(f"[yellow]warning: nothing was timed end to end: {error}[/]")
+        return None
+    if timed is None:
+        return None
+    remeasure(
+        opened,
+        {
+            each.record.architecture.id: {
+                "latency_ms": each.record.p50_ms,
+                "latency_source": "measured",
+                "latency_error_ms": each.error_ms,
+                "p90_ms": each.record.p90_ms,
+                "p99_ms": each.record.p99_ms,
+            }
+            for each in timed.networks
+        },
+    )
+    timed.journal.unlink(missing_ok=True)
+    return {
+        "trials": len(report.networks) - sum(each.trial < 0 for each in report.networks),
+        "networks": len(timed.networks),
+        "rounds": timed.conditions.get("rounds"),
+        "drift": timed.drift,
+        "percentile": settings.percentile,
+    }
 
 
 def _measured(

@@ -344,6 +344,9 @@ class SearchSettings:
         refine: netadapt shrinks a network of the front after the search; null: no refinement.
         refine_from: reference or id on the front to begin with; null: the slowest of the front.
         refine_to_ms: latency to shrink it to; null: the budget.
+        end_to_end: networks of the front that are timed end to end after the search, besides the references;
+            0: none.
+        percentile: of a network's end-to-end latency that must be within the budget: 50, 90 or 99.
         seed: of sampler and training.
         require_validation: refuse a latency table without a good validation card.
     """
@@ -358,6 +361,8 @@ class SearchSettings:
     refine: str | None = None
     refine_from: str | None = None
     refine_to_ms: float | None = None
+    end_to_end: int = 0
+    percentile: int = 50
     seed: int = 0
     require_validation: bool = False
 
@@ -367,6 +372,9 @@ class SearchSettings:
         _at_least("search.workers", self.workers, 1)
         _at_least("search.screen", self.screen, 0)
         _at_least("search.seed", self.seed, 0)
+        _at_least("search.end_to_end", self.end_to_end, 0)
+        if self.percentile not in (50, 90, 99):
+            raise InputError(f"search.percentile must be 50, 90 or 99, not {self.percentile}")
         if self.minutes is not None and not self.minutes > 0:
             raise InputError(f"search.minutes must be positive, not {self.minutes:g}")
         if self.refine not in (None, "netadapt"):

@@ -82,9 +82,7 @@ def main(config: Any) -> None:
         judged = {each.id: each for each in fresh}
         judged |= {name: each for name, each in references.items() if each not in used}
         shown = {name: each for name, each in references.items() if each in used}
-        validation = validate(
-            table, judged, shown, target, folder / "validating.jsonl", settings.rounds, progress, known
-        )
+        validation = validate(table, judged, shown, target, folder, settings.rounds, progress, known)
     save(validation, folder)
     family = Table(title=f"the MobileNets on {table.header.title}", title_justify="left")
     for column in FAMILY_COLUMNS:
@@ -98,7 +96,9 @@ def main(config: Any) -> None:
         "sums of layers": str(card.uncorrected),
         "predicted layers": f"{card.predicted_layers:.0%} of the layers of these networks",
         "drift since the table": f"{card.drift:+.1%} (taken out)",
-        "verdict": "good" if card.is_good else "poor: profile again with nothing else running",
+        "verdict": "good"
+        if card.is_good
+        else f"poor ({', '.join(card.faults)}): profile again with nothing else running",
         "files": f"{folder}/card.md, card.json, validation.csv, validation.png",
     }
     print_summary(

@@ -198,7 +198,12 @@ def test_a_search_ends_in_a_report_and_continues(run: Run, tmp_path: Path) -> No
         "mobilenet_v1_025",
         "mobilenet_v3_small_050",
     }
+    # What is recommended was timed end to end, in the same rounds as the references.
     assert {row["latency_source"] for row in rows} == {"measured"}
+    assert all(float(row["latency_ms"]) <= float(row["p90_ms"]) <= float(row["p99_ms"]) for row in rows)
+    end_to_end = read_study(study).user_attrs["provenance"]["end_to_end"]
+    assert end_to_end["trials"] == len(read_study(study).trials)
+    assert not list(study.glob("timing-*"))
     assert {row["accuracy_source"] for row in rows} == {"measured"}
     report = report_of(read_study(study), importances=False)
     assert len(report.candidates) == 5

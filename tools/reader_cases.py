@@ -213,7 +213,10 @@ def _card() -> bytes:
 
     found = table().header.calibration
     assert found is not None
-    card = Card("title", "2026-01-01T00:00:00", 0.01, found.left_out, found.uncorrected, 0.2, {"rounds": 40})
+    state = table().state()
+    card = Card(
+        "title", "2026-01-01T00:00:00", 0.01, found.left_out, found.uncorrected, 0.2, {"rounds": 40}, state
+    )
     return json.dumps({"schema_version": CARD_SCHEMA, **card.to_dict()}).encode()
 
 

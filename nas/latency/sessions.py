@@ -23,7 +23,7 @@ from nas.latency.plan import Plan
 from nas.latency.predictor import GapFiller
 from nas.latency.preset import AdaptedLayers, EstimatedLayers
 from nas.latency.table import MAX_MS, LatencyTable, TableError, TableHeader, entry
-from nas.measuring.rounds import STATISTICS, instability, most_stable_statistic
+from nas.measuring.rounds import STATISTIC, STATISTICS, instability
 from nas.runtimes.runtime import Runtime, pays_at_borders
 from nas.runtimes.subject import Subject
 from nas.saving import finish, hold, write_atomically, write_together
@@ -176,10 +176,10 @@ def measure_session(
     return table
 
 
-def journal_name(group: Sequence[Subject]) -> str:
+def journal_name(group: Sequence[Subject], what: str = "partial") -> str:
     """The file that keeps the rounds of a session until it is saved."""
     identity = hashlib.sha256("\n".join(subject_name(each) for each in group).encode()).hexdigest()[:10]
-    return f"partial-{identity}.jsonl"
+    return f"{what}-{identity}.jsonl"
 
 
 def _pending(group: Sequence[Subject], rounds: int) -> str:
@@ -364,7 +364,7 @@ def add_session(
     """
     measured, runtime = session.measured, session.runtime
     samples = measured.steadied()
-    statistic = table.header.statistic if table else most_stable_statistic(samples)
+    statistic = table.header.statistic if table else STATISTIC
     record = {
         **measured.record,
         "instability": {name: instability(samples, name) for name in STATISTICS} if len(samples) > 3 else {},

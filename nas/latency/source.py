@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nas.devices.device import Target
+from nas.latency.end_to_end import TimedNetworks, time_networks
 from nas.latency.hardware import Hardware, table_without_measuring
 from nas.latency.provision import Effort, StaleTableError, measure_layers, ready_table, staleness
-from nas.latency.sessions import ProfileProgress
+from nas.latency.sessions import ProfileProgress, load_networks
 from nas.latency.table import LatencyTable
 from nas.runtimes.runtime import Runtime
 from search_spaces.architecture import Architecture
@@ -119,3 +120,24 @@ class LatencySource:
             return measure_layers(
                 table, networks, target, self.runtime, self.folder, self.effort.rounds, bars, self.say
             )
+
+    def timed(
+        self, table: LatencyTable, networks: Sequence[Architecture], journal: Path
+    ) -> TimedNetworks | None:
+        """Networks timed end to end, at the table's level; None where that cannot be done from here.
+
+        Args:
+            table: what the study goes by.
+            networks: what to time.
+            journal: folder of the rounds while measuring.
+
+        Raises:
+            nas.measuring.rounds.MeasurementError: if the machine did not hold still.
+        """
+        target = self.target
+        if target is None or not table.header.sessions or not networks:
+            return None
+        self.say(f"timing {len(networks)} networks end to end")
+        known = load_networks(self.folder) if self.folder.exists() else []
+        with self.progress() as bars:
+            return time_networks(networks, table, target, journal, self.effort.rounds, bars, known)

@@ -29,6 +29,9 @@ SCHEMA_VERSION = 1
 LatencySource = Literal["measured", "predicted", "estimated"]
 # From best to worst.
 SOURCES: tuple[LatencySource, ...] = get_args(LatencySource)
+# Of a whole network: only what was timed end to end is called measured. What a calibrated sum of measured
+# layers says is of the table.
+NetworkLatencySource = Literal["measured", "table", "predicted", "estimated"]
 FILES = ("table.csv", "table.json")
 # A day for one run of one layer, more rounds than anybody waits for.
 MAX_MS = 86_400_000.0
@@ -50,10 +53,10 @@ class MissingKeysError(InputError):
 
 @dataclass(frozen=True, slots=True)
 class Latency:
-    """Latency of one network or layer, batch 1."""
+    """Latency of one network, batch 1."""
 
     latency_ms: float
-    source: LatencySource
+    source: NetworkLatencySource
 
 
 class LatencyModel(Protocol):
@@ -173,7 +176,8 @@ class LatencyTable:
         layers_ms = [entry.latency_ms for entry in entries]
         calibration = self.header.calibration
         total = sum(layers_ms) if calibration is None else calibration.network_ms(keys, layers_ms)
-        return Latency(total, worst_source(entry.source for entry in entries))
+        worst = worst_source(entry.source for entry in entries)
+        return Latency(total, "table" if worst == "measured" else worst)
 
     def layer_latencies(self, architecture: Architecture) -> list[tuple[LayerKey, Entry]]:
         """The layers of a network with their entries, in order.
@@ -207,6 +211,33 @@ class LatencyTable:
         calibration = self.header.calibration
         lines.append(repr(calibration.coefficients) if calibration else "uncalibrated")
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+
+    def state(self) -> dict[str, Any]:
+        """What a statement about this table holds for: its calibration and the sessions it rests on."""
+        calibration = self.header.calibration
+        coefficients = repr(calibration.coefficients) if calibration else "uncalibrated"
+        sessions = [json.dumps(each, sort_keys=True) for each in self.header.sessions]
+        return {
+            "statistic": self.header.statistic,
+            "calibration": _digest(coefficients)[:16],
+            "sessions": len(sessions),
+            "measured": _digest("\n".join(sessions))[:16],
+        }
+
+    def changed_since(self, state: Mapping[str, Any]) -> str | None:
+        """In what this table differs from the one that had a :meth:`state`, in words; None if in nothing.
+
+        A table that only grew, by layers measured later, is still the same.
+        """
+        count = state.get("sessions")
+        if not isinstance(count, int) or not 0 <= count <= len(self.header.sessions):
+            return "it was measured anew"
+        then = LatencyTable(replace(self.header, sessions=self.header.sessions[:count]), {}).state()
+        if then["measured"] != state.get("measured") or then["statistic"] != state.get("statistic"):
+            return "it was measured anew"
+        if then["calibration"] != state.get("calibration"):
+            return "it was calibrated anew"
+        return None
 
     # -- files ---------------------------------------------------------------------------------
 

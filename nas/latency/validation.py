@@ -22,23 +22,22 @@ from numpy.typing import NDArray
 from nas.cost import cost
 from nas.devices.device import Target
 from nas.latency.calibration import ErrorSummary
-from nas.latency.sessions import NetworkRecord, ProfileProgress, link_keys, network_records, table_level
+from nas.latency.end_to_end import time_networks
+from nas.latency.sessions import NetworkRecord, ProfileProgress
 from nas.latency.table import LatencyTable, TableError
 from nas.measuring.rounds import MeasurementError
-from nas.runtimes.subject import Subject
 from nas.saving import spreadsheet_cell, write_together
 from search_spaces.architecture import Architecture
 from search_spaces.gate import Gate
 from search_spaces.references import published_top1
 from search_spaces.space import SearchSpace
 
-CARD_SCHEMA = 1
-# Networks of the calibration that are measured again.
-_LINKS = 24
-_FEWEST_LINKS = 8
+CARD_SCHEMA = 2
 # What a search is content with; anything worse is called poor.
 _GOOD_WITHIN_10_PERCENT = 0.95
 _GOOD_KENDALL_TAU = 0.90
+# A machine that runs otherwise than when the table was made has other latencies, however alike their ranks.
+_GOOD_DRIFT = 0.10
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +53,7 @@ class Card:
         uncorrected: error of the plain sum of layers.
         predicted_layers: share of the networks' layers that are predicted, not measured.
         conditions: record of the measuring session.
+        state: of the table that was validated, see :meth:`nas.latency.table.LatencyTable.state`.
     """
 
     title: str
@@ -63,15 +63,25 @@ class Card:
     uncorrected: ErrorSummary
     predicted_layers: float
     conditions: Mapping[str, Any]
+    state: Mapping[str, Any]
 
     @property
     def is_good(self) -> bool:
         """Whether a search need not warn."""
+        return not self.faults
+
+    @property
+    def faults(self) -> list[str]:
+        """Why a search should warn, in words."""
         calibrated = self.calibrated
-        return (
-            calibrated.within_10_percent >= _GOOD_WITHIN_10_PERCENT
-            and calibrated.kendall_tau >= _GOOD_KENDALL_TAU
-        )
+        found = []
+        if calibrated.within_10_percent < _GOOD_WITHIN_10_PERCENT:
+            found.append(f"only {calibrated.within_10_percent:.0%} of the networks are within 10 %")
+        if calibrated.kendall_tau < _GOOD_KENDALL_TAU:
+            found.append(f"Kendall tau is only {calibrated.kendall_tau:.2f}")
+        if abs(self.drift) > _GOOD_DRIFT:
+            found.append(f"the machine ran {abs(self.drift):.0%} {'slower' if self.drift > 0 else 'faster'}")
+        return found
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types."""
@@ -89,6 +99,7 @@ class Validation:
 
     Attributes:
         card: the summary.
+        journal: the rounds as measured; :func:`save` removes it.
         names: names of references, ids of other networks.
         records: the networks as measured, at the table's level.
         predicted_ms: calibrated prediction for each.
@@ -96,6 +107,7 @@ class Validation:
     """
 
     card: Card
+    journal: Path
     names: tuple[str, ...]
     records: tuple[NetworkRecord, ...]
     predicted_ms: NDArray[np.float64]
@@ -124,7 +136,7 @@ def validate(
     networks: Mapping[str, Architecture],
     shown: Mapping[str, Architecture],
     target: Target,
-    journal: Path,
+    folder: Path,
     rounds: int,
     progress: ProfileProgress = ProfileProgress(),  # noqa: B008 - frozen
     known: Sequence[NetworkRecord] = (),
@@ -136,7 +148,7 @@ def validate(
         networks: what the table is judged by: by name, at least four, none used in its calibration.
         shown: networks measured along with them, but not judged.
         target: the device the table was measured on.
-        journal: where rounds are kept while measuring.
+        folder: where rounds are kept while measuring.
         rounds: steady rounds wanted.
         progress: callbacks for progress bars.
         known: networks measured for the table; some are measured again, to tell how fast the machine is now.
@@ -152,40 +164,21 @@ def validate(
     judged = slice(len(networks))
     raw_ms = np.array([table.raw_ms(each) for each in architectures])
     predicted_ms = np.array([table.latency(each).latency_ms for each in architectures])
-    links = _spread(known)
-    # Networks tell the level: among so many of them lone layers find colder caches than among a table's
-    # layers, and ran 15 % slower where networks ran 7 % slower. Layers run along to tell drift within rounds.
-    again = [each.architecture for each in links]
-    subjects: list[Subject] = list(dict.fromkeys([*architectures, *again, *link_keys(table)]))
-    measured = target.measure(subjects, rounds, journal, progress.prepared, progress.measured)
-    journal.unlink()
-    found = {each.architecture: each for each in network_records(measured, table.header.statistic)}
-    ratios = [found[each.architecture].latency_ms / each.latency_ms for each in links]
-    level = float(np.median(ratios)) if ratios else 1 / table_level(table, measured)
-    records = tuple(
-        NetworkRecord(each, *(value / level for value in found[each].latencies_ms)) for each in architectures
-    )
+    timed = time_networks(architectures, table, target, folder, rounds, progress, known)
+    records = tuple(each.record for each in timed.networks)
     actual_ms = np.array([each.latency_ms for each in records])
     sources = [entry.source for each in networks.values() for _, entry in table.layer_latencies(each)]
     card = Card(
         title=table.header.title,
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        drift=level - 1,
+        drift=timed.drift,
         calibrated=ErrorSummary.of(predicted_ms[judged], actual_ms[judged]),
         uncorrected=ErrorSummary.of(raw_ms[judged], actual_ms[judged]),
         predicted_layers=sum(source != "measured" for source in sources) / len(sources),
-        conditions=measured.record,
+        conditions=timed.conditions,
+        state=table.state(),
     )
-    return Validation(card, names, records, predicted_ms, raw_ms)
-
-
-def _spread(known: Sequence[NetworkRecord]) -> list[NetworkRecord]:
-    """Some networks from the fastest to the slowest; none if there are too few to tell a drift."""
-    if len(known) < _FEWEST_LINKS:
-        return []
-    ordered = sorted(known, key=lambda each: (each.latency_ms, each.architecture.id))
-    chosen = np.linspace(0, len(ordered) - 1, min(_LINKS, len(ordered))).round().astype(int)
-    return [ordered[index] for index in chosen]
+    return Validation(card, timed.journal, names, records, predicted_ms, raw_ms)
 
 
 def save(validation: Validation, folder: Path) -> None:
@@ -217,6 +210,7 @@ def save(validation: Validation, folder: Path) -> None:
             "card.md": _markdown(validation),
             "card.json": json.dumps(content, indent=1, allow_nan=False) + "\n",
         },
+        removed=[validation.journal.name],
     )
 
 
@@ -232,7 +226,7 @@ def load_card(folder: Path) -> Card | None:
     gate = Gate(str(path), TableError, "validate again with: python -m nas.validate")
     content = gate.mapping(gate.json(gate.text(path)))
     if content.pop("schema_version", None) != CARD_SCHEMA:
-        gate.fail("is damaged, or of another schema version")
+        gate.fail("is damaged, or of another version of this program")
     names = [each.name for each in fields(Card)]
     gate.fields("the card", content, names)
     for name in ("title", "created"):
@@ -240,10 +234,22 @@ def load_card(folder: Path) -> Card | None:
     gate.number("drift", content["drift"], -1, 1_000)
     gate.number("predicted_layers", content["predicted_layers"], 0, 1)
     gate.mapping(content["conditions"], "conditions")
+    gate.mapping(content["state"], "state")
     with gate.reading():
         for name in ("calibrated", "uncorrected"):
             content[name] = ErrorSummary.from_dict(content[name])
         return Card(**content)
+
+
+def card_problem(card: Card | None, table: LatencyTable) -> str:
+    """Why a card does not vouch for a table, in words; empty where it does."""
+    if card is None:
+        return "has no validation card"
+    if changed := table.changed_since(card.state):
+        return f"has a validation card of {card.created[:10]} that is stale: {changed} since"
+    if card.faults:
+        return f"has a poor validation card ({'; '.join(card.faults)})"
+    return ""
 
 
 def family_rows(validation: Validation) -> list[tuple[str, str, str, str, str, str, str]]:

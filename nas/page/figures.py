@@ -87,11 +87,11 @@ def _draw(axes: Axes, report: Report) -> None:
             zorder=4,
             label=reference.label,
         )
-    if report.budget_ms is not None:
-        axes.axvline(report.budget_ms, color="black", linestyle="--", linewidth=0.8)
+    if report.bound_ms is not None:
+        axes.axvline(report.bound_ms, color="black", linestyle="--", linewidth=0.8)
         axes.annotate(
-            f"budget {report.budget_ms:.3g} ms",
-            (report.budget_ms, 1.0),
+            f"budget {report.bound_ms:.3g} ms",
+            (report.bound_ms, 1.0),
             xycoords=("data", "axes fraction"),
             xytext=(0, 2),
             textcoords="offset points",

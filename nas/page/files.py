@@ -44,6 +44,9 @@ _COLUMNS = (
     "published",
     "latency_ms",
     "latency_source",
+    "latency_error_ms",
+    "p90_ms",
+    "p99_ms",
     "macs",
     "parameters",
     "resolution",
@@ -187,7 +190,7 @@ def summary(report: Report) -> str:
         lines += ["", report.recipe_note]
     if any(answer.mixes_kinds for answer in report.answers):
         lines += ["", MIXED_KINDS]
-    budget = "no latency budget" if report.budget_ms is None else f"budget {report.budget_ms:.2f} ms"
+    budget = "no latency budget" if report.bound_ms is None else f"budget {report.bound_ms:.2f} ms"
     lines += [
         "",
         f"{len(report.candidates):,} candidates, {len(report.front)} networks on the front, {budget}.",
@@ -241,7 +244,7 @@ def _accuracy(network: NetworkResult) -> str:
 
 
 def _latency(network: NetworkResult) -> str:
-    return f"{network.latency_ms:.2f} ms ({markdown_text(network.latency_source)})"
+    return f"{network.latency} ({markdown_text(network.latency_source)})"
 
 
 def _which(network: NetworkResult | None) -> str:

@@ -51,12 +51,17 @@ _ERROR_ROWS = {
     "kendall_tau": "Kendall tau",
     "spearman_rho": "Spearman rho",
 }
+# What accuracy can be drawn against: fields of the page's data.
+_AXES = {"latency_ms": "latency", "macs": "MACs", "parameters": "parameters"}
 _PERCENTAGES = ("mape", "bias", "within_5_percent", "within_10_percent", "worst")
 _SOURCES = {
-    "measured": "Latency: timed on this hardware, layer by layer or end to end. "
-    "Accuracy: trained and validated here.",
-    "predicted": "Latency: at least one layer was not timed, but predicted from timed layers of the same "
-    "hardware. Accuracy: a model fitted to trained networks says so; nothing was trained here.",
+    "measured": "Latency: the whole network was timed end to end on this hardware, interleaved with "
+    "the others; the median is given. Accuracy: trained and validated here.",
+    "table": "Latency: all layers of the network were timed on this hardware, and their sum is calibrated on "
+    "whole networks.",
+    "predicted": "Latency: like table, but at least one layer was not timed: it is predicted from timed "
+    "layers of the same hardware. Accuracy: a model fitted to trained networks says so; nothing was "
+    "trained here.",
     "estimated": "Latency: from a shipped preset, not from this hardware.",
     "published": "Accuracy: as its authors report it, with their training.",
 }
@@ -149,18 +154,27 @@ def _payload(report: Report) -> dict[str, Any]:
     return {
         "name": report.name,
         "columns": PAPER_COLUMNS,
-        "budget_ms": report.budget_ms,
+        "budget_ms": report.bound_ms,
+        "third": report.third,
         "sources": sources,
         "names": {position: n.name for position, n in enumerate(networks) if n.name},
         "references": [report.positions[network.trial] for network in report.references],
         "front": front,
-        "best": found[-1] if found else None,
+        "best": _first_shown(report, found),
         "networks": {
             "id": [n.id for n in networks],
             "trial": [n.trial for n in networks],
             "top1": [round(n.top1, 3) for n in networks],
             "deviation": [None if n.deviation is None else round(n.deviation, 3) for n in networks],
             "latency_ms": [round(n.latency_ms, 4) for n in networks],
+            "latency_error_ms": [
+                None if n.latency_error_ms is None else round(n.latency_error_ms, 4) for n in networks
+            ],
+            "percentiles_ms": {
+                position: [round(n.p90_ms, 4), round(n.p99_ms, 4)]
+                for position, n in enumerate(networks)
+                if n.p90_ms is not None and n.p99_ms is not None
+            },
             "accuracy_source": [sources.index(n.accuracy_source) for n in networks],
             "latency_source": [sources.index(n.latency_source) for n in networks],
             "macs": [n.macs for n in networks],
@@ -172,6 +186,15 @@ def _payload(report: Report) -> dict[str, Any]:
         "hypervolume": [(trial, round(share, 6)) for trial, share in report.hypervolume],
         "importances": [(i.parameter, round(i.accuracy, 4), round(i.latency, 4)) for i in report.importances],
     }
+
+
+def _first_shown(report: Report, found: Sequence[int]) -> int | None:
+    """The network that the page opens with: the one at the budget, or at MobileNetV3-Large's latency."""
+    answers = {answer.reference.name: answer.as_fast for answer in report.answers if answer.as_fast}
+    for name in (report.provenance.get("budget_name"), "mobilenet_v3_large"):
+        if network := answers.get(name):
+            return report.positions[network.trial]
+    return found[-1] if found else None
 
 
 class _Layers:
@@ -247,6 +270,11 @@ def _plot_card(reports: Sequence[Report]) -> Markup:
         element("button", text, type="button", data_view=view, aria_pressed=pressed)
         for view, text, pressed in (("all", "All trials", "true"), ("front", "Around the front", "false"))
     ]
+    against = element(
+        "select",
+        *(element("option", text, value=value) for value, text in _AXES.items()),
+        id="axis",
+    )
     legend = []
     for number, report in enumerate(reports):
         of = f" of {report.name}" if len(reports) > 1 else ""
@@ -262,7 +290,7 @@ def _plot_card(reports: Sequence[Report]) -> Markup:
         ]
     return card(
         "Accuracy against latency",
-        element("div", *views, class_="controls"),
+        element("div", *views, element("label", "against ", against), class_="controls"),
         element("div", id="pareto", class_="plot", tabindex="0"),
         element("ul", *legend, class_="legend"),
         element(
@@ -273,6 +301,8 @@ def _plot_card(reports: Sequence[Report]) -> Markup:
                 for report in reports
             ),
             *(_caution(report) for report in reports),
+            *(_third(report) for report in reports),
+            "Latency is for one image; MACs count convolutions and linear layers alone. "
             "Error bars: one standard deviation, on the front and references. "
             "Click a point, or walk along the front with the arrow keys.",
             class_="quiet",
@@ -287,6 +317,15 @@ def _caution(report: Report) -> str:
         f"The front of {report.name} goes by accuracy less {report.caution:.2g} standard "
         f"deviation{'' if abs(report.caution - 1) < 0.005 else 's'}, as its "
         "search did, so the most accurate points need not be on it. "
+    )
+
+
+def _third(report: Report) -> str:
+    if report.third is None:
+        return ""
+    return (
+        f"The front of {report.name} is in three objectives, the third is {report.third.replace('_', ' ')}: "
+        "choose what accuracy is drawn against. "
     )
 
 
@@ -324,7 +363,7 @@ def _front_card(report: Report, study: int = 0, title: str = "Front and referenc
             (
                 element("span", chooser(report, study, network), element("small", note)),
                 element("span", f"{network.top1:.2f} ", source(network.accuracy_source)),
-                element("span", f"{network.latency_ms:.2f} ", source(network.latency_source)),
+                element("span", f"{network.latency} ", source(network.latency_source)),
                 f"{network.macs / 1e6:,.0f}",
                 f"{network.parameters / 1e6:.2f}",
                 str(network.resolution or "–"),

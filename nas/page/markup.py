@@ -52,7 +52,7 @@ def facts(network: NetworkResult, before: str = "") -> Iterator[str]:
 
 def milliseconds(network: NetworkResult) -> Markup:
     """Latency of a network with its source."""
-    return element("span", f"{network.latency_ms:.2f} ms ", source(network.latency_source), class_="fact")
+    return element("span", f"{network.latency} ", source(network.latency_source), class_="fact")
 
 
 def chooser(report: Report, study: int, network: NetworkResult) -> Markup:

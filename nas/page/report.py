@@ -14,7 +14,7 @@ import bisect
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -30,8 +30,10 @@ from nas.accuracy.joint import JointPrediction
 from nas.accuracy.recipes import DESCRIPTIONS
 from nas.latency.table import MAX_MS
 from nas.study.journal import JournalReader, storage_of
-from nas.study.pareto import front
+from nas.study.objective import BYTES_PER_PARAMETER, THIRD_COSTS
+from nas.study.pareto import cost_bounds, dominated_share, front
 from nas.study.storage import open_storage
+from nas.study.trial import remeasured
 from search_spaces.architecture import MAX_RESOLUTION, Architecture
 from search_spaces.errors import InputError
 from search_spaces.gate import Gate
@@ -55,6 +57,10 @@ _TRIALS_FOR_IMPORTANCE = 300
 _FEWEST_FOR_IMPORTANCE = 20
 _ID = re.compile(r"[0-9a-f]{10}")
 _KINDS = ("candidate", "reference", "refinement")
+# Networks of the front just below a reference's latency that are timed with it.
+_NEAREST = 6
+# With three objectives the hypervolume is computed this often.
+_VOLUMES = 50
 
 
 class ReportError(InputError):
@@ -74,14 +80,18 @@ class NetworkResult:
         judged_top1: accuracy the search went by: less where the objective is cautious.
         deviation: one standard deviation of the accuracy in points, None where unknown.
         accuracy_source: ``measured``, ``predicted`` or ``published``.
-        latency_ms: milliseconds for one image.
-        latency_source: ``measured``, ``predicted`` or ``estimated``.
+        latency_ms: milliseconds for one image; the median where it was timed end to end.
+        latency_source: ``measured`` end to end, or the worst of its layers: ``table`` where all were
+            measured, ``predicted``, ``estimated``.
         macs: multiply-accumulates.
         parameters: trainable parameters.
         resolution: side of the input image in pixels, None where unknown.
         architecture: its block table, None for a network that is not of the family.
         published: accuracy in percent that its authors report, None where there is none: it is for their
             recipe, and stands beside a prediction without being compared with it.
+        latency_error_ms: one standard deviation of the latency, None where unknown.
+        p90_ms: 90th percentile of the runs timed end to end, None where there were none.
+        p99_ms: 99th percentile.
     """
 
     trial: int
@@ -99,6 +109,26 @@ class NetworkResult:
     resolution: int | None
     architecture: Architecture | None
     published: float | None = None
+    latency_error_ms: float | None = None
+    p90_ms: float | None = None
+    p99_ms: float | None = None
+
+    @property
+    def latency(self) -> str:
+        """E.g. ``8.58 ± 0.17 ms``."""
+        error = self.latency_error_ms
+        return f"{self.latency_ms:.2f}{'' if not error else f' ± {error:.2f}'} ms"
+
+    def percentile_ms(self, percentile: int) -> float:
+        """Latency at a percentile, 50, 90 or 99; the latency there is where it was not timed end to end."""
+        found = {50: self.latency_ms, 90: self.p90_ms, 99: self.p99_ms}[percentile]
+        return self.latency_ms if found is None else found
+
+    def cost(self, name: str) -> float:
+        """What it costs in an objective: ``latency_ms``, ``macs``, ``parameters``, ``model_size_mb``."""
+        if name == "model_size_mb":
+            return self.parameters * BYTES_PER_PARAMETER / 1e6
+        return float(getattr(self, name))
 
     @property
     def label(self) -> str:
@@ -279,6 +309,7 @@ class Report:
         layers: latency of single layers, by layer key, as far as the study kept them.
         provenance: what the search noted about its circumstances; any field may be missing.
         joint: predictions of the front and the references together, None where there are none.
+        third: name of a third objective beside accuracy and latency, None without one.
     """
 
     name: str
@@ -290,6 +321,7 @@ class Report:
     layers: Mapping[str, LayerLatency] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
     joint: JointPrediction | None = None
+    third: str | None = None
 
     @cached_property
     def references(self) -> tuple[NetworkResult, ...]:
@@ -304,16 +336,52 @@ class Report:
 
     @cached_property
     def front(self) -> tuple[NetworkResult, ...]:
-        """Trials within the budget that no other one dominates, by latency, references included."""
-        within = [
-            network
-            for network in self.networks
-            if network.trial >= 0 and (self.budget_ms is None or network.latency_ms <= self.budget_ms)
-        ]
+        """Networks within the budget that no other one dominates, by latency, references included.
+
+        Where the search has timed its best networks end to end, these alone are recommended.
+        """
+        return self._front(self._timed)
+
+    @cached_property
+    def table_front(self) -> tuple[NetworkResult, ...]:
+        """The front among all trials, whatever their latency comes from."""
+        return self._front([network for network in self.networks if network.trial >= 0])
+
+    def _front(self, networks: Sequence[NetworkResult]) -> tuple[NetworkResult, ...]:
+        within = [network for network in networks if self.is_within_budget(network)]
         if not within:
             return ()
-        chosen = [within[index] for index in front(_losses(within))]
+        chosen = [within[index] for index in front(_losses(within, self.third))]
         return tuple(sorted(chosen, key=lambda network: network.latency_ms))
+
+    @cached_property
+    def _timed(self) -> list[NetworkResult]:
+        """The trials that were timed end to end; all of them while there are newer trials than that."""
+        trials = [network for network in self.networks if network.trial >= 0]
+        if section(self.provenance, "end_to_end").get("trials") != len(trials):
+            return trials
+        return [network for network in trials if network.latency_source == "measured"]
+
+    @property
+    def percentile(self) -> int:
+        """Percentile of end-to-end latencies that the budget is about."""
+        found = section(self.provenance, "end_to_end").get("percentile")
+        return found if found in (50, 90, 99) else 50
+
+    @cached_property
+    def bound_ms(self) -> float | None:
+        """The budget; where a reference gave it, as it was timed beside the others."""
+        name = self.provenance.get("budget_name")
+        for network in self.references:
+            if network.name == name and network.latency_source == "measured" and network.trial >= 0:
+                return network.percentile_ms(self.percentile)
+        return self.budget_ms
+
+    def is_within_budget(self, network: NetworkResult) -> bool:
+        """Whether a network is as fast as it must be, at the percentile that counts."""
+        measured = network.latency_source == "measured"
+        bound_ms = self.bound_ms if measured else self.budget_ms
+        return bound_ms is None or network.percentile_ms(self.percentile) <= bound_ms
 
     @cached_property
     def answers(self) -> tuple[Answer, ...]:
@@ -321,8 +389,10 @@ class Report:
         budget_name = self.provenance.get("budget_name")
         ordered = sorted(self.references, key=lambda reference: reference.name != budget_name)
         recipe = self.recipe
+        timed = {network.trial for network in self._timed}
         return tuple(
-            _answer(reference, self.candidates, self.joint, self.caution, recipe) for reference in ordered
+            _answer(reference, self.candidates, timed, self.joint, self.caution, recipe)
+            for reference in ordered
         )
 
     @cached_property
@@ -356,9 +426,9 @@ class Report:
     @property
     def compared(self) -> dict[str, Architecture]:
         """By id, the networks whose predictions are to be known together: front, references, answers."""
-        found = [each for each in self.front if each.kind != "reference"]
+        found = [each for each in self.table_front if each.kind != "reference"]
         numbers = np.linspace(0, len(found) - 1, min(len(found), _JOINT_NETWORKS)).round().astype(int)
-        wanted = [*(found[number] for number in numbers), *self.references]
+        wanted = [*(found[number] for number in numbers), *self.front, *self.references]
         wanted += [each for answer in self.answers for each in (answer.as_fast, answer.as_accurate) if each]
         return {
             each.id: each.architecture
@@ -449,11 +519,16 @@ def _report(gate: Gate, study: optuna.Study, attributes: Mapping[str, Any], impo
     complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
     if not complete:
         raise ReportError(f"study {study.study_name!r} holds no complete trial yet")
-    # Where the first value of a trial is its accuracy, it is the one the search went by.
-    judged = (study.metric_names or ["top1"])[0] == "top1"
-    remeasured = gate.mapping(attributes.get("remeasured") or {}, "remeasured")
-    networks = tuple(_network(gate, trial, space, judged, remeasured) for trial in complete)
+    objectives = study.metric_names or ["top1", "latency_ms"]
+    third = gate.choice("a third objective", objectives[2], THIRD_COSTS) if len(objectives) > 2 else None
+    caution = gate.mapping(attributes.get("fingerprint") or {}, "fingerprint").get("search.caution", 0.0)
     provenance = gate.mapping(attributes.get("provenance") or {}, "provenance")
+    known = _Known(
+        gate.number("search.caution", caution, 0, 1_000),
+        remeasured(attributes),
+        gate.mapping(section(provenance, "latency").get("error_percent") or {}, "error_percent"),
+    )
+    networks = tuple(_network(gate, trial, space, known) for trial in complete)
     budget = provenance.get("budget_ms")
     budget_ms = None if budget is None else gate.number("budget_ms", budget, 1e-9, MAX_MS)
     return Report(
@@ -461,28 +536,47 @@ def _report(gate: Gate, study: optuna.Study, attributes: Mapping[str, Any], impo
         networks=networks + _published(gate, attributes.get(PUBLISHED) or {}),
         failed=sum(trial.state == TrialState.FAIL for trial in trials),
         budget_ms=budget_ms,
-        hypervolume=_hypervolume_over_trials(networks, budget_ms),
+        hypervolume=_hypervolume_over_trials(networks, budget_ms, third),
         importances=parameter_importances(complete) if importances else (),
         layers=_layer_latencies(section(provenance, "layers")),
         provenance=provenance,
         joint=JointPrediction.from_dict(provenance[JOINT]) if provenance.get(JOINT) else None,
+        third=third,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What a study says of all its networks.
+
+    Attributes:
+        caution: standard deviations taken off uncertain accuracies.
+        remeasured: latencies by architecture id, see :mod:`nas.study.trial`.
+        error_percent: standard deviation of latencies by source.
+    """
+
+    caution: float
+    remeasured: Mapping[str, Any]
+    error_percent: Mapping[str, Any]
 
 
 def _network(
     gate: Gate,
     trial: FrozenTrial,
     space: SearchSpace,
-    judged: bool,
-    remeasured: Mapping[str, tuple[float, str]],
+    known: _Known,
 ) -> NetworkResult:
     attributes = trial.user_attrs
     # It names a file: an id of ours and nothing else.
     if not _ID.fullmatch(gate.string("architecture", attributes.get("architecture"))):
         gate.fail(f"holds an architecture {attributes['architecture']!r}, which is no id")
-    # Layers of the front are measured after the search; see nas.study.loop.remeasure.
-    predicted = (attributes["latency_ms"], attributes["latency_source"])
-    latency_ms, latency_source = remeasured.get(attributes["architecture"], predicted)
+    latency = {"latency_ms": attributes["latency_ms"], "latency_source": attributes["latency_source"]}
+    # Of older studies: no trial knows more than what the table says.
+    if latency["latency_source"] == "measured":
+        latency["latency_source"] = "table"
+    if attributes["architecture"] in known.remeasured:
+        latency = gate.mapping(known.remeasured[attributes["architecture"]], "a latency")
+    deviation = _deviation(gate, attributes.get("deviation"))
     architecture = None
     if attributes.get("table"):
         architecture = Architecture.from_dict(gate.plain(attributes["table"]))
@@ -494,14 +588,29 @@ def _network(
         id=attributes["architecture"],
         kind=gate.choice("kind", attributes["kind"], _KINDS),
         name=None if name is None else gate.string("name", name, 100),
-        judged_top1=gate.number("a value", trial.values[0]) if judged else attributes["top1"],
-        deviation=_deviation(gate, attributes.get("deviation")),
+        # What the search went by, also where the value of the trial is a product of it.
+        judged_top1=gate.number("top1", attributes["top1"], -100, 100) - known.caution * (deviation or 0.0),
+        deviation=deviation,
         accuracy_source=gate.string("accuracy_source", attributes["accuracy_source"], 30),
         resolution=architecture.resolution if architecture else _resolution(gate, resolution),
         architecture=architecture,
         published=_published_top1(name, architecture),
-        **_measured(gate, {**attributes, "latency_ms": latency_ms, "latency_source": latency_source}),
+        **_percentiles(gate, latency, known.error_percent),
+        **_measured(gate, {**attributes, **latency}),
     )
+
+
+def _percentiles(gate: Gate, latency: Mapping[str, Any], error_percent: Mapping[str, Any]) -> dict[str, Any]:
+    """Percentiles and error of a latency, as far as they are known."""
+    names = ("latency_error_ms", "p90_ms", "p99_ms")
+    found = {
+        name: gate.number(name, latency[name], 0, MAX_MS) for name in names if latency.get(name) is not None
+    }
+    percent = error_percent.get(latency["latency_source"])
+    if percent is not None and "latency_error_ms" not in found:
+        percent = gate.number("error_percent", percent, 0, 1_000)
+        found["latency_error_ms"] = gate.number("latency_ms", latency["latency_ms"]) * percent / 100
+    return found
 
 
 def _published_top1(name: str | None, architecture: Architecture | None) -> float | None:
@@ -565,13 +674,15 @@ def _layer_latencies(networks: Mapping[str, Any]) -> dict[str, LayerLatency]:
 # -- computing -------------------------------------------------------------------------------------
 
 
-def _losses(networks: Sequence[NetworkResult]) -> np.ndarray[Any, np.dtype[np.float64]]:
-    return np.array([[-network.judged_top1, network.latency_ms] for network in networks])
+def _losses(networks: Sequence[NetworkResult], third: str | None) -> np.ndarray[Any, np.dtype[np.float64]]:
+    costs = ("latency_ms", third) if third else ("latency_ms",)
+    return np.array([[-network.judged_top1, *(network.cost(name) for name in costs)] for network in networks])
 
 
 def _answer(
     reference: NetworkResult,
     candidates: Iterable[NetworkResult],
+    timed: Container[int],
     joint: JointPrediction | None,
     caution: float,
     recipe: str,
@@ -579,10 +690,14 @@ def _answer(
     as_fast = as_accurate = None
     choices = []
     for candidate in candidates:
-        if candidate.latency_ms <= reference.latency_ms:
+        as_fast_as_it = candidate.latency_ms <= reference.latency_ms
+        if as_fast_as_it:
+            # What was passed over was a choice, too.
             choices.append(candidate.id)
-            if as_fast is None or candidate.judged_top1 > as_fast.judged_top1:
-                as_fast = candidate
+        if candidate.trial not in timed:
+            continue
+        if as_fast_as_it and (as_fast is None or candidate.judged_top1 > as_fast.judged_top1):
+            as_fast = candidate
         if candidate.judged_top1 >= reference.judged_top1 and (
             as_accurate is None or candidate.latency_ms < as_accurate.latency_ms
         ):
@@ -606,6 +721,26 @@ def _gain(
     known = [each for each in dict.fromkeys(choices) if each in joint]
     lost = joint.disappointment(known, caution)
     return Gain(difference.points, difference.deviation, lost, len(known))
+
+
+def recommended(report: Report, count: int) -> dict[str, Architecture]:
+    """The networks that deserve to be timed end to end, by id: references, and the front thinned out.
+
+    Of the front, ``count`` networks evenly spread over its latencies, and beside the budget and each
+    reference a few that are just fast enough, as some will turn out slower than the table says.
+    """
+    found = [each for each in report.table_front if each.kind != "reference" and each.architecture]
+    chosen: list[NetworkResult] = []
+    if found:
+        latencies = np.log([each.latency_ms for each in found])
+        for target in np.linspace(latencies[0], latencies[-1], min(count, len(found))):
+            chosen.append(found[int(np.abs(latencies - target).argmin())])
+        bounds = [each.latency_ms for each in report.references]
+        bounds += [report.budget_ms] if report.budget_ms else []
+        for bound in bounds:
+            chosen += [each for each in found if each.latency_ms <= bound][-_NEAREST:]
+    references = [each for each in report.references if each.architecture and each.trial >= 0]
+    return {each.id: each.architecture for each in (*references, *chosen) if each.architecture}
 
 
 def equal_budgets(first: Report, second: Report) -> tuple[EqualBudget, ...]:
@@ -633,9 +768,21 @@ def _best_within(candidates: Iterable[NetworkResult], budget_ms: float) -> Netwo
 
 
 def _hypervolume_over_trials(
-    networks: Sequence[NetworkResult], budget_ms: float | None
+    networks: Sequence[NetworkResult], budget_ms: float | None, third: str | None
 ) -> tuple[tuple[int, float], ...]:
-    bound = budget_ms or max(network.latency_ms for network in networks)
+    """(trial, share) wherever the share of the box changes; see :func:`nas.study.pareto.dominated_share`."""
+    losses = _losses(networks, third)
+    found = losses[front(losses)]
+    references = losses[[network.kind == "reference" for network in networks]]
+    bounds = cost_bounds(found[:, 1:], references[:, 1:])
+    bounds[0] = budget_ms or bounds[0]
+    if third:
+        numbers = np.linspace(1, len(networks), min(len(networks), _VOLUMES)).round().astype(int)
+        return tuple(
+            (networks[number - 1].trial, dominated_share(losses[:number][front(losses[:number])], bounds))
+            for number in numbers
+        )
+    bound = float(bounds[0])
     # The front so far, by latency and by accuracy; each network changes it only where it enters.
     latencies: list[float] = []
     accuracies: list[float] = []

@@ -38,7 +38,7 @@ from nas.latency.table import Latency, LatencyModel
 from nas.study.leases import RESULTS, Ledger, SharedLedger, SoleLedger
 from nas.study.neighbourhood import Candidate, Neighbourhood, SpaceExhaustedError
 from nas.study.objective import Evaluation, Objective, values
-from nas.study.pareto import front, hypervolume
+from nas.study.pareto import cost_bounds, dominated_share, front
 from nas.study.samplers import Proposer, distributions, make_proposer
 from nas.study.workers import Workers
 from search_spaces.architecture import Architecture
@@ -203,15 +203,6 @@ def run_proposer(
             SoleLedger(study), proposer, evaluators, objective, neighbourhood, {}, sys.maxsize, kind
         )
         return search.run(None, progress)
-
-
-def remeasure(study: optuna.Study, latencies: Mapping[str, tuple[float, str]]) -> None:
-    """Record better latencies of networks than their trials hold: {architecture id: (ms, source)}.
-
-    Trials cannot change once they are complete; reports put these in their place.
-    """
-    known = study.user_attrs.get("remeasured", {})
-    study.set_user_attr("remeasured", {**known, **{name: list(each) for name, each in latencies.items()}})
 
 
 def architecture_of(study: optuna.Study, trial: FrozenTrial) -> Architecture:
@@ -538,13 +529,7 @@ class _Board:
         losses = np.array(self._losses)
         losses = losses[front(losses)]
         self._losses = [tuple(row) for row in losses]
-        bounds = (
-            np.array(self._reference_costs).max(axis=0)
-            if self._reference_costs
-            else losses[:, 1:].max(axis=0)
-        )
+        bounds = cost_bounds(losses[:, 1:], np.array(self._reference_costs))
         if "latency_ms" in self._objective.cost_names and np.isfinite(self._budget_ms):
             bounds[self._objective.cost_names.index("latency_ms")] = self._budget_ms
-        # A point on the bound still counts.
-        bounds = np.nextafter(bounds, np.inf)
-        return hypervolume(losses, np.array([0.0, *bounds])) / (100.0 * float(np.prod(bounds)))
+        return dominated_share(losses, bounds)

@@ -15,16 +15,17 @@ is what lets a sampler judge a proposal before it is evaluated.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, get_args
 
 from nas.accuracy.source import Accuracy
 from nas.cost import Cost
-from nas.latency.table import LatencySource
+from nas.latency.table import NetworkLatencySource
 
 Direction = Literal["maximize", "minimize"]
 ThirdCost = Literal["parameters", "macs", "model_size_mb"]
+THIRD_COSTS: tuple[ThirdCost, ...] = get_args(ThirdCost)
 
-_BYTES_PER_PARAMETER = 4  # fp32
+BYTES_PER_PARAMETER = 4  # fp32
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,13 +35,13 @@ class Evaluation:
     Attributes:
         accuracy: from the search's one source of accuracy.
         latency_ms: milliseconds for one image.
-        latency_source: ``measured``, ``predicted`` or ``estimated``.
+        latency_source: ``table``, ``predicted`` or ``estimated``.
         cost: multiply-accumulates and parameters.
     """
 
     accuracy: Accuracy
     latency_ms: float
-    latency_source: LatencySource
+    latency_source: NetworkLatencySource
     cost: Cost
 
 
@@ -95,7 +96,7 @@ class Pareto:
         third = {
             "parameters": float(cost.parameters),
             "macs": float(cost.macs),
-            "model_size_mb": cost.parameters * _BYTES_PER_PARAMETER / 1e6,
+            "model_size_mb": cost.parameters * BYTES_PER_PARAMETER / 1e6,
         }[self.third]
         return (latency_ms, third)
 

@@ -64,6 +64,28 @@ def hypervolume(points: Points, reference: Points) -> float:
     return volume
 
 
+def cost_bounds(costs: Points, reference_costs: Points) -> Points:
+    """Where the box ends in which a front is judged: the largest costs (costs,) of any reference.
+
+    Args:
+        costs: (n, costs) of the front, which decide where there are no references.
+        reference_costs: (references, costs).
+    """
+    found: Points = (reference_costs if len(reference_costs) else costs).max(axis=0)
+    return found
+
+
+def dominated_share(losses: Points, bounds: Points) -> float:
+    """Share, 0 to 1, of the box between 0 and 100 % and between 0 and the bounds that networks dominate.
+
+    Args:
+        losses: (n, 1 + costs) negative percent, then costs.
+        bounds: (costs,); a network on the bound still counts.
+    """
+    bounds = np.nextafter(bounds, np.inf)
+    return hypervolume(losses, np.array([0.0, *bounds])) / (100.0 * float(np.prod(bounds)))
+
+
 def _area(points: Points, reference: Points) -> float:
     points = points[np.lexsort((points[:, 1], points[:, 0]))]
     # Each step of the staircase reaches as far down as the best point at or before it.

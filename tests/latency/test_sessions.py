@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 
 from nas.latency.calibration import FEATURES, Calibration, layer_features
-from nas.latency.plan import make_plan, seconds_needed
+from nas.latency.end_to_end import time_networks
+from nas.latency.plan import Plan, make_plan, seconds_needed
 from nas.latency.predictor import GapFiller, GapFillingError
 from nas.latency.provision import Effort, measure_layers, ready_table, reference_architectures
 from nas.latency.sessions import ProfileProgress, features_of, load_networks, profile
 from nas.latency.table import LatencyTable
-from nas.latency.validation import fresh_networks, load_card, save, validate
+from nas.latency.validation import card_problem, fresh_networks, load_card, save, validate
 from nas.measuring.rounds import Journal
 from nas.runtimes.runtime import Runtime, RuntimeName
 from nas.runtimes.subject import Precision
@@ -46,6 +47,23 @@ def test_a_limited_plan_takes_references_first_and_predicts_the_rest(small_space
     assert len(plan.networks) >= 10 + 8
 
 
+def test_networks_are_timed_at_the_level_of_the_table(small_space: SearchSpace, tmp_path: Path) -> None:
+    target = FakeTarget(noise=0.01)
+    plan = make_plan(small_space, [], 200, 30, seed=0)
+    table = profile(target, Runtime(), "fake", plan, tmp_path, rounds=10)
+    networks = fresh_networks(small_space, 5, 0, plan.networks)
+    target.speed = 0.9
+    timed = time_networks(networks, table, target, tmp_path, 20, known=load_networks(tmp_path))
+    assert timed.drift == pytest.approx(1 / 0.9 - 1, abs=0.01)
+    assert timed.journal.exists()
+    for network, each in zip(networks, timed.networks, strict=True):
+        record = each.record
+        assert record.architecture == network
+        assert record.p50_ms == pytest.approx(network_ms(network), rel=0.02)
+        assert record.p50_ms <= record.p90_ms <= record.p99_ms
+        assert each.error_ms < 0.02 * record.p50_ms
+
+
 def test_a_plan_spreads_over_sizes_and_kinds(small_space: SearchSpace) -> None:
     plan = make_plan(small_space, [], 300, 4, seed=0)
     reachable = reachable_layer_keys(small_space)
@@ -78,7 +96,7 @@ def test_calibration_finds_the_law_of_the_device(small_space: SearchSpace, tmp_p
     assert calibration.left_out.mape < 0.01
     for network in fresh_networks(small_space, 20, 0, plan.networks):
         assert table.latency(network).latency_ms == pytest.approx(network_ms(network), rel=0.03)
-        assert table.latency(network).source == "measured"
+        assert table.latency(network).source == "table"
 
 
 def test_leave_one_out_equals_fitting_without_the_network(small_space: SearchSpace, tmp_path: Path) -> None:
@@ -158,7 +176,7 @@ def test_predicted_layers_of_the_front_can_be_measured(small_space: SearchSpace,
     # The machine is 10 % faster by now; the anchor ties both sessions together.
     target.speed = 1.1
     better = measure_layers(table, [network], target, Runtime(), tmp_path, 6, SILENT)
-    assert better.latency(network).source == "measured"
+    assert better.latency(network).source == "table"
     for key, entry in better.layer_latencies(network):
         assert entry.latency_ms == pytest.approx(layer_ms(key), rel=0.02)
     assert {key: better.entries[key] for key in others} == others
@@ -223,7 +241,7 @@ def test_a_validation_card_states_the_error(small_space: SearchSpace, tmp_path: 
     assert not set(fresh.values()) & set(plan.networks)
     target.speed = 0.8
     shown = {"mobilenet_v2": reference("mobilenet_v2", 96)}
-    validation = validate(table, fresh, shown, target, tmp_path / "v.jsonl", 8)
+    validation = validate(table, fresh, shown, target, tmp_path, 8)
     save(validation, tmp_path)
     card = load_card(tmp_path)
     assert card is not None
@@ -231,7 +249,19 @@ def test_a_validation_card_states_the_error(small_space: SearchSpace, tmp_path: 
     assert card.calibrated.networks == 15
     assert card.calibrated.mape < 0.03 < card.uncorrected.mape
     assert card.drift == pytest.approx(0.25, abs=0.01)
-    assert card.is_good
+    assert card.faults == ["the machine ran 25% slower"]
+    assert not card.is_good
+    assert "ran 25% slower" in card_problem(card, table)
+    assert card_problem(replace(card, drift=0.02), table) == ""
+    # A table that grew is the same; one measured anew is another.
+    target.speed = 1.0
+    more = make_plan(small_space, [], 220, 30, seed=0, table=table)
+    grown = profile(target, Runtime(), "fake", Plan(more.keys, ()), tmp_path, 8, table)
+    assert len(grown.header.sessions) == 2
+    assert card_problem(replace(card, drift=0.02), grown) == ""
+    target.speed = 0.97
+    anew = profile(target, Runtime(), "fake", plan, tmp_path / "anew", rounds=10)
+    assert "stale: it was measured anew" in card_problem(card, anew)
     text = (tmp_path / "card.md").read_text()
     assert "| mobilenet_v2 | 60.3 | 3.50 | 56 |" in text
     assert (tmp_path / "validation.png").stat().st_size > 10_000
@@ -247,11 +277,11 @@ def test_drift_is_told_by_networks_where_some_were_measured_before(
     fresh = {each.id: each for each in fresh_networks(small_space, 10, 1, plan.networks)}
     target.speed, target.cold_caches = 0.8, 1.2
     known = load_networks(tmp_path)
-    card = validate(table, fresh, {}, target, tmp_path / "v.jsonl", 8, known=known).card
+    card = validate(table, fresh, {}, target, tmp_path, 8, known=known).card
     assert card.drift == pytest.approx(0.25, abs=0.01)
     assert card.calibrated.networks == 10
     assert card.calibrated.mape < 0.02
-    misled = validate(table, fresh, {}, target, tmp_path / "v.jsonl", 8).card
+    misled = validate(table, fresh, {}, target, tmp_path, 8).card
     assert misled.calibrated.bias > 0.1
 
 

@@ -39,7 +39,7 @@ def test_a_network_is_the_sum_of_its_layers() -> None:
     expected = sum(layer_ms(key) for key in layer_keys(reference("mobilenet_v2")))
     found = table.latency(reference("mobilenet_v2"))
     assert found.latency_ms == pytest.approx(expected)
-    assert found.source == "measured"
+    assert found.source == "table"
 
 
 def test_a_network_is_as_good_as_its_worst_layer() -> None:

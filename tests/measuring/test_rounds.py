@@ -127,18 +127,6 @@ def test_statistics() -> None:
     assert rounds.STATISTICS["minimum"](samples) == pytest.approx([1.0, 10.0])
 
 
-def test_the_statistic_is_chosen_by_its_stability() -> None:
-    generator = np.random.default_rng(0)
-    # Rare, deep dips make the minimum a lottery; heavy tails would do the same to a mean.
-    samples = 10 + 0.1 * generator.standard_normal((40, 200))
-    samples[generator.random(samples.shape) < 0.02] *= generator.uniform(0.3, 0.9)
-    assert rounds.most_stable_statistic(samples) == "midmean"
-    # Every third run disturbed: the mean of many samples moves, the middle one does not.
-    samples = 10 + 0.01 * generator.standard_normal((40, 200))
-    samples[generator.random(samples.shape) < 0.35] *= 1.5
-    assert rounds.most_stable_statistic(samples) == "median"
-
-
 def test_drift_that_neighbours_share_is_taken_out() -> None:
     generator = np.random.default_rng(0)
     exact = generator.uniform(0.05, 10, 300)

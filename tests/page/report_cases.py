@@ -33,7 +33,7 @@ def network(top1: float, latency_ms: float, trial: int = 0, name: str | None = N
         deviation=0.5,
         accuracy_source="predicted",
         latency_ms=latency_ms,
-        latency_source="measured",
+        latency_source="table",
         macs=10_000_000,
         parameters=1_000_000,
         resolution=224,

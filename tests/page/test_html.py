@@ -105,11 +105,13 @@ def test_five_thousand_networks_stay_small() -> None:
 
 
 def test_sources_are_named_beside_numbers() -> None:
-    published = replace(network(80.0, 30.0, 2, "torchvision:resnet50"), accuracy_source="published")
+    published = replace(
+        network(80.0, 30.0, 2, "torchvision:resnet50"), accuracy_source="published", latency_source="measured"
+    )
     text = report_page(report(network(75.0, 10.0, 1), published))
     page = re.sub(r"<[^>]+>", "", text)
     assert "80.00 ± 0.50 % published, 30.00 ms measured" in page
-    assert "accuracy predicted (1), published (1); latency measured (2)" in page
+    assert "accuracy predicted (1), published (1); latency measured (1), table (1)" in page
     assert "as its authors report it" in page
 
 

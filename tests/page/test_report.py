@@ -15,12 +15,14 @@ from nas.page.report import (
     _hypervolume_over_trials,
     parameter_importances,
     read_study,
+    recommended,
     report_of,
 )
 from nas.study.loop import architecture_of
 from nas.study.objective import Pareto
 from nas.study.pareto import hypervolume
 from nas.study.storage import close_storage, open_storage, open_study
+from search_spaces.references import reference
 from tests.page.report_cases import BUDGET_MS, REFERENCES, made_up_study, network, report, writable
 from tests.study.search_cases import small_space
 
@@ -58,6 +60,52 @@ def test_front_keeps_to_the_budget_and_goes_by_the_cautious_accuracy() -> None:
     found = report(beyond, unsure, inside, sure, budget_ms=30.0)
     assert found.front == (sure, inside)
     assert report(beyond, inside).front == (inside, beyond)
+
+
+def _timed(number: int, top1: float, latency_ms: float, name: str | None = None) -> NetworkResult:
+    return replace(network(top1, latency_ms, number, name), latency_source="measured", p90_ms=latency_ms + 1)
+
+
+def test_only_what_was_timed_end_to_end_is_recommended() -> None:
+    lucky, one, two = network(78.0, 9.0, 1), _timed(2, 76.0, 9.5), _timed(3, 77.0, 10.5)
+    budget = _timed(4, 75.0, 10.0, "budget")
+    provenance = {"budget_name": "budget", "end_to_end": {"trials": 4, "percentile": 50}}
+    found = report(lucky, one, two, budget, budget_ms=9.8, provenance=provenance)
+    # The table called `lucky` the best; it was not timed. The budget is what its reference took.
+    assert found.bound_ms == 10.0
+    assert found.front == (one,)
+    assert found.answers[0].as_fast == one
+    assert found.table_front == (lucky,)
+    # Newer trials than what was timed: all count again.
+    assert lucky in report(*found.networks, network(1.0, 1.0, 5), budget_ms=9.8, provenance=provenance).front
+
+
+def test_a_network_above_the_budget_at_the_percentile_that_counts_is_not_recommended() -> None:
+    one, two = _timed(1, 76.0, 9.5), _timed(2, 75.0, 8.0)
+    by_median = {"end_to_end": {"trials": 2, "percentile": 50}}
+    assert report(one, two, budget_ms=10.0, provenance=by_median).front == (two, one)
+    by_tail = {"end_to_end": {"trials": 2, "percentile": 90}}
+    assert report(one, two, budget_ms=10.0, provenance=by_tail).front == (two,)
+
+
+def test_what_is_going_to_be_recommended_is_timed() -> None:
+    found = [_made_up(number, 50 + number / 10, 5 + number / 10) for number in range(200)]
+    references = [replace(network(50.0, 12.05, 200, "r"), id="aaaaaaaaaa")]
+    block_table = reference("mobilenet_v2")
+    known = report(*(replace(each, architecture=block_table) for each in (*found, *references)))
+    chosen = list(recommended(known, 20))
+    assert len(chosen) < 20 + 8
+    assert {"aaaaaaaaaa", found[0].id, found[-1].id, found[70].id, found[69].id} <= set(chosen)
+
+
+def test_a_third_objective_stays_until_the_end() -> None:
+    heavy, light = network(76.0, 10.0, 1), replace(network(75.0, 11.0, 2), macs=1)
+    worse = replace(network(74.0, 12.0, 3), macs=2)
+    assert report(heavy, light, worse).front == (heavy,)
+    assert replace(report(heavy, light, worse), third="macs").front == (heavy, light)
+    volumes = _hypervolume_over_trials((heavy, light, worse), None, "macs")
+    assert [trial for trial, _ in volumes] == [1, 2, 3]
+    assert volumes[0][1] < volumes[1][1] == volumes[2][1]
 
 
 def test_a_study_becomes_a_report(tmp_path: Path) -> None:
@@ -156,7 +204,7 @@ def test_the_hypervolume_over_trials_is_that_of_the_fronts() -> None:
         ]
         losses = np.array([[-each.judged_top1, each.latency_ms] for each in networks])
         corner = np.array([0.0, 20.0])
-        steps = dict(_hypervolume_over_trials(networks, 20.0))
+        steps = dict(_hypervolume_over_trials(networks, 20.0, None))
         share = 0.0
         for number in range(len(networks)):
             share = steps.get(number, share)
@@ -166,7 +214,7 @@ def test_the_hypervolume_over_trials_is_that_of_the_fronts() -> None:
 def test_a_front_of_thousands_takes_no_time() -> None:
     networks = [_made_up(number, 0.001 + number / 100, 1.0 + number) for number in range(5_000)]
     start = time.monotonic()
-    assert len(_hypervolume_over_trials(networks, None)) == 5_000
+    assert len(_hypervolume_over_trials(networks, None, None)) == 5_000
     assert time.monotonic() - start < 1
 
 

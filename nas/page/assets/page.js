@@ -5,6 +5,12 @@
   const classes = ["one", "two"]; // of the studies of a comparison
   let selected, against; // {study, index}: the network that was chosen, and the one beside it
   let view = "all";
+  let axis = "latency_ms"; // what accuracy is drawn against: one of the arrays of `networks`
+  const axisLabels = {
+    latency_ms: "latency in ms, one image",
+    macs: "multiply-accumulates in millions",
+    parameters: "parameters in millions",
+  };
 
   // -- elements --------------------------------------------------------------------------------
   const make = (name, attributes = {}, ...children) =>
@@ -24,6 +30,7 @@
       study, index, id: n.id[index], name: s.names[index] || null, top1: n.top1[index],
       deviation: n.deviation[index], latency: n.latency_ms[index], macs: n.macs[index],
       parameters: n.parameters[index], resolution: n.resolution[index], trial: n.trial[index],
+      latencyError: n.latency_error_ms[index], percentiles: n.percentiles_ms[index],
       accuracySource: s.sources[n.accuracy_source[index]], latencySource: s.sources[n.latency_source[index]],
       layers: (n.layers[index] || []).map((i) => s.layers[i]),
     };
@@ -31,6 +38,7 @@
   const label = (network) => network.name || network.id;
   const full = (network) => label(network) + (studies.length > 1 ? ` (${studies[network.study].name})` : "");
   const millions = (count) => (count / 1e6).toFixed(count < 1e8 ? 2 : 0) + " M";
+  const latency = (n) => `${n.latency.toFixed(2)}${n.latencyError ? " ± " + n.latencyError.toFixed(2) : ""} ms`;
   const accuracy = (n) => `${n.top1.toFixed(2)}${n.deviation == null ? "" : " ± " + n.deviation.toFixed(2)} %`;
 
   // -- scales ----------------------------------------------------------------------------------
@@ -72,6 +80,9 @@
   let placed = []; // [x, y, study, index] of everything drawn
   let marks;
 
+  // Where each network of a study lies on the horizontal axis.
+  const across = (s) => (axis === "latency_ms" ? s.networks.latency_ms : s.networks[axis].map((count) => count / 1e6));
+
   function limits() {
     const xs = [], ys = [];
     studies.forEach((s, study) => {
@@ -80,10 +91,10 @@
       const shown = view === "front" && near.length ? near : s.networks.id.map((_, i) => i);
       for (const i of shown) {
         const spread = s.onFront.has(i) ? s.networks.deviation[i] || 0 : 0;
-        xs.push(s.networks.latency_ms[i]);
+        xs.push(across(s)[i]);
         ys.push(s.networks.top1[i] - spread, s.networks.top1[i] + spread);
       }
-      if (s.budget_ms != null) xs.push(s.budget_ms);
+      if (s.budget_ms != null && axis === "latency_ms") xs.push(s.budget_ms);
     });
     const range = (values) => {
       const low = values.reduce((a, b) => Math.min(a, b)), high = values.reduce((a, b) => Math.max(a, b));
@@ -97,9 +108,9 @@
   function drawPareto() {
     const height = Math.round(Math.min(560, Math.max(340, holder.clientWidth * 0.5)));
     const count = studies.reduce((sum, s) => sum + s.networks.id.length, 0);
-    const [svg, box] = canvas(holder, height, `Accuracy against latency of ${count} networks`);
+    const [svg, box] = canvas(holder, height, `Accuracy against ${axisLabels[axis]} of ${count} networks`);
     const [xs, ys] = limits();
-    const { x, y } = axes(svg, box, xs, ys, "latency in ms, one image", "top-1 accuracy in %");
+    const { x, y } = axes(svg, box, xs, ys, axisLabels[axis], "top-1 accuracy in %");
     const inside = (px, py) =>
       px >= box.left - 1 && px <= box.right + 1 && py >= box.top - 1 && py <= box.bottom + 1;
     placed = [];
@@ -107,16 +118,17 @@
     const [dots, fronts, references, labels] = layers;
     const boxes = [];
     studies.forEach((s, study) => {
-      const n = s.networks, c = classes[study], isReference = new Set(s.references);
+      const n = s.networks, where = across(s), c = classes[study], isReference = new Set(s.references);
       const same = study > 0 && s.budget_ms?.toFixed(1) === studies[0].budget_ms?.toFixed(1);
-      if (s.budget_ms != null && !same) {
+      if (s.budget_ms != null && !same && axis === "latency_ms") {
         const px = x(s.budget_ms);
         dots.append(draw("line", { class: "budget", x1: px, x2: px, y1: box.top, y2: box.bottom }));
         const atLeft = px < box.left + 110;
         labels.append(draw("text", { class: "label", x: atLeft ? px + 5 : px - 5, y: box.bottom - 8 - 14 * study,
           "text-anchor": atLeft ? "start" : "end" }, `budget ${s.budget_ms.toFixed(1)} ms`));
       }
-      if (s.front.length) {
+      // A front in three objectives, or along another axis, is no line.
+      if (s.front.length && axis === "latency_ms" && !s.third) {
         let line = "";
         for (const i of s.front) {
           line += line ? `H${x(n.latency_ms[i]).toFixed(1)}V${y(n.top1[i]).toFixed(1)}`
@@ -125,7 +137,7 @@
         fronts.append(draw("path", { class: `frontline ${c}`, d: line }));
       }
       for (let i = 0; i < n.id.length; i++) {
-        const px = x(n.latency_ms[i]), py = y(n.top1[i]);
+        const px = x(where[i]), py = y(n.top1[i]);
         if (!inside(px, py)) continue;
         placed.push([px, py, study, i]);
         const onFront = s.onFront.has(i);
@@ -198,7 +210,9 @@
     const network = at(point[2], point[3]);
     tip.replaceChildren(
       make("div", {}, full(network)),
-      make("div", {}, `${network.latency.toFixed(2)} ms, ${network.latencySource}`),
+      make("div", {}, `${latency(network)}, ${network.latencySource}`),
+      ...(network.percentiles
+        ? [make("div", {}, `p90 ${network.percentiles[0].toFixed(2)}, p99 ${network.percentiles[1].toFixed(2)} ms`)] : []),
       make("div", {}, `${accuracy(network)}, ${network.accuracySource}`),
       make("div", {}, `${millions(network.parameters)} parameters`),
       make("div", {}, `${millions(network.macs)} MACs`),
@@ -315,7 +329,7 @@
     const source = (text) => make("span", { class: "source" }, text);
     const fact = (...children) => make("span", {}, ...children);
     return make("div", { class: "facts" },
-      fact(accuracy(n) + " ", source(n.accuracySource)), fact(`${n.latency.toFixed(2)} ms `, source(n.latencySource)),
+      fact(accuracy(n) + " ", source(n.accuracySource)), fact(latency(n) + " ", source(n.latencySource)),
       fact(`${millions(n.parameters)} parameters`), fact(`${millions(n.macs)} MACs`),
       fact(n.resolution ? `${n.resolution} px` : ""), fact(!n.name ? `trial ${n.trial}` : n.name === n.id ? "" : `id ${n.id}`),
       fact(studies[n.study].onFront.has(n.index) && n.layers.length ? make("code", {}, `architectures/${n.id}.yaml`) : ""));
@@ -432,6 +446,10 @@
       drawPareto();
     });
   }
+  document.getElementById("axis").addEventListener("change", (event) => {
+    axis = event.target.value;
+    drawPareto();
+  });
   holder.addEventListener("keydown", (event) => {
     const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key], front = studies[selected.study].front;
     if (!step || !front.length) return;

@@ -1,0 +1,135 @@
+"""Whole networks timed end to end, stated at the level of a latency table.
+
+A machine is never as fast as it was when the table was made: a few networks of the table's calibration
+run along, and what they say of the level is taken out. So a network's end-to-end time compares with what
+the table says of it, and with the reference that ran in the same rounds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nas.devices.device import Measurement, Target
+from nas.latency.sessions import (
+    NetworkRecord,
+    ProfileProgress,
+    journal_name,
+    link_keys,
+    network_records,
+    table_level,
+)
+from nas.latency.table import LatencyTable
+from nas.measuring.rounds import STATISTICS
+from nas.runtimes.subject import Subject
+from search_spaces.architecture import Architecture
+
+# Networks of the calibration that are measured again.
+_LINKS = 24
+_FEWEST_LINKS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Timed:
+    """A network measured end to end, at the table's level.
+
+    Attributes:
+        record: the network, the table's statistic and percentiles.
+        error_ms: standard error of its median: what two halves of the rounds disagree by, halved.
+    """
+
+    record: NetworkRecord
+    error_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class TimedNetworks:
+    """Networks measured in the same rounds.
+
+    Attributes:
+        networks: in the order asked for.
+        drift: how much slower (positive) or faster the machine was than when the table was made; taken out.
+        conditions: record of the measuring session.
+        journal: the rounds as measured; to be deleted by whoever has saved what follows from them.
+    """
+
+    networks: tuple[Timed, ...]
+    drift: float
+    conditions: Mapping[str, Any]
+    journal: Path
+
+
+def time_networks(
+    architectures: Sequence[Architecture],
+    table: LatencyTable,
+    target: Target,
+    folder: Path,
+    rounds: int,
+    progress: ProfileProgress = ProfileProgress(),  # noqa: B008 - frozen
+    known: Sequence[NetworkRecord] = (),
+) -> TimedNetworks:
+    """Time networks end to end in interleaved rounds.
+
+    Args:
+        architectures: what to time.
+        table: gives statistic and level.
+        target: the device the table was measured on.
+        folder: where rounds are kept while measuring; an interrupted measurement goes on from there.
+        rounds: steady rounds wanted.
+        progress: callbacks for progress bars.
+        known: networks measured for the table; some are measured again, to tell how fast the machine is now.
+
+    Raises:
+        nas.measuring.rounds.MeasurementError: if the machine did not hold still.
+    """
+    links = _spread(known)
+    # Networks tell the level: among so many of them lone layers find colder caches than among a table's
+    # layers, and ran 15 % slower where networks ran 7 % slower. Layers run along to tell drift within rounds.
+    again = [each.architecture for each in links]
+    subjects: list[Subject] = list(dict.fromkeys([*architectures, *again, *link_keys(table)]))
+    journal = folder / journal_name(subjects, "timing")
+    measured = target.measure(subjects, rounds, journal, progress.prepared, progress.measured)
+    statistic = table.header.statistic
+    found = {each.architecture: each for each in network_records(measured, statistic)}
+    ratios = [found[each.architecture].latency_ms / each.latency_ms for each in links]
+    level = float(np.median(ratios)) if ratios else 1 / table_level(table, measured)
+    errors = _half_differences(measured, statistic)
+    return TimedNetworks(
+        tuple(
+            Timed(
+                NetworkRecord(each, *(value / level for value in found[each].latencies_ms)),
+                errors[each] / level,
+            )
+            for each in architectures
+        ),
+        level - 1,
+        measured.record,
+        journal,
+    )
+
+
+def _half_differences(measured: Measurement, statistic: str) -> dict[Architecture, float]:
+    """Standard error of each network's latency, from odd rounds against even ones."""
+    samples = measured.steadied()
+    reduce = STATISTICS[statistic]
+    if len(samples) < 2:
+        return {each: 0.0 for each in measured.subjects if isinstance(each, Architecture)}
+    differences = np.abs(reduce(samples[::2]) - reduce(samples[1::2])) / 2
+    return {
+        each: float(differences[column])
+        for column, each in enumerate(measured.subjects)
+        if isinstance(each, Architecture)
+    }
+
+
+def _spread(known: Sequence[NetworkRecord]) -> list[NetworkRecord]:
+    """Some networks from the fastest to the slowest; none if there are too few to tell a drift."""
+    if len(known) < _FEWEST_LINKS:
+        return []
+    ordered = sorted(known, key=lambda each: (each.latency_ms, each.architecture.id))
+    chosen = np.linspace(0, len(ordered) - 1, min(_LINKS, len(ordered))).round().astype(int)
+    return [ordered[index] for index in chosen]
