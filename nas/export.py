@@ -23,7 +23,8 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 
 from nas import data
-from nas.accuracy.train import calibration_images, evaluate, quantized_top1, train
+from nas.accuracy.source import Judgement
+from nas.accuracy.train import Recipe, calibration_images, fit, judge, judge_quantized
 from nas.assembly import dataset_settings, recipe_of
 from nas.command import command
 from nas.console import console, print_summary
@@ -48,7 +49,6 @@ from search_spaces.references import UnknownReferenceError, reference
 _ENDINGS = {"onnx": ".onnx", "litert": ".tflite", "litert_split": ".tflite"}
 # What would be taken for something else under such a name.
 _OTHER_ENDINGS = {".safetensors", ".yaml", ".yml", ".json", ".txt", ".pt", ".pth", ".onnx", ".tflite"}
-_JUDGED_AT_ONCE = 64
 
 
 @dataclass
@@ -137,27 +137,28 @@ def main(config: Any) -> None:
     recognition = split.recognition if split else trained.recognition if trained else None
     _check_beside(output, recognition, settings.overwrite)
     rows: dict[str, str] = {}
-    top1: float | None = None
+    judged: Judgement | None = None
     if settings.train:
         assert split is not None
         assert dataset is not None
         check_output(weights, "export.output", settings.overwrite)
-        network, top1 = train(architecture, split, recipe_of(plain(config.accuracy, TrainConfig), seed=0))
+        recipe = recipe_of(plain(config.accuracy, TrainConfig), seed=0)
+        network = fit(architecture, split, recipe)
+        judged = judge(network, split, recipe)
         write_tensors(weights, network.state_dict(), _notes(split.recognition, dataset))
         rows["weights"] = str(weights)
     elif trained:
         _load_weights(network, trained, Path(str(settings.weights)))
         if split:
-            top1 = evaluate(network, split.validation, _JUDGED_AT_ONCE)
+            judged = judge(network, split, Recipe())
     else:
         rows["weights"] = "random: good for timing, not for recognising anything"
     network.eval().cpu()
-    if split and top1 is not None:
-        rows["top-1"] = (
-            f"{top1:.2f} % of {len(split.validation):,} unseen images of {dataset.name if dataset else ''}"
-        )
+    if split and judged:
+        rows["top-1"] = _shown(judged)
         if settings.precision == "int8":
-            rows["top-1 in int8"] = f"{quantized_top1(network, split):.2f} % of the same"
+            rows["top-1 in int8"] = _shown(judge_quantized(network, split))
+        rows["chance"] = f"{judged.majority:.2f} %, by always answering {judged.majority_class}"
     calibrating = calibration_images(split) if split and settings.precision == "int8" else []
     write_atomically(output, _model(network, settings, name, calibrating, recognition))
     if recognition:
@@ -174,6 +175,14 @@ def main(config: Any) -> None:
         "file": f"{output} ({output.stat().st_size / 1e6:.1f} MB)",
     }
     print_summary(f"exported {name}", rows, _next(settings, output))
+
+
+def _shown(judged: Judgement) -> str:
+    chance = "" if judged.above_chance else "; not above chance"
+    return (
+        f"{judged.top1:.2f} % of {judged.images:,} unseen images, ± {judged.deviation:.1f}; "
+        f"mean of the classes {judged.class_mean:.2f} %{chance}"
+    )
 
 
 def _outputs(settings: ExportSettings) -> tuple[Path, Path]:

@@ -2,14 +2,86 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from search_spaces.architecture import Architecture
 from search_spaces.errors import InputError
+from search_spaces.gate import Gate
 
 AccuracySource = Literal["measured", "predicted", "published", "proxy"]
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """How well a network did on validation images, and how much of it anybody would have got.
+
+    Attributes:
+        top1: percentage of images whose first answer is right.
+        class_mean: mean over the classes of the percentage that is right: each class counts the same.
+        majority: percentage of the images that are of the most frequent class: who always answers it has
+            this top-1.
+        majority_class: its name.
+        images: how many there were.
+    """
+
+    top1: float
+    class_mean: float
+    majority: float
+    majority_class: str
+    images: int
+
+    @classmethod
+    def of(cls, answers: Sequence[int], labels: Sequence[int], names: Sequence[str]) -> Judgement:
+        """From class numbers: what was answered, and what was right."""
+        counts = Counter(labels)
+        right = Counter(label for answer, label in zip(answers, labels, strict=True) if answer == label)
+        most, count = counts.most_common(1)[0]
+        return cls(
+            top1=100 * right.total() / len(labels),
+            class_mean=100 * sum(right[each] / counts[each] for each in counts) / len(counts),
+            majority=100 * count / len(labels),
+            majority_class=names[most],
+            images=len(labels),
+        )
+
+    @property
+    def deviation(self) -> float:
+        """One standard deviation of :attr:`top1` in points: binomial, from the number of images alone.
+
+        Of the rate with one right and one wrong image more, so that all right is not taken for certain.
+        """
+        rate = (self.top1 / 100 * self.images + 1) / (self.images + 2)
+        return 100 * math.sqrt(rate * (1 - rate) / self.images)
+
+    @property
+    def above_chance(self) -> bool:
+        """Whether it did better than the most frequent class, by more than two standard deviations."""
+        return self.top1 - 2 * self.deviation > self.majority
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Any, gate: Gate) -> Judgement:
+        """What :meth:`to_dict` gave.
+
+        Raises:
+            InputError: of the gate's kind, if it is something else.
+        """
+        fields = gate.fields("judgement", data, [*cls.__dataclass_fields__])
+        shares = {
+            name: gate.number(name, fields[name], 0, 100) for name in ("top1", "class_mean", "majority")
+        }
+        return cls(
+            **shares,
+            majority_class=gate.string("majority_class", fields["majority_class"]),
+            images=gate.integer("images", fields["images"], 1),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,11 +93,18 @@ class Accuracy:
             without unit.
         source: ``measured`` (trained and validated here), ``predicted``, ``published`` or ``proxy``.
         deviation: one standard deviation in percentage points, None where nothing is known of it.
+        judgement: what it was judged on, None where it was not.
     """
 
     top1: float
     source: AccuracySource
     deviation: float | None = None
+    judgement: Judgement | None = None
+
+    @classmethod
+    def measured(cls, judgement: Judgement) -> Accuracy:
+        """Of a network that was trained and judged here."""
+        return cls(judgement.top1, "measured", judgement.deviation, judgement)
 
 
 class AccuracyError(InputError):

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from nas.accuracy.source import Accuracy, AccuracyError
+from nas.accuracy.source import Accuracy, AccuracyError, Judgement
 from nas.data import ImageSource, Split, balanced_sample
 from nas.measuring.models import OnnxRunner
 from nas.network import Network
@@ -54,6 +54,10 @@ class Recipe:
         for name in ("epochs", "batch_size", "threads"):
             if getattr(self, name) < 1:
                 raise InputError(f"accuracy.{name} must be at least 1, not {getattr(self, name)}")
+        if self.batch_size < 2:
+            raise InputError(
+                "accuracy.batch_size must be at least 2: batch normalisation needs several images"
+            )
         if not self.learning_rate > 0:
             raise InputError(f"accuracy.learning_rate must be positive, not {self.learning_rate}")
         if self.device.startswith("cuda") and not torch.cuda.is_available():
@@ -86,8 +90,9 @@ class TrainedAccuracy:
             AccuracyError: if the training diverges.
         """
         split = self.load(architecture.resolution)
-        network, top1 = train(architecture, split, self.recipe)
-        return Accuracy(quantized_top1(network, split) if self.int8 else top1, "measured")
+        network = fit(architecture, split, self.recipe)
+        judged = judge_quantized(network, split) if self.int8 else judge(network, split, self.recipe)
+        return Accuracy.measured(judged)
 
 
 def train(architecture: Architecture, split: Split, recipe: Recipe) -> tuple[Network, float]:
@@ -95,6 +100,16 @@ def train(architecture: Architecture, split: Split, recipe: Recipe) -> tuple[Net
 
     Returns:
         The trained network and its top-1 accuracy in percent on the validation images.
+
+    Raises:
+        AccuracyError: if the training diverges, or the classes do not fit.
+    """
+    network = fit(architecture, split, recipe)
+    return network, judge(network, split, recipe).top1
+
+
+def fit(architecture: Architecture, split: Split, recipe: Recipe) -> Network:
+    """Train a network from scratch.
 
     Raises:
         AccuracyError: if the training diverges, or the classes do not fit.
@@ -131,18 +146,27 @@ def train(architecture: Architecture, split: Split, recipe: Recipe) -> tuple[Net
                 f"the training of {architecture.id} diverged in epoch {epoch + 1}; "
                 "lower accuracy.learning_rate"
             )
-    return network, evaluate(network, split.validation, recipe.batch_size * 2)
+    return network
+
+
+def judge(network: nn.Module, split: Split, recipe: Recipe) -> Judgement:
+    """How well a network does on the validation images."""
+    found = answers(network, split.validation, recipe.batch_size * 2)
+    return Judgement.of(found.tolist(), split.validation.labels.tolist(), split.classes)
+
+
+def evaluate(network: nn.Module, images: ImageSource, batch_size: int) -> float:
+    """Top-1 accuracy in percent."""
+    return 100 * (answers(network, images, batch_size) == images.labels).float().mean().item()
 
 
 @torch.inference_mode()
-def evaluate(network: nn.Module, images: ImageSource, batch_size: int) -> float:
-    """Top-1 accuracy in percent."""
+def answers(network: nn.Module, images: ImageSource, batch_size: int) -> Tensor:
+    """(N,) class numbers that a network gives images, in their order."""
     device = next(network.parameters()).device
     network.eval()
-    right = 0
-    for batch, labels in images.batches(batch_size, False, 0):
-        right += int((network(_to(batch, device)).argmax(dim=1).cpu() == labels).sum())
-    return 100 * right / len(images)
+    batches = images.batches(batch_size, False, 0)
+    return torch.cat([network(_to(batch, device)).argmax(dim=1).cpu() for batch, _ in batches])
 
 
 def calibration_images(split: Split) -> list[NDArray[np.float32]]:
@@ -152,15 +176,20 @@ def calibration_images(split: Split) -> list[NDArray[np.float32]]:
 
 def quantized_top1(network: Network, split: Split) -> float:
     """Top-1 in percent of the int8 network that ``nas.export`` would write, on the validation images."""
+    return judge_quantized(network, split).top1
+
+
+def judge_quantized(network: Network, split: Split) -> Judgement:
+    """How well the int8 network that ``nas.export`` would write does on the validation images."""
     side = network.architecture.resolution
     model = onnx_model(network.eval().cpu(), (1, 3, side, side))
     runner = OnnxRunner(quantize(model, calibration_images(split)).SerializeToString(), 1)
-    right = 0
-    for batch, labels in split.validation.batches(CALIBRATION_IMAGES, False, 0):
-        for image, label in zip(batch, labels, strict=True):
+    found = []
+    for batch, _ in split.validation.batches(CALIBRATION_IMAGES, False, 0):
+        for image in batch:
             runner.take(image[None].contiguous().numpy())
-            right += int(runner.output().argmax() == int(label))
-    return 100 * right / len(split.validation)
+            found.append(int(runner.output().argmax()))
+    return Judgement.of(found, split.validation.labels.tolist(), split.classes)
 
 
 def _to(images: Tensor, device: torch.device) -> Tensor:

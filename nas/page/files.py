@@ -40,6 +40,7 @@ _COLUMNS = (
     "kind",
     "top1",
     "deviation",
+    "class_mean",
     "accuracy_source",
     "published",
     "latency_ms",
@@ -117,8 +118,8 @@ def summary_rows(files: ReportFiles) -> dict[str, str]:
         "latency": report.title or "device unknown",
         "front": f"{len(report.front)} of {len(report.networks):,} networks",
     }
-    if report.recipe_note:
-        rows["accuracy"] = report.recipe_note
+    if report.notes:
+        rows["accuracy"] = " ".join(report.notes)
     if any(answer.mixes_kinds for answer in report.answers):
         rows["mind"] = MIXED_KINDS
     names = ", ".join(path.name for path in (*files.figures, files.table, files.summary))
@@ -186,8 +187,8 @@ def summary(report: Report) -> str:
         if answer.as_fast:
             line += f" {answer.evidence(answer.as_fast)}."
         lines.append(line)
-    if report.recipe_note:
-        lines += ["", report.recipe_note]
+    for note in report.notes:
+        lines += ["", markdown_text(note)]
     if any(answer.mixes_kinds for answer in report.answers):
         lines += ["", MIXED_KINDS]
     budget = "no latency budget" if report.bound_ms is None else f"budget {report.bound_ms:.2f} ms"

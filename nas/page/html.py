@@ -251,7 +251,7 @@ def _answers(report: Report) -> Markup:
             lines.append(element("p", *line, data_answer=what))
         cards.append(element("article", *lines, class_="answer"))
     section_ = element("section", *cards, class_="answers", aria_label="What was found")
-    notes = [report.recipe_note] if report.recipe_note else []
+    notes = [*report.notes]
     if any(answer.mixes_kinds for answer in report.answers):
         notes.append(MIXED_KINDS)
     if notes:

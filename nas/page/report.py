@@ -28,6 +28,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from nas.accuracy.joint import JointPrediction
 from nas.accuracy.recipes import DESCRIPTIONS
+from nas.accuracy.source import Judgement
 from nas.latency.table import MAX_MS
 from nas.study.journal import JournalReader, storage_of
 from nas.study.objective import BYTES_PER_PARAMETER, THIRD_COSTS
@@ -92,6 +93,7 @@ class NetworkResult:
         latency_error_ms: one standard deviation of the latency, None where unknown.
         p90_ms: 90th percentile of the runs timed end to end, None where there were none.
         p99_ms: 99th percentile.
+        judgement: what a trained network was judged on, None for others.
     """
 
     trial: int
@@ -112,6 +114,7 @@ class NetworkResult:
     latency_error_ms: float | None = None
     p90_ms: float | None = None
     p99_ms: float | None = None
+    judgement: Judgement | None = None
 
     @property
     def latency(self) -> str:
@@ -129,6 +132,11 @@ class NetworkResult:
         if name == "model_size_mb":
             return self.parameters * BYTES_PER_PARAMETER / 1e6
         return float(getattr(self, name))
+
+    @property
+    def class_mean(self) -> float | None:
+        """Mean accuracy of the classes in percent, None where the network was not judged here."""
+        return self.judgement.class_mean if self.judgement else None
 
     @property
     def label(self) -> str:
@@ -424,6 +432,27 @@ class Report:
         )
 
     @property
+    def judgement_note(self) -> str:
+        """On how many images trained networks were judged, and what chance would get; empty without any."""
+        judged = [each.judgement for each in self.networks if each.judgement]
+        if not judged:
+            return ""
+        best = max(judged, key=lambda each: each.top1)
+        note = (
+            f"Judged on {best.images:,} images, {best.majority:.1f} % of them {best.majority_class}: always "
+            f"answering that is chance. The best network has {best.top1:.1f} ± {best.deviation:.1f} %, "
+            f"{best.class_mean:.1f} % as the mean of the classes."
+        )
+        if best.above_chance:
+            return note
+        return f"{note} That is not above chance: accuracies here tell nothing apart (see dataset.balanced)."
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Sentences on what accuracies are worth."""
+        return tuple(each for each in (self.recipe_note, self.judgement_note) if each)
+
+    @property
     def compared(self) -> dict[str, Architecture]:
         """By id, the networks whose predictions are to be known together: front, references, answers."""
         found = [each for each in self.table_front if each.kind != "reference"]
@@ -595,6 +624,7 @@ def _network(
         resolution=architecture.resolution if architecture else _resolution(gate, resolution),
         architecture=architecture,
         published=_published_top1(name, architecture),
+        judgement=_judgement(gate, attributes.get("judgement")),
         **_percentiles(gate, latency, known.error_percent),
         **_measured(gate, {**attributes, **latency}),
     )
@@ -635,6 +665,10 @@ def _measured(gate: Gate, attributes: Mapping[str, Any]) -> dict[str, Any]:
 
 def _deviation(gate: Gate, value: Any) -> float | None:
     return None if value is None else gate.number("deviation", value, 0, 1_000)
+
+
+def _judgement(gate: Gate, data: Any) -> Judgement | None:
+    return None if data is None else Judgement.from_dict(data, gate)
 
 
 def _resolution(gate: Gate, value: Any) -> int | None:

@@ -26,7 +26,7 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
 # User attributes that are known only once a network is evaluated.
-RESULTS = ("top1", "deviation", "accuracy_source", "error")
+RESULTS = ("top1", "deviation", "accuracy_source", "judgement", "error")
 
 _RENEWALS_PER_LEASE = 4
 

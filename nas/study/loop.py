@@ -402,6 +402,8 @@ class _Search:
                 "deviation": answer.deviation,
                 "accuracy_source": answer.source,
             }
+            if answer.judgement:
+                job.trial.user_attrs["judgement"] = answer.judgement.to_dict()
             recorded = self._record(job, values(self._objective, job.evaluation(answer)))
         if not candidate or not recorded:
             return

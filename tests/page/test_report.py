@@ -9,6 +9,8 @@ import optuna
 import pytest
 from optuna.trial import FrozenTrial
 
+from nas.accuracy.source import Judgement
+from nas.page.files import pareto_csv, summary
 from nas.page.report import (
     NetworkResult,
     ReportError,
@@ -220,3 +222,18 @@ def test_a_front_of_thousands_takes_no_time() -> None:
 
 def _made_up(trial: int, top1: float, latency_ms: float) -> NetworkResult:
     return replace(network(top1, latency_ms, trial), id=f"{trial:010x}")
+
+
+def test_chance_is_said_beside_trained_accuracies() -> None:
+    assert report(network(70, 5)).judgement_note == ""
+    labels = [0] * 80 + [1] * 4 + [2] * 4
+    names = ("round", "square", "odd")
+    lazy, able = (Judgement.of(answers, labels, names) for answers in ([0] * 88, labels))
+    found = report(replace(network(lazy.top1, 5), judgement=lazy))
+    assert "90.9 % of them round" in found.judgement_note
+    assert "90.9 ± 3.2 %, 33.3 % as the mean of the classes" in found.judgement_note
+    assert "not above chance" in found.judgement_note
+    assert "not above chance" in summary(found)
+    better = report(*found.networks, replace(network(100, 6, trial=1), judgement=able))
+    assert "above chance" not in better.judgement_note
+    assert "class_mean" in pareto_csv(better)
