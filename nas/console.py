@@ -66,7 +66,8 @@ def search_progress(trials: int) -> Iterator[Callable[[SearchProgress], None]]:
                 f"hypervolume {progress.hypervolume:.3f}",
             ]
             if best is not None:
-                parts.append(f"best {best.top1:.2f} % at {best.latency_ms:.2f} ms")
+                unit = "" if best.source == "proxy" else " %"
+                parts.append(f"best {best.top1:.2f}{unit} at {best.latency_ms:.2f} ms")
             if progress.seconds_left is not None:
                 parts.append(f"{progress.seconds_left:.0f} s left")
             bars.update(task, completed=progress.done, description=", ".join(parts))

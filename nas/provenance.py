@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import hashlib
 import importlib.metadata
+import os
 import statistics
 from collections.abc import Mapping
 from pathlib import Path
@@ -55,7 +57,27 @@ def fingerprint(
     settings["accuracy"]["content"] = _content(config.accuracy)
     if config.accuracy.name == "train":
         settings["dataset"] = OmegaConf.to_container(config.dataset, resolve=True)
+        # How pictures are read changes nothing about them; what lies in the folder does.
+        for name in ("workers", "download"):
+            settings["dataset"].pop(name, None)
+        if config.dataset.root:
+            settings["dataset"]["content"] = folder_digest(Path(config.dataset.root))
     return settings
+
+
+def folder_digest(folder: Path) -> str:
+    """A digest of the names and sizes of the files below a folder; results of ours within it do not count."""
+    found = []
+    for place, folders, names in os.walk(folder):
+        folders[:] = sorted(each for each in folders if not each.startswith("."))
+        if "study.journal" in names or "table.json" in names:
+            folders.clear()
+            continue
+        for name in names:
+            with contextlib.suppress(OSError):
+                path = Path(place, name)
+                found.append(f"{path.relative_to(folder)} {path.stat().st_size}")
+    return hashlib.sha256("\n".join(sorted(found)).encode(errors="surrogateescape")).hexdigest()[:16]
 
 
 def _content(accuracy: Any) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +30,7 @@ from nas.page.files import write_report
 from nas.page.report import JOINT, recommended, report_of
 from nas.page.timm_reference import is_timm, timm_references
 from nas.page.torchvision_reference import (
+    TorchvisionReferenceError,
     check_measurable,
     is_torchvision,
     measure_end_to_end,
@@ -108,6 +110,12 @@ def _search(config: Any) -> None:
     ]
     space, accuracy, resolution = accuracy_of(config, read_space(config.search_space), settings)
     references = reference_architectures(space, settings.references, resolution)
+    start = settings.refine_from
+    if settings.refine and start and start not in references and not re.fullmatch("[0-9a-f]{10}", start):
+        raise InputError(
+            f"search.refine_from={start} is neither a reference ({', '.join(references)}) nor the id of a "
+            "network on the front"
+        )
     named = plain(config.study, StudyConfig)
     folder = Path(named.folder) / named.name
     tables = table_folder(Path(profiling.folder), board.name, runtime)
@@ -185,8 +193,12 @@ def _search(config: Any) -> None:
         table = _measure_front(opened, table, latencies)
         if foreign:
             journal = folder / "torchvision.jsonl"
-            record(opened, foreign, measure_end_to_end(foreign, table, runtime, journal))
-            journal.unlink()
+            try:
+                record(opened, foreign, measure_end_to_end(foreign, table, runtime, journal))
+                journal.unlink()
+            except (MeasurementError, TorchvisionReferenceError) as error:
+                names = ", ".join(each.name for each in foreign)
+                console.print(f"[yellow]warning: {names} are not in the report: {error}[/]")
         # Measuring the front changed the table: from now on this one is the study's.
         known = provenance(config, table, card, budget_ms)
         end_to_end = _time_best(opened, table, latencies, settings, folder)

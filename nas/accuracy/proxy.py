@@ -39,7 +39,7 @@ def naswot(network: nn.Module, images: Tensor) -> float:
         on = (inputs[0].detach().flatten(1) > 0).double()
         kernel.add_(on @ on.T + (1 - on) @ (1 - on).T)
 
-    activations = (nn.ReLU, nn.ReLU6, nn.Hardswish)
+    activations = (nn.ReLU, nn.ReLU6, nn.Hardswish, nn.SiLU)
     hooks = [
         each.register_forward_pre_hook(add) for each in network.modules() if isinstance(each, activations)
     ]
@@ -136,5 +136,12 @@ class ProxyAccuracy:
         proxy_scorer(self.name, self.resolution)
 
     def accuracy(self, architecture: Architecture) -> Accuracy:
-        """See :class:`nas.accuracy.source.AccuracyEstimator`."""
-        return Accuracy(proxy_score(architecture, self.name, self.resolution), "proxy")
+        """See :class:`nas.accuracy.source.AccuracyEstimator`.
+
+        Raises:
+            AccuracyError: if the score is no finite number.
+        """
+        score = proxy_score(architecture, self.name, self.resolution)
+        if not math.isfinite(score):
+            raise AccuracyError(f"the score {self.name} of {architecture.id} is {score}: it ranks nothing")
+        return Accuracy(score, "proxy")

@@ -16,11 +16,10 @@ from search_spaces.space import NotInSpaceError, SearchSpace
 from search_spaces.stage import Parameters, Value
 
 _ACCURACY = "accuracy"
-_Key = tuple[tuple[str, Value], ...]
 
 
 class AccuracyTable:
-    """Accuracies looked up by the parameters of a search space.
+    """Accuracies of the members of a search space, each known by its parameters in the file.
 
     Args:
         space: the space whose parameters name the columns.
@@ -35,8 +34,9 @@ class AccuracyTable:
         self._space, self._path = space, path
         candidates = space.parameters()
         texts = {name: {_text(value): value for value in values} for name, values in candidates.items()}
-        self._top1: dict[_Key, float] = {}
-        lines: dict[_Key, Line] = {}
+        # By network: several settings of a space may give the same one.
+        self._top1: dict[Architecture, float] = {}
+        lines: dict[Architecture, Line] = {}
         for line in read_lines(path, [_ACCURACY], list(candidates)):
             top1 = line.number_in(_ACCURACY, 0, 100)
             key = self._read(line, texts)
@@ -50,31 +50,31 @@ class AccuracyTable:
     def __len__(self) -> int:
         return len(self._top1)
 
-    def _read(self, line: Line, texts: dict[str, dict[str, Value]]) -> _Key:
-        active: Parameters = {}
-
+    def _read(self, line: Line, texts: dict[str, dict[str, Value]]) -> Architecture:
         def choose(name: str, choices: tuple[Value, ...]) -> Value:
             cell = line.cells.get(name, "").strip()
             if not cell:
                 raise line.fail(f"{name} is empty or missing, but this architecture has it")
             if _text(cell) not in texts[name]:
                 raise line.fail(f"{name}: {cell!r} is not among {list(choices)}")
-            active[name] = texts[name][_text(cell)]
-            return active[name]
+            return texts[name][_text(cell)]
 
-        self._space.compose(choose)
-        return tuple(active.items())
+        return self._space.compose(choose)
 
     def accuracy(self, architecture: Architecture) -> Accuracy:
-        """The accuracy in the table, as measured.
+        """The accuracy in the table.
 
         Raises:
             AccuracyError: if the table does not hold the architecture.
         """
-        try:
-            return self.of_parameters(self._space.encode(architecture))
-        except NotInSpaceError as error:
-            raise AccuracyError(str(error)) from None
+        top1 = self._top1.get(architecture)
+        if top1 is None:
+            try:
+                self._space.encode(architecture)
+            except NotInSpaceError as error:
+                raise AccuracyError(str(error)) from None
+            raise AccuracyError(f"{self._path} holds no accuracy of this architecture")
+        return Accuracy(top1, "given")
 
     def of_parameters(self, parameters: Parameters) -> Accuracy:
         """The same, by the parameters of a study's trial; superfluous (inactive) ones are ignored.
@@ -82,19 +82,13 @@ class AccuracyTable:
         Raises:
             AccuracyError: if the table does not hold them.
         """
-        active: Parameters = {}
 
         def choose(name: str, choices: tuple[Value, ...]) -> Value:
             if parameters.get(name) not in choices:
                 raise AccuracyError(f"{name}: {parameters.get(name)!r} is not among {list(choices)}")
-            active[name] = parameters[name]
-            return active[name]
+            return parameters[name]
 
-        self._space.compose(choose)
-        top1 = self._top1.get(tuple(active.items()))
-        if top1 is None:
-            raise AccuracyError(f"{self._path} holds no accuracy of this architecture")
-        return Accuracy(top1, "measured")
+        return self.accuracy(self._space.compose(choose))
 
 
 def _text(value: Value) -> str:

@@ -100,7 +100,7 @@ def _draw(axes: Axes, report: Report) -> None:
         )
     title = textwrap.fill(report.title, _LABEL_CHARACTERS)
     axes.set_xlabel(f"latency in ms ({_sources(report, 'latency_source')})\n{title}")
-    axes.set_ylabel(f"top-1 accuracy in % ({_sources(report, 'accuracy_source')})")
+    axes.set_ylabel(f"{report.accuracy_label} ({_sources(report, 'accuracy_source')})")
     if below:
         axes.set_ylim(bottom=floor)
     axes.grid(linewidth=0.3)

@@ -63,6 +63,8 @@ _SOURCES = {
     "layers of the same hardware. Accuracy: a model fitted to trained networks says so; nothing was "
     "trained here.",
     "estimated": "Latency: from a shipped preset, not from this hardware.",
+    "given": "Accuracy: as the table that was given says.",
+    "proxy": "Accuracy: none; a training-free score ranks the networks, and says nothing of their accuracy.",
     "published": "Accuracy: as its authors report it, with their training.",
 }
 
@@ -156,6 +158,7 @@ def _payload(report: Report) -> dict[str, Any]:
         "columns": PAPER_COLUMNS,
         "budget_ms": report.bound_ms,
         "third": report.third,
+        "accuracy_label": report.accuracy_label,
         "sources": sources,
         "names": {position: n.name for position, n in enumerate(networks) if n.name},
         "references": [report.positions[network.trial] for network in report.references],
@@ -369,7 +372,7 @@ def _front_card(report: Report, study: int = 0, title: str = "Front and referenc
                 str(network.resolution or "–"),
             )
         )
-    heads = ("network", "top-1 in %", "latency in ms", "M MACs", "M parameters", "px")
+    heads = ("network", report.accuracy_label, "latency in ms", "M MACs", "M parameters", "px")
     return card(title, element("div", table(heads, lines), class_="tall"), class_="card long")
 
 

@@ -80,7 +80,7 @@ class NetworkResult:
         top1: accuracy in percent.
         judged_top1: accuracy the search went by: less where the objective is cautious.
         deviation: one standard deviation of the accuracy in points, None where unknown.
-        accuracy_source: ``measured``, ``predicted`` or ``published``.
+        accuracy_source: ``measured``, ``given``, ``predicted``, ``published`` or ``proxy``.
         latency_ms: milliseconds for one image; the median where it was timed end to end.
         latency_source: ``measured`` end to end, or the worst of its layers: ``table`` where all were
             measured, ``predicted``, ``estimated``.
@@ -145,7 +145,9 @@ class NetworkResult:
 
     @property
     def accuracy(self) -> str:
-        """E.g. ``76.94 ± 0.80 %``."""
+        """E.g. ``76.94 ± 0.80 %``; a training-free score is no percentage: ``score 84.31``."""
+        if self.accuracy_source == "proxy":
+            return f"score {self.top1:.2f}"
         deviation = "" if self.deviation is None else f" ± {self.deviation:.2f}"
         return f"{self.top1:.2f}{deviation} %"
 
@@ -160,12 +162,14 @@ class Gain:
         disappointment: how much of the difference is expected to come from choosing the best of many
             predictions, points.
         choices: of how many it was the best.
+        unit: of all of these.
     """
 
     difference: float
     deviation: float | None = None
     disappointment: float = 0.0
     choices: int = 1
+    unit: str = "points"
 
     @property
     def points(self) -> float:
@@ -181,7 +185,7 @@ class Gain:
     def text(self) -> str:
         """E.g. ``at least +0.7 points``."""
         if self.deviation is None:
-            return f"{signed(self.points, 1)} points"
+            return f"{signed(self.points, 1)} {self.unit}"
         if self.bound > 0:
             return f"at least {signed(self.bound, 1)} points"
         return f"{signed(self.points, 1)} ± {self.deviation:.1f} points, no sure gain"
@@ -466,6 +470,12 @@ class Report:
         }
 
     @property
+    def accuracy_label(self) -> str:
+        """What the accuracies of this study are."""
+        scored = any(network.accuracy_source == "proxy" for network in self.networks)
+        return "training-free score" if scored else "top-1 accuracy in %"
+
+    @property
     def title(self) -> str:
         """One line: device, runtime, precision, threads, date; empty where unknown."""
         return str(section(self.provenance, "latency").get("title") or self.provenance.get("hardware") or "")
@@ -618,7 +628,7 @@ def _network(
         kind=gate.choice("kind", attributes["kind"], _KINDS),
         name=None if name is None else gate.string("name", name, 100),
         # What the search went by, also where the value of the trial is a product of it.
-        judged_top1=gate.number("top1", attributes["top1"], -100, 100) - known.caution * (deviation or 0.0),
+        judged_top1=_top1(gate, attributes) - known.caution * (deviation or 0.0),
         deviation=deviation,
         accuracy_source=gate.string("accuracy_source", attributes["accuracy_source"], 30),
         resolution=architecture.resolution if architecture else _resolution(gate, resolution),
@@ -655,12 +665,18 @@ def _published_top1(name: str | None, architecture: Architecture | None) -> floa
 def _measured(gate: Gate, attributes: Mapping[str, Any]) -> dict[str, Any]:
     """What is known of every network, checked."""
     return {
-        "top1": gate.number("top1", attributes["top1"], -100, 100),
+        "top1": _top1(gate, attributes),
         "latency_ms": gate.number("latency_ms", attributes["latency_ms"], 1e-9, MAX_MS),
         "latency_source": gate.string("latency_source", attributes["latency_source"], 30),
         "macs": gate.integer("macs", attributes["macs"]),
         "parameters": gate.integer("parameters", attributes["parameters"]),
     }
+
+
+def _top1(gate: Gate, attributes: Mapping[str, Any]) -> float:
+    # Scores have no unit; other sources have percent.
+    limit = 1e9 if attributes.get("accuracy_source") == "proxy" else 100
+    return gate.number("top1", attributes["top1"], -limit, limit)
 
 
 def _deviation(gate: Gate, value: Any) -> float | None:
@@ -750,7 +766,8 @@ def _gain(
     caution: float,
 ) -> Gain:
     if joint is None or found.id not in joint or reference.id not in joint:
-        return Gain(found.top1 - reference.top1)
+        unit = "of the score" if found.accuracy_source == "proxy" else "points"
+        return Gain(found.top1 - reference.top1, unit=unit)
     difference = joint.difference(found.id, reference.id)
     known = [each for each in dict.fromkeys(choices) if each in joint]
     lost = joint.disappointment(known, caution)

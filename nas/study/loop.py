@@ -66,12 +66,14 @@ class Best:
         name: its name if it is a reference.
         top1: accuracy in percent, cautious where the objective is.
         latency_ms: milliseconds for one image.
+        source: of the accuracy; a ``proxy`` is no percentage.
     """
 
     architecture: str
     name: str | None
     top1: float
     latency_ms: float
+    source: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -522,7 +524,8 @@ class _Board:
         latency_ms = attributes["latency_ms"]
         top1 = attributes["top1"] - self._objective.caution * (attributes["deviation"] or 0.0)
         if latency_ms <= self._budget_ms and (self.best is None or top1 > self.best.top1):
-            self.best = Best(attributes["architecture"], attributes["name"], top1, latency_ms)
+            source = attributes["accuracy_source"]
+            self.best = Best(attributes["architecture"], attributes["name"], top1, latency_ms, source)
 
     def hypervolume(self) -> float:
         """See :class:`Progress`."""

@@ -1,9 +1,10 @@
+import math
 from dataclasses import replace
 
 import pytest
 import torch
 
-from nas.accuracy.proxy import naswot, proxy_score, proxy_scorer, synflow
+from nas.accuracy.proxy import ProxyAccuracy, naswot, proxy_score, proxy_scorer, synflow
 from nas.accuracy.source import AccuracyError
 from nas.cost import cost
 from nas.network import Network
@@ -54,3 +55,9 @@ def test_naswot_is_lower_for_images_that_are_alike() -> None:
 def test_unknown_proxy() -> None:
     with pytest.raises(AccuracyError, match="unknown proxy 'grad': known are naswot, synflow, macs"):
         proxy_scorer("grad")  # type: ignore[arg-type]
+
+
+def test_a_score_that_ranks_nothing_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nas.accuracy.proxy.proxy_score", lambda *_: -math.inf)
+    with pytest.raises(AccuracyError, match="is -inf: it ranks nothing"):
+        ProxyAccuracy("synflow").accuracy(SMALL)

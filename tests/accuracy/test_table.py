@@ -1,4 +1,5 @@
 import csv
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -62,8 +63,22 @@ def test_looks_up_by_architecture_and_by_parameters(tmp_path: Path) -> None:
     table = _table(tmp_path / "t.csv", ROWS)
     assert len(table) == 2
     known = {"stage1.depth": 1, "stage1.kernel": 5, "stage1.block1.expansion": 6.0, "stage1.se": True}
-    assert table.accuracy(SPACE.build(known)) == Accuracy(88.0, "measured")
-    assert table.of_parameters(known | {"stage1.block2.expansion": 2.5}) == Accuracy(88.0, "measured")
+    assert table.accuracy(SPACE.build(known)) == Accuracy(88.0, "given")
+    assert table.of_parameters(known | {"stage1.block2.expansion": 2.5}) == Accuracy(88.0, "given")
+
+
+def test_a_network_has_one_accuracy_however_it_is_described(tmp_path: Path) -> None:
+    # Widths are rounded to multiples of 8: one percent more is the same network.
+    space = replace(SPACE, width_multipliers=(1.0, 1.01))
+    row = {"width_multiplier": "1.0", **ROWS[1]}
+    path = tmp_path / "t.csv"
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(row))
+        writer.writeheader()
+        writer.writerow(row)
+    table = AccuracyTable(space, path)
+    known = {"stage1.depth": 1, "stage1.kernel": 5, "stage1.block1.expansion": 6.0, "stage1.se": True}
+    assert table.of_parameters({"width_multiplier": 1.01, **known}) == Accuracy(88.0, "given")
 
 
 def test_unknown_architectures_are_infeasible(tmp_path: Path) -> None:

@@ -110,6 +110,19 @@ def test_a_third_objective_stays_until_the_end() -> None:
     assert volumes[0][1] < volumes[1][1] == volumes[2][1]
 
 
+def test_scores_are_no_percentages() -> None:
+    one, two = (
+        replace(network(top1, 10.0, number, name), accuracy_source="proxy", deviation=None)
+        for number, (top1, name) in enumerate(((210.5, None), (180.25, "r")), start=1)
+    )
+    found = report(one, two)
+    assert found.accuracy_label == "training-free score"
+    (answer,) = found.answers
+    assert answer.gain == "+30.2 of the score"
+    assert "score 210.50 against score 180.25" in answer.evidence(one)
+    assert "%" not in answer.evidence(one)
+
+
 def test_a_study_becomes_a_report(tmp_path: Path) -> None:
     folder = tmp_path / "made_up"
     result = made_up_study(folder)

@@ -39,7 +39,7 @@
   const full = (network) => label(network) + (studies.length > 1 ? ` (${studies[network.study].name})` : "");
   const millions = (count) => (count / 1e6).toFixed(count < 1e8 ? 2 : 0) + " M";
   const latency = (n) => `${n.latency.toFixed(2)}${n.latencyError ? " ± " + n.latencyError.toFixed(2) : ""} ms`;
-  const accuracy = (n) => `${n.top1.toFixed(2)}${n.deviation == null ? "" : " ± " + n.deviation.toFixed(2)} %`;
+  const accuracy = (n) => n.accuracySource === "proxy" ? `score ${n.top1.toFixed(2)}` : `${n.top1.toFixed(2)}${n.deviation == null ? "" : " ± " + n.deviation.toFixed(2)} %`;
 
   // -- scales ----------------------------------------------------------------------------------
   function ticks(low, high, count) {
@@ -110,7 +110,7 @@
     const count = studies.reduce((sum, s) => sum + s.networks.id.length, 0);
     const [svg, box] = canvas(holder, height, `Accuracy against ${axisLabels[axis]} of ${count} networks`);
     const [xs, ys] = limits();
-    const { x, y } = axes(svg, box, xs, ys, axisLabels[axis], "top-1 accuracy in %");
+    const { x, y } = axes(svg, box, xs, ys, axisLabels[axis], studies[0].accuracy_label);
     const inside = (px, py) =>
       px >= box.left - 1 && px <= box.right + 1 && py >= box.top - 1 && py <= box.bottom + 1;
     placed = [];

@@ -1,0 +1,19 @@
+from pathlib import Path
+
+from nas.provenance import folder_digest
+
+
+def test_pictures_that_change_are_noticed_and_results_among_them_are_not(tmp_path: Path) -> None:
+    for name in ("cats/1.png", "dogs/1.png"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"picture")
+    before = folder_digest(tmp_path)
+    (tmp_path / "results" / "study").mkdir(parents=True)
+    (tmp_path / "results" / "study" / "study.journal").write_text("{}")
+    (tmp_path / "results" / "study" / "report.html").write_text("<p>")
+    (tmp_path / ".cache").mkdir()
+    (tmp_path / ".cache" / "x").write_text("x")
+    assert folder_digest(tmp_path) == before
+    (tmp_path / "cats" / "2.png").write_bytes(b"another")
+    assert folder_digest(tmp_path) != before
