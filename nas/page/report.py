@@ -619,7 +619,7 @@ def _network(
     architecture = None
     if attributes.get("table"):
         architecture = Architecture.from_dict(gate.plain(attributes["table"]))
-    elif trial.params:
+    elif trial.params or (attributes["kind"] != "reference" and not space.parameters()):
         architecture = space.build(trial.params)
     name, resolution = attributes.get("name"), attributes.get("resolution")
     return NetworkResult(

@@ -333,7 +333,7 @@ class _Encoder:
 
     def __init__(self, neighbourhood: Neighbourhood) -> None:
         self._columns: dict[str, dict[object, Array]] = {}
-        scale = 1.0 / math.sqrt(len(neighbourhood.choices))
+        scale = 1.0 / math.sqrt(max(1, len(neighbourhood.choices)))  # a space of one has no choices
         widths = []
         for name, choices in neighbourhood.choices.items():
             if isinstance(choices[0], str):

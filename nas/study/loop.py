@@ -437,7 +437,7 @@ class _Search:
             self._elsewhere[trial.number] = attributes["architecture"]
         else:
             self._elsewhere.pop(trial.number, None)
-        if candidate is None and trial.params:
+        if candidate is None and (trial.params or not (self._distributions or "table" in attributes)):
             candidate = self._neighbourhood.realise(trial.params)
         complete = trial.state == TrialState.COMPLETE
         if attributes["kind"] == "reference" and (complete or "error" in attributes):

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.pictures.shapes import folder
 from tests.test_commands import Run, _refused, run  # noqa: F401 - a fixture
@@ -49,3 +50,19 @@ def test_training_and_test_sets_are_no_classes(run: Run, tmp_path: Path) -> None
     folder(tmp_path / "pictures" / "training_set")
     folder(tmp_path / "pictures" / "test_set", seed=1)
     _refused(run("search", *PICTURES), "test_set/, training_set/", "wanted is a folder for each class")
+
+
+def test_a_space_of_one_network_is_trained_reported_and_gone_on_with(run: Run, tmp_path: Path) -> None:  # noqa: F811
+    stages = [{"stride": 2, "depths": [1], "widths": [width], "expansions": [3]} for width in (16, 24)]
+    space = {"name": "one", "resolutions": [32], "stems": [{"channels": 8}], "stages": stages}
+    (tmp_path / "one.yaml").write_text(yaml.safe_dump({**space, "heads": [{"conv_channels": 64}]}))
+    folder(tmp_path / "pictures")
+    chosen = [*PICTURES, "search_space=one.yaml", "dataset.resolutions=[32]", "hardware=rpi4"]
+    quick = ["search.references=[]", "accuracy.epochs=1", "accuracy.threads=1", "dataset.workers=0"]
+    for evaluated in (1, 0):
+        outcome = run("search", *chosen, *quick, "study.name=mine")
+        assert outcome.code == 0, outcome
+        assert f"all networks of the space 'one' are evaluated ({evaluated} candidates" in outcome.out
+    assert "pictures: 3 classes (circle, square, triangle); 18 pictures" in outcome.out
+    assert len(list((tmp_path / "results/mine/architectures").glob("*.yaml"))) == 1
+    assert len((tmp_path / "results/mine/pareto.csv").read_text().splitlines()) == 2
