@@ -75,8 +75,20 @@ def _draw(axes: Axes, report: Report) -> None:
                 alpha=0.5,
             )
         axes.scatter(latencies, accuracies, s=2 if dense else 12, color=FRONT_COLOUR, zorder=3, label="front")
-    # Names in the legend, not beside the points: they would cover each other.
-    for reference, marker in zip(report.references, itertools.cycle(_REFERENCE_MARKERS), strict=False):
+    # Names in the legend, not beside the points: they would cover each other. Of many, those of the family.
+    named = [each for each in report.references if each.trial >= 0] or list(report.references)
+    foreign = [each for each in report.references if each not in named]
+    if foreign:
+        axes.scatter(
+            *_coordinates(tuple(foreign)),
+            s=14,
+            marker="x",
+            color=REFERENCE_COLOUR,
+            linewidths=0.8,
+            zorder=4,
+            label=f"published ({len(foreign)})",
+        )
+    for reference, marker in zip(named, itertools.cycle(_REFERENCE_MARKERS), strict=False):
         axes.scatter(
             *_coordinates((reference,)),
             s=30,

@@ -122,6 +122,8 @@ def summary_rows(files: ReportFiles) -> dict[str, str]:
         rows["accuracy"] = " ".join(report.notes)
     if any(answer.mixes_kinds for answer in report.answers):
         rows["mind"] = MIXED_KINDS
+    if report.published_wins:
+        rows["better"] = report.published_wins
     names = ", ".join(path.name for path in (*files.figures, files.table, files.summary))
     return rows | {
         "page": str(files.html),
@@ -191,6 +193,8 @@ def summary(report: Report) -> str:
         lines += ["", markdown_text(note)]
     if any(answer.mixes_kinds for answer in report.answers):
         lines += ["", MIXED_KINDS]
+    if report.published_wins:
+        lines += ["", markdown_text(report.published_wins)]
     budget = "no latency budget" if report.bound_ms is None else f"budget {report.bound_ms:.2f} ms"
     lines += [
         "",

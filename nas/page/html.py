@@ -257,6 +257,8 @@ def _answers(report: Report) -> Markup:
     notes = [*report.notes]
     if any(answer.mixes_kinds for answer in report.answers):
         notes.append(MIXED_KINDS)
+    if report.published_wins:
+        notes.append(report.published_wins)
     if notes:
         section_ = Markup(section_ + element("p", " ".join(notes), class_="quiet"))
     return section_

@@ -400,12 +400,13 @@ class Report:
         """What the study found beside each reference: first the one that gave the budget, then by latency."""
         budget_name = self.provenance.get("budget_name")
         ordered = sorted(self.references, key=lambda reference: reference.name != budget_name)
-        recipe = self.recipe
+        return tuple(self.answer_at(reference, reference.latency_ms) for reference in ordered)
+
+    def answer_at(self, reference: NetworkResult, latency_ms: float) -> Answer:
+        """What the study found beside a reference within a latency, be it the reference's own or another."""
         timed = {network.trial for network in self._timed}
-        return tuple(
-            _answer(reference, self.candidates, timed, self.joint, self.caution, recipe)
-            for reference in ordered
-        )
+        known = (self.joint, self.caution, self.recipe)
+        return _answer(reference, latency_ms, self.candidates, timed, *known)
 
     @cached_property
     def positions(self) -> dict[int, int]:
@@ -424,6 +425,27 @@ class Report:
     def recipe(self) -> str:
         """Name of the recipe of training that predicted accuracies are for, empty where there is none."""
         return str(section(self.provenance, "accuracy").get("recipe") or "")
+
+    @property
+    def published_wins(self) -> str:
+        """Which published networks have more than what was found at their latency; empty if none has.
+
+        Recipes differ, so this compares no architectures; but whoever takes the published weights has them.
+        """
+        found = [
+            f"{answer.reference.label} ({answer.reference.accuracy} against {answer.as_fast.accuracy})"
+            for answer in self.answers
+            if answer.as_fast
+            and answer.reference.accuracy_source == "published"
+            and answer.as_fast.accuracy_source != "proxy"
+            and answer.reference.top1 > answer.as_fast.top1
+        ]
+        if not found:
+            return ""
+        return (
+            "Published networks that have more, by recipes of their own, than anything found at their "
+            f"latency: {'; '.join(found)}."
+        )
 
     @property
     def recipe_note(self) -> str:
@@ -731,6 +753,7 @@ def _losses(networks: Sequence[NetworkResult], third: str | None) -> np.ndarray[
 
 def _answer(
     reference: NetworkResult,
+    latency_ms: float,
     candidates: Iterable[NetworkResult],
     timed: Container[int],
     joint: JointPrediction | None,
@@ -740,7 +763,7 @@ def _answer(
     as_fast = as_accurate = None
     choices = []
     for candidate in candidates:
-        as_fast_as_it = candidate.latency_ms <= reference.latency_ms
+        as_fast_as_it = candidate.latency_ms <= latency_ms
         if as_fast_as_it:
             # What was passed over was a choice, too.
             choices.append(candidate.id)
@@ -786,10 +809,10 @@ def recommended(report: Report, count: int) -> dict[str, Architecture]:
         latencies = np.log([each.latency_ms for each in found])
         for target in np.linspace(latencies[0], latencies[-1], min(count, len(found))):
             chosen.append(found[int(np.abs(latencies - target).argmin())])
-        bounds = [each.latency_ms for each in report.references]
-        bounds += [report.budget_ms] if report.budget_ms else []
-        for bound in bounds:
-            chosen += [each for each in found if each.latency_ms <= bound][-_NEAREST:]
+        bounds = [(each.latency_ms, each.trial >= 0) for each in report.references]
+        bounds += [(report.budget_ms, True)] if report.budget_ms else []
+        for bound, ours in bounds:
+            chosen += [each for each in found if each.latency_ms <= bound][-_NEAREST if ours else -1 :]
     references = [each for each in report.references if each.architecture and each.trial >= 0]
     return {each.id: each.architecture for each in (*references, *chosen) if each.architecture}
 

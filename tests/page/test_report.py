@@ -123,6 +123,13 @@ def test_scores_are_no_percentages() -> None:
     assert "%" not in answer.evidence(one)
 
 
+def test_a_published_network_that_has_more_is_named() -> None:
+    foreign = replace(network(78.5, 12.0, -1, "timm:levit_128"), accuracy_source="published", deviation=None)
+    found = report(network(78.4, 11.0, 1), foreign)
+    assert "timm:levit_128 (78.50 % against 78.40 ± 0.50 %)" in found.published_wins
+    assert report(network(78.6, 11.0, 1), foreign).published_wins == ""
+
+
 def test_a_study_becomes_a_report(tmp_path: Path) -> None:
     folder = tmp_path / "made_up"
     result = made_up_study(folder)
