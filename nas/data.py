@@ -7,9 +7,10 @@ datasets are held in memory as tensors, folders of images are read by worker pro
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from dataclasses import fields as dataclass_fields
 from pathlib import Path
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, Protocol, cast, get_args
 
 import numpy as np
 import torch
@@ -30,6 +31,7 @@ from nas.pictures.folders import (
 from nas.pictures.preprocessing import DEVIATION, MEAN, Preprocessing
 from nas.pictures.recognition import Recognition
 from nas.pictures.views import PictureView, Plain
+from search_spaces.gate import Gate
 
 DatasetName = Literal["digits", "cifar10", "cifar100", "imagefolder", "imagenet", "synthetic"]
 DATASETS: tuple[str, ...] = get_args(DatasetName)
@@ -88,6 +90,32 @@ class DatasetSettings:
         if self.augment and not files and (self.augment.crop is not None or self.augment.colour):
             raise DatasetError(
                 f"dataset.augment.crop and colour are for files of pictures; {self.name} has flip and shift"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values; the folder is absolute, so that they mean the same elsewhere on this machine."""
+        return {**asdict(self), "root": str(self.root.absolute()) if self.root else None}
+
+    @classmethod
+    def from_dict(cls, data: Any, gate: Gate) -> DatasetSettings:
+        """What :meth:`to_dict` gave.
+
+        Raises:
+            InputError: of the gate's kind, if it is something else.
+        """
+        fields = gate.fields("dataset", data, [each.name for each in dataclass_fields(cls)])
+        augment = fields["augment"]
+        with gate.reading():
+            return cls(
+                name=cast(DatasetName, gate.choice("dataset", fields["name"], DATASETS)),
+                root=None if fields["root"] is None else Path(gate.string("root", fields["root"], 4096)),
+                validation_share=gate.number("validation_share", fields["validation_share"], 0, 1),
+                limit=None if fields["limit"] is None else gate.integer("limit", fields["limit"]),
+                workers=gate.integer("workers", fields["workers"], 0, 1024),
+                seed=gate.integer("seed", fields["seed"]),
+                download=False,
+                augment=None if augment is None else Augment(**gate.mapping(augment, "augment")),
+                balanced=fields["balanced"] is True,
             )
 
 

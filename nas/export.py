@@ -19,7 +19,6 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 from omegaconf import MISSING, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 
 from nas import data
@@ -29,6 +28,7 @@ from nas.assembly import dataset_settings, recipe_of
 from nas.command import command
 from nas.console import console, print_summary
 from nas.cost import cost
+from nas.data import DatasetSettings
 from nas.litert_graph import litert_model
 from nas.network import Network, WeightsError
 from nas.onnx_graph import onnx_model
@@ -108,12 +108,12 @@ class _Trained:
     Attributes:
         tensors: by name, in the layout of :class:`Network`.
         recognition: classes and preprocessing, None where nobody noted them.
-        dataset: what they were trained on, None where nobody noted it.
+        images: what they were trained on, None where nobody noted it.
     """
 
     tensors: Mapping[str, Tensor]
     recognition: Recognition | None
-    dataset: DatasetConfig | None
+    images: DatasetSettings | None
 
 
 def main(config: Any) -> None:
@@ -124,8 +124,7 @@ def main(config: Any) -> None:
         Runtime(cast(RuntimeName, settings.format), cast(Precision, settings.precision)).version()
     output, weights = _outputs(settings)
     trained = _read_weights(Path(settings.weights)) if settings.weights else None
-    dataset = _dataset(config, settings, trained)
-    images = dataset_settings(dataset) if dataset else None
+    images = _images(config, settings, trained)
     if images:
         console.print(data.check(images), markup=False)
     architecture, name = _architecture(settings, trained, data.class_count(images) if images else None)
@@ -140,12 +139,12 @@ def main(config: Any) -> None:
     judged: Judgement | None = None
     if settings.train:
         assert split is not None
-        assert dataset is not None
+        assert images is not None
         check_output(weights, "export.output", settings.overwrite)
         recipe = recipe_of(plain(config.accuracy, TrainConfig), seed=0)
         network = fit(architecture, split, recipe)
         judged = judge(network, split, recipe)
-        write_tensors(weights, network.state_dict(), _notes(split.recognition, dataset))
+        write_tensors(weights, network.state_dict(), _notes(split.recognition, images))
         rows["weights"] = str(weights)
     elif trained:
         _load_weights(network, trained, Path(str(settings.weights)))
@@ -197,7 +196,7 @@ def _outputs(settings: ExportSettings) -> tuple[Path, Path]:
     return output, output.with_name(output.name.removesuffix(ending) + ".safetensors")
 
 
-def _dataset(config: Any, settings: ExportSettings, trained: _Trained | None) -> DatasetConfig | None:
+def _images(config: Any, settings: ExportSettings, trained: _Trained | None) -> DatasetSettings | None:
     """The images that are needed: those that were named, or those that the weights were trained on.
 
     Raises:
@@ -209,15 +208,16 @@ def _dataset(config: Any, settings: ExportSettings, trained: _Trained | None) ->
         if settings.train:
             raise InputError("export.train=true needs images: add dataset=imagefolder dataset.root=IMAGES")
         if settings.precision == "int8" and trained:
-            if trained.dataset is None:
+            if trained.images is None:
                 raise InputError(
                     "export.precision=int8 is quantised with images that the weights were trained on: name "
                     "them, e.g. dataset=imagefolder dataset.root=IMAGES"
                 )
-            return trained.dataset
+            return trained.images
         return None
     # Images are only read for what needs them.
-    return plain(config.dataset, DatasetConfig) if settings.train or trained else None
+    wanted = settings.train or trained
+    return dataset_settings(plain(config.dataset, DatasetConfig)) if wanted else None
 
 
 def _architecture(
@@ -323,24 +323,16 @@ def _next(settings: ExportSettings, output: Path) -> str:
     )
 
 
-def _notes(recognition: Recognition, dataset: DatasetConfig) -> dict[str, str]:
-    kept = dataclasses.asdict(dataset)
-    if dataset.root:
-        kept["root"] = str(Path(dataset.root).absolute())
-    return {**recognition.notes(), "dataset": json.dumps(kept, ensure_ascii=False)}
+def _notes(recognition: Recognition, images: DatasetSettings) -> dict[str, str]:
+    return {**recognition.notes(), "dataset": json.dumps(images.to_dict(), ensure_ascii=False)}
 
 
 def _read_weights(path: Path) -> _Trained:
     gate = Gate(str(path), WeightsError)
     tensors, notes = read_tensors(path, gate)
-    dataset = None
-    if "dataset" in notes:
-        kept = gate.mapping(gate.json(notes["dataset"]), "dataset")
-        try:
-            dataset = plain(OmegaConf.merge(OmegaConf.structured(DatasetConfig), kept), DatasetConfig)
-        except (OmegaConfBaseException, InputError) as error:
-            gate.fail(f"names a dataset that cannot be: {str(error).splitlines()[0]}")
-    return _Trained(tensors, Recognition.from_notes(notes, gate), dataset)
+    noted = notes.get("dataset")
+    images = DatasetSettings.from_dict(gate.json(noted), gate) if noted is not None else None
+    return _Trained(tensors, Recognition.from_notes(notes, gate), images)
 
 
 def _load_weights(network: Network, trained: _Trained, path: Path) -> None:

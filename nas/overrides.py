@@ -34,6 +34,8 @@ from search_spaces.space import SearchSpace
 _ENDINGS = (".yaml", ".yml")
 # Values that need no quoting in Hydra's grammar and that no shell or grammar takes for something else.
 _HARMLESS = re.compile(r"[A-Za-z0-9_./:@+-]*")
+# Values that the grammar takes for a number or a truth: a folder may be called so.
+_TYPED = re.compile(r"true|false|[+-]?(?:nan|inf|[0-9._]+(?:e[+-]?[0-9]+)?)", re.IGNORECASE)
 _QUOTED = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""", re.DOTALL)
 _LISTED = re.compile(r"\[(.*)\]", re.DOTALL)
 # Of another machine: its home folder is not this one's.
@@ -209,7 +211,7 @@ def _quoted(key: str, value: str, kind: str, several: bool) -> str:
         if value.startswith("~") and key not in _ELSEWHERE:
             with contextlib.suppress(RuntimeError):  # no such user: a name that begins so
                 value = str(Path(value).expanduser())
-        return value if _HARMLESS.fullmatch(value) else _literal(value)
+        return value if _HARMLESS.fullmatch(value) and not _TYPED.fullmatch(value) else _literal(value)
     if kind == "texts" and (listed := _LISTED.fullmatch(value)):
         parts = [each.strip() for each in listed[1].split(",") if each.strip()]
         return f"[{','.join(_quoted(key, each, 'text', False) for each in parts)}]"

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from search_spaces.references import reference
 from tests.pictures.shapes import folder
 from tests.test_commands import Run, _refused, run  # noqa: F401 - a fixture
 
@@ -66,3 +67,41 @@ def test_a_space_of_one_network_is_trained_reported_and_gone_on_with(run: Run, t
     assert "pictures: 3 classes (circle, square, triangle); 18 pictures" in outcome.out
     assert len(list((tmp_path / "results/mine/architectures").glob("*.yaml"))) == 1
     assert len((tmp_path / "results/mine/pareto.csv").read_text().splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "Fotos für Ü", "é", "日本", "Photos (1)", "a,b", "a=b", "O'Brien", "[1]", "#1", "{x}", "${x}", "50 %",
+        "a:b", 'say "hi"', "back\\slash", "~tilde", "a;b&c|d", "true", "1e3", "+plus", "tr ail ",
+    ],
+)  # fmt: skip
+def test_any_path_works_as_typed(run: Run, tmp_path: Path, name: str) -> None:  # noqa: F811
+    folder(tmp_path / name / "pictures")
+    (tmp_path / name / "net.yaml").write_text(reference("mobilenet_v1_025", 32, 3).to_yaml())
+    quick = ["dataset.workers=0", "accuracy.epochs=1", "accuracy.threads=1"]
+    outcome = run(
+        "export",
+        f"export.architecture={name}/net.yaml",
+        f"export.output={name}/out.onnx",
+        f"dataset.root={name}/pictures",
+        "dataset=imagefolder",
+        "export.train=true",
+        *quick,
+    )
+    assert outcome.code == 0, outcome
+    assert (tmp_path / name / "out.onnx").stat().st_size > 0
+    outcome = run(
+        "export",
+        f"export.architecture={name}/net.yaml",
+        f"export.weights={name}/out.safetensors",
+        f"export.output={name}/again.onnx",
+        "export.precision=int8",
+    )
+    assert outcome.code == 0, outcome
+    assert sorted(each.name for each in tmp_path.iterdir()) == [name]
+    # A folder of that name itself.
+    (tmp_path / name / "pictures").rename(tmp_path / "moved")
+    chosen = ["export.architecture=mobilenet_v1_025", "dataset=imagefolder", "export.train=true"]
+    outcome = run("export", *chosen, f"dataset.root={name}")
+    _refused(outcome, "holds 0 class folder(s)")

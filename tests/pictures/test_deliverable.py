@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,13 @@ import pytest
 from PIL import Image
 
 from nas.data import DatasetSettings, load
+from nas.pictures.augment import Augment
 from nas.pictures.decode import read_picture
+from nas.pictures.preprocessing import Preprocessing
 from nas.tensors import read_tensors
 from search_spaces.architecture import Architecture
 from search_spaces.blocks import Block, Head, Stem
+from search_spaces.errors import InputError
 from search_spaces.gate import Gate
 from search_spaces.references import reference
 from tests.pictures.shapes import folder, shape
@@ -252,3 +256,34 @@ def test_weights_keep_their_whole_name_and_the_usual_mode(
     assert outcome.code == 0, outcome
     for name in ("net_v1.2", "net_v1.2.safetensors", "labels.txt"):
         assert (tmp_path / name).stat().st_mode & 0o777 == 0o644
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("name", "${oc.env:HOME}", "dataset must be one of"),
+        ("root", 7, "root must be a text"),
+        ("limit", -3, "limit must be a whole number"),
+        ("augment", {"flip": True, "unknown": 1}, "damaged"),
+        ("validation_share", 2, "validation_share"),
+        ("surplus", 1, "unknown field 'surplus'"),
+    ],
+)
+def test_notes_of_foreign_weights_are_checked(key: str, value: object, message: str) -> None:
+    settings = DatasetSettings("imagefolder", Path("pictures"), augment=Augment(flip=True))
+    kept = json.loads(json.dumps(settings.to_dict()))
+    assert DatasetSettings.from_dict(kept, Gate("weights")) == replace(
+        settings, root=Path("pictures").absolute()
+    )
+    with pytest.raises(InputError, match=rf"^weights .*{message}"):
+        DatasetSettings.from_dict({**kept, key: value}, Gate("weights"))
+
+
+@pytest.mark.parametrize(
+    "change", [{"crop": 0}, {"std": [1, 0, 1]}, {"mean": [0.5]}, {"interpolation": "nearest"}]
+)
+def test_preprocessing_that_cannot_be_is_refused(change: dict[str, object]) -> None:
+    found = Preprocessing.of_photos(32)
+    assert Preprocessing.from_dict(json.loads(json.dumps(found.to_dict())), Gate("net")) == found
+    with pytest.raises(InputError, match=rf"^net .*{next(iter(change))}"):
+        Preprocessing.from_dict({**found.to_dict(), **change}, Gate("net"))
