@@ -1,21 +1,25 @@
-"""``python -m tools.preset_adaptation table=FOLDER``: how few measured layers adapt a preset to a device.
+"""``python -m tools.preset_adaptation table=FOLDER``: how few measured layers tell the others of a device.
 
-Takes a measured table, pretends to know only 10, 30, 100 and 300 of its layers, and compares what the
-adapted estimate says of the others with what was measured.
+Takes a measured table, pretends to know only some of its layers, and compares what is predicted of the
+others with what was measured; beside it a shipped estimate with one factor for the device and nothing else.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 from omegaconf import MISSING
 from rich.table import Table
 
 from nas.command import command
 from nas.console import console, print_summary
-from nas.latency.preset import EstimatedLayers, adaptation_errors
+from nas.latency.predictor import LayerPredictor
+from nas.latency.preset import EstimatedLayers
 from nas.latency.table import LatencyTable
+from search_spaces.layers import LayerKey
 
 
 @dataclass
@@ -24,32 +28,96 @@ class AdaptationConfig:
 
     Attributes:
         table: folder of a measured latency table.
-        estimate: name of a shipped estimate.
-        counts: numbers of layers to adapt with.
+        estimate: name of a shipped estimate, for comparison.
+        counts: numbers of layers to know.
         draws: random choices of layers to average over.
     """
 
     table: str = MISSING
     estimate: str = "rpi4"
-    counts: list[int] = field(default_factory=lambda: [10, 30, 100, 300])
+    counts: list[int] = field(default_factory=lambda: [10, 30, 100, 300, 700])
     draws: int = 5
+
+
+@dataclass(frozen=True, slots=True)
+class AdaptationError:
+    """How well layers are predicted that were not measured.
+
+    Attributes:
+        layers: number of measured layers used.
+        predicted_percent: mean absolute error of :class:`LayerPredictor` on the others.
+        worst_percent: the largest of those errors.
+        factor_percent: mean absolute error of the estimate with one factor for all layers.
+    """
+
+    layers: int
+    predicted_percent: float
+    worst_percent: float
+    factor_percent: float
+
+
+def adaptation_errors(
+    estimate: EstimatedLayers,
+    measured_ms: Mapping[LayerKey, float],
+    counts: Sequence[int],
+    draws: int = 5,
+    seed: int = 0,
+) -> list[AdaptationError]:
+    """Errors against the number of measured layers, on layers kept aside.
+
+    Args:
+        estimate: what is scaled by one factor.
+        measured_ms: a large measured table of the device.
+        counts: numbers of layers to know; those that leave fewer than ten are dropped.
+        draws: random choices of layers to average over.
+        seed: of those choices.
+    """
+    keys = sorted(measured_ms, key=str)
+    truth = np.array([measured_ms[key] for key in keys])
+    prior = np.array([estimate.layer_ms(key) for key in keys])
+    random = np.random.default_rng(seed)
+    result = []
+    for count in (count for count in counts if count <= len(keys) - 10):
+        errors, scaled = [], []
+        for _ in range(draws):
+            order = random.permutation(len(keys))
+            used, aside = order[:count], order[count:]
+            found = LayerPredictor({keys[index]: truth[index] for index in used}).predict(
+                [keys[index] for index in aside]
+            )
+            predicted = np.array([found[keys[index]].latency_ms for index in aside])
+            errors.append(np.abs(predicted / truth[aside] - 1))
+            factor = np.median(truth[used] / prior[used])
+            scaled.append(np.abs(factor * prior[aside] / truth[aside] - 1))
+        together = 100 * np.concatenate(errors)
+        result.append(
+            AdaptationError(
+                count,
+                float(together.mean()),
+                float(together.max()),
+                100 * float(np.concatenate(scaled).mean()),
+            )
+        )
+    return result
 
 
 def main(config: AdaptationConfig) -> None:
     """Print the error on layers kept aside against the number of layers used."""
     table = LatencyTable.load(Path(config.table))
     measured = {key: each.latency_ms for key, each in table.entries.items() if each.source == "measured"}
-    shown = Table("layers", "adapted", "one factor only", title=table.header.title, title_justify="left")
+    heads = ("layers", "predicted", "worst", "one factor only")
+    shown = Table(*heads, title=table.header.title, title_justify="left")
     estimate = EstimatedLayers.load(config.estimate)
     for error in adaptation_errors(estimate, measured, config.counts, config.draws):
-        shown.add_row(str(error.layers), f"{error.adapted_percent:.1f} %", f"{error.factor_percent:.1f} %")
+        percents = (error.predicted_percent, error.worst_percent, error.factor_percent)
+        shown.add_row(str(error.layers), *(f"{percent:.1f} %" for percent in percents))
     console.print(shown)
     rows = {
         "errors": f"mean absolute, of the other layers of {len(measured):,}; {config.draws} random choices",
         "table": config.table,
     }
     print_summary(
-        f"adapting the estimate of {config.estimate}",
+        f"layers predicted from few, and the estimate of {config.estimate}",
         rows,
         f"python -m nas.profile hardware={table.header.hardware} profile.max_keys=30",
     )

@@ -1,11 +1,15 @@
 """Latency of layers that were not measured, from those that were, on the same device.
 
-A Gaussian process on the logarithm of the latency, one for each kind of layer. On block features it is
-clearly better than boosted trees or forests: latency is smooth in the logarithms of channels and sizes.
+What a layer does (see :func:`nas.latency.preset.work`) times what each kind of work costs is the mean,
+fitted to the measured layers from the rates of a shipped board on; a Gaussian process for each kind of layer,
+on the logarithm of measured over mean, is the rest. The physics makes up for what few layers do not tell, and
+for widths nobody measured; the processes find what it does not know, caches and vector widths.
+Errors against the number of layers: ``results/boards.md``.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,29 +17,40 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import least_squares
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.gaussian_process import GaussianProcessRegressor
-from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
+from sklearn.gaussian_process.kernels import RBF, ConstantKernel, Kernel, WhiteKernel
 from sklearn.model_selection import KFold
 from threadpoolctl import threadpool_limits
 
+from nas.latency.preset import EstimatedLayers, work
 from search_spaces.blocks import BLOCKS, Block
 from search_spaces.errors import InputError
 from search_spaces.layers import LayerKey, operators
 from search_spaces.ops import Add, SqueezeExcitation, convolutions
 
 Matrix = NDArray[np.float64]
+Vector = NDArray[np.float64]
 
+MINIMUM_LAYERS = 10
+# Board whose rates the fit begins with, and by how much (standard deviation of the logarithm) a device's
+# rates may differ from them: threefold is nothing unusual between runtimes.
+_PRIOR = "rpi4"
+_RATE_DEVIATION = 1.0
+# How well the physics alone tells layers: standard deviation of the logarithm.
+_PHYSICS_DEVIATION = 0.15
+# Layers of a kind from which it has a process of its own; kinds with fewer share one.
+_OWN_PROCESS = 60
 # Length scales are fitted on this many layers (cost grows with the cube), the process on all of them.
 _ROWS_FOR_LENGTH_SCALES = 350
 _FOLDS = 5
+_LARGEST_SURPRISE = 5.0
 _BATCH = 4096
-# Below this a kind of layer is not modelled: say so instead of guessing.
-_MINIMUM_ROWS = 8
 
 
 class GapFillingError(InputError):
-    """Too few measured layers to predict the others from."""
+    """Measured layers that others cannot be predicted from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,78 +66,150 @@ class Prediction:
     deviation_ms: float
 
 
-class GapFiller:
+class LayerPredictor:
     """Predicts latencies of layers from measured ones.
 
     Attributes:
         error: mean absolute relative error of a layer, five-fold cross-validated.
         rows: number of measured layers it rests on.
-
-    Raises:
-        GapFillingError: if there are too few measured layers of a kind.
+        factor: how many times slower the device is than the board whose rates the fit began with.
     """
 
     def __init__(self, measured_ms: Mapping[LayerKey, float], seed: int = 0) -> None:
-        self._processes: dict[str, _Process] = {}
-        errors: list[NDArray[np.float64]] = []
-        for kind, keys in _by_kind(measured_ms).items():
-            if len(keys) < _MINIMUM_ROWS:
-                continue
-            features = np.array([_features(key) for key in keys])
-            log_ms = np.log([measured_ms[key] for key in keys])
-            self._processes[kind] = process = _Process(features, log_ms, seed)
-            errors.append(np.abs(np.exp(process.cross_validate(seed) - log_ms) - 1))
-        if not self._processes:
-            raise GapFillingError(
-                f"{len(measured_ms)} measured layers are too few to predict others from "
-                f"(at least {_MINIMUM_ROWS} of a kind)"
-            )
-        self.error = float(np.concatenate(errors).mean())
-        self.rows = len(measured_ms)
+        """Fit to measured layers.
 
-    def predict(self, keys: Sequence[LayerKey]) -> dict[LayerKey, Prediction]:
-        """Latencies of layers.
+        Args:
+            measured_ms: latencies in milliseconds.
+            seed: of the folds, and of the layers that length scales are fitted to.
 
         Raises:
-            GapFillingError: if a layer is of a kind of which too few were measured.
+            GapFillingError: if there are too few, or a latency is none.
         """
+        if len(measured_ms) < MINIMUM_LAYERS:
+            raise GapFillingError(
+                f"{len(measured_ms)} measured layers are too few to predict others from: measure at least "
+                f"{MINIMUM_LAYERS}, better 30 (profile.max_keys)"
+            )
+        # In an order of their own, so that the same layers give the same predictions to the last bit.
+        keys = sorted(measured_ms, key=str)
+        latencies = np.array([measured_ms[key] for key in keys])
+        if not np.all(np.isfinite(latencies)) or latencies.min() <= 0:
+            raise GapFillingError("a measured latency is zero, negative or not a number")
+        log_ms = np.log(latencies)
+        # Matrices this small are slower on many threads than on one.
+        with threadpool_limits(1):
+            self._physics = _Physics.fit(keys, log_ms)
+            residuals = log_ms - self._physics.log_ms(keys)
+            features = np.array([_features(key) for key in keys])
+            kinds = _rows_by_kind(keys)
+            self._own = {
+                kind: _Process(features[rows], residuals[rows], _own_kernel(features.shape[1]), seed)
+                for kind, rows in kinds.items()
+                if len(rows) >= _OWN_PROCESS
+            }
+            self._shared = _Process(features, residuals, _shared_kernel(), seed)
+            errors, deviations = self._cross_validated(keys, log_ms, seed)
+        self.error = float(np.abs(np.expm1(errors)).mean())
+        # Few layers make a process too sure of itself; what it missed them by is known.
+        surprise = np.minimum(np.abs(errors) / deviations, _LARGEST_SURPRISE)
+        self._inflation = max(1.0, float(np.sqrt((surprise**2).mean())))
+        self.rows = len(keys)
+        self.factor = math.exp(self._physics.log_factor)
+
+    def predict(self, keys: Sequence[LayerKey]) -> dict[LayerKey, Prediction]:
+        """Latencies of layers with one standard deviation."""
         found: dict[LayerKey, Prediction] = {}
         for kind, members in _by_kind(keys).items():
-            process = self._processes.get(kind)
-            if process is None:
-                raise GapFillingError(
-                    f"too few layers of kind {kind} were measured to predict {members[0]} (at least "
-                    f"{_MINIMUM_ROWS}); raise profile.max_keys"
-                )
-            mean, deviation = process.predict(np.array([_features(key) for key in members]))
-            for key, log_ms, log_deviation in zip(members, mean, deviation, strict=True):
-                latency_ms = math.exp(log_ms)
-                found[key] = Prediction(latency_ms, latency_ms * log_deviation)
+            features = np.array([_features(key) for key in members])
+            rest, deviation = self._own.get(kind, self._shared).predict(features)
+            log_ms = self._physics.log_ms(members) + rest
+            for key, mean, log_deviation in zip(members, log_ms, deviation, strict=True):
+                latency_ms = math.exp(mean)
+                found[key] = Prediction(latency_ms, latency_ms * float(log_deviation) * self._inflation)
         return found
+
+    def _cross_validated(self, keys: Sequence[LayerKey], log_ms: Vector, seed: int) -> tuple[Vector, Vector]:
+        """Errors of the logarithm and their stated deviations, each layer unseen: (keys,) each."""
+        errors, deviations = np.empty(len(keys)), np.empty(len(keys))
+        features = np.array([_features(key) for key in keys])
+        kinds = _rows_by_kind(keys)
+        for train, test in KFold(min(_FOLDS, len(keys)), shuffle=True, random_state=seed).split(log_ms):
+            physics = _Physics.fit([keys[row] for row in train], log_ms[train])
+            predicted = physics.log_ms(keys)
+            residuals = log_ms - predicted
+            shared = self._shared.refitted(features[train], residuals[train])
+            for kind, rows in kinds.items():
+                known, asked = np.intersect1d(rows, train), np.intersect1d(rows, test)
+                if not len(asked):
+                    continue
+                own = self._own.get(kind)
+                process = shared if own is None else own.refitted(features[known], residuals[known])
+                rest, deviations[asked] = process.predict(features[asked])
+                predicted[asked] += rest
+            errors[test] = predicted[test] - log_ms[test]
+        return errors, np.maximum(deviations, 1e-6)
+
+
+@dataclass(frozen=True, slots=True)
+class _Physics:
+    """What each kind of work costs on a device.
+
+    Attributes:
+        coefficients: milliseconds per unit, in the order of :data:`nas.latency.preset.TERMS`.
+        log_factor: logarithm of the common factor over the prior's board.
+    """
+
+    coefficients: Vector
+    log_factor: float
+
+    @classmethod
+    def fit(cls, keys: Sequence[LayerKey], log_ms: Vector) -> _Physics:
+        """The most probable rates: near the prior's up to a common factor, robust against odd layers."""
+        prior = np.log(np.maximum(np.array(EstimatedLayers.load(_PRIOR).coefficients), 1e-4))
+        done = np.array([work(key) for key in keys])
+
+        def misfit(parameters: Vector) -> Vector:
+            rates, factor = parameters[:-1], parameters[-1]
+            told = np.log(done @ np.exp(rates + factor))
+            return np.concatenate([(told - log_ms) / _PHYSICS_DEVIATION, (rates - prior) / _RATE_DEVIATION])
+
+        begin = float(np.median(log_ms - np.log(done @ np.exp(prior))))
+        found = least_squares(misfit, np.append(prior, begin), loss="soft_l1").x
+        return cls(np.exp(found[:-1] + found[-1]), float(found[-1]))
+
+    def log_ms(self, keys: Sequence[LayerKey]) -> Vector:
+        """Logarithms of the latencies, (keys,)."""
+        told: Vector = np.log(np.array([work(key) for key in keys]) @ self.coefficients)
+        return told
+
+
+def _own_kernel(features: int) -> Kernel:
+    """One length scale for each feature."""
+    return ConstantKernel(1.0) * RBF(np.full(features, 3.0), (0.3, 1e3)) + WhiteKernel(1e-3)
+
+
+def _shared_kernel() -> Kernel:
+    """One length scale for all features: few layers tell no more."""
+    return ConstantKernel(0.1, (1e-3, 10.0)) * RBF(3.0, (0.5, 30.0)) + WhiteKernel(0.01, (1e-4, 1.0))
 
 
 class _Process:
     """One Gaussian process over standardised features."""
 
-    def __init__(self, features: Matrix, log_ms: NDArray[np.float64], seed: int) -> None:
+    def __init__(self, features: Matrix, residuals: Vector, kernel: Kernel, seed: int) -> None:
         self._centre = features.mean(axis=0)
         self._scale = features.std(axis=0)
         self._scale[self._scale == 0] = 1
-        self._features = self._standardise(features)
-        self._log_ms = log_ms
-        kernel = ConstantKernel(1.0) * RBF(np.full(features.shape[1], 3.0), (0.3, 1e3)) + WhiteKernel(1e-3)
-        chosen = np.random.default_rng(seed).permutation(len(log_ms))[:_ROWS_FOR_LENGTH_SCALES]
-        # Matrices this small are slower on many threads than on one.
-        with warnings.catch_warnings(), threadpool_limits(1):
+        chosen = np.random.default_rng(seed).permutation(len(residuals))[:_ROWS_FOR_LENGTH_SCALES]
+        with warnings.catch_warnings():
             # A length scale at its bound only means that the feature does not matter.
             warnings.simplefilter("ignore", ConvergenceWarning)
             process = GaussianProcessRegressor(kernel, normalize_y=True, random_state=seed)
-            process.fit(self._features[chosen], log_ms[chosen])
-        self._kernel = process.kernel_
-        self._process = self._fit(np.arange(len(log_ms)))
+            process.fit(self._standardise(features[chosen]), residuals[chosen])
+        self._process = self._fit(process.kernel_, features, residuals)
 
-    def predict(self, features: Matrix) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Mean and standard deviation of the logarithm: (rows,), (rows,)."""
+    def predict(self, features: Matrix) -> tuple[Vector, Vector]:
+        """Mean and standard deviation, (rows,) each."""
         standardised = self._standardise(features)
         parts = [
             self._process.predict(standardised[start : start + _BATCH], return_std=True)
@@ -130,16 +217,15 @@ class _Process:
         ]
         return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
 
-    def cross_validate(self, seed: int) -> NDArray[np.float64]:
-        """Each row predicted by a process that has not seen it: (rows,)."""
-        predicted = np.empty(len(self._log_ms))
-        for train, test in KFold(_FOLDS, shuffle=True, random_state=seed).split(self._features):
-            predicted[test] = self._fit(train).predict(self._features[test])
-        return predicted
+    def refitted(self, features: Matrix, residuals: Vector) -> _Process:
+        """The same kernel on other rows."""
+        again = copy.copy(self)
+        again._process = self._fit(self._process.kernel_, features, residuals)
+        return again
 
-    def _fit(self, rows: NDArray[np.int_]) -> GaussianProcessRegressor:
-        process = GaussianProcessRegressor(self._kernel, optimizer=None, normalize_y=True)
-        return process.fit(self._features[rows], self._log_ms[rows])
+    def _fit(self, kernel: Kernel, features: Matrix, residuals: Vector) -> GaussianProcessRegressor:
+        process = GaussianProcessRegressor(kernel, optimizer=None, normalize_y=True)
+        return process.fit(self._standardise(features), residuals)
 
     def _standardise(self, features: Matrix) -> Matrix:
         standardised: Matrix = (features - self._centre) / self._scale
@@ -166,6 +252,11 @@ def _by_kind(keys: Iterable[LayerKey]) -> dict[str, list[LayerKey]]:
             kind = key.part.kind
         kinds.setdefault(kind, []).append(key)
     return kinds
+
+
+def _rows_by_kind(keys: Sequence[LayerKey]) -> dict[str, NDArray[np.int_]]:
+    places = {key: row for row, key in enumerate(keys)}
+    return {kind: np.array([places[key] for key in found]) for kind, found in _by_kind(keys).items()}
 
 
 def _features(key: LayerKey) -> list[float]:

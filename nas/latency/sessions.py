@@ -20,8 +20,7 @@ from numpy.typing import NDArray
 from nas.devices.device import Measurement, Target, deal_out, subject_name
 from nas.latency.calibration import Calibration, network_features
 from nas.latency.plan import Plan
-from nas.latency.predictor import GapFiller
-from nas.latency.preset import AdaptedLayers, EstimatedLayers
+from nas.latency.predictor import LayerPredictor
 from nas.latency.table import MAX_MS, LatencyTable, TableError, TableHeader, entry
 from nas.measuring.rounds import STATISTIC, STATISTICS, instability
 from nas.runtimes.runtime import Runtime, pays_at_borders
@@ -31,9 +30,6 @@ from search_spaces.architecture import Architecture
 from search_spaces.gate import Gate
 from search_spaces.layers import LayerKey, layer_keys
 
-# With fewer measured layers than this the others are predicted by an adapted estimate.
-ADAPT_BELOW = 300
-_PRIOR = "rpi4"
 # Layers measured again in every further session.
 _LINKS = 60
 _FEWEST_LINKS = 10
@@ -195,7 +191,6 @@ def complete(
 
     Raises:
         GapFillingError: see :func:`fill_gaps`.
-        EstimateError: see :func:`fill_gaps`.
     """
     filled = fill_gaps(table, predicted)
     if filled is table and table.header.calibration is not None:
@@ -206,32 +201,19 @@ def complete(
 def fill_gaps(table: LatencyTable, keys: Sequence[LayerKey]) -> LatencyTable:
     """Predict layers from the measured ones; predictions of other layers stay as they are.
 
-    Few measured layers adapt the shipped estimate, of whatever device they are: its physics makes up
-    for what they do not tell (see ``results/boards.md``).
-
     Raises:
-        GapFillingError: if too few layers of a kind were measured.
-        EstimateError: if too few layers were measured at all.
+        GapFillingError: if too few layers were measured.
     """
-    # In an order of their own, so that a table read again gives the same predictions to the last bit.
-    measured = {
-        key: each.latency_ms
-        for key, each in sorted(table.entries.items(), key=lambda pair: str(pair[0]))
-        if each.source == "measured"
-    }
+    measured = {key: each.latency_ms for key, each in table.entries.items() if each.source == "measured"}
     wanted = [key for key in keys if key not in measured]
     if not wanted:
         return table
-    filler: AdaptedLayers | GapFiller
-    if len(measured) < ADAPT_BELOW:
-        filler = AdaptedLayers(EstimatedLayers.load(_PRIOR), measured)
-    else:
-        filler = GapFiller(measured)
+    predictor = LayerPredictor(measured)
     predicted = {
         key: entry(each.latency_ms, each.deviation_ms, 0, "predicted")
-        for key, each in filler.predict(wanted).items()
+        for key, each in predictor.predict(wanted).items()
     }
-    summary = {"measured": filler.rows, "predicted": len(predicted), "mean_error": filler.error}
+    summary = {"measured": predictor.rows, "predicted": len(predicted), "mean_error": predictor.error}
     return table.with_entries(predicted, gap_filling=summary)
 
 

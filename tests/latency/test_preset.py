@@ -8,10 +8,8 @@ import pytest
 from nas.cost import cost
 from nas.latency.preset import (
     TERMS,
-    AdaptedLayers,
     EstimatedLayers,
     EstimateError,
-    adaptation_errors,
     available,
     work,
 )
@@ -146,45 +144,3 @@ def test_a_broken_estimate_is_refused(rpi4: EstimatedLayers, change: object, mes
     assert callable(change)
     with pytest.raises(EstimateError, match=message):
         EstimatedLayers.from_json(json.dumps(change(json.loads(rpi4.to_json()))))
-
-
-def _other_device(estimate: EstimatedLayers, keys: list[LayerKey]) -> dict[LayerKey, float]:
-    """A device three times faster, with dear depthwise kernels, cheap weights and some noise."""
-    factors = np.array([0.3, 0.8, 0.2, 0.1, 0.3, 0.5])
-    random = np.random.default_rng(1)
-    device = replace(estimate, coefficients=tuple(np.array(estimate.coefficients) * factors))
-    return {key: device.layer_ms(key) * float(random.lognormal(0, 0.02)) for key in keys}
-
-
-def test_a_handful_of_layers_adapts_the_estimate(rpi4: EstimatedLayers, keys: list[LayerKey]) -> None:
-    measured = _other_device(rpi4, keys[:300])
-    errors = adaptation_errors(rpi4, measured, counts=(10, 30, 100, 1000), draws=3)
-    assert [error.layers for error in errors] == [10, 30, 100]
-    adapted = [error.adapted_percent for error in errors]
-    assert adapted == sorted(adapted, reverse=True)
-    assert adapted[1] < 10
-    assert adapted[2] < 0.5 * errors[2].factor_percent
-
-
-def test_the_stated_error_of_an_adapted_estimate_is_near_the_true_one(
-    rpi4: EstimatedLayers, keys: list[LayerKey]
-) -> None:
-    measured = _other_device(rpi4, keys[:300])
-    used, aside = keys[:100], keys[100:300]
-    model = AdaptedLayers(rpi4, {key: measured[key] for key in used})
-    predicted = model.predict(aside)
-    true_error = np.mean([abs(predicted[key].latency_ms / measured[key] - 1) for key in aside])
-    assert model.rows == 100
-    assert 0.5 * true_error < model.error < 2 * true_error
-    within = [
-        abs(predicted[key].latency_ms - measured[key]) < 2 * predicted[key].deviation_ms for key in aside
-    ]
-    assert np.mean(within) > 0.8
-
-
-def test_adapting_needs_enough_latencies_that_are_some(rpi4: EstimatedLayers, keys: list[LayerKey]) -> None:
-    measured = _other_device(rpi4, keys[:12])
-    with pytest.raises(EstimateError, match="9 measured layers"):
-        AdaptedLayers(rpi4, dict(list(measured.items())[:9]))
-    with pytest.raises(EstimateError, match="not a number"):
-        AdaptedLayers(rpi4, measured | {keys[0]: float("nan")})

@@ -8,7 +8,7 @@ import pytest
 from nas.latency.calibration import FEATURES, Calibration, layer_features
 from nas.latency.end_to_end import time_networks
 from nas.latency.plan import Plan, make_plan, seconds_needed
-from nas.latency.predictor import GapFiller, GapFillingError
+from nas.latency.predictor import LayerPredictor
 from nas.latency.provision import Effort, measure_layers, ready_table, reference_architectures
 from nas.latency.sessions import ProfileProgress, features_of, load_networks, profile
 from nas.latency.table import LatencyTable
@@ -154,17 +154,6 @@ def test_gaps_are_filled_and_say_so(small_space: SearchSpace, tmp_path: Path) ->
     assert LatencyTable.load(tmp_path).header.gap_filling == table.header.gap_filling
 
 
-def test_gap_filling_refuses_to_guess_from_nothing(small_space: SearchSpace) -> None:
-    keys = sorted(reachable_layer_keys(small_space), key=str)
-    blocks = [key for key in keys if str(key).startswith("ir")]
-    with pytest.raises(GapFillingError, match="too few to predict"):
-        GapFiller({key: layer_ms(key) for key in blocks[:3]})
-    filler = GapFiller({key: layer_ms(key) for key in random.Random(0).sample(blocks, 40)})
-    head = next(key for key in keys if str(key).startswith("head"))
-    with pytest.raises(GapFillingError, match="kind head"):
-        filler.predict([head])
-
-
 def test_predicted_layers_of_the_front_can_be_measured(small_space: SearchSpace, tmp_path: Path) -> None:
     target = FakeTarget(noise=0.005)
     plan = make_plan(small_space, [], 150, 20, seed=0)
@@ -299,7 +288,7 @@ def test_activations_that_cost_time_are_told_apart(small_space: SearchSpace) -> 
     keys = random.Random(0).sample(blocks, 600)
     true_ms = {key: layer_ms(key) * surcharge[key.part.activation] for key in keys}
     known = set(keys[:300])
-    filler = GapFiller({key: true_ms[key] for key in known})
+    filler = LayerPredictor({key: true_ms[key] for key in known})
     errors: dict[str, list[float]] = {name: [] for name in surcharge}
     for key, predicted in filler.predict([key for key in keys if key not in known]).items():
         errors[key.part.activation].append(predicted.latency_ms / true_ms[key] - 1)
