@@ -8,7 +8,7 @@ import hashlib
 import importlib.metadata
 import os
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from nas.accuracy.imagenet import SHIPPED_PARAMETERS
 from nas.latency.table import LatencyTable
 from nas.latency.validation import Card, card_problem
 from nas.page.report import Report
+from nas.pictures.folders import read_folder
 from nas.shell import command_line
 from nas.study.scorer import layer_latency
 from search_spaces.architecture import Architecture
@@ -61,7 +62,9 @@ def fingerprint(
         for name in ("workers", "download"):
             settings["dataset"].pop(name, None)
         if config.dataset.root:
-            settings["dataset"]["content"] = folder_digest(Path(config.dataset.root))
+            root = Path(config.dataset.root)
+            pictures = config.dataset.name == "imagefolder"
+            settings["dataset"]["content"] = read_folder(root).digest() if pictures else folder_digest(root)
     return settings
 
 
@@ -94,9 +97,21 @@ def _content(accuracy: Any) -> dict[str, str]:
 
 
 def provenance(
-    config: Any, table: LatencyTable, card: Card | None, budget_ms: float | None
+    config: Any,
+    table: LatencyTable,
+    card: Card | None,
+    budget_ms: float | None,
+    classes: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """What else a report should say."""
+    """What else a report should say.
+
+    Args:
+        config: of the search.
+        table: where latencies come from.
+        card: how far the table can be trusted.
+        budget_ms: the latency budget.
+        classes: names of what trained networks tell apart.
+    """
     header = table.header
     counts: dict[str, int] = {}
     for entry in table.entries.values():
@@ -119,6 +134,7 @@ def provenance(
         },
         "accuracy": OmegaConf.to_container(config.accuracy, resolve=True),
         "dataset": config.dataset.name if config.accuracy.name == "train" else None,
+        "classes": list(classes),
         "budget_ms": budget_ms,
         "budget_name": config.search.budget_ms,
         "seed": config.search.seed,

@@ -17,6 +17,7 @@ from threadpoolctl import threadpool_limits
 
 from nas.accuracy.imagenet import Predictor
 from nas.accuracy.source import AccuracyEstimator
+from nas.accuracy.train import TrainedAccuracy
 from nas.assembly import accuracy_of, hardware_of, objective_of, read_space
 from nas.command import command
 from nas.console import console, measuring_progress, print_report_summary, search_progress
@@ -109,6 +110,9 @@ def _search(config: Any) -> None:
         name for name in settings.references if not is_torchvision(name) and not is_timm(name)
     ]
     space, accuracy, resolution = accuracy_of(config, read_space(config.search_space), settings)
+    classes: tuple[str, ...] = ()
+    if isinstance(accuracy, TrainedAccuracy) and resolution is not None:
+        classes = accuracy.load(resolution).classes
     references = reference_architectures(space, settings.references, resolution)
     start = settings.refine_from
     if settings.refine and start and start not in references and not re.fullmatch("[0-9a-f]{10}", start):
@@ -158,7 +162,7 @@ def _search(config: Any) -> None:
             objective,
             space,
             fingerprint(config, table, space, references),
-            provenance(config, table, card, budget_ms),
+            provenance(config, table, card, budget_ms, classes),
             table.restricted(keys_of(space, extra)),
         )
         if carried is None and (begun_elsewhere := table_of(storage, named.name)) is not None:
@@ -200,7 +204,7 @@ def _search(config: Any) -> None:
                 names = ", ".join(each.name for each in foreign)
                 console.print(f"[yellow]warning: {names} are not in the report: {error}[/]")
         # Measuring the front changed the table: from now on this one is the study's.
-        known = provenance(config, table, card, budget_ms)
+        known = provenance(config, table, card, budget_ms, classes)
         end_to_end = _time_best(opened, table, latencies, settings, folder)
         if end_to_end:
             known["end_to_end"] = end_to_end

@@ -7,6 +7,7 @@ report.html              the page, works offline
 summary.md               the same in a few lines
 pareto.png, pareto.svg   for papers
 pareto.csv               front members and references
+labels.txt               names of the classes, where networks were trained
 architectures/<id>.yaml  each front member, for `python -m nas.export` and Architecture.from_yaml
 """
 
@@ -31,6 +32,7 @@ from nas.page.report import (
     report_of,
     signed,
 )
+from nas.pictures.recognition import LABELS, labels
 from nas.saving import markdown_text, spreadsheet_cell, write_atomically
 from nas.shell import shell_line
 
@@ -96,6 +98,8 @@ def write_report(folder: Path, study: optuna.Study) -> ReportFiles:
     write_atomically(files.html, report_page(report))
     write_atomically(files.summary, summary(report))
     write_atomically(files.table, pareto_csv(report))
+    if report.classes:
+        write_atomically(folder / LABELS, labels(report.classes))
     _write_architectures(report, files.architectures)
     return files
 

@@ -36,7 +36,7 @@ from nas.study.pareto import cost_bounds, dominated_share, front
 from nas.study.storage import open_storage
 from nas.study.trial import remeasured
 from search_spaces.architecture import MAX_RESOLUTION, Architecture
-from search_spaces.errors import InputError
+from search_spaces.errors import InputError, shorten
 from search_spaces.gate import Gate
 from search_spaces.references import UnknownReferenceError, published_top1
 from search_spaces.space import SearchSpace
@@ -458,6 +458,12 @@ class Report:
         )
 
     @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of what trained networks tell apart, in the order of their outputs; empty where unknown."""
+        found = self.provenance.get("classes")
+        return tuple(map(str, found)) if isinstance(found, list) else ()
+
+    @property
     def judgement_note(self) -> str:
         """On how many images trained networks were judged, and what chance would get; empty without any."""
         judged = [each.judgement for each in self.networks if each.judgement]
@@ -465,9 +471,9 @@ class Report:
             return ""
         best = max(judged, key=lambda each: each.top1)
         note = (
-            f"Judged on {best.images:,} images, {best.majority:.1f} % of them {best.majority_class}: always "
-            f"answering that is chance. The best network has {best.top1:.1f} ± {best.deviation:.1f} %, "
-            f"{best.class_mean:.1f} % as the mean of the classes."
+            f"Judged on {best.images:,} images of {_few(self.classes)}{best.majority:.1f} % of them "
+            f"{best.majority_class}: always answering that is chance. The best network has {best.top1:.1f} ± "
+            f"{best.deviation:.1f} %, {best.class_mean:.1f} % as the mean of the classes."
         )
         if best.above_chance:
             return note
@@ -513,6 +519,12 @@ def signed(value: float, digits: int) -> str:
     if float(text) == 0:
         text = "±" + text[1:]
     return text.replace("-", "−")
+
+
+def _few(classes: Sequence[str]) -> str:
+    if not classes:
+        return "all classes, "
+    return f"{len(classes)} classes ({shorten(', '.join(classes), 80)}), "
 
 
 def section(provenance: Mapping[str, Any], name: str) -> Mapping[str, Any]:

@@ -101,14 +101,19 @@ class PictureFolder:
         """All pictures."""
         return sum((each.files for each in (self.train, self.validation, self.test) if each), ())
 
+    def digest(self) -> str:
+        """A digest of the names and sizes of the pictures: it tells whether they are still the same."""
+        found = sorted(f"{path} {path.stat().st_size if path.exists() else 0}" for path in self.files)
+        return hashlib.sha256("\n".join(found).encode(errors="surrogateescape")).hexdigest()[:16]
+
     def summary(self) -> str:
         """One line: classes, pictures in each, what was left out."""
         counts = Counter(self.train.labels)
         sizes = sorted(counts[number] for number in range(len(self.classes)))
         parts = [
             f"{len(self.classes)} classes ({listed(self.classes)})",
-            f"{len(self.train):,} pictures, in each class {sizes[0]:,} to {sizes[-1]:,}, "
-            f"median {median(sizes):g}",
+            f"{len(self.train):,} pictures (in a class: min {sizes[0]:,}, median {median(sizes):g}, "
+            f"max {sizes[-1]:,})",
         ]
         for name, part in (("validation", self.validation), ("test", self.test)):
             if part:
@@ -322,7 +327,7 @@ def _check_layout(scan: _Scan, root: Path, folders: Sequence[Path]) -> None:
     if folders and len(nested) == len(folders):
         parts = parts or [each.name for each in nested if _PART_WORD.search(each.name)]
     if parts:
-        raise DatasetError(f"{found}: {listed(parts)} looks like a part of a dataset, not a class; {_WANTED}")
+        raise DatasetError(f"{found}: {listed(parts)} would be parts of a dataset, not classes; {_WANTED}")
     flat = {name[:2].casefold() == "tr" for name in names if _PART_NAME.fullmatch(name)}
     if len(flat) > 1:
         raise DatasetError(f"{found}: parts of a dataset, without class folders in them; {_WANTED}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from nas.pictures.preprocessing import Preprocessing
@@ -42,9 +42,8 @@ class Recognition:
 
     def files(self) -> dict[str, str]:
         """Content of the files beside a model, by name."""
-        names = "".join(f"{' '.join(name.split())}\n" for name in self.classes)
         described = {**self.preprocessing.to_dict(), "versions": versions()}
-        return {LABELS: names, PREPROCESSING: json.dumps(described, indent=1) + "\n"}
+        return {LABELS: labels(self.classes), PREPROCESSING: json.dumps(described, indent=1) + "\n"}
 
     @classmethod
     def from_notes(cls, notes: Mapping[str, str], gate: Gate) -> Recognition | None:
@@ -58,6 +57,11 @@ class Recognition:
         names = gate.sequence(gate.json(notes["classes"]), "classes", _MOST_CLASSES)
         classes = tuple(gate.string("classes", name) for name in names)
         return cls(classes, Preprocessing.from_dict(gate.json(notes["preprocessing"]), gate))
+
+
+def labels(classes: Sequence[str]) -> str:
+    """Names of classes, one a line, in the order of a network's outputs."""
+    return "".join(f"{' '.join(name.split())}\n" for name in classes)
 
 
 def versions() -> dict[str, str]:

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from nas.pictures.folders import read_folder
 from search_spaces.references import reference
 from tests.pictures.shapes import folder
 from tests.test_commands import Run, _refused, run  # noqa: F401 - a fixture
@@ -66,6 +67,9 @@ def test_a_space_of_one_network_is_trained_reported_and_gone_on_with(run: Run, t
         assert f"all networks of the space 'one' are evaluated ({evaluated} candidates" in outcome.out
     assert "pictures: 3 classes (circle, square, triangle); 18 pictures" in outcome.out
     assert len(list((tmp_path / "results/mine/architectures").glob("*.yaml"))) == 1
+    assert (tmp_path / "results/mine/labels.txt").read_text() == "circle\nsquare\ntriangle\n"
+    summary = (tmp_path / "results/mine/summary.md").read_text()
+    assert "Judged on 6 images of 3 classes (circle, square, triangle), 33.3 % of them circle" in summary
     assert len((tmp_path / "results/mine/pareto.csv").read_text().splitlines()) == 2
 
 
@@ -105,3 +109,12 @@ def test_any_path_works_as_typed(run: Run, tmp_path: Path, name: str) -> None:  
     chosen = ["export.architecture=mobilenet_v1_025", "dataset=imagefolder", "export.train=true"]
     outcome = run("export", *chosen, f"dataset.root={name}")
     _refused(outcome, "holds 0 class folder(s)")
+
+
+def test_changed_pictures_are_noticed_and_other_files_are_not(tmp_path: Path) -> None:
+    root = folder(tmp_path / "pictures")
+    before = read_folder(root).digest()
+    (root / "notes.txt").write_text("not a picture")
+    assert read_folder(root).digest() == before
+    folder(root, count=7)
+    assert read_folder(root).digest() != before

@@ -15,7 +15,7 @@ def test_a_folder_for_each_class(tmp_path: Path) -> None:
     assert found.validation is None
     assert found.train.labels == (0,) * 6 + (1,) * 6 + (2,) * 6
     assert found.summary() == (
-        "3 classes (circle, square, triangle); 18 pictures, in each class 6 to 6, median 6"
+        "3 classes (circle, square, triangle); 18 pictures (in a class: min 6, median 6, max 6)"
     )
 
 
