@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import (
@@ -17,10 +18,12 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from nas.latency.sessions import ProfileProgress
-from nas.latency.table import LatencyTable
+from nas.measuring.progress import ProfileProgress
 from nas.page.files import ReportFiles, answer_rows, next_command, summary_rows
-from nas.study.loop import Progress as SearchProgress
+
+if TYPE_CHECKING:  # a report is rebuilt without what searches and measures
+    from nas.latency.table import LatencyTable
+    from nas.study.loop import Progress as SearchProgress
 
 console = Console(highlight=False, soft_wrap=True)
 

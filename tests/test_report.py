@@ -43,3 +43,10 @@ def test_a_folder_without_a_study_is_one_line(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "there is no study in" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_report_is_rebuilt_without_what_trains_and_measures() -> None:
+    heavy = ("torch", "torchvision", "sklearn", "scipy", "matplotlib", "pandas", "sqlalchemy", "onnxruntime")
+    code = f"import sys, nas.report; print([name for name in {heavy} if name in sys.modules])"
+    outcome = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert outcome.stdout.strip() == "[]"

@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from nas.devices.device import ANCHOR
-from nas.latency.sessions import ProfileProgress
 from nas.measuring.conditions import cpu_model, snapshot
+from nas.measuring.progress import ProfileProgress
 from nas.measuring.rounds import Journal, Runner, measure, round_order, without_drift
 from nas.runtimes.runtime import Runtime
 from nas.runtimes.subject import RuntimeUnavailableError

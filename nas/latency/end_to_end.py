@@ -15,15 +15,9 @@ from typing import Any
 import numpy as np
 
 from nas.devices.device import Measurement, Target
-from nas.latency.sessions import (
-    NetworkRecord,
-    ProfileProgress,
-    journal_name,
-    link_keys,
-    network_records,
-    table_level,
-)
+from nas.latency.sessions import NetworkRecord, journal_name, link_keys, network_records, table_level
 from nas.latency.table import LatencyTable
+from nas.measuring.progress import ProfileProgress
 from nas.measuring.rounds import STATISTICS
 from nas.runtimes.subject import Subject
 from search_spaces.architecture import Architecture

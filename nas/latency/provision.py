@@ -10,9 +10,10 @@ from pathlib import Path
 from nas.devices.device import Target
 from nas.latency.plan import Plan, calibration_networks, make_plan
 from nas.latency.recovery import Networks, recovered, resumed
-from nas.latency.sessions import TABLE, ProfileProgress, is_measured, profile
+from nas.latency.sessions import TABLE, is_measured, profile
 from nas.latency.table import LatencyTable, TableError
 from nas.measuring.models import PROTOCOL
+from nas.measuring.progress import ProfileProgress
 from nas.runtimes.runtime import Runtime
 from nas.saving import hold
 from nas.shell import shell_line

@@ -24,7 +24,6 @@ from nas.latency.sessions import (
     PENDING,
     TABLE,
     NetworkRecord,
-    ProfileProgress,
     Session,
     add_session,
     calibrate,
@@ -35,6 +34,7 @@ from nas.latency.sessions import (
     networks_text,
 )
 from nas.latency.table import LatencyTable, TableError, read_header
+from nas.measuring.progress import ProfileProgress
 from nas.measuring.rounds import JournalError, Round, read_round, steady
 from nas.runtimes.runtime import Runtime
 from nas.runtimes.subject import Subject

@@ -9,7 +9,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from nas.latency.calibration import Calibration, network_features
 from nas.latency.plan import Plan
 from nas.latency.predictor import LayerPredictor
 from nas.latency.table import MAX_MS, LatencyTable, TableError, TableHeader, entry
+from nas.measuring.progress import ProfileProgress
 from nas.measuring.rounds import STATISTIC, STATISTICS, instability
 from nas.runtimes.runtime import Runtime, pays_at_borders
 from nas.runtimes.subject import Subject
@@ -66,19 +67,6 @@ class NetworkRecord:
         return (self.latency_ms, self.p50_ms, self.p90_ms, self.p99_ms)
 
 
-@dataclass(frozen=True, slots=True)
-class ProfileProgress:
-    """Called while measuring, to draw progress bars.
-
-    Attributes:
-        prepared: (subjects ready, subjects in all).
-        measured: (steady rounds, rounds wanted).
-    """
-
-    prepared: Callable[[int, int], None] = lambda done, total: None
-    measured: Callable[[int, int], None] = lambda done, wanted: None
-
-
 def profile(
     target: Target,
     runtime: Runtime,
@@ -87,7 +75,7 @@ def profile(
     folder: Path,
     rounds: int,
     table: LatencyTable | None = None,
-    progress: ProfileProgress = ProfileProgress(),
+    progress: ProfileProgress = ProfileProgress(),  # noqa: B008 - frozen
     profile_command: str = "python -m nas.profile",
 ) -> LatencyTable:
     """Measure what the plan says, extend or make the table, calibrate it and write it.

@@ -11,8 +11,9 @@ from nas.devices.device import Target
 from nas.latency.end_to_end import TimedNetworks, time_networks
 from nas.latency.hardware import Hardware, table_without_measuring
 from nas.latency.provision import Effort, StaleTableError, measure_layers, ready_table, staleness
-from nas.latency.sessions import ProfileProgress, load_networks
+from nas.latency.sessions import load_networks
 from nas.latency.table import LatencyTable
+from nas.measuring.progress import ProfileProgress
 from nas.runtimes.runtime import Runtime
 from search_spaces.architecture import Architecture
 from search_spaces.layers import LayerKey, layer_keys, reachable_layer_keys

@@ -23,8 +23,9 @@ from nas.cost import cost
 from nas.devices.device import Target
 from nas.latency.calibration import ErrorSummary
 from nas.latency.end_to_end import time_networks
-from nas.latency.sessions import NetworkRecord, ProfileProgress
+from nas.latency.sessions import NetworkRecord
 from nas.latency.table import LatencyTable, TableError
+from nas.measuring.progress import ProfileProgress
 from nas.measuring.rounds import MeasurementError
 from nas.saving import spreadsheet_cell, write_together
 from search_spaces.architecture import Architecture

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from scipy.stats import kendalltau
-
 from nas.page.markup import Markup, card, chooser, element, facts, milliseconds, plain, table
 from nas.page.report import Report, equal_budgets, section, signed
 
@@ -15,6 +13,8 @@ _CONDITIONS = ("device", "runtime", "runtime_version", "precision", "threads")
 
 def comparison_card(first: Report, second: Report) -> Markup:
     """Everything that two studies have to say about each other."""
+    from scipy.stats import kendalltau  # seconds to import, and only comparisons need it
+
     children: list[str] = []
     if _conditions(first) != _conditions(second):
         children.append(

@@ -5,13 +5,12 @@ from __future__ import annotations
 import itertools
 import textwrap
 from pathlib import Path
-from typing import Any
-
-import matplotlib
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING, Any
 
 from nas.page.report import NetworkResult, Report
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 # Okabe and Ito's palette, safe for colour-blind readers; shapes differ as well.
 CANDIDATE_COLOUR = "#9aa0a6"
@@ -32,6 +31,10 @@ _BELOW_REFERENCES = 15.0
 
 def save_pareto_figures(report: Report, folder: Path) -> list[Path]:
     """Write ``pareto.png`` and ``pareto.svg``: accuracy in percent against milliseconds."""
+    # A second to import: not before something is drawn.
+    import matplotlib
+    from matplotlib.figure import Figure
+
     with matplotlib.rc_context(_SETTINGS):
         figure = Figure(figsize=_INCHES, layout="constrained")
         _draw(figure.add_subplot(), report)

@@ -24,7 +24,6 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import BaseJournalBackend
 from optuna.trial import TrialState
-from sqlalchemy.exc import IntegrityError, ProgrammingError, SQLAlchemyError
 
 from nas.latency.table import FILES, MAX_BYTES, LatencyTable
 from nas.saving import HeldError, SaveError, hold, saving
@@ -174,6 +173,9 @@ def open_storage(location: str) -> BaseStorage:
         except StorageError:
             journal.close()
             raise
+    # Half of what a report takes to start; most studies are files.
+    from sqlalchemy.exc import IntegrityError, ProgrammingError, SQLAlchemyError
+
     url = location
     scheme = location.split("://", 1)[0]
     # psycopg (version 3) is the driver of the extra `postgres`; SQLAlchemy's default is psycopg2.

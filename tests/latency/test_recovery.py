@@ -11,8 +11,9 @@ import pytest
 from nas.latency.plan import Plan, calibration_networks, make_plan
 from nas.latency.provision import Effort, load_table, ready_table
 from nas.latency.recovery import recovered
-from nas.latency.sessions import NETWORKS, ProfileProgress, load_networks, profile
+from nas.latency.sessions import NETWORKS, load_networks, profile
 from nas.latency.table import LatencyTable, TableError
+from nas.measuring.progress import ProfileProgress
 from nas.measuring.rounds import MeasurementError
 from nas.runtimes.runtime import Runtime
 from nas.saving import HeldError, hold

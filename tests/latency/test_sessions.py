@@ -10,9 +10,10 @@ from nas.latency.end_to_end import time_networks
 from nas.latency.plan import Plan, make_plan, seconds_needed
 from nas.latency.predictor import LayerPredictor
 from nas.latency.provision import Effort, measure_layers, ready_table, reference_architectures
-from nas.latency.sessions import ProfileProgress, features_of, load_networks, profile
+from nas.latency.sessions import features_of, load_networks, profile
 from nas.latency.table import LatencyTable
 from nas.latency.validation import card_problem, fresh_networks, load_card, save, validate
+from nas.measuring.progress import ProfileProgress
 from nas.measuring.rounds import Journal
 from nas.runtimes.runtime import Runtime, RuntimeName
 from nas.runtimes.subject import Precision
