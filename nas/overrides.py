@@ -213,9 +213,29 @@ def _quoted(key: str, value: str, kind: str, several: bool) -> str:
                 value = str(Path(value).expanduser())
         return value if _HARMLESS.fullmatch(value) and not _TYPED.fullmatch(value) else _literal(value)
     if kind == "texts" and (listed := _LISTED.fullmatch(value)):
-        parts = [each.strip() for each in listed[1].split(",") if each.strip()]
+        parts = [each.strip() for each in _entries(listed[1]) if each.strip()]
         return f"[{','.join(_quoted(key, each, 'text', False) for each in parts)}]"
     return value if _parses(key, value) else _literal(value)
+
+
+def _entries(text: str) -> list[str]:
+    """Entries of a list; a comma within the name of a file or folder that is there parts nothing."""
+    pieces = text.split(",")
+    found = []
+    while pieces:
+        count = len(pieces)
+        while count > 1 and not _is_there(",".join(pieces[:count]).strip()):
+            count -= 1
+        found.append(",".join(pieces[:count]))
+        del pieces[:count]
+    return found
+
+
+def _is_there(path: str) -> bool:
+    try:
+        return Path(path).expanduser().exists()
+    except (OSError, RuntimeError, ValueError):
+        return False
 
 
 def _parses(key: str, value: str) -> bool:

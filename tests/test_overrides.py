@@ -87,6 +87,16 @@ def test_lists_of_texts_and_null() -> None:
     assert composed["search"]["budget_ms"] is None
 
 
+def test_entries_of_lists_may_have_commas_in_their_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a, b (1) [x]").mkdir()
+    composed = _composed("search.references=[mobilenet_v1, a, b (1) [x],c]")
+    assert isinstance(composed, dict)
+    assert composed["search"]["references"] == ["mobilenet_v1", "a, b (1) [x]", "c"]
+
+
 def test_a_sweep_is_still_a_sweep_and_flags_may_stand_anywhere(tmp_path: Path) -> None:
     own = tmp_path / "my space.yaml"
     own.write_text(SPACE)

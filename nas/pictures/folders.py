@@ -40,6 +40,10 @@ _LEFT_BEHIND = frozenset(
         "thumbs.db",
     }
 )
+# Pictures all the same: whoever has them will want to know.
+_UNREADABLE = frozenset(
+    f".{ending}" for ending in ("arw", "cr2", "cr3", "dng", "heic", "heif", "nef", "psd", "svg")
+)
 # What this program writes: folders with these are its own, as results/ below dataset.root=. is.
 _OUTPUTS = ("study.journal", "pareto.csv", "table.json", "partial-*.jsonl", "deployments.csv")
 _PART = r"train(?:ing)?|trn|val|valid|validation|test(?:ing)?|tst|eval|evaluation|dev|holdout"
@@ -308,7 +312,8 @@ def _left_behind(name: str) -> str | None:
 
 
 def _kind(path: Path) -> str:
-    return path.suffix.lower() or "without ending"
+    suffix = path.suffix.lower()
+    return f"{suffix} (cannot be read)" if suffix in _UNREADABLE else suffix or "without ending"
 
 
 def _is_output(folder: Path, nested: bool) -> bool:

@@ -76,8 +76,14 @@ def test_a_space_of_one_network_is_trained_reported_and_gone_on_with(run: Run, t
 @pytest.mark.parametrize(
     "name",
     [
-        "Fotos für Ü", "é", "日本", "Photos (1)", "a,b", "a=b", "O'Brien", "[1]", "#1", "{x}", "${x}", "50 %",
-        "a:b", 'say "hi"', "back\\slash", "~tilde", "a;b&c|d", "true", "1e3", "+plus", "tr ail ",
+        "Fotos für Ü, (1) [2]",
+        "${x}",
+        "1e3",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("é", "日本", "a=b", "O'Brien", "#1", "{x}", "50 %", "a:b", 'say "hi"', "back\\slash",
+                         "~tilde", "a;b&c|d", "true", "+plus", "tr ail ")
+        ),
     ],
 )  # fmt: skip
 def test_any_path_works_as_typed(run: Run, tmp_path: Path, name: str) -> None:  # noqa: F811
