@@ -17,6 +17,7 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
+from nas.console import print_in_any_locale
 from nas.help import CONFIG_FOLDER, help_text
 from nas.measuring.rounds import MeasurementError
 from nas.overrides import overrides_of
@@ -43,6 +44,7 @@ def command(config_name: str, schema: type, main: Callable[[Any], None]) -> None
         schema: dataclass the file is checked against; its defaults list names it ``<config_name>_schema``.
         main: what to do with the composed config.
     """
+    print_in_any_locale()
     if {"--help", "-h"} & set(sys.argv[1:]):
         print(help_text(config_name, sys.argv[1:]))
         return

@@ -82,7 +82,7 @@ def main(config: Any) -> None:
         shown.add_row(*(cell.replace("**", "") for cell in row))
     console.print(shown)
     for label, reason in refused.items():
-        console.print(f"[yellow]not run: {label}: {reason}[/]")
+        warn(f"not run: {label}: {reason}")
     deploy = {
         each.network: (
             f"{each.p50_ms:.2f} ms (p90 {each.p90_ms:.2f}, p99 {each.p99_ms:.2f}) with {each.runtime.name} "

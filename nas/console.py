@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
+import os
+import sys
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +20,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from rich.table import Table
+from rich.table import Column, Table
 
 from nas.measuring.progress import ProfileProgress
 from nas.page.files import ReportFiles, answer_rows, next_command, summary_rows
@@ -25,7 +29,40 @@ if TYPE_CHECKING:  # a report is rebuilt without what searches and measures
     from nas.latency.table import LatencyTable
     from nas.study.loop import Progress as SearchProgress
 
-console = Console(highlight=False, soft_wrap=True)
+# A log has no edge at which lines must break; rich would take it for a terminal of 80 columns.
+_LOG_WIDTH = 160
+_PLAIN = {"…": "...", "−": "-", "–": "-", "×": "x", "━": "-", "╸": "-", "╺": "-", "→": "->"}
+
+console = Console(
+    highlight=False,
+    soft_wrap=True,
+    # Names of files, boards and studies may have brackets in them.
+    markup=False,
+    width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else _LOG_WIDTH,
+)
+
+
+def print_in_any_locale() -> None:
+    """Let what an ASCII or Latin-1 terminal lacks be replaced by what it has, instead of failing."""
+    codecs.register_error("plain", _plainly)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="plain")
+
+
+def warn(text: str) -> None:
+    """Say on a line of its own what the user should mind."""
+    console.print(text, style="yellow")
+
+
+def _plainly(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    lacking = error.object[error.start : error.end]
+    plain = "".join(_PLAIN.get(each) or unicodedata.normalize("NFKD", each) for each in lacking)
+    return "".join(
+        each if each.isascii() else "?" for each in plain if not unicodedata.combining(each)
+    ), error.end
 
 
 def progress_bars() -> Progress:
@@ -56,23 +93,26 @@ def measuring_progress() -> Iterator[ProfileProgress]:
 @contextmanager
 def search_progress(trials: int) -> Iterator[Callable[[SearchProgress], None]]:
     """A bar of completed trials that says how fast they come and what was found so far."""
-    columns = (TextColumn("searching"), BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with Progress(*columns, console=console) as bars:
+    # What matters most comes first: the end of the line is cut off where the terminal is narrow.
+    text = TextColumn(
+        "{task.description}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis")
+    )
+    with Progress(BarColumn(10), TimeElapsedColumn(), text, console=console) as bars:
         task = bars.add_task("evaluating references", total=trials)
 
         def show(progress: SearchProgress) -> None:
             best = progress.best
-            parts = [
-                f"{progress.done:,}/{progress.total:,} trials",
-                f"{progress.trials_per_second:.3g}/s",
-                f"{progress.feasible_share:.0%} feasible",
-                f"hypervolume {progress.hypervolume:.3f}",
-            ]
+            parts = [f"{progress.done:,}/{progress.total:,}"]
             if best is not None:
                 unit = "" if best.source == "proxy" else " %"
                 parts.append(f"best {best.top1:.2f}{unit} at {best.latency_ms:.2f} ms")
             if progress.seconds_left is not None:
                 parts.append(f"{progress.seconds_left:.0f} s left")
+            parts += [
+                f"{progress.trials_per_second:.3g}/s",
+                f"{progress.feasible_share:.0%} feasible",
+                f"hypervolume {progress.hypervolume:.3f}",
+            ]
             bars.update(task, completed=progress.done, description=", ".join(parts))
 
         yield show
@@ -123,6 +163,7 @@ def print_report_summary(files: ReportFiles) -> None:
         beside = Table("beside", "its latency", "at its latency", "at its accuracy")
         for column in beside.columns:
             column.overflow = "fold"
+        beside.columns[0].no_wrap = True
         for row in answer_rows(report):
             beside.add_row(*row)
         console.print(beside)

@@ -9,11 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rich.markup import escape
-
 from nas.assembly import hardware_of, read_space
 from nas.command import command
-from nas.console import console, measuring_progress, print_summary, print_table_summary
+from nas.console import console, measuring_progress, print_summary, print_table_summary, warn
 from nas.devices.device import Target
 from nas.devices.kit import groups_of, read_result, write_kit
 from nas.latency.hardware import Hardware, import_result
@@ -96,8 +94,8 @@ def _profile(
         table,
     )
     console.print(
-        f"[bold]{board.name}[/] ({device or 'by kit'}), {runtime.name} {version or ''}, "
-        f"{runtime.precision}, {runtime.threads} thread(s); space {escape(space.name)}: "
+        f"{board.name} ({device or 'by kit'}), {runtime.name} {version or ''}, "
+        f"{runtime.precision}, {runtime.threads} thread(s); space {space.name}: "
         f"{len(reachable_layer_keys(space)):,} layers reachable"
     )
     seconds = (
@@ -139,7 +137,7 @@ def _write_kit(path: Path, board: Hardware, runtime: Runtime, plan: Plan, settin
 def _import(path: Path, board: Hardware, runtime: Runtime, space: SearchSpace, folder: Path) -> None:
     result = read_result(path, board.name, runtime)
     for problem in result.problems:
-        console.print(f"[yellow]warning: {path}: {problem}; run the kit again on the board to go on[/]")
+        warn(f"warning: {path}: {problem}; run the kit again on the board to go on")
     references = reference_architectures(space).values()
     wanted = reachable_layer_keys(space).union(*(layer_keys(each) for each in references))
     with hold(folder, TABLE):

@@ -20,6 +20,7 @@ from nas.latency.table import LatencyTable
 from nas.latency.validation import Card, card_problem
 from nas.page.report import Report
 from nas.pictures.folders import read_folder
+from nas.settings import milliseconds
 from nas.shell import command_line
 from nas.study.scorer import layer_latency
 from search_spaces.architecture import Architecture
@@ -48,7 +49,7 @@ def fingerprint(
             "threads": header.threads,
             "content": table.digest(keys),
         },
-        "search.budget_ms": config.search.budget_ms,
+        "search.budget_ms": _budget(config.search.budget_ms),
         "search.caution": config.search.caution,
         "search.seed": config.search.seed,
         "objective": OmegaConf.to_container(config.objective, resolve=True),
@@ -81,6 +82,12 @@ def folder_digest(folder: Path) -> str:
                 path = Path(place, name)
                 found.append(f"{path.relative_to(folder)} {path.stat().st_size}")
     return hashlib.sha256("\n".join(sorted(found)).encode(errors="surrogateescape")).hexdigest()[:16]
+
+
+def _budget(budget: str | None) -> str | None:
+    # However it is written: 20ms is 20.0.
+    number = None if budget is None else milliseconds(budget)
+    return budget if number is None else f"{number:g}"
 
 
 def _content(accuracy: Any) -> dict[str, str]:

@@ -20,7 +20,7 @@ from nas.accuracy.source import AccuracyEstimator
 from nas.accuracy.train import TrainedAccuracy
 from nas.assembly import accuracy_of, hardware_of, objective_of, read_space
 from nas.command import command
-from nas.console import console, measuring_progress, print_report_summary, search_progress
+from nas.console import console, measuring_progress, print_report_summary, search_progress, warn
 from nas.latency.hardware import Hardware
 from nas.latency.provision import Effort, profile_command, reference_architectures, table_folder
 from nas.latency.source import LatencySource, keys_of
@@ -141,9 +141,9 @@ def _search(config: Any) -> None:
         table = latencies.table(space, extra, carried)
         console.print(f"latency: {table.header.title}")
         if runtime.precision == "int8" and isinstance(accuracy, Predictor):
-            console.print(
-                "  [yellow]mind: accuracies are those of fp32; what quantising costs is not predicted "
-                "(accuracy.int8_penalty, or accuracy=train to measure it)[/]"
+            warn(
+                "  mind: accuracies are those of fp32; what quantising costs is not predicted "
+                "(accuracy.int8_penalty, or accuracy=train to measure it)"
             )
         check_measurable(foreign, table, runtime)
         card = load_card(tables)
@@ -280,7 +280,7 @@ def _check_card(
         remedy = profile_command(board.name, runtime, "validate")
     if required:
         raise InputError(f"search.require_validation=true, but the latency table {problem}; run: {remedy}")
-    console.print(f"  [yellow]warning: the latency table {problem}; better: {remedy}[/]")
+    warn(f"  warning: the latency table {problem}; better: {remedy}")
 
 
 def _screen(
@@ -435,7 +435,7 @@ def _measured(
         return latencies.measured(table, networks)
     except MeasurementError as error:
         # A search of hours is not lost because the machine was busy at its end.
-        console.print(f"[yellow]warning: layers of the front stay predicted: {error}[/]")
+        warn(f"warning: layers of the front stay predicted: {error}")
         return table
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 
 from nas.accuracy.features import not_covered
@@ -58,7 +60,7 @@ class Line(Place):
         """
         text = self.cells[column]
         try:
-            value = float(text)
+            value = float(text.removesuffix("%"))
         except ValueError:
             raise self.fail(f"{column} is no number: {text!r}") from None
         if not (math.isfinite(value) and low <= value <= high):
@@ -77,39 +79,74 @@ class Line(Place):
 def read_lines(path: Path, required: Sequence[str], optional: Sequence[str] = ()) -> list[Line]:
     """The lines of a CSV file with a header; required cells are never empty.
 
+    Read as people and spreadsheets write them: commas, semicolons or tabs between the cells, spaces around
+    them, decimal commas where commas separate nothing, headings in any case (``Stage1 kernel``), ``top1``
+    and ``accuracy`` for each other.
+
     Raises:
         AccuracyDataError: on an unreadable file, an unknown or missing column, or a missing value.
     """
     gate = Gate(str(path), AccuracyDataError)
     text = gate.text(path, _MOST_BYTES)
+    heading = text.split("\n", 1)[0]
+    separator = max(",;\t", key=heading.count)
     try:
-        rows = list(csv.reader(io.StringIO(text, newline="")))
+        rows = list(csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True))
     except csv.Error as error:
         gate.unreadable(error)
     if len(rows) < 2:
         raise AccuracyDataError(f"{path} holds no networks")
-    header = rows[0]
-    known = [*required, *optional]
-    for column in header:
-        if column not in known:
-            raise AccuracyDataError(f"{path}: unknown column {column!r}; known: {', '.join(known)}")
-        if header.count(column) > 1:
-            raise AccuracyDataError(f"{path}: column {column!r} appears twice")
+    header = _columns(path, [cell.strip() for cell in rows[0]], [*required, *optional])
     for column in required:
         if column not in header:
             raise AccuracyDataError(f"{path}: column {column!r} is missing")
     lines = []
     for number, row in enumerate(rows[1:], start=2):
-        if not row:
+        cells = [cell.strip() for cell in row]
+        if not any(cells):
             continue
-        if len(row) != len(header):
+        if len(cells) != len(header):
             raise AccuracyDataError(f"{path}, line {number}: {len(row)} cells, but {len(header)} columns")
-        line = Line(path, number, dict(zip(header, row, strict=True)))
+        if separator != ",":
+            cells = [_DECIMAL_COMMA.sub(r"\1.\2", cell) for cell in cells]
+        line = Line(path, number, dict(zip(header, cells, strict=True)))
         for column in required:
-            if not line.cells[column].strip():
+            if not line.cells[column]:
                 raise line.fail(f"{column} is empty")
         lines.append(line)
     return lines
+
+
+_DECIMAL_COMMA = re.compile(r"^([+-]?\d+),(\d+)(?=\s*%?$)")
+# Names of one quantity.
+_TOP1 = ("accuracy", "top1", "acc", "acc1", "top1accuracy", "accuracytop1")
+
+
+def _columns(path: Path, header: Sequence[str], known: Sequence[str]) -> list[str]:
+    """The columns that headings mean.
+
+    Raises:
+        AccuracyDataError: on one that means none, or the same as another one.
+    """
+    meant = {_plain(column): column for column in known}
+    if same := next((meant[name] for name in _TOP1 if name in meant), None):
+        meant = dict.fromkeys(_TOP1, same) | meant
+    found: list[str] = []
+    for heading in header:
+        column = meant.get(_plain(heading))
+        if column is None:
+            near = get_close_matches(_plain(heading), meant, 1, 0.7)
+            guess = f"; did you mean {meant[near[0]]!r}?" if near else ""
+            raise AccuracyDataError(f"{path}: unknown column {heading!r}{guess}; known: {', '.join(known)}")
+        if column in found:
+            raise AccuracyDataError(f"{path}: column {column!r} appears twice")
+        found.append(column)
+    return found
+
+
+def _plain(heading: str) -> str:
+    """A heading without case, spaces, hyphens, dots and a unit: ``Top-1 (%)`` is ``top1``."""
+    return re.sub(r"[^a-z0-9]", "", re.sub(r"[(\[]\s*%\s*[)\]]|%$", "", heading.lower()))
 
 
 _ACCEL_WIDTHS = (16, 24, 40, 80, 112, 192, 320)

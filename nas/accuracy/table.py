@@ -6,10 +6,11 @@ The file has one column per parameter of the search space, named as in the study
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from nas.accuracy.csv import Line, read_lines
-from nas.accuracy.networks import REPEAT_TOLERANCE
+from nas.accuracy.networks import REPEAT_TOLERANCE, AccuracyDataError
 from nas.accuracy.source import Accuracy, AccuracyError
 from search_spaces.architecture import Architecture
 from search_spaces.space import NotInSpaceError, SearchSpace
@@ -33,7 +34,7 @@ class AccuracyTable:
     def __init__(self, space: SearchSpace, path: Path) -> None:
         self._space, self._path = space, path
         candidates = space.parameters()
-        texts = {name: {_text(value): value for value in values} for name, values in candidates.items()}
+        texts = {name: _texts(values) for name, values in candidates.items()}
         # By network: several settings of a space may give the same one.
         self._top1: dict[Architecture, float] = {}
         lines: dict[Architecture, Line] = {}
@@ -46,6 +47,13 @@ class AccuracyTable:
                     f"repeats the architecture of line {first.number} with accuracy {top1:g}, "
                     f"not {self._top1[key]:g}"
                 )
+
+        best = max(self._top1.values(), default=0.0)
+        if 0 < best <= 1:
+            raise AccuracyDataError(
+                f"{path}: no {_ACCURACY} is above 1: these are fractions, write percent "
+                f"({100 * best:g}, not {best:g})"
+            )
 
     def __len__(self) -> int:
         return len(self._top1)
@@ -89,6 +97,15 @@ class AccuracyTable:
             return parameters[name]
 
         return self.accuracy(self._space.compose(choose))
+
+
+def _texts(values: Sequence[Value]) -> dict[str, Value]:
+    """What a cell may say for each value."""
+    texts: dict[str, Value] = {_text(value): value for value in values}
+    if all(isinstance(value, bool) for value in values):
+        words: dict[str, Value] = {"0": False, "no": False, "1": True, "yes": True}
+        texts |= {word: value for word, value in words.items() if value in values}
+    return texts
 
 
 def _text(value: Value) -> str:

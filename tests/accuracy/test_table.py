@@ -109,3 +109,38 @@ def test_bad_lines_are_named(tmp_path: Path, change: dict[str, Any], message: st
 def test_contradictions_are_named(tmp_path: Path) -> None:
     with pytest.raises(AccuracyDataError, match=r"line 4: repeats the architecture of line 3 .* 70, not 88"):
         _table(tmp_path / "t.csv", [*ROWS, ROWS[1] | {"accuracy": 70}])
+
+
+HEADINGS = "stage1.depth,stage1.kernel,stage1.block1.expansion,stage1.block2.expansion,stage1.se,accuracy"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"\ufeff{HEADINGS}\n1,5,6,,True,88.5\n",
+        f"{HEADINGS}\n1, 5, 6, , 1, 88.5 %\n,,,,,\n",
+        f"{HEADINGS.replace(',', ';')}\r\n1;5;6,0;;1;88,5\r\n",
+        f"{HEADINGS.replace(',', chr(9))}\n1\t5\t6\t\tyes\t88,5\n",
+        "Stage1 Depth,stage1_kernel,Stage1.Block1.Expansion,stage1.block2.expansion,SE?,Top-1 (%)\n".replace(
+            "SE?", "stage1-se"
+        )
+        + "1,5.0,6.0,,TRUE,88.5\n",
+    ],
+)
+def test_reads_what_people_and_spreadsheets_write(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text(text, encoding="utf-8")
+    known = {"stage1.depth": 1, "stage1.kernel": 5, "stage1.block1.expansion": 6.0, "stage1.se": True}
+    assert AccuracyTable(SPACE, path).of_parameters(known).top1 == 88.5
+
+
+def test_fractions_and_near_misses_are_named(tmp_path: Path) -> None:
+    fractions = [row | {"accuracy": float(row["accuracy"]) / 100} for row in ROWS]
+    with pytest.raises(AccuracyDataError, match=r"these are fractions, write percent \(90.5, not 0.905\)"):
+        _table(tmp_path / "t.csv", fractions)
+    with pytest.raises(
+        AccuracyDataError, match=r"unknown column 'stage1.kernal'; did you mean 'stage1.kernel'"
+    ):
+        _table(tmp_path / "t.csv", [{"stage1.kernal": 3} | row for row in ROWS])
+    with pytest.raises(AccuracyDataError, match="column 'accuracy' appears twice"):
+        _table(tmp_path / "t.csv", [{"top1": 3} | row for row in ROWS])

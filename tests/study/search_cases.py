@@ -63,3 +63,10 @@ class MadeUpAccuracy:
             raise AccuracyError("no accuracy for this network")
         se = sum(block.se for block in architecture.blocks)
         return Accuracy(100 - 400 / math.log(cost(architecture).macs) + se, "predicted", 0.5)
+
+
+def space_of_one() -> SearchSpace:
+    """A space without any choice: one network, to be set beside the references."""
+    stages = [{"stride": 2, "depths": [1], "widths": [24], "expansions": [3]}]
+    plain = {"name": "one", "resolutions": [32], "stems": [{"channels": 16}], "stages": stages}
+    return SearchSpace.from_dict({**plain, "heads": [{"conv_channels": 128}], "classes": 10})
