@@ -10,7 +10,7 @@ import numpy as np
 from rich.table import Table
 
 from nas.command import command
-from nas.console import console, measuring_progress, print_summary
+from nas.console import console, measuring_progress, print_summary, warn
 from nas.latency.deployment import best_of_each, matrix, measure_deployments, save
 from nas.page.report import read_study, report_of
 from nas.runtimes.runtime import Runtime, RuntimeName, installed

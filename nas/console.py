@@ -31,6 +31,7 @@ if TYPE_CHECKING:  # a report is rebuilt without what searches and measures
 
 # A log has no edge at which lines must break; rich would take it for a terminal of 80 columns.
 _LOG_WIDTH = 160
+_NARROW = 110
 _PLAIN = {"…": "...", "−": "-", "–": "-", "×": "x", "━": "-", "╸": "-", "╺": "-", "→": "->"}
 
 console = Console(
@@ -110,7 +111,7 @@ def search_progress(trials: int) -> Iterator[Callable[[SearchProgress], None]]:
                 parts.append(f"{progress.seconds_left:.0f} s left")
             parts += [
                 f"{progress.trials_per_second:.3g}/s",
-                f"{progress.feasible_share:.0%} feasible",
+                f"{progress.feasible_share:.0%} of the networks looked at are within the budget",
                 f"hypervolume {progress.hypervolume:.3f}",
             ]
             bars.update(task, completed=progress.done, description=", ".join(parts))
@@ -160,6 +161,14 @@ def print_report_summary(files: ReportFiles) -> None:
     """What a study holds beside each reference, and where the files are."""
     report = files.report
     if report.answers:
+        if console.width < _NARROW:
+            # Four columns would break names and numbers in the middle.
+            for name, *facts in answer_rows(report):
+                console.print(
+                    f"{name}: {facts[0]}\n  at its latency: {facts[1]}\n  at its accuracy: {facts[2]}"
+                )
+            print_summary(report.name, summary_rows(files), next_command(files))
+            return
         beside = Table("beside", "its latency", "at its latency", "at its accuracy")
         for column in beside.columns:
             column.overflow = "fold"

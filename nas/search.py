@@ -202,7 +202,7 @@ def _search(config: Any) -> None:
                 journal.unlink()
             except (MeasurementError, TorchvisionReferenceError) as error:
                 names = ", ".join(each.name for each in foreign)
-                console.print(f"[yellow]warning: {names} are not in the report: {error}[/]")
+                warn(f"warning: {names} are not in the report: {error}")
         # Measuring the front changed the table: from now on this one is the study's.
         known = provenance(config, table, card, budget_ms, classes)
         end_to_end = _time_best(opened, table, latencies, settings, folder)
@@ -400,7 +400,7 @@ def _time_best(
         timed = latencies.timed(table, [*chosen.values()], folder)
     except MeasurementError as error:
         # A search of hours is not lost because the machine was busy at its end.
-        console.print(f"[yellow]warning: nothing was timed end to end: {error}[/]")
+        warn(f"warning: nothing was timed end to end: {error}")
         return None
     if timed is None:
         return None

@@ -1,6 +1,9 @@
+import os
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 from nas.report import with_named_studies
 from tests.page.report_cases import made_up_study
@@ -50,3 +53,24 @@ def test_a_report_is_rebuilt_without_what_trains_and_measures() -> None:
     code = f"import sys, nas.report; print([name for name in {heavy} if name in sys.modules])"
     outcome = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert outcome.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    "environment", [{"PYTHONIOENCODING": "ascii"}, {"PYTHONIOENCODING": "latin-1", "COLUMNS": "80"}]
+)
+def test_any_terminal_will_do(tmp_path: Path, environment: dict[str, str]) -> None:
+    folder = tmp_path / "a [b] – ü"
+    made_up_study(folder, trials=5)
+    done = subprocess.run(
+        [sys.executable, "-m", "nas.report", str(folder)],
+        capture_output=True,
+        check=False,
+        env={**os.environ, **environment},
+    )
+    assert done.returncode == 0, done.stderr
+    text = done.stdout.decode("latin-1")
+    # Brackets are no markup, and what the terminal lacks is replaced.
+    assert "a [b] - " in text
+    assert "mobilenet_v2" in text
+    if "COLUMNS" in environment:
+        assert "at its latency: " in text
