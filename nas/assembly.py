@@ -11,12 +11,13 @@ from omegaconf import OmegaConf
 
 from nas import data
 from nas.accuracy.csv import read_extra
+from nas.accuracy.features import uncovered_choices
 from nas.accuracy.imagenet import SHIPPED_PARAMETERS, Predictor
 from nas.accuracy.proxy import ProxyAccuracy
 from nas.accuracy.source import AccuracyEstimator, Int8Penalty
 from nas.accuracy.table import AccuracyTable
 from nas.accuracy.train import Recipe, TrainedAccuracy
-from nas.console import console
+from nas.console import console, warn
 from nas.data import DatasetSettings
 from nas.latency.hardware import Hardware
 from nas.pictures.augment import Augment
@@ -105,6 +106,10 @@ def accuracy_of(
     """The source of accuracy, the space as it suits it, and the references' resolution."""
     if config.accuracy.name == "imagenet":
         predictor = _predictor(plain(config.accuracy, ImagenetConfig))
+        if unknown := uncovered_choices(space):
+            warn(
+                f"the ImageNet predictor cannot judge {'; '.join(unknown)}: networks with these are left out"
+            )
         penalty = dict(config.accuracy.int8_penalty)
         _check_penalty(penalty)
         if any(penalty.values()) and config.runtime.precision == "int8":
@@ -113,7 +118,14 @@ def accuracy_of(
     if config.accuracy.name == "proxy":
         return space, ProxyAccuracy(config.accuracy.score, config.accuracy.resolution), None
     if config.accuracy.name == "table":
-        return space, AccuracyTable(space, Path(config.accuracy.path)), None
+        known = AccuracyTable(space, Path(config.accuracy.path))
+        lacking = space.size - len(known)
+        if lacking > 0:
+            warn(
+                f"{config.accuracy.path} holds {len(known):,} of the space's {space.size:,} networks: "
+                "the others, and references it lacks, are left out"
+            )
+        return space, known, None
     dataset = plain(config.dataset, DatasetConfig)
     images = dataset_settings(dataset)
     console.print(data.check(images), markup=False)

@@ -64,6 +64,18 @@ class HardwareConfig:
             # ssh would take it for an option, a shell for several words.
             if host is not None and not re.fullmatch(r"[A-Za-z0-9_\[][^\s;&|<>$`'\"()\\]*", host):
                 raise InputError(f"hardware.host must be a host or user@host, not {host!r}")
+            if host is not None and re.fullmatch(r"[^\[]*[^:]:\d+", host):
+                name, port = host.rsplit(":", 1)
+                raise InputError(
+                    f"hardware.host={host}: ssh takes no port there; write 'Host {name.split('@')[-1]}' and "
+                    f"'Port {port}' into ~/.ssh/config and name the host {name}"
+                )
+        if self.host is not None and self.hosts:
+            raise InputError("hardware.host and hardware.hosts name boards twice: give one of them")
+        if len(set(self.hosts)) < len(self.hosts):
+            raise InputError(f"hardware.hosts={list(self.hosts)} names a board twice")
+        if self.threads < 1:
+            raise InputError(f"hardware.threads must be at least 1, not {self.threads}")
         if self.python.startswith("-") or re.search(r"[\s;&|<>$`'\"()\\]", self.python):
             raise InputError(f"hardware.python must be the path of an interpreter, not {self.python!r}")
 

@@ -23,6 +23,8 @@ from nas.cost import layer_cost
 from search_spaces.architecture import Architecture
 from search_spaces.blocks import IMAGE_CHANNELS, Block, Head, Stem
 from search_spaces.layers import LayerKey
+from search_spaces.space import SearchSpace
+from search_spaces.stage import Stage
 
 Flags = NDArray[np.bool_]
 Floats = NDArray[np.float64]
@@ -221,6 +223,48 @@ def not_covered(architecture: Architecture) -> str | None:
             f"the ImageNet predictor knows networks that reduce the image by {OUTPUT_STRIDE}, not by {stride}"
         )
     return None
+
+
+def uncovered_choices(space: SearchSpace) -> list[str]:
+    """Choices of a space that no fitted network resembles, in words.
+
+    Raises:
+        AccuracyError: if they leave no member that can be judged.
+    """
+    low, high = RESOLUTIONS
+    if space.classes != CLASSES:
+        raise AccuracyError(
+            f"the ImageNet predictor knows networks of {CLASSES} classes, the space {space.name!r} has "
+            f"{space.classes}: accuracy=train learns them from your pictures"
+        )
+    halvings = sum(stage.stride == 2 for stage in space.stages) + 1
+    if 2**halvings != OUTPUT_STRIDE:
+        raise AccuracyError(
+            f"the ImageNet predictor knows networks that reduce the image by {OUTPUT_STRIDE}, those of the "
+            f"space {space.name!r} reduce it by {2**halvings}"
+        )
+    stems = [stem.kernel for stem in space.stems]
+    choices = [
+        ("resolutions", space.resolutions, [each for each in space.resolutions if not low <= each <= high]),
+        ("stem kernels", stems, [kernel for kernel in stems if kernel != 3]),
+    ]
+    for number, stage in enumerate(space.stages, start=1):
+        if isinstance(stage, Stage):
+            unknown = [kernel for kernel in stage.kernels if kernel not in KERNELS]
+            choices.append((f"stage {number} kernels", stage.kernels, unknown))
+    found = []
+    for name, values, unknown in choices:
+        if not unknown:
+            continue
+        text = f"{name} {', '.join(map(str, dict.fromkeys(unknown)))}"
+        if len(unknown) == len(values):
+            raise AccuracyError(
+                f"the ImageNet predictor knows no {text}, and the space {space.name!r} offers nothing else: "
+                f"it knows {low} to {high} px, stem kernel 3, kernels {', '.join(map(str, KERNELS))}; "
+                "accuracy=train takes any"
+            )
+        found.append(text)
+    return found
 
 
 def features_of(architectures: Sequence[Architecture]) -> Floats:

@@ -43,6 +43,17 @@ _MODULES = {
 }
 
 
+# Read by any Python 3: the other files are not.
+_MAIN = """import sys
+
+if sys.version_info < (3, 9):
+    sys.exit("error: this kit needs Python 3.9 or newer, this is %d.%d" % sys.version_info[:2])
+from nas.measuring.board import main
+
+main()
+"""
+
+
 class KitError(InputError):
     """A kit that cannot be made."""
 
@@ -150,7 +161,7 @@ def write_kit(
             for name, module in _MODULES.items():
                 assert module.__file__
                 kit.write(module.__file__, f"nas/{name}")
-            kit.writestr("__main__.py", "from nas.measuring.board import main\n\nmain()\n")
+            kit.writestr("__main__.py", _MAIN)
         temporary.replace(path)
     except OSError as error:
         temporary.unlink(missing_ok=True)

@@ -11,6 +11,7 @@ import json
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import tempfile
 import threading
@@ -45,6 +46,7 @@ from search_spaces.gate import Gate
 RECONNECT_WAITS_S = (1, 2, 5, 10, 30, 60, 120, 300)
 COMMON_SUBJECTS = 24
 _FOLDER = ".cache/mobilenet-nas"
+_KILLED = "mobilenet-nas: killed by signal"
 _SSH_FAILED = 255  # ssh's own exit status; others come from the remote command
 _OPTIONS = {
     "BatchMode": "yes",  # no questions in the middle of a measurement
@@ -180,7 +182,7 @@ class Board:
             RemoteError: naming the board and what to do; what was measured stays on the board.
         """
         folder = shlex.quote(self._folder(kit))
-        start = f"cd {folder} && exec {self._python} -u {shlex.quote(kit.name)}"
+        start = f"cd {folder} && {self._python} -u {shlex.quote(kit.name)}"
         waits = list(waits_s)
         while True:
             try:
@@ -230,13 +232,18 @@ class Board:
         if self.host.startswith("-") or not self.host:
             raise RemoteError(f"hardware.host={self.host!r} names no host")
         options = [f"-o{name}={value}" for name, value in _OPTIONS.items()]
-        return [ssh, *options, "--", self.host, command]
+        # ssh says 255 of a command that a signal killed as of a connection that dropped.
+        killed = f"echo {_KILLED} $((s-128)) >&2; exit 70"
+        watched = f"{{ {command}\n}}; s=$?; [ $s -le 128 ] || {{ {killed}; }}; exit $s"
+        return [ssh, *options, "--", self.host, f"exec sh -c {shlex.quote(watched)}"]
 
     def _check(self, status: int, errors: str) -> None:
         if status == 0:
             return
         lines = [line.strip() for line in errors.splitlines() if line.strip()]
         last = lines[-1] if lines else f"exit status {status}"
+        if killed := re.search(rf"^{_KILLED} (\d+)$", errors, re.MULTILINE):
+            raise RemoteError(f"{self.host}: {self._killed(int(killed[1]))}")
         if status == _SSH_FAILED or status < 0:
             for pattern, advice in _REFUSALS:
                 if re.search(pattern, errors, re.IGNORECASE):
@@ -255,12 +262,25 @@ class Board:
             )
         raise RemoteError(f"{self.host}: {last}")
 
+    def _killed(self, number: int) -> str:
+        try:
+            name = signal.Signals(number).name
+        except ValueError:
+            name = f"signal {number}"
+        advice = {
+            "SIGILL": f"the {conditions.PACKAGES[self.runtime]} installed there does not suit its processor; "
+            "install another version",
+            "SIGKILL": "most likely it ran out of memory: close what else runs there, or measure less "
+            "(profile.max_keys)",
+        }.get(name, f"the {conditions.PACKAGES[self.runtime]} there crashes; install another version")
+        return f"its Python was killed by {name}: {advice}"
+
 
 # Appended to nas/measuring/conditions.py and piped into the board's Python.
 _PROBE = """
 import json
 
-print(json.dumps({{**describe(), **snapshot(), **versions({needed})}}))
+print(json.dumps({{**describe(), **snapshot(), **versions({needed}), "boot": boot_id()}}))
 """
 
 
@@ -292,6 +312,14 @@ class SshTarget:
         """
         with ThreadPoolExecutor(len(self.boards)) as pool:
             found = list(pool.map(lambda board: board.description, self.boards))
+        names: dict[str, str] = {}
+        for board, each in zip(self.boards, found, strict=True):
+            boot = each.get("boot")
+            if boot and names.setdefault(str(boot), board.host) != board.host:
+                raise RemoteError(
+                    f"{names[str(boot)]} and {board.host} are one machine: it would measure at both ends at "
+                    "once; name it once in hardware.hosts"
+                )
         for name in ("cpu", conditions.PACKAGES[self.settings.runtime.name]):
             values = {str(each[name]) for each in found}
             if len(values) > 1:

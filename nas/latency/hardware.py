@@ -28,6 +28,7 @@ from nas.latency.sessions import (
     networks_text,
 )
 from nas.latency.table import Entry, LatencyTable, TableHeader
+from nas.measuring.conditions import usable_cores
 from nas.runtimes.runtime import Runtime
 from nas.saving import hold, write_together
 from search_spaces.errors import InputError
@@ -77,6 +78,9 @@ class Hardware:
             runtime: what runs the layers.
             seed: of the order of measuring.
             say: takes lines from the boards.
+
+        Raises:
+            InputError: if more threads are wanted than this process may use cores.
         """
         if self.hosts:
             return SshTarget(
@@ -85,7 +89,15 @@ class Hardware:
                 self.tolerance,
                 lambda host, line: say(f"{host}: {line}"),
             )
-        return LocalTarget(runtime, seed, self.affinity) if self.measured_here else None
+        if not self.measured_here:
+            return None
+        cores = len(self.affinity) or usable_cores()
+        if runtime.threads > cores:
+            raise InputError(
+                f"hardware.threads={runtime.threads}, but this process may use {cores} "
+                f"core{'s' if cores > 1 else ''}: threads would wait for each other"
+            )
+        return LocalTarget(runtime, seed, self.affinity)
 
     def how_to_measure(self, runtime: Runtime) -> str:
         """The commands that make a table for this hardware."""

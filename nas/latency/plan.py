@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 
 from nas.cost import cost, layer_cost
 from nas.devices.device import Target
-from nas.latency.predictor import standardised_features
+from nas.latency.predictor import MINIMUM_LAYERS, standardised_features
 from nas.latency.table import LatencyTable
 from nas.runtimes.runtime import Runtime
 from nas.runtimes.subject import Subject
 from search_spaces.architecture import Architecture
+from search_spaces.errors import InputError
 from search_spaces.layers import LayerKey, layer_keys, reachable_layer_keys
 from search_spaces.references import reference
 from search_spaces.space import SearchSpace
@@ -72,6 +73,9 @@ def make_plan(
         networks: random members to measure for the calibration.
         seed: of the random members.
         table: a table whose measured layers need not be measured again.
+
+    Raises:
+        InputError: if so few layers would be measured that the others cannot be predicted.
     """
     known = {key for key, entry in table.entries.items() if entry.source == "measured"} if table else set()
     calibrating = [key for each in _calibration_references(space) for key in layer_keys(each)]
@@ -86,6 +90,11 @@ def make_plan(
         unknown_first = [key for key in first if key not in known]
         keys = _choose(space, unknown_first, calibrating, missing, known, room, seed)
     chosen = set(keys) | known
+    if len(chosen) < MINIMUM_LAYERS and len(missing) > len(keys):
+        raise InputError(
+            f"profile.max_keys={max_keys} measures {len(chosen)} layers, but the others are predicted from "
+            f"at least {MINIMUM_LAYERS}, better 30"
+        )
     return Plan(
         keys=tuple(keys),
         networks=calibration_networks(space, networks, seed) if keys or table is None else (),

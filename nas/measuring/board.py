@@ -155,6 +155,12 @@ def run(kit_path: Path, folder: Path, groups: int | None, report: Callable[[str]
         journals = stack.enter_context(_locked(folder, kit_path.stem, report))
         manifest = json.loads(kit.read(MANIFEST))
         stack.enter_context(conditions.affine_to(manifest.get("affinity", [])))
+        cores = conditions.usable_cores()
+        if manifest["threads"] > cores:
+            raise BoardError(
+                f"the kit measures with {manifest['threads']} threads, but may use {cores} core(s) here: "
+                "make one with fewer (hardware.threads)"
+            )
         result = folder / f"{kit_path.stem}-result.jsonl"
         watch = Watch(manifest["temperature_limit_c"], report)
         check_packages(manifest["runtime"])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
+import math
 import os
 import platform
 import re
@@ -65,6 +66,23 @@ def snapshot() -> dict[str, float | None]:
     }
 
 
+def boot_id() -> str | None:
+    """What tells this running machine from others, even from those with a copy of its disk."""
+    return (_read(Path("/proc/sys/kernel/random/boot_id")) or "").strip() or None
+
+
+def usable_cores() -> int:
+    """Cores that this process may use: what exists, less affinity and the quota of its control group."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota, period = (_read(Path("/sys/fs/cgroup/cpu.max")) or "max 1").split()[:2]
+    if quota == "max":
+        quota = (_read(Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us")) or "-1").strip()
+        period = (_read(Path("/sys/fs/cgroup/cpu/cpu.cfs_period_us")) or "1").strip()
+    if int(quota) > 0:
+        cores = min(cores, max(1, math.floor(int(quota) / int(period) + 0.01)))
+    return cores
+
+
 def _read(path: Path) -> str | None:
     try:
         return path.read_text(encoding="utf-8", errors="replace")
@@ -82,7 +100,14 @@ def _number(path: Path) -> float | None:
 
 def _memory_mb(name: str) -> float | None:
     found = re.search(rf"^{name}:\s*(\d+) kB", _read(Path("/proc/meminfo")) or "", re.MULTILINE)
-    return int(found[1]) // 1024 if found else None
+    if found is None:
+        return None
+    limit = (_read(Path("/sys/fs/cgroup/memory.max")) or "max").strip()
+    if limit == "max":
+        return int(found[1]) // 1024
+    # A container has what its control group leaves, whatever the machine has.
+    used = 0.0 if name == "MemTotal" else _number(Path("/sys/fs/cgroup/memory.current")) or 0.0
+    return min(int(found[1]) // 1024, max(0, int(limit) - int(used)) // 2**20)
 
 
 def versions(packages: Iterable[str]) -> dict[str, str | None]:

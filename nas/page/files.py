@@ -124,6 +124,10 @@ def summary_rows(files: ReportFiles) -> dict[str, str]:
     }
     if report.notes:
         rows["accuracy"] = " ".join(report.notes)
+    if report.foreign:
+        rows["left out"] = f"{report.foreign:,} trials that this program did not make"
+    for reason, count in report.failures:
+        rows[f"{count:,} failed"] = reason
     if any(answer.mixes_kinds for answer in report.answers):
         rows["mind"] = MIXED_KINDS
     if report.published_wins:

@@ -480,6 +480,9 @@ def _provenance_card(report: Report, title: str = "Where this comes from") -> Ma
     if latency:
         entries["latency"] = latency
     found = {"study": report.name, "trials": f"{len(report.candidates):,} complete, {report.failed:,} failed"}
+    found |= {f"{count:,} failed": reason for reason, count in report.failures}
+    if report.foreign:
+        found["left out"] = f"{report.foreign:,} trials that this program did not make"
     lines: list[str] = [definitions(found | dict(_flat(entries)))]
     if command:
         lines.append(element("p", element("code", str(command))))

@@ -58,6 +58,9 @@ _TRIALS_FOR_IMPORTANCE = 300
 _FEWEST_FOR_IMPORTANCE = 20
 _ID = re.compile(r"[0-9a-f]{10}")
 _KINDS = ("candidate", "reference", "refinement")
+# What every trial of ours says of its network.
+_OURS = frozenset(("architecture", "kind", "top1", "accuracy_source", "latency_ms", "latency_source"))
+_SHOWN_FAILURES = 5
 # Networks of the front just below a reference's latency that are timed with it.
 _NEAREST = 6
 # With three objectives the hypervolume is computed this often.
@@ -313,6 +316,8 @@ class Report:
         name: name of the study.
         networks: all complete trials in the order of the study, then published references.
         failed: number of trials whose accuracy could not be told.
+        foreign: number of complete trials that this program did not make; they are left out.
+        failures: (reason, trials that failed for it), the most frequent reasons first.
         budget_ms: bound on latency, None without one.
         hypervolume: (trial number, share of the box between 0 and 100 % and between 0 ms and the budget
             that is dominated so far), one pair for each change and the last trial.
@@ -327,6 +332,8 @@ class Report:
     name: str
     networks: tuple[NetworkResult, ...]
     failed: int = 0
+    foreign: int = 0
+    failures: tuple[tuple[str, int], ...] = ()
     budget_ms: float | None = None
     hypervolume: tuple[tuple[int, float], ...] = ()
     importances: tuple[Importance, ...] = ()
@@ -589,9 +596,14 @@ def report_of(study: optuna.Study, importances: bool = True) -> Report:
 def _report(gate: Gate, study: optuna.Study, attributes: Mapping[str, Any], importances: bool) -> Report:
     space = SearchSpace.from_dict(gate.plain(attributes["space"]))
     trials = study.get_trials(deepcopy=False)
-    complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
+    finished = [trial for trial in trials if trial.state == TrialState.COMPLETE]
+    # Somebody may have added trials of their own with plain Optuna.
+    complete = [trial for trial in finished if trial.user_attrs.keys() >= _OURS]
     if not complete:
-        raise ReportError(f"study {study.study_name!r} holds no complete trial yet")
+        raise ReportError(
+            f"study {study.study_name!r} holds no complete trial yet"
+            + (f", but {len(finished)} that this program did not make" if finished else "")
+        )
     objectives = study.metric_names or ["top1", "latency_ms"]
     third = gate.choice("a third objective", objectives[2], THIRD_COSTS) if len(objectives) > 2 else None
     caution = gate.mapping(attributes.get("fingerprint") or {}, "fingerprint").get("search.caution", 0.0)
@@ -608,6 +620,8 @@ def _report(gate: Gate, study: optuna.Study, attributes: Mapping[str, Any], impo
         name=study.study_name,
         networks=networks + _published(gate, attributes.get(PUBLISHED) or {}),
         failed=sum(trial.state == TrialState.FAIL for trial in trials),
+        foreign=len(finished) - len(complete),
+        failures=_failures(trials),
         budget_ms=budget_ms,
         hypervolume=_hypervolume_over_trials(networks, budget_ms, third),
         importances=parameter_importances(complete) if importances else (),
@@ -631,6 +645,17 @@ class _Known:
     caution: float
     remeasured: Mapping[str, Any]
     error_percent: Mapping[str, Any]
+
+
+def _failures(trials: Sequence[FrozenTrial]) -> tuple[tuple[str, int], ...]:
+    errors = (
+        str(trial.user_attrs["error"])
+        for trial in trials
+        if trial.state == TrialState.FAIL and "error" in trial.user_attrs
+    )
+    # Networks fail for one reason in different rows of their tables.
+    reasons = Counter(shorten(re.sub(r"^row \d+: ", "", error)) for error in errors)
+    return tuple(reasons.most_common(_SHOWN_FAILURES))
 
 
 def _network(

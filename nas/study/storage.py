@@ -233,8 +233,16 @@ def open_study(
         table: the layers it uses; a study that carries some already keeps those, see :func:`table_of`.
 
     Raises:
-        StudyMismatchError: if the study exists with another space, objective or fingerprint.
+        StudyMismatchError: if the study exists with another space, objective or fingerprint, or its file
+            holds another one.
     """
+    if isinstance(storage, JournalStorage):
+        there = optuna.get_all_study_names(storage)
+        if there and name not in there:
+            raise StudyMismatchError(
+                f"the study file holds the study {', '.join(map(repr, there))}, not {name!r}: was its folder "
+                f"renamed? Name it {there[0]} again, or begin in another folder"
+            )
     wanted: dict[str, Any] = json.loads(json.dumps(dict(fingerprint)))
     wanted["objective_names"] = list(names(objective))
     study = optuna.create_study(

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from nas.accuracy.csv import read_extra
-from nas.accuracy.features import FEATURES, SPREADS, RunArrays, features_of
+from nas.accuracy.features import FEATURES, SPREADS, RunArrays, features_of, uncovered_choices
 from nas.accuracy.imagenet import SHIPPED_PARAMETERS, Predictor, shipped_predictor
 from nas.accuracy.joint import JointPrediction
 from nas.accuracy.networks import AccuracyDataError, TrainedNetwork, read_networks
@@ -389,3 +389,15 @@ def test_bad_published_networks_are_named(tmp_path: Path, change: dict[str, obje
     path.write_text(json.dumps(PUBLISHED | change) + "\n")
     with pytest.raises(AccuracyDataError, match=message):
         read_networks(path)
+
+
+def test_choices_that_cannot_be_judged_are_named_before_the_search(mobilenet_space: SearchSpace) -> None:
+    assert uncovered_choices(mobilenet_space) == []
+    stages = list(mobilenet_space.stages)
+    stages[1] = replace(stages[1], kernels=(3, 9))
+    some = replace(mobilenet_space, stages=tuple(stages), resolutions=(8, 224, 384))
+    assert uncovered_choices(some) == ["resolutions 8, 384", "stage 2 kernels 9"]
+    with pytest.raises(AccuracyError, match="knows no resolutions 384, and the space 'mobilenet' offers"):
+        uncovered_choices(replace(mobilenet_space, resolutions=(384,)))
+    with pytest.raises(AccuracyError, match="networks of 1000 classes, the space 'mobilenet' has 10"):
+        uncovered_choices(replace(mobilenet_space, classes=10))

@@ -46,6 +46,8 @@ def server(session: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     wrapper.chmod(0o755)
     monkeypatch.setenv("PATH", f"{wrapper.parent}:{os.environ['PATH']}")
     monkeypatch.setattr(ssh, "RECONNECT_WAITS_S", (0.1, 0.2, 0.5))
+    # All boards are homes on this machine: each counts as a machine of its own.
+    monkeypatch.setattr(ssh, "_PROBE", "import os\n" + ssh._PROBE.replace("boot_id()", 'os.environ["HOME"]'))
     shutil.rmtree(session.folder / "homes", ignore_errors=True)
     return session
 
@@ -116,6 +118,28 @@ def test_two_boards_share_the_layers(server: Server, tmp_path: Path, monkeypatch
     assert server.left_over("board-a") == server.left_over("board-b") == []
 
 
+def test_one_machine_under_two_names_is_refused(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ssh, "_PROBE", ssh._PROBE.replace('os.environ["HOME"]', "boot_id()"))
+    target = SshTarget((server.board("board-a"), server.board("board-b")), SETTINGS)
+    with pytest.raises(RemoteError, match="board-a and board-b are one machine"):
+        _ = target.device
+
+
+@pytest.mark.parametrize(
+    ("name", "advice"), [("ILL", "does not suit its processor"), ("KILL", "out of memory")]
+)
+def test_a_killed_python_is_no_lost_connection(
+    server: Server, tmp_path: Path, name: str, advice: str
+) -> None:
+    python = tmp_path / "python"
+    # It answers the probe, and dies as soon as it measures.
+    python.write_text(f'#!/bin/sh\n[ "$1" = - ] && exec {sys.executable} -\nkill -{name} $$\n')
+    python.chmod(0o755)
+    target = SshTarget((Board("board-a", str(python)),), SETTINGS)
+    with pytest.raises(RemoteError, match=f"killed by SIG{name}: .*{advice}"):
+        target.measure(SUBJECTS, 3, tmp_path / "journal.jsonl")
+
+
 def test_boards_that_disagree_are_refused(server: Server, tmp_path: Path) -> None:
     target = SshTarget((server.board("board-a"), server.board("board-b")), SETTINGS, tolerance=0.0)
     with pytest.raises(RemoteError, match=r"board-b is [+-]\d+\.\d% off board-a on the \d+ layers"):
@@ -179,7 +203,7 @@ def _with_full_disk(run: Callable[..., bytes]) -> Callable[..., bytes]:
 
 def test_different_boards_cannot_share(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     boards = (server.board("board-a"), server.board("board-b"))
-    boards[1].__dict__["description"] = {**boards[0].description, "cpu": "Raspberry Pi 5"}
+    boards[1].__dict__["description"] = {**boards[0].description, "cpu": "Raspberry Pi 5", "boot": "b"}
     with pytest.raises(RemoteError, match=r"the boards differ .*Raspberry Pi 5"):
         _ = SshTarget(boards, SETTINGS).device
 

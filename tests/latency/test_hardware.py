@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -18,9 +19,11 @@ from nas.latency.hardware import (
 )
 from nas.latency.preset import EstimatedLayers
 from nas.latency.table import LatencyTable
+from nas.measuring import conditions
 from nas.runtimes.runtime import Runtime
 from nas.runtimes.subject import Subject
 from search_spaces.architecture import Architecture
+from search_spaces.errors import InputError
 from search_spaces.layers import LayerKey, layer_keys
 from search_spaces.references import reference
 from tests.fake_device import layer_ms
@@ -135,3 +138,21 @@ def test_who_measures() -> None:
         ("pi@b", "~/nas/bin/python"),
     ]
     assert target.tolerance == 0.03
+
+
+def test_more_threads_than_cores_are_refused_before_anything_is_measured() -> None:
+    here = Hardware("host", measured_here=True, affinity=(0,))
+    assert here.target(Runtime(threads=1), 0, print) is not None
+    with pytest.raises(InputError, match="threads=2, but this process may use 1 core:"):
+        here.target(Runtime(threads=2), 0, print)
+
+
+def test_quotas_of_a_container_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    files = {"/sys/fs/cgroup/cpu.max": "150000 100000", "/sys/fs/cgroup/memory.max": str(300 * 2**20)}
+    files["/proc/meminfo"] = "MemTotal: 8000000 kB\nMemAvailable: 4000000 kB\n"
+    files["/sys/fs/cgroup/memory.current"] = str(100 * 2**20)
+    monkeypatch.setattr(conditions, "_read", lambda path: files.get(str(path)))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3})
+    assert conditions.usable_cores() == 1
+    assert conditions.describe()["memory_mb"] == 300
+    assert conditions.snapshot()["free_memory_mb"] == 200

@@ -17,6 +17,7 @@ from nas.measuring.progress import ProfileProgress
 from nas.measuring.rounds import Journal
 from nas.runtimes.runtime import Runtime, RuntimeName
 from nas.runtimes.subject import Precision
+from search_spaces.errors import InputError
 from search_spaces.layers import layer_keys, reachable_layer_keys
 from search_spaces.references import reference
 from search_spaces.space import SearchSpace
@@ -295,3 +296,8 @@ def test_activations_that_cost_time_are_told_apart(small_space: SearchSpace) -> 
         errors[key.part.activation].append(predicted.latency_ms / true_ms[key] - 1)
     for name, found in errors.items():
         assert abs(np.mean(found)) < 0.01, name
+
+
+def test_too_few_layers_to_predict_the_others_from_are_refused_first(small_space: SearchSpace) -> None:
+    with pytest.raises(InputError, match=r"profile\.max_keys=5 measures 5 layers, but the others"):
+        make_plan(small_space, [], 5, 1, seed=0)

@@ -150,6 +150,18 @@ def test_a_study_becomes_a_report(tmp_path: Path) -> None:
     assert found.budget_ms == BUDGET_MS
 
 
+def test_trials_of_others_are_left_out_and_failures_have_their_reasons(tmp_path: Path) -> None:
+    made_up_study(tmp_path / "s", trials=5)
+    study = writable(tmp_path / "s")
+    study.add_trial(optuna.create_trial(values=[50.0, 3.0]))
+    failed = optuna.trial.TrialState.FAIL
+    for row in (1, 2):
+        study.add_trial(optuna.create_trial(state=failed, user_attrs={"error": f"row {row}: no kernel 9"}))
+    found = report_of(study)
+    assert len(found.candidates) == 5
+    assert (found.foreign, found.failures) == (1, (("no kernel 9", 2),))
+
+
 def test_a_study_can_be_read_while_a_search_writes_to_it(tmp_path: Path) -> None:
     made_up_study(tmp_path / "s", trials=5)
     storage = open_storage(str(tmp_path / "s" / "study.journal"))

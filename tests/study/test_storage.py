@@ -135,7 +135,11 @@ def test_changed_settings_are_refused_by_name(tmp_path: Path) -> None:
     changed = SearchSpace.from_dict(SMALL | {"resolutions": [32, 96]})
     with pytest.raises(StudyMismatchError, match="search space: resolutions 2 = 64, now it is 96"):
         open_study(storage, "s", Pareto(), changed, fingerprint)
-    open_study(storage, "another", Budget(), small_space(), fingerprint)
+    # A file holds one study: under another name its folder was renamed.
+    with pytest.raises(
+        StudyMismatchError, match="holds the study 's', not 'another': was its folder renamed"
+    ):
+        open_study(storage, "another", Budget(), small_space(), fingerprint)
 
 
 def test_a_study_without_a_complete_trial_binds_nobody(tmp_path: Path) -> None:
