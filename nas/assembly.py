@@ -15,6 +15,7 @@ from nas.accuracy.features import uncovered_choices
 from nas.accuracy.imagenet import SHIPPED_PARAMETERS, Predictor
 from nas.accuracy.proxy import ProxyAccuracy
 from nas.accuracy.source import AccuracyEstimator, Int8Penalty
+from nas.accuracy.supernet import SupernetAccuracy
 from nas.accuracy.table import AccuracyTable
 from nas.accuracy.train import Recipe, TrainedAccuracy
 from nas.console import console, warn
@@ -27,6 +28,7 @@ from nas.settings import (
     ImagenetConfig,
     ObjectiveConfig,
     SearchSettings,
+    SupernetAccuracyConfig,
     TrainConfig,
     plain,
 )
@@ -131,6 +133,11 @@ def accuracy_of(
     console.print(data.check(images), markup=False)
     space = space.restricted(dataset.resolutions, data.class_count(images))
     load = data.Splits(images)
+    if config.accuracy.name == "supernet":
+        wanted = plain(config.accuracy, SupernetAccuracyConfig)
+        source = SupernetAccuracy(Path(wanted.checkpoint), load, wanted.batches, wanted.threads)
+        source.check(space)
+        return space, source, dataset.resolutions[-1]
     load(dataset.resolutions[-1])  # a missing or broken dataset is said before anything is measured
     recipe = recipe_of(plain(config.accuracy, TrainConfig), settings.seed)
     return space, TrainedAccuracy(load, recipe, config.runtime.precision == "int8"), dataset.resolutions[-1]

@@ -6,6 +6,8 @@ datasets are held in memory as tensors, folders of images are read by worker pro
 
 from __future__ import annotations
 
+import gzip
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from dataclasses import fields as dataclass_fields
@@ -14,6 +16,7 @@ from typing import Any, Literal, Protocol, cast, get_args
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import DataLoader, RandomSampler, Sampler, WeightedRandomSampler
@@ -33,7 +36,9 @@ from nas.pictures.recognition import Recognition
 from nas.pictures.views import PictureView, Plain
 from search_spaces.gate import Gate
 
-DatasetName = Literal["digits", "cifar10", "cifar100", "imagefolder", "imagenet", "synthetic"]
+DatasetName = Literal[
+    "digits", "cifar10", "cifar100", "fashion_mnist", "imagefolder", "imagenet", "synthetic"
+]
 DATASETS: tuple[str, ...] = get_args(DatasetName)
 
 # What is usual for each: photos may be mirrored, digits may not.
@@ -41,6 +46,7 @@ USUAL_AUGMENT: dict[str, Augment] = {
     "cifar10": Augment(flip=True, shift=1 / 16),
     "cifar100": Augment(flip=True, shift=1 / 16),
     "digits": Augment(shift=1 / 16),
+    "fashion_mnist": Augment(flip=True, shift=1 / 16),
     "imagefolder": Augment(flip=True, crop=0.2),
     "imagenet": Augment(flip=True, crop=0.2),
     "synthetic": Augment(shift=1 / 16),
@@ -148,15 +154,17 @@ class Split:
 
     Attributes:
         train: images for training.
-        validation: images training never sees.
+        validation: images training never sees, by which candidates are ranked.
         classes: names of the classes, in the order of class numbers.
         preprocessing: how validation images were made of pictures.
+        test: the dataset's own test images where it has some: no candidate was ranked by them.
     """
 
     train: ImageSource
     validation: ImageSource
     classes: tuple[str, ...]
     preprocessing: Preprocessing
+    test: ImageSource | None = None
 
     @property
     def recognition(self) -> Recognition:
@@ -255,6 +263,7 @@ def load(settings: DatasetSettings, resolution: int) -> Split:
         "digits": _digits,
         "cifar10": _cifar,
         "cifar100": _cifar,
+        "fashion_mnist": _fashion_mnist,
         "imagefolder": _image_folder,
         "imagenet": _imagenet,
         "synthetic": _synthetic,
@@ -313,7 +322,14 @@ def class_count(settings: DatasetSettings) -> int:
     Raises:
         DatasetError: if the dataset's folder is missing or a class folder is empty.
     """
-    known = {"digits": 10, "cifar10": 10, "cifar100": 100, "imagenet": 1000, "synthetic": 4}
+    known = {
+        "digits": 10,
+        "cifar10": 10,
+        "cifar100": 100,
+        "fashion_mnist": 10,
+        "imagenet": 1000,
+        "synthetic": 4,
+    }
     if settings.name in known:
         return known[settings.name]
     return len(read_folder(_root(settings)).classes)
@@ -380,12 +396,65 @@ def _cifar(settings: DatasetSettings, resolution: int) -> Split:
                 f"{settings.name} is not in {root} ({error}); set dataset.root to the folder that holds it, "
                 "or dataset.download=true"
             ) from None
-    sources = []
-    for part, limit in zip(parts, (settings.limit, None), strict=True):
-        images = torch.from_numpy(part.data[:limit]).permute(0, 3, 1, 2).float().div(255)
-        labels = torch.tensor(part.targets[:limit])
-        sources.append(_tensor_images(images, labels, resolution, settings))
-    return Split(sources[0], sources[1], tuple(parts[0].classes), Preprocessing(resolution, resolution))
+    (images, labels), test = (
+        (torch.from_numpy(part.data).permute(0, 3, 1, 2).float().div(255), torch.tensor(part.targets))
+        for part in parts
+    )
+    return _tensor_split(settings, images, labels, tuple(parts[0].classes), resolution, test)
+
+
+_FASHION = (
+    "T-shirt/top",
+    "trouser",
+    "pullover",
+    "dress",
+    "coat",
+    "sandal",
+    "shirt",
+    "sneaker",
+    "bag",
+    "ankle boot",
+)
+_MOST_IDX_BYTES = 256 * 2**20
+
+
+def _fashion_mnist(settings: DatasetSettings, resolution: int) -> Split:
+    """70,000 pictures of clothes, 28x28 grey pixels (Xiao et al. 2017, 1708.07747), files as MNIST's."""
+    root = _root(settings)
+    parts = []
+    for part in ("train", "t10k"):
+        images = _idx(root, f"{part}-images-idx3-ubyte", 3)
+        labels = _idx(root, f"{part}-labels-idx1-ubyte", 1)
+        if len(images) != len(labels) or labels.max() >= len(_FASHION):
+            raise DatasetError(f"{root}: {len(images)} images of {part} do not fit {len(labels)} labels")
+        pixels = torch.from_numpy(images).float().div(255)[:, None].expand(-1, 3, -1, -1)
+        parts.append((pixels, torch.from_numpy(labels).long()))
+    return _tensor_split(settings, *parts[0], _FASHION, resolution, parts[1])
+
+
+def _idx(root: Path, name: str, dimensions: int) -> NDArray[np.uint8]:
+    """An array in MNIST's IDX format, compressed or not, where torchvision or Debian put it.
+
+    Raises:
+        DatasetError: if it is missing or damaged.
+    """
+    places = (root, root / "FashionMNIST" / "raw")
+    found = [path for place in places for path in (place / name, place / f"{name}.gz") if path.is_file()]
+    if not found:
+        raise DatasetError(
+            f"fashion_mnist is not in {root}: there is no {name} or {name}.gz; set dataset.root to the "
+            "folder that holds it (Debian: dataset-fashion-mnist, /usr/share/datasets/fashion-mnist)"
+        )
+    try:
+        with (gzip.open if found[0].suffix == ".gz" else open)(found[0], "rb") as file:
+            content = file.read(_MOST_IDX_BYTES)
+    except (OSError, EOFError) as error:
+        raise DatasetError(f"cannot read {found[0]}: {error}") from None
+    start = 4 + 4 * dimensions
+    shape = tuple(np.frombuffer(content[4:start], ">u4").tolist()) if len(content) >= start else ()
+    if content[:4] != bytes((0, 0, 8, dimensions)) or math.prod(shape) != len(content) - start:
+        raise DatasetError(f"{found[0]} is damaged, or no IDX file of {dimensions} dimensions")
+    return np.frombuffer(content, np.uint8, offset=start).reshape(shape).copy()
 
 
 def _image_folder(settings: DatasetSettings, resolution: int) -> Split:
@@ -449,13 +518,16 @@ def _tensor_split(
     labels: Tensor,
     names: tuple[str, ...],
     resolution: int,
+    test: tuple[Tensor, Tensor] | None = None,
 ) -> Split:
+    # Also where a dataset has test images of its own: what ranks candidates cannot judge the winner.
     train, validation = _stratified(labels, names, settings, {})
     return Split(
         _tensor_images(images[train], labels[train], resolution, settings),
         _tensor_images(images[validation], labels[validation], resolution, settings),
         names,
         Preprocessing(resolution, resolution),
+        None if test is None else _tensor_images(*test, resolution, settings),
     )
 
 

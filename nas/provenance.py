@@ -57,7 +57,7 @@ def fingerprint(
     for name in ("trials", "minutes"):
         settings["accuracy"].pop(name, None)
     settings["accuracy"]["content"] = _content(config.accuracy)
-    if config.accuracy.name == "train":
+    if config.accuracy.name in ("train", "supernet"):
         settings["dataset"] = OmegaConf.to_container(config.dataset, resolve=True)
         # How pictures are read changes nothing about them; what lies in the folder does.
         for name in ("workers", "download"):
@@ -98,6 +98,8 @@ def _content(accuracy: Any) -> dict[str, str]:
         if accuracy.extra:
             # The networks themselves: the CSV may only name their files.
             found["extra"] = repr(read_extra(Path(accuracy.extra), None, accuracy.recipe)).encode()
+    elif accuracy.name == "supernet":
+        found["checkpoint"] = Path(accuracy.checkpoint).read_bytes()
     elif accuracy.name == "table":
         found["path"] = Path(accuracy.path).read_bytes()
     return {key: hashlib.sha256(content).hexdigest()[:16] for key, content in found.items()}
@@ -140,7 +142,7 @@ def provenance(
             "error_percent": _error_percent(card, table),
         },
         "accuracy": OmegaConf.to_container(config.accuracy, resolve=True),
-        "dataset": config.dataset.name if config.accuracy.name == "train" else None,
+        "dataset": config.dataset.name if config.accuracy.name in ("train", "supernet") else None,
         "classes": list(classes),
         "budget_ms": budget_ms,
         "budget_name": config.search.budget_ms,

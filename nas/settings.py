@@ -260,6 +260,77 @@ class AugmentConfig:
 
 
 @dataclass
+class SupernetAccuracyConfig:
+    """Accuracy with a supernet's weights; see :mod:`nas.accuracy.supernet`.
+
+    Attributes:
+        name: ``supernet``.
+        label: part of the study's name.
+        trials: default of ``search.trials``.
+        minutes: default of ``search.minutes``.
+        checkpoint: file that ``python -m nas.supernet`` wrote.
+        batches: of training images that give each member its batch-norm statistics.
+        threads: of PyTorch while judging.
+    """
+
+    name: str = "supernet"
+    label: str = MISSING
+    trials: int = 1000
+    minutes: float | None = None
+    checkpoint: str = MISSING
+    batches: int = 8
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("batches", "threads"):
+            _at_least(f"accuracy.{name}", getattr(self, name), 1)
+
+
+@dataclass
+class SupernetSettings:
+    """What ``python -m nas.supernet`` trains; see :class:`nas.training.supernet_training.SupernetRecipe`.
+
+    Attributes:
+        checkpoint: what is trained; the same command goes on from there.
+        start_from: weights of a member of the space, null to begin from nothing.
+        architecture: block table of these weights.
+        device: cpu, cuda or auto.
+        threads: of PyTorch on the CPU.
+        epochs: passes over the training images.
+        batch_size: images per step, of all processes together.
+        learning_rate: peak of a cosine schedule.
+        warmup_epochs: in which the learning rate rises from zero.
+        weight_decay: of AdamW, on weights alone.
+        label_smoothing: share of the target spread over all classes, for the largest member.
+        random_members: trained in each step besides the largest and the smallest.
+        distillation: whether the others learn from the largest.
+        gradient_norm: gradients are scaled down to this norm; 0: never.
+        precision: fp32 or bf16.
+        seed: of initialisation, order, augmentation and members.
+    """
+
+    checkpoint: str = "supernet.safetensors"
+    start_from: str | None = None
+    architecture: str | None = None
+    device: str = "auto"
+    threads: int = 2
+    epochs: int = 30
+    batch_size: int = 128
+    learning_rate: float = 0.003
+    warmup_epochs: float = 1.0
+    weight_decay: float = 0.01
+    label_smoothing: float = 0.1
+    random_members: int = 2
+    distillation: bool = True
+    gradient_norm: float = 1.0
+    precision: str = "fp32"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _at_least("supernet.threads", self.threads, 1)
+
+
+@dataclass
 class DatasetConfig:
     """Which images; see :class:`nas.data.DatasetSettings`.
 
@@ -398,6 +469,7 @@ class SearchSettings:
 ACCURACY_SCHEMAS: dict[str, type] = {
     "imagenet": ImagenetConfig,
     "proxy": ProxyConfig,
+    "supernet": SupernetAccuracyConfig,
     "table": TableConfig,
     "train": TrainConfig,
 }

@@ -15,6 +15,8 @@ from nas.help import CONFIG_FOLDER, choices_of
 from nas.search import SearchConfig
 from nas.settings import SearchSettings, plain
 from nas.study.workers import Workers
+from nas.training.supernet import Supernet
+from nas.training.supernet_checkpoint import Checkpoint, save
 from search_spaces.architecture import Architecture
 from search_spaces.space import SearchSpace
 
@@ -41,10 +43,23 @@ def needs(tmp_path: Path) -> dict[str, list[str]]:
     """What each source of accuracy cannot do without."""
     grid = tmp_path / "grid.csv"
     space = SearchSpace.from_yaml(CONFIG_FOLDER / "search_space" / "benchmark_stages.yaml")
+    # Not trained: what a worker gets is the path alone.
+    members = space.restricted([32], 10)
+    digits = tuple(map(str, range(10)))
+    checkpoint = tmp_path / "supernet.safetensors"
+    weights = dict(Supernet(members).shared.items())
+    save(checkpoint, Checkpoint(members, digits, {}, 1, 0, 1, ((1.0, 1.0, 1.0),), (), weights, {}))
     row = {name: str(choices[0]) for name, choices in space.parameters().items()}
     grid.write_text(f"{','.join(row)},accuracy\n{','.join(row.values())},60\n")
     return {
         "train": TRAINED,
+        "supernet": [
+            "accuracy=supernet",
+            f"accuracy.checkpoint={checkpoint}",
+            "search_space=benchmark_stages",
+            "dataset=digits",
+            "dataset.resolutions=[32]",
+        ],
         "table": ["accuracy=table", "search_space=benchmark_stages", f"accuracy.path={grid}"],
     }
 

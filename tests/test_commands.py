@@ -24,6 +24,7 @@ COMMANDS = {
     "export": "ExportConfig",
     "latency_benchmark": "BenchmarkConfig",
     "compare": "CompareConfig",
+    "supernet": "SupernetConfig",
 }
 
 TINY_SPACE = {
@@ -352,3 +353,29 @@ def test_proxies_are_labelled(run: Run, tmp_path: Path) -> None:
     rows = list(csv.DictReader((tmp_path / "results/rpi4-mobilenet-proxy/pareto.csv").open()))
     assert {row["accuracy_source"] for row in rows} == {"proxy"}
     _refused(run("search", "hardware=rpi4", "accuracy=proxy", "accuracy.score=luck"), "luck", "synflow")
+
+
+def test_a_supernet_is_trained_goes_on_and_judges_candidates(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(TINY_SPACE))
+    images = ["search_space=tiny.yaml", "dataset=synthetic", "dataset.resolutions=[16]"]
+    quick = [*images, "supernet.threads=1", "supernet.batch_size=32", "supernet.epochs=1"]
+    trained = run("supernet", *quick)
+    assert trained.code == 0, trained
+    assert "6 steps, 0 of them before" in trained.out
+    before = (tmp_path / "supernet.safetensors").read_bytes()
+    again = run("supernet", *quick)
+    assert "6 steps, 6 of them before" in again.out
+    assert (tmp_path / "supernet.safetensors").read_bytes() == before
+    _refused(run("supernet", *quick[:-1], "supernet.epochs=2"), "recipe", "supernet.checkpoint")
+    judging = ["hardware=rpi4", "accuracy=supernet", "accuracy.checkpoint=supernet.safetensors"]
+    search = [*judging, *images, "search.trials=4", "search.references=[mobilenet_v1_025]"]
+    outcome = run("search", *search)
+    assert outcome.code == 0, outcome
+    report = report_of(read_study(tmp_path / "results" / "rpi4-tiny-synthetic-supernet"), importances=False)
+    assert {each.accuracy_source for each in report.candidates} == {"supernet"}
+    assert len(report.candidates) == 4
+    # A reference outside the space has no weights in the supernet: it is left out with its reason.
+    assert report.failures[0][0].startswith("the supernet supernet.safetensors has no weights for it")
+    other = ["search_space.heads=[{conv_channels: 32}]", "study.name=other"]
+    _refused(run("search", *search, *other), "another search space", "heads")
+    _refused(run("search", *judging[:2], "accuracy.checkpoint=none.safetensors", *images), "none.safetensors")

@@ -151,7 +151,7 @@ def _make_cifar(name: str, root: Path, patch: pytest.MonkeyPatch) -> dict[str, t
         checksums = []
         for file, _ in getattr(kind, part):
             pixels = generator.integers(0, 256, (20, 3, 32, 32), dtype=np.uint8)
-            labels = generator.integers(0, classes, 20).tolist()
+            labels = (np.arange(20) % min(classes, 10)).tolist()
             made[file] = (pixels, labels)
             content = {"data": pixels.reshape(20, -1), labels_key: labels}
             checksums.append([file, write(file, content)])
@@ -169,16 +169,18 @@ def test_cifar_is_read_in_its_own_format(name: str, tmp_path: Path, monkeypatch:
     assert len(split.classes) == class_count(settings)
     assert split.classes[:2] == ("class 0", "class 1")
     *training, (test_pixels, test_labels) = files.values()
-    assert len(split.train) == 20 * len(training)
-    images, labels = next(split.validation.batches(20, False, 0))
+    # What ranks candidates is kept from training: the test images judge the winner alone.
+    count = sum(len(labels) for _, labels in training)
+    assert len(split.train) + len(split.validation) == count
+    assert len(split.validation) >= 0.2 * count
+    assert split.test is not None
+    images, labels = next(split.test.batches(20, False, 0))
     mean, deviation = (
         torch.tensor(each)[:, None, None] for each in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     )
     assert torch.allclose((images * deviation + mean) * 255, torch.from_numpy(test_pixels).float(), atol=1e-3)
     assert labels.tolist() == test_labels
-    _, labels = next(split.train.batches(20, False, 0))
-    assert labels.tolist() == training[0][1]
-    assert len(load(replace(settings, limit=7), 16).train) == 7
+    assert len(load(replace(settings, limit=10), 16).train) == 10
     assert next(split.train.batches(4, True, 0))[0].shape == (4, 3, 32, 32)
 
     # A damaged file is no surprise later but said at once.
@@ -186,6 +188,40 @@ def test_cifar_is_read_in_its_own_format(name: str, tmp_path: Path, monkeypatch:
     damaged.write_bytes(damaged.read_bytes()[:-1])
     with pytest.raises(DatasetError, match=rf"{name} is not in .*corrupted"):
         load(settings, 32)
+
+
+FASHION = Path("/usr/share/datasets/fashion-mnist")
+
+
+def _idx(path: Path, values: np.ndarray) -> None:
+    head = bytes((0, 0, 8, values.ndim)) + np.array(values.shape, ">u4").tobytes()
+    path.write_bytes(head + values.astype(np.uint8).tobytes())
+
+
+@pytest.mark.skipif(not FASHION.exists(), reason="needs Debian's package dataset-fashion-mnist")
+def test_fashion_mnist_is_read_as_debian_ships_it() -> None:
+    split = load(DatasetSettings("fashion_mnist", FASHION, validation_share=0.1, limit=1000), 32)
+    assert split.test is not None
+    assert (len(split.train), len(split.validation), len(split.test)) == (1000, 6000, 10_000)
+    assert split.classes[9] == "ankle boot"
+    assert np.bincount(split.validation.labels).tolist() == [600] * 10
+    assert next(split.test.batches(4, False, 0))[1].tolist() == [9, 2, 1, 1]
+
+
+def test_fashion_mnist_in_torchvisions_folder_and_damaged(tmp_path: Path) -> None:
+    settings = DatasetSettings("fashion_mnist", tmp_path)
+    with pytest.raises(DatasetError, match=r"no train-images-idx3-ubyte or train-images-idx3-ubyte\.gz"):
+        load(settings, 28)
+    raw = tmp_path / "FashionMNIST" / "raw"
+    raw.mkdir(parents=True)
+    for part in ("train", "t10k"):
+        _idx(raw / f"{part}-images-idx3-ubyte", np.full((40, 28, 28), 7))
+        _idx(raw / f"{part}-labels-idx1-ubyte", np.arange(40) % 10)
+    assert len(load(settings, 28).train) == 30
+    damaged = raw / "t10k-images-idx3-ubyte"
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    with pytest.raises(DatasetError, match="t10k-images-idx3-ubyte is damaged"):
+        load(settings, 28)
 
 
 def test_missing_cifar_is_said(tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ SCHEMAS = {
     "report": "ReportConfig",
     "predictor": "FitConfig",
     "compare": "CompareConfig",
+    "supernet": "SupernetConfig",
     "preset_adaptation": "AdaptationConfig",
     "fit_preset": "FitConfig",
     "latency_benchmark": "BenchmarkConfig",

@@ -96,6 +96,15 @@ RUNS: dict[str, tuple[str, str | None]] = {
     "python -m nas.profile profile.dry_run=true": ("search_space.resolutions=[96]", None),
     "python -m nas.validate": (_VALIDATE, "results/latency/host-onnxruntime-fp32-1t/card.md"),
     "python as_module.py": ("", None),
+    "python -m nas.supernet dataset=digits search_space=my_space.yaml": (
+        "dataset.limit=256 supernet.epochs=1 supernet.threads=1",
+        "supernet.safetensors",
+    ),
+    "python -m nas.search dataset=digits search_space=my_space.yaml accuracy=supernet "
+    "accuracy.checkpoint=supernet.safetensors": (
+        f"dataset.limit=256 {_MEASURE} search.references=[] search.trials=3 search.end_to_end=2",
+        "results/host-my_space-digits-supernet/report.html",
+    ),
     "python -m nas.report results/my_images": ("", "results/my_images/summary.md"),
     "python -m nas.report results/my_images results/my_space": (
         "",

@@ -12,7 +12,7 @@ from search_spaces.architecture import Architecture
 from search_spaces.errors import InputError
 from search_spaces.gate import Gate
 
-AccuracySource = Literal["measured", "given", "predicted", "published", "proxy"]
+AccuracySource = Literal["measured", "supernet", "given", "predicted", "published", "proxy"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +91,8 @@ class Accuracy:
     Attributes:
         top1: percentage of validation images whose first answer is right, 0 to 100; of a ``proxy`` a score
             without unit.
-        source: ``measured`` (trained and validated here), ``given`` (in somebody's table), ``predicted``,
+        source: ``measured`` (trained and validated here), ``supernet`` (validated with shared weights),
+            ``given`` (in somebody's table), ``predicted``,
             ``published`` or ``proxy``.
         deviation: one standard deviation in percentage points, None where nothing is known of it.
         judgement: what it was judged on, None where it was not.

@@ -63,6 +63,7 @@ _SOURCES = {
     "layers of the same hardware. Accuracy: a model fitted to trained networks says so; nothing was "
     "trained here.",
     "estimated": "Latency: from a shipped preset, not from this hardware.",
+    "supernet": "Accuracy: validated here with the weights that a supernet shares among all networks.",
     "given": "Accuracy: as the table that was given says.",
     "proxy": "Accuracy: none; a training-free score ranks the networks, and says nothing of their accuracy.",
     "published": "Accuracy: as its authors report it, with their training.",
