@@ -7,6 +7,9 @@ Sources, row by row:
     Minimalistic V3 (no SE, no h-swish, 3x3 only): tensorflow/models, research/slim/nets/mobilenet.
     Width multipliers: the same code; depth multiplier: timm's ``mobilenetv3_large_150d``.
     Published top-1: the READMEs of research/slim/nets (``mobilenet_v1.md``, ``mobilenet/README.md``).
+    EfficientNet-B0: Tan and Le 2019, Table 1 (arXiv 1905.11946); EfficientNet-Lite0: tensorflow/tpu,
+    models/official/efficientnet/lite; MnasNet-A1: Tan et al. 2019, Figure 7 (arXiv 1807.11626); top-1 as
+    there. Their SE layers are sized on a block's input; the gate here is V3's, a hard sigmoid after ReLU.
 """
 
 from __future__ import annotations
@@ -34,6 +37,8 @@ class _Row:
     se: bool
     activation: Activation
     stride: int
+    # Whether SE squeezes to a quarter of the block's input, and not of its expansion.
+    se_of_input: bool = False
 
 
 def _rows(*table: tuple[int, int, int, bool, Activation, int]) -> tuple[_Row, ...]:
@@ -43,6 +48,20 @@ def _rows(*table: tuple[int, int, int, bool, Activation, int]) -> tuple[_Row, ..
 _RE: Activation = "relu"
 _R6: Activation = "relu6"
 _HS: Activation = "hswish"
+
+
+def _mbconv(
+    activation: Activation, in_channels: int, *stages: tuple[int, int, int, int, int, bool]
+) -> tuple[_Row, ...]:
+    """Rows of stages written as expansion ratio, width, layers, stride, kernel, SE."""
+    found = []
+    for ratio, width, layers, stride, kernel, se in stages:
+        for layer in range(layers):
+            step = 1 if layer else stride
+            found.append(_Row(kernel, in_channels * ratio, width, se, activation, step, True))
+            in_channels = width
+    return tuple(found)
+
 
 # fmt: off
 _V1 = _rows(
@@ -112,6 +131,30 @@ _V3_SMALL = _rows(
     (5, 576, 96, True,  _HS, 1),
     (5, 576, 96, True,  _HS, 1),
 )
+
+_EFFICIENTNET_LITE0 = _mbconv(
+    _R6, 32,
+    (1,  16, 1, 1, 3, False),
+    (6,  24, 2, 2, 3, False),
+    (6,  40, 2, 2, 5, False),
+    (6,  80, 3, 2, 3, False),
+    (6, 112, 3, 1, 5, False),
+    (6, 192, 4, 2, 5, False),
+    (6, 320, 1, 1, 3, False),
+)
+
+_EFFICIENTNET_B0 = tuple(replace(row, se=True, activation="swish") for row in _EFFICIENTNET_LITE0)
+
+_MNASNET_A1 = _mbconv(
+    _RE, 32,
+    (1,  16, 1, 1, 3, False),
+    (6,  24, 2, 2, 3, False),
+    (3,  40, 3, 2, 5, True),
+    (6,  80, 4, 2, 3, False),
+    (6, 112, 2, 1, 3, True),
+    (6, 160, 3, 2, 5, True),
+    (6, 320, 1, 1, 3, False),
+)
 # fmt: on
 
 
@@ -144,11 +187,18 @@ _FAMILIES: dict[str, _Family] = {
 }
 
 FAMILIES: tuple[str, ...] = tuple(_FAMILIES)
+# What others found in spaces like this one: references too, but no part of what calibrates and validates.
+_FAMILIES |= {
+    "efficientnet_lite0": _Family(_EFFICIENTNET_LITE0, Stem(32, _R6), Head(1280, 0, _R6)),
+    "efficientnet_b0": _Family(_EFFICIENTNET_B0, Stem(32, "swish"), Head(1280, 0, "swish")),
+    "mnasnet_a1": _Family(_MNASNET_A1, Stem(32, _RE), Head(1280, 0, _RE)),
+}
+REFERENCES: tuple[str, ...] = tuple(_FAMILIES)
 
 _ALIASES = {"mobilenet_v3_large_150d": "mobilenet_v3_large_150_d120"}
 
 _NAME = re.compile(
-    r"(?P<family>mobilenet_v(?:1|2|3_(?:large|small)(?:_minimalistic)?))"
+    rf"(?P<family>{'|'.join(sorted(_FAMILIES, key=len, reverse=True))})"
     r"(?:_(?P<width>\d{3}))?(?:_d(?P<depth>\d{3}))?(?:_r(?P<resolution>\d{2,3}))?"
 )
 
@@ -176,7 +226,7 @@ class ReferenceName:
     """A reference taken apart, e.g. ``mobilenet_v3_small_075`` or ``mobilenet_v2_140_d120_r192``.
 
     Attributes:
-        family: one of :data:`FAMILIES`.
+        family: one of :data:`REFERENCES`.
         width_percent: width multiplier times 100.
         depth_percent: depth multiplier times 100.
         resolution: side of the input image in pixels, None where the name does not say.
@@ -197,10 +247,10 @@ class ReferenceName:
         canonical = canonical_name(name)
         match = _NAME.fullmatch(_ALIASES.get(canonical, canonical))
         if match is None or "000" in (match["width"], match["depth"]):
-            near = difflib.get_close_matches(canonical, FAMILIES, n=1, cutoff=0.5)
+            near = difflib.get_close_matches(canonical, REFERENCES, n=1, cutoff=0.5)
             hint = f"; did you mean {near[0]}?" if near else ":"
             raise UnknownReferenceError(
-                f"unknown reference {name!r}{hint} known are {', '.join(FAMILIES)}, each with an optional "
+                f"unknown reference {name!r}{hint} known are {', '.join(REFERENCES)}, each with an optional "
                 "width (_075), depth (_d120) and resolution (_r192)"
             )
         return cls(
@@ -249,12 +299,13 @@ def reference(name: str, resolution: int = 224, classes: int = 1000) -> Architec
                 stride=row.stride,
                 activation=row.activation,
                 se=row.se,
+                se_channels=max(1, channels // 4) if row.se and row.se_of_input else 0,
                 expansion_conv=has_expansion,
             )
         )
         channels = out
     head = family.head
-    if parsed.family == "mobilenet_v2":
+    if parsed.family not in FAMILIES or parsed.family == "mobilenet_v2":
         # The last layer of V2 only ever grows (Sandler et al., 6.1).
         head = replace(head, conv_channels=max(head.conv_channels, scale(head.conv_channels)))
     elif head.conv_channels:
@@ -315,6 +366,9 @@ _PUBLISHED_TOP1: dict[tuple[str, int], dict[int, float]] = {
     ("mobilenet_v3_small", 75): {224: 65.4},
     ("mobilenet_v3_large_minimalistic", 100): {224: 72.3},
     ("mobilenet_v3_small_minimalistic", 100): {224: 61.9},
+    ("efficientnet_lite0", 100): {224: 75.1},
+    ("efficientnet_b0", 100): {224: 77.1},
+    ("mnasnet_a1", 100): {224: 75.2},
 }
 
 

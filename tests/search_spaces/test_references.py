@@ -88,3 +88,22 @@ def test_published_accuracies() -> None:
     assert published_top1("mobilenet_v2_075", 160) == 66.4
     assert published_top1("mobilenet_v3_large_150d") is None
     assert published_top1("mobilenet_v3_small", 160) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "timm_name", "parameters", "millions"),
+    [
+        ("efficientnet_lite0", "efficientnet_lite0", 4_652_008, 386),
+        ("efficientnet_b0", "efficientnet_b0", 5_288_548, 385),
+        ("mnasnet_a1", "semnasnet_100", 3_887_038, 312),
+    ],
+)
+def test_what_others_found_is_a_reference_too(
+    name: str, timm_name: str, parameters: int, millions: int
+) -> None:
+    spent = cost(reference(name))
+    assert spent.parameters == parameters
+    assert spent.parameters == sum(each.numel() for each in timm.create_model(timm_name).parameters())
+    assert spent.macs / 1e6 == pytest.approx(millions, abs=3)
+    assert published_top1(name) is not None
+    assert name not in FAMILIES
