@@ -161,7 +161,7 @@ def test_out_of_memory_names_a_batch_size_that_fits(split: Split, monkeypatch: p
 def test_images_and_space_must_fit(split: Split) -> None:
     with pytest.raises(InputError, match="the space has 10 classes, the dataset 4"):
         SupernetTraining(Supernet(SPACE.restricted(classes=10)), split, RECIPE, ALONE)
-    single = Split(split.train, split.validation, ("stripe",))
+    single = Split(split.train, split.validation, ("stripe",), split.preprocessing)
     with pytest.raises(InputError, match="one class"):
         SupernetTraining(Supernet(SPACE), single, RECIPE, ALONE)
 
