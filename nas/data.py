@@ -499,6 +499,7 @@ def _file_split(
     preprocessing = Preprocessing.of_photos(resolution)
     plain = Plain(preprocessing)
     validation = PictureView(judged, plain)
+    test = PictureView(found.test, plain) if found.test else None
     return Split(
         FileImages(
             PictureView(train, _augment(settings).of_files(preprocessing)),
@@ -509,6 +510,7 @@ def _file_split(
         FileImages(validation, validation, settings.workers),
         found.classes,
         preprocessing,
+        FileImages(test, test, settings.workers) if test else None,
     )
 
 

@@ -95,6 +95,16 @@ def test_an_image_folder_with_its_own_split_keeps_it(tmp_path: Path) -> None:
     assert (len(split.train), len(split.validation)) == (15, 9)
 
 
+def test_test_images_of_a_folder_are_kept_apart(tmp_path: Path) -> None:
+    for seed, part in enumerate(("train", "val", "test")):
+        _picture_folder(tmp_path / part, images=4 - seed, seed=seed)
+    split = load(DatasetSettings("imagefolder", tmp_path, workers=0), 32)
+    assert split.test is not None
+    assert (len(split.train), len(split.validation), len(split.test)) == (12, 9, 6)
+    found = next(split.test.batches(6, False, 0))[0]
+    assert not {each.numpy().tobytes() for each in found} & set.union(*_identities(split))
+
+
 def test_imagenet_needs_a_thousand_classes_in_two_folders(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"there is no folder .*train"):
         load(DatasetSettings("imagenet", tmp_path), 32)
