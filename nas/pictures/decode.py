@@ -23,6 +23,8 @@ SUFFIXES = frozenset(
 # Of all that Pillow knows what such folders hold (JPEG opens MPO too), and none that runs a program (EPS).
 _FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TGA", "TIFF", "WEBP")
 Image.init()
+# Of pictures that it reads all the same: large ones, and phones' EXIF.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 _MOST_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 89_478_485)
 # How files begin that are called pictures and are none.
 _BEGINNINGS = (
@@ -57,11 +59,9 @@ def check_picture(path: Path) -> None:
         PictureError: if :func:`read_picture` could not read it.
     """
     with _opened(path) as image:
-        if image.mode[0] in "IF" or image.mode in ("LAB", "HSV"):
-            _rgb(image, path)
-        else:
+        if image.format in ("JPEG", "MPO"):
             image.draft("RGB", (1, 1))
-            _loaded(image, path)
+        _rgb(image, path)
 
 
 class _opened:  # noqa: N801 - reads as a function
@@ -72,10 +72,7 @@ class _opened:  # noqa: N801 - reads as a function
 
     def __enter__(self) -> Image.Image:
         try:
-            with warnings.catch_warnings():
-                # Between Pillow's warning and its error lie pictures that can be read.
-                warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-                self._image = Image.open(self._path, formats=_FORMATS)
+            self._image = Image.open(self._path, formats=_FORMATS)
         except Image.DecompressionBombError:
             raise PictureError(f"{self._path} is too large: more than {_MOST_PIXELS:,} pixels") from None
         except FileNotFoundError:
@@ -85,7 +82,7 @@ class _opened:  # noqa: N801 - reads as a function
             if isinstance(error, UnidentifiedImageError) or error.errno is None:
                 raise PictureError(f"{self._path} is {_kind(self._path)}: mend or remove it") from None
             raise PictureError(f"{self._path} cannot be read: {error.strerror}") from None
-        except (ValueError, TypeError, SyntaxError, EOFError, OverflowError) as error:
+        except Exception as error:  # damaged headers fail in many ways
             raise PictureError(f"{self._path} cannot be read: {error}; mend or remove it") from None
         return self._image
 
@@ -110,7 +107,7 @@ def _kind(path: Path) -> str:
 def _loaded(image: Image.Image, path: Path) -> Image.Image:
     try:
         image.load()
-    except (OSError, ValueError, SyntaxError, EOFError, TypeError, IndexError, OverflowError) as error:
+    except Exception as error:  # damaged data fails in many ways
         raise PictureError(f"{path} is damaged, or ends too early: {error}; replace or remove it") from None
     return image
 
@@ -124,7 +121,7 @@ def _rgb(image: Image.Image, path: Path) -> Image.Image:
             image = image.convert("RGBA")
             return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
         return image.convert("RGB")
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         raise PictureError(f"{path} has colours that cannot be read ({image.mode}): {error}") from None
 
 

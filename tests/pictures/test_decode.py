@@ -116,3 +116,25 @@ def test_values_that_no_picture_has_are_named(tmp_path: Path) -> None:
         Image.fromarray(values.astype(np.float32)).save(tmp_path / "scan.tiff")
         with pytest.raises(PictureError, match=r"scan\.tiff holds floats from .*scale them"):
             check_picture(tmp_path / "scan.tiff")
+
+
+@pytest.mark.parametrize("ending", ["png", "jpg", "gif", "bmp", "webp", "tiff", "avif", "ppm", "tga", "jp2"])
+def test_damaged_files_are_named_or_read_alike_every_time(ending: str, tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    shape(0, generator).save(tmp_path / f"whole.{ending}")
+    whole = np.frombuffer((tmp_path / f"whole.{ending}").read_bytes(), np.uint8)
+    path = tmp_path / f"damaged.{ending}"
+    for number in range(60):
+        content = whole[: int(generator.integers(1, len(whole)))] if number % 2 else whole.copy()
+        if not number % 2:
+            places = generator.integers(0, min(len(whole), 400 if number % 4 else len(whole)), 4)
+            content[places] = generator.integers(0, 256, 4)
+        path.write_bytes(content.tobytes())
+        outcomes = []
+        for read in (check_picture, read_picture):
+            try:
+                read(path)
+                outcomes.append("read")
+            except PictureError as error:
+                outcomes.append("named" if path.name in str(error) else "not named")
+        assert outcomes in (["read", "read"], ["named", "named"])
