@@ -33,6 +33,7 @@ from nas.settings import (
     plain,
 )
 from nas.study.objective import Budget, MnasNet, Objective, Pareto
+from nas.training.pretrained import pretrained
 from search_spaces.errors import InputError
 from search_spaces.space import SearchSpace
 
@@ -140,6 +141,8 @@ def accuracy_of(
         return space, source, dataset.resolutions[-1]
     load(dataset.resolutions[-1])  # a missing or broken dataset is said before anything is measured
     recipe = recipe_of(plain(config.accuracy, TrainConfig), settings.seed)
+    if recipe.init != "scratch":
+        pretrained(recipe.init)  # so are weights that cannot be had
     return space, TrainedAccuracy(load, recipe, config.runtime.precision == "int8"), dataset.resolutions[-1]
 
 

@@ -41,6 +41,7 @@ from nas.saving import SaveError, check_output, write_atomically
 from nas.settings import DatasetConfig, TrainConfig, plain
 from nas.shell import shell_line
 from nas.tensors import read_tensors, write_tensors
+from nas.training.pretrained import table_note
 from search_spaces.architecture import Architecture
 from search_spaces.errors import InputError
 from search_spaces.gate import Gate
@@ -144,7 +145,8 @@ def main(config: Any) -> None:
         recipe = recipe_of(plain(config.accuracy, TrainConfig), seed=0)
         network = fit(architecture, split, recipe)
         judged = judge(network, split, recipe)
-        write_tensors(weights, network.state_dict(), _notes(split.recognition, images))
+        notes = {**_notes(split.recognition, images), **table_note(network.architecture)}
+        write_tensors(weights, network.state_dict(), notes)
         rows["weights"] = str(weights)
     elif trained:
         _load_weights(network, trained, Path(str(settings.weights)))

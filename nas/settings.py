@@ -144,6 +144,7 @@ class TrainConfig:
         norm_momentum: of batch normalisation, PyTorch's convention.
         device: cpu, cuda, or auto.
         threads: of PyTorch while training.
+        init: whose weights to begin with: scratch, a name or a file.
     """
 
     name: str = "train"
@@ -158,6 +159,7 @@ class TrainConfig:
     norm_momentum: float = MISSING
     device: str = MISSING
     threads: int = MISSING
+    init: str = MISSING
 
 
 @dataclass

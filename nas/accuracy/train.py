@@ -17,6 +17,8 @@ from nas.measuring.models import OnnxRunner
 from nas.network import Network
 from nas.onnx_graph import onnx_model
 from nas.quantize import quantize
+from nas.training.inherit import inherit
+from nas.training.pretrained import pretrained
 from search_spaces.architecture import Architecture
 from search_spaces.errors import InputError
 
@@ -38,6 +40,7 @@ class Recipe:
         device: ``auto`` takes CUDA where there is one.
         threads: CPU threads of torch while training.
         seed: of initialisation, order and augmentation.
+        init: whose weights to begin with, see :func:`nas.training.pretrained.pretrained`; ``scratch``: none.
     """
 
     epochs: int = 6
@@ -49,6 +52,7 @@ class Recipe:
     device: str = "auto"
     threads: int = 2
     seed: int = 0
+    init: str = "scratch"
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "threads"):
@@ -109,10 +113,11 @@ def train(architecture: Architecture, split: Split, recipe: Recipe) -> tuple[Net
 
 
 def fit(architecture: Architecture, split: Split, recipe: Recipe) -> Network:
-    """Train a network from scratch.
+    """Train a network, from scratch or from the weights that it can inherit.
 
     Raises:
         AccuracyError: if the training diverges, or the classes do not fit.
+        WeightsError: if the weights to begin with cannot be had.
     """
     if architecture.classes != len(split.classes):
         raise AccuracyError(
@@ -121,7 +126,10 @@ def fit(architecture: Architecture, split: Split, recipe: Recipe) -> Network:
     torch.set_num_threads(recipe.threads)
     torch.manual_seed(recipe.seed)
     device = recipe.torch_device()
-    network = Network(architecture).to(memory_format=torch.channels_last).to(device)
+    network = Network(architecture)
+    if recipe.init != "scratch":
+        inherit(network, pretrained(recipe.init), recipe.init)
+    network = network.to(memory_format=torch.channels_last).to(device)
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = recipe.norm_momentum

