@@ -37,6 +37,9 @@ FAMILIES = (
     "mobilenet_v3_small_050",
     "mobilenet_v3_large_minimalistic_035",
     "mobilenet_v3_small_minimalistic",
+    "efficientnet_lite0",
+    "efficientnet_b0",
+    "mnasnet_a1",
 )
 _WEB = """
 const fs = require("fs");
