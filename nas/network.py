@@ -59,12 +59,14 @@ class Layer(nn.Module):
     Attributes:
         operators: what it consists of.
         body: what computes it, but for the addition of a residual.
+        drop_path: probability that training skips what is added to a residual, image by image.
     """
 
     def __init__(self, made_of: Operators) -> None:
         super().__init__()
         self.operators = made_of
         self._residual = any(isinstance(each, Add) for each in made_of)
+        self.drop_path = 0.0
         modules: list[nn.Module] = []
         for number, operator in enumerate(made_of, start=1):
             if isinstance(operator, Linear) and number == len(made_of):
@@ -80,6 +82,10 @@ class Layer(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C', H', W'), or (N, classes) for a head."""
         computed: Tensor = self.body(features)
+        if self.drop_path and self.training and self._residual:
+            from torchvision.ops import stochastic_depth  # not needed by whatever only measures
+
+            computed = stochastic_depth(computed, self.drop_path, "row")
         return features + computed if self._residual else computed
 
 
@@ -121,6 +127,10 @@ class Network(nn.Module):
         self.architecture = architecture
         self.layers = nn.Sequential(*(build_layer(key) for key in layer_keys(architecture)))
         self.apply(_initialise)
+
+    def residual_layers(self) -> list[Layer]:
+        """The layers that add to their input, in order."""
+        return [layer for layer in layers_of(self) if any(isinstance(each, Add) for each in layer.operators)]
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits of a batch of normalised images."""

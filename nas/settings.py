@@ -289,6 +289,76 @@ class SupernetAccuracyConfig:
 
 
 @dataclass
+class FinalTrainSettings:
+    """What ``python -m nas.train`` trains, and how; see :class:`nas.training.final.FinalRecipe`.
+
+    Attributes:
+        architecture: block table (YAML), or the name of a reference.
+        resolution: side of the images, null for the table's own.
+        output: file of the weights that are kept.
+        checkpoint: what is trained; the same command goes on from there.
+        init: whose weights to begin with: scratch, a name or a file.
+        teacher: whose answers are learnt besides the labels: torchvision:NAME, a name or a file; null: none.
+        device: cpu, cuda or auto.
+        threads: of PyTorch on the CPU.
+        epochs: passes over the training images.
+        batch_size: images per step, of all processes together.
+        optimizer: sgd, rmsprop or adamw.
+        learning_rate: peak of a cosine schedule.
+        warmup_epochs: in which the learning rate rises from zero.
+        momentum: of sgd and rmsprop.
+        weight_decay: on weights alone.
+        label_smoothing: share of the target spread over all classes.
+        augment: none, trivial or rand.
+        mixup: alpha of mixup; 0: never.
+        cutmix: alpha of cutmix; 0: never.
+        erasing: probability that a rectangle of an image is erased.
+        dropout: before the classifier.
+        drop_path: probability that the last residual block is skipped, earlier ones less.
+        ema: decay of the weights' moving average; 0: none.
+        distillation: weight of the teacher's answers in the loss.
+        norm_momentum: of batch normalisation, PyTorch's convention.
+        gradient_norm: gradients are scaled down to this norm; 0: never.
+        precision: fp32, bf16 or fp16.
+        seed: of initialisation, order, augmentation and dropout.
+    """
+
+    architecture: str = MISSING
+    resolution: int | None = None
+    output: str = "trained.safetensors"
+    checkpoint: str = "training.safetensors"
+    init: str = "scratch"
+    teacher: str | None = None
+    device: str = "auto"
+    threads: int = 2
+    epochs: int = 60
+    batch_size: int = 128
+    optimizer: str = "adamw"
+    learning_rate: float = 0.003
+    warmup_epochs: float = 2.0
+    momentum: float = 0.9
+    weight_decay: float = 0.02
+    label_smoothing: float = 0.1
+    augment: str = "trivial"
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    erasing: float = 0.0
+    dropout: float = 0.2
+    drop_path: float = 0.0
+    ema: float = 0.998
+    distillation: float = 0.0
+    norm_momentum: float = 0.1
+    gradient_norm: float = 1.0
+    precision: str = "fp32"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _at_least("train.threads", self.threads, 1)
+        if self.resolution is not None:
+            _at_least("train.resolution", self.resolution, 1)
+
+
+@dataclass
 class SupernetSettings:
     """What ``python -m nas.supernet`` trains; see :class:`nas.training.supernet_training.SupernetRecipe`.
 

@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 import optuna
 import pytest
+import torch
 import yaml
+from safetensors.torch import load_file
 
 from nas.command import command
 from nas.page.report import read_study, report_of
@@ -25,6 +27,7 @@ COMMANDS = {
     "latency_benchmark": "BenchmarkConfig",
     "compare": "CompareConfig",
     "supernet": "SupernetConfig",
+    "train": "FinalTrainConfig",
 }
 
 TINY_SPACE = {
@@ -379,3 +382,40 @@ def test_a_supernet_is_trained_goes_on_and_judges_candidates(run: Run, tmp_path:
     other = ["search_space.heads=[{conv_channels: 32}]", "study.name=other"]
     _refused(run("search", *search, *other), "another search space", "heads")
     _refused(run("search", *judging[:2], "accuracy.checkpoint=none.safetensors", *images), "none.safetensors")
+
+
+def test_a_network_is_trained_to_the_end_and_exported_with_its_weights(run: Run, tmp_path: Path) -> None:
+    table = tmp_path / "net.yaml"
+    table.write_text(reference("mobilenet_v3_small_035", 16, 4).to_yaml())
+    quick = ["dataset=synthetic", "train.epochs=2", "train.batch_size=32", "train.threads=1"]
+    outcome = run("train", "train.architecture=net.yaml", *quick)
+    assert outcome.code == 0, outcome
+    assert "12 steps, 0 of them before" in outcome.out
+    weights = load_file(tmp_path / "trained.safetensors")
+    again = run("train", "train.architecture=net.yaml", *quick)
+    assert "12 steps, 12 of them before" in again.out
+    kept = load_file(tmp_path / "trained.safetensors")
+    assert all(torch.equal(value, kept[name]) for name, value in weights.items())
+    exported = run(
+        "export",
+        "export.architecture=net.yaml",
+        "export.weights=trained.safetensors",
+        "export.output=net.onnx",
+    )
+    assert exported.code == 0, exported
+    labels = (tmp_path / "net-labels.txt", tmp_path / "labels.txt")
+    assert any(each.exists() for each in labels), list(tmp_path.iterdir())
+    inherited = run(
+        "train",
+        "train.architecture=mobilenet_v3_small_050",
+        "train.resolution=16",
+        "train.init=trained.safetensors",
+        "train.checkpoint=other.safetensors",
+        "train.output=other-trained.safetensors",
+        *quick,
+    )
+    assert "from trained.safetensors" in inherited.out, inherited
+    _refused(
+        run("train", "train.architecture=net.yaml", "train.init=nothing", *quick), "no weights of 'nothing'"
+    )
+    _refused(run("train", "train.architecture=missing.yaml", *quick), "missing.yaml")

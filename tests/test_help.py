@@ -35,6 +35,7 @@ SCHEMAS = {
     "predictor": "FitConfig",
     "compare": "CompareConfig",
     "supernet": "SupernetConfig",
+    "train": "FinalTrainConfig",
     "preset_adaptation": "AdaptationConfig",
     "fit_preset": "FitConfig",
     "latency_benchmark": "BenchmarkConfig",

@@ -96,6 +96,8 @@ RUNS: dict[str, tuple[str, str | None]] = {
     "python -m nas.profile profile.dry_run=true": ("search_space.resolutions=[96]", None),
     "python -m nas.validate": (_VALIDATE, "results/latency/host-onnxruntime-fp32-1t/card.md"),
     "python as_module.py": ("", None),
+    "python -m nas.train train.architecture=results/my_images/architectures/ID.yaml dataset=imagefolder "
+    "dataset.root=my_images": ("train.epochs=1 train.threads=1 dataset.workers=0", "trained.safetensors"),
     "python -m nas.supernet dataset=digits search_space=my_space.yaml": (
         "dataset.limit=256 supernet.epochs=1 supernet.threads=1",
         "supernet.safetensors",

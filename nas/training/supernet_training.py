@@ -232,7 +232,7 @@ class SupernetTraining:
         try:
             loss = self._step(images, labels)
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            if isinstance(error, RuntimeError) and not _is_out_of_memory(error):
+            if isinstance(error, RuntimeError) and not is_out_of_memory(error):
                 raise
         else:
             if not all(map(math.isfinite, loss)):
@@ -264,7 +264,7 @@ class SupernetTraining:
             try:
                 self._gradients(images[:count], labels[:count])
             except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-                if isinstance(error, RuntimeError) and not _is_out_of_memory(error):
+                if isinstance(error, RuntimeError) and not is_out_of_memory(error):
                     raise
                 continue
             return f": {count} would fit"
@@ -273,7 +273,9 @@ class SupernetTraining:
     def _step(self, images: Tensor, labels: Tensor) -> tuple[float, ...]:
         recipe = self.recipe
         for group in self._optimizer.param_groups:
-            group["lr"] = _learning_rate(recipe, self.step, self.steps, self._per_epoch)
+            group["lr"] = cosine_rate(
+                recipe.learning_rate, recipe.warmup_epochs, self.step, self.steps, self._per_epoch
+            )
         self._optimizer.zero_grad(set_to_none=True)
         losses = self._gradients(images, labels)
         parameters = [each for each in self.supernet.parameters() if each.grad is not None]
@@ -356,16 +358,17 @@ def _detail(old: Any, new: Any) -> str:
     return ""
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error is the lack of memory, of a GPU or of this machine."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or _MADE_BY_CPU in str(error)
 
 
-def _learning_rate(recipe: SupernetRecipe, step: int, steps: int, per_epoch: int) -> float:
-    """Linear warm-up, then half a cosine down to zero."""
-    warmup = min(recipe.warmup_epochs * per_epoch, steps / 2)
+def cosine_rate(peak: float, warmup_epochs: float, step: int, steps: int, per_epoch: int) -> float:
+    """The learning rate of a step: linear warm-up, then half a cosine down to zero."""
+    warmup = min(warmup_epochs * per_epoch, steps / 2)
     if step < warmup:
-        return recipe.learning_rate * (step + 1) / (warmup + 1)
-    return recipe.learning_rate * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup))) / 2
+        return peak * (step + 1) / (warmup + 1)
+    return peak * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup))) / 2
 
 
 def _groups(supernet: Supernet, weight_decay: float) -> list[dict[str, Any]]:
