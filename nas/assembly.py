@@ -14,7 +14,7 @@ from nas.accuracy.csv import read_extra
 from nas.accuracy.features import uncovered_choices
 from nas.accuracy.imagenet import SHIPPED_PARAMETERS, Predictor
 from nas.accuracy.proxy import ProxyAccuracy
-from nas.accuracy.source import AccuracyEstimator, Int8Penalty
+from nas.accuracy.source import Int8Penalty, SearchSource
 from nas.accuracy.supernet import SupernetAccuracy
 from nas.accuracy.table import AccuracyTable
 from nas.accuracy.train import Recipe, TrainedAccuracy
@@ -105,7 +105,7 @@ def objective_of(config: ObjectiveConfig, caution: float) -> Objective:
 
 def accuracy_of(
     config: Any, space: SearchSpace, settings: SearchSettings
-) -> tuple[SearchSpace, AccuracyEstimator, int | None]:
+) -> tuple[SearchSpace, SearchSource, int | None]:
     """The source of accuracy, the space as it suits it, and the references' resolution."""
     if config.accuracy.name == "imagenet":
         predictor = _predictor(plain(config.accuracy, ImagenetConfig))

@@ -184,7 +184,7 @@ def _search(config: Any) -> None:
                 time_limit_s=settings.minutes * 60 if settings.minutes is not None else None,
                 seed=settings.seed,
                 progress=show,
-                dear=config.accuracy.name in ("train", "proxy", "supernet"),
+                expensive=accuracy.expensive,
                 workers=settings.workers,
                 shared=storage if named.storage else None,
                 first=first,

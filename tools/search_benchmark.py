@@ -157,7 +157,7 @@ def benchmark_workers(space: SearchSpace, latency: LatencyTable, trials: int = 2
             {},
             trials=trials,
             workers=workers,
-            dear=True,
+            expensive=True,
             progress=mark,
         )
         rates.append((marks[-1][0] - marks[0][0]) / (marks[-1][1] - marks[0][1]))

@@ -107,6 +107,11 @@ class Predictor:
         assert found.deviation is not None
         return found.top1, found.deviation
 
+    @property
+    def expensive(self) -> bool:
+        """See :class:`nas.accuracy.source.SearchSource`."""
+        return False
+
     def accuracy(self, architecture: Architecture) -> Accuracy:
         """The prediction as the objective wants it.
 

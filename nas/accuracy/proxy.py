@@ -135,6 +135,11 @@ class ProxyAccuracy:
     def __post_init__(self) -> None:
         proxy_scorer(self.name, self.resolution)
 
+    @property
+    def expensive(self) -> bool:
+        """See :class:`nas.accuracy.source.SearchSource`."""
+        return self.name != "macs"
+
     def accuracy(self, architecture: Architecture) -> Accuracy:
         """See :class:`nas.accuracy.source.AccuracyEstimator`.
 

@@ -124,6 +124,14 @@ class AccuracyEstimator(Protocol):
         """
 
 
+class SearchSource(AccuracyEstimator, Protocol):
+    """A source that a search can be told to use."""
+
+    @property
+    def expensive(self) -> bool:
+        """Whether an answer takes a tenth of a second or more: then proposals deserve more thought."""
+
+
 Answer = Accuracy | AccuracyError
 
 
@@ -163,8 +171,13 @@ class Int8Penalty:
         points: lost by a network that contains an activation; the largest of a network's counts.
     """
 
-    fp32: AccuracyEstimator
+    fp32: SearchSource
     points: Mapping[str, float]
+
+    @property
+    def expensive(self) -> bool:
+        """See :class:`SearchSource`."""
+        return self.fp32.expensive
 
     def accuracy(self, architecture: Architecture) -> Accuracy:
         """See :class:`AccuracyEstimator`; a published accuracy is none any more."""

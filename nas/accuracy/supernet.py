@@ -55,6 +55,11 @@ class SupernetAccuracy:
                 f"the dataset {', '.join(classes[:5])}: choose the dataset it was trained on"
             )
 
+    @property
+    def expensive(self) -> bool:
+        """See :class:`nas.accuracy.source.SearchSource`."""
+        return True
+
     def accuracy(self, architecture: Architecture) -> Accuracy:
         """Top-1 of a member on the validation images, with the supernet's weights.
 

@@ -69,6 +69,11 @@ class AccuracyTable:
 
         return self._space.compose(choose)
 
+    @property
+    def expensive(self) -> bool:
+        """See :class:`nas.accuracy.source.SearchSource`."""
+        return False
+
     def accuracy(self, architecture: Architecture) -> Accuracy:
         """The accuracy in the table.
 

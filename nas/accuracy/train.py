@@ -87,6 +87,11 @@ class TrainedAccuracy:
     recipe: Recipe
     int8: bool = False
 
+    @property
+    def expensive(self) -> bool:
+        """See :class:`nas.accuracy.source.SearchSource`."""
+        return True
+
     def accuracy(self, architecture: Architecture) -> Accuracy:
         """Train a network from scratch and measure its top-1 on the validation images.
 

@@ -92,16 +92,16 @@ class Evolution:
         neighbourhood: the space and the budget.
         objective: what a network is worth.
         seed: of all random choices.
-        dear: whether an evaluation takes longer than a tenth of a second or so.
+        expensive: whether an evaluation takes longer than a tenth of a second or so.
     """
 
     def __init__(
-        self, neighbourhood: Neighbourhood, objective: Objective, seed: int, dear: bool = False
+        self, neighbourhood: Neighbourhood, objective: Objective, seed: int, expensive: bool = False
     ) -> None:
         self.neighbourhood = neighbourhood
         self.seen: set[Architecture] = set()
         self._objective = objective
-        self._dear = dear
+        self._expensive = expensive
         self._generator = random.Random(seed)
         self._noise = np.random.default_rng(seed)
         self._encoder = _Encoder(neighbourhood)
@@ -315,7 +315,7 @@ class Evolution:
 
     @property
     def _effort(self) -> Effort:
-        if self._dear:
+        if self._expensive:
             return DEAR
         return CHEAP if len(self._known) < _MANY else _CHEAP_AND_MANY
 

@@ -133,7 +133,7 @@ def run_search(
     time_limit_s: float | None = None,
     seed: int = 0,
     progress: Callable[[Progress], None] | None = None,
-    dear: bool = False,
+    expensive: bool = False,
     workers: int = 1,
     shared: BaseStorage | None = None,
     lease_s: float = 60.0,
@@ -154,7 +154,7 @@ def run_search(
         time_limit_s: after so many seconds no further candidate is started, None for no limit.
         seed: of the sampler.
         progress: called a few times a second, and at the end.
-        dear: whether telling an accuracy takes longer than a tenth of a second or so: the default
+        expensive: whether telling an accuracy takes longer than a tenth of a second or so: the default
             sampler then thinks longer about each proposal.
         workers: networks evaluated at once; above 1 each in a process of its own.
         shared: the storage of the study if other processes write to the study too, see
@@ -173,7 +173,7 @@ def run_search(
     neighbourhood.fastest()
     # A continued study must not repeat the random choices of its first run, nor machines each other's.
     seed = secrets.randbits(32) if shared is not None else seed + len(study.get_trials(deepcopy=False))
-    proposer = make_proposer(sampler, objective, neighbourhood, seed, dear)
+    proposer = make_proposer(sampler, objective, neighbourhood, seed, expensive)
     ledger: Ledger = SoleLedger(study) if shared is None else SharedLedger(study, shared, lease_s)
     wanted = {name: (each, latency.latency(each)) for name, each in references.items()}
     try:

@@ -154,15 +154,19 @@ class EvolutionSampler(BaseSampler):
         objective: what the values of a trial mean: utility first, then the costs. If the study minimises
             its first value, that is minus the utility.
         seed: of all random choices, None for one from the operating system.
-        dear: whether an evaluation takes longer than a tenth of a second or so.
+        expensive: whether an evaluation takes longer than a tenth of a second or so.
     """
 
     def __init__(
-        self, neighbourhood: Neighbourhood, objective: Objective, seed: int | None = None, dear: bool = False
+        self,
+        neighbourhood: Neighbourhood,
+        objective: Objective,
+        seed: int | None = None,
+        expensive: bool = False,
     ) -> None:
         self._neighbourhood = neighbourhood
         self._objective = objective
-        self._dear = dear
+        self._expensive = expensive
         self._generator = random.Random(seed)
         self._others = RandomSampler(seed)
         self._distributions = distributions(neighbourhood)
@@ -213,7 +217,7 @@ class EvolutionSampler(BaseSampler):
                 wanted = ", ".join(names(self._objective))
                 raise ValueError(f"the study has {len(study.directions)} values, not {wanted}")
             seed = self._generator.getrandbits(32)
-            self._evolution = Evolution(self._neighbourhood, self._objective, seed, self._dear)
+            self._evolution = Evolution(self._neighbourhood, self._objective, seed, self._expensive)
             self._study_name, self._observed = study.study_name, set[int]()
         sign = 1 if study.directions[0] == StudyDirection.MAXIMIZE else -1
         for trial in study.get_trials(deepcopy=False):
@@ -239,7 +243,7 @@ class EvolutionSampler(BaseSampler):
 
 
 def make_proposer(
-    name: str, objective: Objective, neighbourhood: Neighbourhood, seed: int, dear: bool = False
+    name: str, objective: Objective, neighbourhood: Neighbourhood, seed: int, expensive: bool = False
 ) -> Proposer:
     """A proposer by the name of its sampler, one of :data:`SAMPLERS`.
 
@@ -248,13 +252,13 @@ def make_proposer(
         objective: what a network is worth.
         neighbourhood: the space and the budget.
         seed: of all random choices.
-        dear: whether an evaluation takes longer than a tenth of a second or so.
+        expensive: whether an evaluation takes longer than a tenth of a second or so.
 
     Raises:
         SamplerError: if there is no such sampler.
     """
     if name == "evolution":
-        return Evolution(neighbourhood, objective, seed, dear)
+        return Evolution(neighbourhood, objective, seed, expensive)
     if name not in _OPTUNA_SAMPLERS:
         raise SamplerError(f"unknown sampler {name!r}: known are {', '.join(SAMPLERS)}")
     return OptunaProposer(_OPTUNA_SAMPLERS[name](seed), objective, neighbourhood, seed)

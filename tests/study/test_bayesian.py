@@ -12,10 +12,12 @@ from tools.sampler_comparison import Problem
 ACCURACY = MadeUpAccuracy()
 
 
-@pytest.mark.parametrize("dear", [False, True])
+@pytest.mark.parametrize("expensive", [False, True])
 @pytest.mark.parametrize("objective", [Pareto(), Pareto(third="parameters"), Budget(), MnasNet(1.5)])
-def test_proposals_are_new_and_within_the_budget(objective: Objective, dear: bool) -> None:
-    proposer = Evolution(Neighbourhood(small_space(), MadeUpLatency(), 2.0), objective, seed=3, dear=dear)
+def test_proposals_are_new_and_within_the_budget(objective: Objective, expensive: bool) -> None:
+    proposer = Evolution(
+        Neighbourhood(small_space(), MadeUpLatency(), 2.0), objective, seed=3, expensive=expensive
+    )
     proposed = set()
     for _ in range(40):
         candidate = proposer.propose()
@@ -78,12 +80,14 @@ def test_large_spaces_are_searched_too(mobilenet_space: SearchSpace) -> None:
 
 def test_settled_proposals_are_what_one_ranking_gave() -> None:
     neighbourhood = Neighbourhood(small_space(), MadeUpLatency())
-    cheap, dear = (Evolution(neighbourhood, Pareto(), seed=0, dear=dear) for dear in (False, True))
-    for proposer in (cheap, dear):
+    cheap, expensive = (
+        Evolution(neighbourhood, Pareto(), seed=0, expensive=expensive) for expensive in (False, True)
+    )
+    for proposer in (cheap, expensive):
         for candidate in list(neighbourhood.members())[::4]:
             top1 = ACCURACY.accuracy(candidate.architecture).top1
             proposer.observe(candidate, (top1, candidate.latency.latency_ms))
         while not proposer._queue and len(proposer.seen) < len(proposer._known) + 20:
             proposer.propose()
-    # Training is dear: nothing is decided before the last result is known.
-    assert cheap.settled > dear.settled == 0
+    # Training is expensive: nothing is decided before the last result is known.
+    assert cheap.settled > expensive.settled == 0
