@@ -158,6 +158,7 @@ def test_a_space_of_ones_own_with_a_wrong_field_is_named(run: Run, tmp_path: Pat
     assert "Traceback" not in outcome.err
 
 
+@pytest.mark.slow
 def test_networks_of_ones_own_are_learnt_from_and_part_of_the_study(run: Run, tmp_path: Path) -> None:
     extra = tmp_path / "mine.csv"
     arguments = ["hardware=rpi4", "search.trials=3", "search_space.resolutions=[96]"]
@@ -283,6 +284,7 @@ def test_exports_refuse_what_they_cannot_read(run: Run, tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_the_study_opens_in_optuna(run: Run, tmp_path: Path) -> None:
     arguments = ["hardware=rpi4", "search.trials=20", "search.budget_ms=60", "search_space.resolutions=[224]"]
     outcome = run("search", *arguments)
@@ -302,6 +304,7 @@ def test_the_study_opens_in_optuna(run: Run, tmp_path: Path) -> None:
     assert published[""] == ""
 
 
+@pytest.mark.slow
 def test_networks_are_timed_on_every_runtime_and_the_fastest_is_named(run: Run, tmp_path: Path) -> None:
     small = reference("mobilenet_v3_small", 32, 10)
     (tmp_path / "small.yaml").write_text(small.to_yaml())
@@ -335,6 +338,7 @@ def test_what_cannot_be_compared_is_said_before_anything_is_measured(run: Run) -
     _refused(run("compare", named, *only), "runtime torch has no int8")
 
 
+@pytest.mark.slow
 def test_netadapt_shrinks_a_network_of_the_front(run: Run, tmp_path: Path) -> None:
     arguments = ["hardware=rpi4", "search.trials=20", "search_space.resolutions=[224]", "search.seed=1"]
     shrink = ["search.refine=netadapt", "search.refine_from=mobilenet_v3_small", "search.refine_to_ms=20"]
@@ -349,6 +353,7 @@ def test_netadapt_shrinks_a_network_of_the_front(run: Run, tmp_path: Path) -> No
     _refused(run("search", *arguments, *shrink, "search.refine_from=nobody"), "refine_from=nobody")
 
 
+@pytest.mark.slow
 def test_proxies_are_labelled(run: Run, tmp_path: Path) -> None:
     arguments = ["accuracy.resolution=32", "search_space.resolutions=[96]", "search.trials=3"]
     outcome = run("search", "hardware=rpi4", "accuracy=proxy", *arguments)
@@ -384,6 +389,7 @@ def test_a_supernet_is_trained_goes_on_and_judges_candidates(run: Run, tmp_path:
     _refused(run("search", *judging[:2], "accuracy.checkpoint=none.safetensors", *images), "none.safetensors")
 
 
+@pytest.mark.slow
 def test_a_network_is_trained_to_the_end_and_exported_with_its_weights(run: Run, tmp_path: Path) -> None:
     table = tmp_path / "net.yaml"
     table.write_text(reference("mobilenet_v3_small_035", 16, 4).to_yaml())

@@ -21,6 +21,7 @@ from search_spaces.references import reference
 from tests.devices.ssh_server import SSHD, Server, ssh_server
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.skipif(SSHD is None, reason="needs an SSH server (apt install openssh-server)"),
     pytest.mark.usefixtures("unsteady_machine"),
 ]
