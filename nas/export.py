@@ -25,6 +25,7 @@ from nas import data
 from nas.accuracy.source import Judgement
 from nas.accuracy.train import Recipe, calibration_images, fit, judge, judge_quantized
 from nas.assembly import dataset_settings, recipe_of
+from nas.bundle import bundle, check_folder
 from nas.command import command
 from nas.console import console, print_summary
 from nas.cost import cost
@@ -67,6 +68,8 @@ class ExportSettings:
         resolution: of a reference; null: 224.
         classes: of a reference; null: the dataset's, or 1000.
         batch: pictures at once, or dynamic for any number; onnx only.
+        bundle: write a folder too that works without this project: ONNX in fp32 and int8, weights, code that
+            rebuilds the network, model card.
     """
 
     architecture: str = MISSING
@@ -79,6 +82,7 @@ class ExportSettings:
     resolution: int | None = None
     classes: int | None = None
     batch: str = "1"
+    bundle: bool = False
 
     def __post_init__(self) -> None:
         if self.precision not in ("fp32", "int8"):
@@ -89,6 +93,10 @@ class ExportSettings:
             raise InputError(f"export.batch must be a number of pictures or dynamic, not {self.batch}")
         if self.batch != "1" and self.format != "onnx":
             raise InputError(f"export.batch={self.batch} goes with export.format=onnx, not {self.format}")
+        if self.bundle and not (self.train or self.weights):
+            raise InputError(
+                "export.bundle=true needs a trained network: export.train=true or export.weights=FILE"
+            )
         if self.train and self.weights:
             raise InputError("export.train=true and export.weights exclude each other: leave one out")
 
@@ -136,6 +144,9 @@ def main(config: Any) -> None:
     split = data.load(images, architecture.resolution) if images else None
     recognition = split.recognition if split else trained.recognition if trained else None
     _check_beside(output, recognition, settings.overwrite)
+    bundled = output.with_name(f"{name}-bundle")
+    if settings.bundle:
+        check_folder(bundled, "export.output", settings.overwrite)
     rows: dict[str, str] = {}
     judged: Judgement | None = None
     if settings.train:
@@ -155,6 +166,17 @@ def main(config: Any) -> None:
     else:
         rows["weights"] = "random: good for timing, not for recognising anything"
     network.eval().cpu()
+    if settings.bundle:
+        assert split is not None
+        assert judged is not None
+        assert images is not None
+        recipe_rows = (
+            dataclasses.asdict(recipe_of(plain(config.accuracy, TrainConfig), seed=0))
+            if settings.train
+            else {"weights": str(settings.weights)}
+        )
+        known = {"images that rank candidates": judged}
+        rows |= bundle(bundled, network, split, images, recipe_rows, known, title=name)
     if split and judged:
         rows["top-1"] = _shown(judged)
         if settings.precision == "int8":
@@ -209,17 +231,18 @@ def _images(config: Any, settings: ExportSettings, trained: _Trained | None) -> 
             raise InputError("dataset.root needs the kind of dataset too, e.g. dataset=imagefolder")
         if settings.train:
             raise InputError("export.train=true needs images: add dataset=imagefolder dataset.root=IMAGES")
-        if settings.precision == "int8" and trained:
+        if (settings.precision == "int8" or settings.bundle) and trained:
             if trained.images is None:
+                wanted = "export.bundle=true" if settings.bundle else "export.precision=int8"
                 raise InputError(
-                    "export.precision=int8 is quantised with images that the weights were trained on: name "
+                    f"{wanted} is quantised with images that the weights were trained on: name "
                     "them, e.g. dataset=imagefolder dataset.root=IMAGES"
                 )
             return trained.images
         return None
     # Images are only read for what needs them.
-    wanted = settings.train or trained
-    return dataset_settings(plain(config.dataset, DatasetConfig)) if wanted else None
+    needed = settings.train or trained
+    return dataset_settings(plain(config.dataset, DatasetConfig)) if needed else None
 
 
 def _architecture(

@@ -297,6 +297,7 @@ class FinalTrainSettings:
         resolution: side of the images, null for the table's own.
         output: file of the weights that are kept.
         checkpoint: what is trained; the same command goes on from there.
+        bundle: folder of a deploy bundle to write too: models, weights, code, model card; null: none.
         init: whose weights to begin with: scratch, a name or a file.
         teacher: whose answers are learnt besides the labels: torchvision:NAME, a name or a file; null: none.
         device: cpu, cuda or auto.
@@ -327,6 +328,7 @@ class FinalTrainSettings:
     resolution: int | None = None
     output: str = "trained.safetensors"
     checkpoint: str = "training.safetensors"
+    bundle: str | None = None
     init: str = "scratch"
     teacher: str | None = None
     device: str = "auto"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from nas import data
 from nas.accuracy.source import Judgement
 from nas.accuracy.train import answers
 from nas.assembly import dataset_settings
+from nas.bundle import bundle, check_folder, shown
 from nas.command import command
 from nas.console import console, print_summary, progress_bars
 from nas.data import ImageSource, Split
@@ -49,6 +50,9 @@ def main(config: Any) -> None:
     settings = plain(config.train, FinalTrainSettings)
     torch.set_num_threads(settings.threads)
     images = dataset_settings(plain(config.dataset, DatasetConfig))
+    if settings.bundle:
+        # A training that goes on may have written its bundle already.
+        check_folder(Path(settings.bundle), "train.bundle", Path(settings.checkpoint).exists())
     with joined(settings.device) as processes:
         if processes.is_first:
             console.print(data.check(images))
@@ -70,10 +74,11 @@ def main(config: Any) -> None:
     found = training.result
     rows |= {
         "trained": f"{training.step:,} steps, {begun:,} of them before; last loss {training.curve[-1]:.3f}",
-        "top-1": f"{_shown(found, split, split.validation)} of the images that rank candidates",
     }
+    judged = {"images that rank candidates": _judged(found, split, split.validation)}
     if split.test is not None:
-        rows["top-1, test"] = f"{_shown(found, split, split.test)} of test images that ranked none"
+        judged["test images that ranked none"] = _judged(found, split, split.test)
+    rows |= {f"top-1, {name}": shown(each) for name, each in judged.items()}
     notes = {
         **split.recognition.notes(),
         "dataset": json.dumps(images.to_dict(), ensure_ascii=False),
@@ -82,6 +87,10 @@ def main(config: Any) -> None:
     output = Path(settings.output)
     write_tensors(output, found.state_dict(), notes)
     rows["weights"] = str(output)
+    if settings.bundle:
+        recipe = {**asdict(training.recipe), "init": settings.init, "teacher": settings.teacher}
+        title = Path(settings.architecture).stem
+        rows |= bundle(Path(settings.bundle), found, split, images, recipe, judged, title=title)
     following = shell_line(
         "nas.export", export__architecture=settings.architecture, export__weights=str(output)
     )
@@ -130,9 +139,8 @@ def _teacher(name: str, architecture: Architecture) -> nn.Module:
     return found
 
 
-def _shown(network: nn.Module, split: Split, images: ImageSource) -> str:
-    found = Judgement.of(answers(network, images, 256).tolist(), images.labels.tolist(), split.classes)
-    return f"{found.top1:.2f} ± {found.deviation:.2f} %"
+def _judged(network: nn.Module, split: Split, images: ImageSource) -> Judgement:
+    return Judgement.of(answers(network, images, 256).tolist(), images.labels.tolist(), split.classes)
 
 
 @contextmanager

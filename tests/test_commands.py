@@ -398,8 +398,15 @@ def test_a_network_is_trained_to_the_end_and_exported_with_its_weights(run: Run,
     assert outcome.code == 0, outcome
     assert "12 steps, 0 of them before" in outcome.out
     weights = load_file(tmp_path / "trained.safetensors")
-    again = run("train", "train.architecture=net.yaml", *quick)
+    _refused(
+        run("train", "train.architecture=net.yaml", "train.bundle=net.yaml", *quick), "net.yaml is a file"
+    )
+    again = run("train", "train.architecture=net.yaml", "train.bundle=bundle", *quick)
     assert "12 steps, 12 of them before" in again.out
+    card = (tmp_path / "bundle" / "README.md").read_text()
+    assert "| top-1, images that rank candidates |" in card
+    assert "p99" in card
+    assert "| epochs | 2 |" in card
     kept = load_file(tmp_path / "trained.safetensors")
     assert all(torch.equal(value, kept[name]) for name, value in weights.items())
     exported = run(
@@ -409,6 +416,19 @@ def test_a_network_is_trained_to_the_end_and_exported_with_its_weights(run: Run,
         "export.output=net.onnx",
     )
     assert exported.code == 0, exported
+    bundled = run(
+        "export",
+        "export.architecture=net.yaml",
+        "export.weights=trained.safetensors",
+        "export.output=other/net.onnx",
+        "export.bundle=true",
+    )
+    assert bundled.code == 0, bundled
+    assert (tmp_path / "other" / "net-bundle" / "network.py").read_bytes() == (
+        tmp_path / "bundle" / "network.py"
+    ).read_bytes()
+    untrained = run("export", "export.architecture=net.yaml", "export.bundle=true", "export.output=x.onnx")
+    _refused(untrained, "export.bundle=true needs a trained network")
     labels = (tmp_path / "net-labels.txt", tmp_path / "labels.txt")
     assert any(each.exists() for each in labels), list(tmp_path.iterdir())
     inherited = run(

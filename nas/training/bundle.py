@@ -11,7 +11,6 @@ README.md                           the model card: figures, and how far each fi
 from __future__ import annotations
 
 import importlib.util
-import json
 import pprint
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -264,10 +263,3 @@ def _card(title: str, facts: Mapping[str, Mapping[str, str]], parity: Mapping[st
         "    import network; network.load()     (needs torch)",
     ]
     return "\n".join(lines) + "\n"
-
-
-def recipe_rows(recipe: Mapping[str, object]) -> dict[str, str]:
-    """Settings as rows of a model card."""
-    return {
-        name: json.dumps(value) if not isinstance(value, str) else value for name, value in recipe.items()
-    }
