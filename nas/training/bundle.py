@@ -165,8 +165,8 @@ def _named_modules(network: Network) -> Iterator[tuple[str, nn.Module]]:
                 inside = number == 0 or head
                 prefix = f"features.{number + position}" if head else f"features.{number}"
                 prefix = prefix if inside else f"{prefix}.block.{position}"
-                for part in range(2 if operator.norm else 1):
-                    yield f"{prefix}.{part}", next(modules)
+                for place in range(2 if operator.norm else 1):
+                    yield f"{prefix}.{place}", next(modules)
                 position += 1
             elif isinstance(operator, SqueezeExcitation):
                 for part in ("fc1", "fc2"):
