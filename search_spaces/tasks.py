@@ -1,0 +1,298 @@
+"""Other tasks than classification: the maps a network gives, and the heads that detect or segment with them.
+
+Segmentation is LR-ASPP (Howard et al. 2019, 6.4) on the maps of strides 8 and 32, nothing dilated; detection
+is SSDLite (Sandler et al. 2018, 6.2; Howard et al. 2019, 6.3) on the expansion at stride 16 and the map of
+stride 32, with four further maps. Both as torchvision builds them. What a head consists of is said here in
+operators, once for its graph and its costs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Literal, get_args
+
+from search_spaces.architecture import MAX_CLASSES, Architecture
+from search_spaces.blocks import Head, check_positive
+from search_spaces.errors import InputError
+from search_spaces.layers import LayerKey, layer_keys, operators
+from search_spaces.ops import Conv, Operators, Pool, halve
+
+TaskName = Literal["classification", "segmentation", "detection"]
+TASKS: tuple[str, ...] = get_args(TaskName)
+# As torchvision's weights: PASCAL VOC with background, COCO with background and unused numbers.
+DEFAULT_CLASSES = {"segmentation": 21, "detection": 91}
+STRIDES = (4, 8, 16, 32)
+# Below this the last map is a single pixel.
+LEAST_RESOLUTION = 64
+# LR-ASPP's width; SSDLite's further maps, its aspect ratios' boxes, and numbers that say where a box is.
+INTER_CHANNELS = 128
+EXTRA_CHANNELS = (512, 256, 256, 128)
+ANCHORS = 6
+BOX_VALUES = 4
+
+
+class TaskError(InputError):
+    """A task that is unknown, or that a network cannot be used for."""
+
+
+def check_task(name: str, where: str) -> None:
+    """Refuse a task that nothing here has a head for.
+
+    Args:
+        name: of the task.
+        where: the setting, for the message.
+
+    Raises:
+        TaskError: naming the nearest one.
+    """
+    if name not in TASKS:
+        near = get_close_matches(str(name), TASKS, 1, 0.5)
+        guess = f"did you mean {near[0]}? " if near else ""
+        raise TaskError(f"{where}={name} is no task; {guess}known are {', '.join(TASKS)}")
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureMap:
+    """The last map of a stride.
+
+    Attributes:
+        stride: pixels of the image per pixel of the map.
+        size: side in pixels, at the network's resolution.
+        channels: of the map.
+        layer: whose output it is, counted as in :func:`search_spaces.layers.layer_keys`.
+    """
+
+    stride: int
+    size: int
+    channels: int
+    layer: int
+
+
+def feature_maps(architecture: Architecture) -> tuple[FeatureMap, ...]:
+    """The last map of each stride, from 2 on.
+
+    The 1x1 convolution before a head's pooling belongs to the last map, as in torchvision's ``features``.
+    """
+    stride, found = 1, {}
+    for number, key in enumerate(layer_keys(architecture)):
+        part = key.part
+        size = key.size
+        if isinstance(part, Head):
+            channels = part.conv_channels or key.in_channels
+        else:
+            last = operators(key)
+            stride *= 2 if any(isinstance(each, Conv) and each.stride == 2 for each in last) else 1
+            convs = [each for each in last if isinstance(each, Conv)]
+            channels, size = convs[-1].out_channels, convs[-1].out_size
+        found[stride] = FeatureMap(stride, size, channels, number)
+    return tuple(found.values())
+
+
+def maps_of(architecture: Architecture, strides: Iterable[int], purpose: str) -> tuple[FeatureMap, ...]:
+    """The maps of some strides.
+
+    Args:
+        architecture: the network.
+        strides: wanted ones.
+        purpose: what wants them, for the message.
+
+    Raises:
+        TaskError: if the network has no such map, or its image is smaller than the stride.
+    """
+    known = {each.stride: each for each in feature_maps(architecture)}
+    wanted = tuple(strides)
+    for stride in wanted:
+        if stride not in known:
+            raise TaskError(
+                f"{purpose} needs a map of stride {stride}, but network {architecture.id} has strides "
+                f"{', '.join(map(str, known))}: it needs {'more' if stride > max(known) else 'other'} "
+                "blocks of stride 2"
+            )
+    if wanted and architecture.resolution < max(wanted):
+        raise TaskError(
+            f"{purpose} needs a map of stride {max(wanted)}, but network {architecture.id} takes images of "
+            f"{architecture.resolution} px: at least {max(wanted)} are needed"
+        )
+    return tuple(known[stride] for stride in wanted)
+
+
+@dataclass(frozen=True, slots=True)
+class Tap:
+    """A map that a head takes.
+
+    Attributes:
+        size: side in pixels.
+        channels: of the map.
+    """
+
+    size: int
+    channels: int
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A task besides classification, with its head.
+
+    Attributes:
+        name: segmentation or detection.
+        classes: that it tells apart, the background included.
+
+    Raises:
+        TaskError: if there is no head for it.
+    """
+
+    name: str
+    classes: int
+
+    def __post_init__(self) -> None:
+        check_task(self.name, "task")
+        if self.name == "classification":
+            raise TaskError("classification is what every network does by itself: it has no further head")
+        check_positive(self.name, MAX_CLASSES, classes=self.classes)
+
+    @property
+    def tapped_stride(self) -> int:
+        """Stride of the finer of the two maps that the head takes; the other one has stride 32."""
+        return 8 if self.name == "segmentation" else 16
+
+    def fine_tap(self, key: LayerKey) -> Tap:
+        """The finer map, told by the layer of stride 2 that takes it.
+
+        Detection takes what that layer expands it to, if it does, as MobileNetV3's SSDLite does.
+        """
+        first = operators(key)[0]
+        expands = self.name == "detection" and isinstance(first, Conv) and _is_expansion(key)
+        return Tap(key.size, first.out_channels if expands and isinstance(first, Conv) else key.in_channels)
+
+    def coarse_tap(self, key: LayerKey) -> Tap:
+        """The map of stride 32, told by the classification head that takes it."""
+        assert isinstance(key.part, Head)
+        return Tap(key.size, key.part.conv_channels or key.in_channels)
+
+    def fine(self, tap: Tap) -> tuple[Operators, ...]:
+        """What the finer map is taken through."""
+        if self.name == "segmentation":
+            return ((Conv(tap.size, tap.channels, self.classes, norm=False),),)
+        return tuple(self.predictor(tap, values) for values in self.box_values)
+
+    def coarse(self, tap: Tap) -> tuple[Operators, ...]:
+        """What the map of stride 32 is taken through, as far as that depends on its channels."""
+        if self.name == "segmentation":
+            return (
+                (Conv(tap.size, tap.channels, INTER_CHANNELS, activation="relu"),),
+                (
+                    Pool(tap.size, tap.channels),
+                    Conv(1, tap.channels, INTER_CHANNELS, norm=False, activation="sigmoid"),
+                ),
+            )
+        return (*(self.predictor(tap, values) for values in self.box_values), self.extras(tap)[0])
+
+    def fixed(self, resolution: int) -> tuple[Operators, ...]:
+        """What is the same for every network of a resolution."""
+        size = resolution
+        for _ in range(3 if self.name == "segmentation" else 5):
+            size = halve(size)
+        if self.name == "segmentation":
+            return ((Conv(size, INTER_CHANNELS, self.classes, norm=False),),)
+        further = self.extras(Tap(size, EXTRA_CHANNELS[0]))
+        predictors = [self.predictor(each, values) for values in self.box_values for each in extra_taps(size)]
+        return (*further[1:], *predictors)
+
+    @property
+    def box_values(self) -> tuple[int, int]:
+        """Values for each anchor: logits of its classes, and where it is."""
+        return (self.classes, BOX_VALUES)
+
+    def predictor(self, tap: Tap, values: int) -> Operators:
+        """SSDLite's prediction from one map: so many values for each anchor."""
+        channels = tap.channels
+        return (
+            Conv(tap.size, channels, channels, 3, groups=channels, activation="relu6"),
+            Conv(tap.size, channels, ANCHORS * values, norm=False),
+        )
+
+    def extras(self, tap: Tap) -> tuple[tuple[Conv, ...], ...]:
+        """What makes SSDLite's four further maps, one from the other."""
+        found = []
+        for out in EXTRA_CHANNELS:
+            middle = out // 2
+            found.append(
+                (
+                    Conv(tap.size, tap.channels, middle, activation="relu6"),
+                    Conv(tap.size, middle, middle, 3, 2, middle, "relu6"),
+                    Conv(halve(tap.size), middle, out, activation="relu6"),
+                )
+            )
+            tap = Tap(halve(tap.size), out)
+        return tuple(found)
+
+
+def extra_taps(size: int) -> tuple[Tap, ...]:
+    """SSDLite's four further maps, from the side of the map of stride 32."""
+    found = []
+    for channels in EXTRA_CHANNELS:
+        size = halve(size)
+        found.append(Tap(size, channels))
+    return tuple(found)
+
+
+def _is_expansion(key: LayerKey) -> bool:
+    return bool(getattr(key.part, "expansion_conv", False))
+
+
+@dataclass(frozen=True, slots=True)
+class TaskNetwork:
+    """A network with the head of a task in place of its classifier.
+
+    Attributes:
+        architecture: the network.
+        task: what it is used for.
+
+    Raises:
+        TaskError: if its maps do not suit the task, or its image is too small.
+    """
+
+    architecture: Architecture
+    task: Task
+
+    def __post_init__(self) -> None:
+        strides = [each.stride for each in maps_of(self.architecture, (8, 16, 32), self.task.name)]
+        further = [each.stride for each in feature_maps(self.architecture) if each.stride > strides[-1]]
+        if further:
+            raise TaskError(
+                f"{self.task.name} takes networks that end at stride 32, but network {self.architecture.id} "
+                f"ends at {further[-1]}"
+            )
+        if self.architecture.resolution < LEAST_RESOLUTION:
+            raise TaskError(
+                f"{self.task.name} needs images of at least {LEAST_RESOLUTION} px, but network "
+                f"{self.architecture.id} takes {self.architecture.resolution}: its map of stride 32 would be "
+                "a single pixel"
+            )
+
+    @property
+    def id(self) -> str:
+        """Name that depends on table and task alone."""
+        return f"{self.architecture.id}_{self.task.name}{self.task.classes}"
+
+    @property
+    def resolution(self) -> int:
+        """Side of the image in pixels."""
+        return self.architecture.resolution
+
+    @property
+    def fine_layer(self) -> int:
+        """The layer that takes the finer map, counted as in :func:`search_spaces.layers.layer_keys`."""
+        return next(
+            each.layer + 1
+            for each in feature_maps(self.architecture)
+            if each.stride == self.task.tapped_stride
+        )
+
+    @property
+    def taps(self) -> tuple[Tap, Tap]:
+        """The finer map and that of stride 32."""
+        keys = layer_keys(self.architecture)
+        return self.task.fine_tap(keys[self.fine_layer]), self.task.coarse_tap(keys[-1])
