@@ -19,6 +19,8 @@ _NORM_MOMENTUM = 0.01
 _CLASSIFIER_DROPOUT = 0.2
 # torchvision builds MobileNetV2 with PyTorch's own epsilon and MobileNetV3 with TensorFlow's.
 TORCHVISION_V2_NORM_EPSILON = 1e-5
+# So does timm MobileNetV4.
+TIMM_V4_NORM_EPSILON = 1e-5
 
 _ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
@@ -36,6 +38,14 @@ Weights = tuple[NDArray[np.float32], NDArray[np.float32]]
 
 class WeightsError(InputError):
     """Weights that do not belong to the network."""
+
+
+class _PooledNorm(nn.BatchNorm2d):
+    """Batch normalisation of pooled features, (N, C): found wherever batch normalisations are looked for."""
+
+    def _check_input_dim(self, input: Tensor) -> None:  # noqa: A002  # its name in torch
+        if input.dim() != 2:
+            raise ValueError(f"expected pooled features (N, C), not {tuple(input.shape)}")
 
 
 class ChannelAttention(nn.Module):
@@ -92,7 +102,7 @@ class Layer(nn.Module):
 def _modules(conv: Conv) -> list[nn.Module]:
     made: list[nn.Module]
     if isinstance(conv, Linear):
-        made = [nn.Linear(conv.in_channels, conv.out_channels)]
+        made = [nn.Linear(conv.in_channels, conv.out_channels, bias=not conv.norm)]
     else:
         made = [
             nn.Conv2d(
@@ -106,7 +116,8 @@ def _modules(conv: Conv) -> list[nn.Module]:
             )
         ]
     if conv.norm:
-        made.append(nn.BatchNorm2d(conv.out_channels, eps=_NORM_EPSILON, momentum=_NORM_MOMENTUM))
+        norm = _PooledNorm if isinstance(conv, Linear) else nn.BatchNorm2d
+        made.append(norm(conv.out_channels, eps=_NORM_EPSILON, momentum=_NORM_MOMENTUM))
     if conv.activation in _OUT_OF_PLACE:
         made.append(_ACTIVATIONS[conv.activation]())
     elif conv.activation is not None:
@@ -164,7 +175,7 @@ def folded_weights(module: Network | Layer) -> Iterator[Weights]:
             scale = _array(following.weight) / np.sqrt(
                 _array(following.running_var) + np.float32(following.eps)
             )
-            weight = weight * scale[:, None, None, None]
+            weight = weight * scale.reshape(-1, *[1] * (weight.ndim - 1))
             bias = (bias - _array(following.running_mean)) * scale + _array(following.bias)
         yield weight, bias
 
@@ -177,16 +188,17 @@ def _array(tensor: Tensor) -> NDArray[np.float32]:
 def load_torchvision_weights(
     network: Network, weights: Mapping[str, Tensor], norm_epsilon: float | None = None
 ) -> None:
-    """Copy the weights of torchvision's MobileNet of the same table.
+    """Copy the weights of torchvision's MobileNet of the same table, or of timm's.
 
     Both networks register the same tensors in the same order, so they are matched by position and
-    checked by shape; a partly fitting state is refused before anything is copied.
+    checked by shape; a partly fitting state is refused before anything is copied. A linear layer takes the
+    weights of a 1x1 convolution of pooled features, as timm's MobileNetV4 has it.
 
     Args:
         network: the network to fill.
-        weights: state dict of the torchvision model.
+        weights: state dict of the torchvision or timm model.
         norm_epsilon: epsilon of its batch normalisations where it differs from ours
-            (:data:`TORCHVISION_V2_NORM_EPSILON` for MobileNetV2).
+            (:data:`TORCHVISION_V2_NORM_EPSILON`, :data:`TIMM_V4_NORM_EPSILON`).
 
     Raises:
         WeightsError: naming the first tensor that does not fit.
@@ -194,12 +206,15 @@ def load_torchvision_weights(
     own = network.state_dict()
     if len(own) != len(weights):
         raise WeightsError(f"the weights hold {len(weights)} tensors, the network has {len(own)}")
+    found: dict[str, Tensor] = {}
     for (name, tensor), (foreign_name, foreign) in zip(own.items(), weights.items(), strict=True):
-        if tensor.shape != foreign.shape:
+        pooled = tensor.ndim == 2 and foreign.shape == (*tensor.shape, 1, 1)
+        found[name] = foreign.flatten(1) if pooled else foreign
+        if tensor.shape != found[name].shape:
             raise WeightsError(
                 f"{foreign_name} has shape {tuple(foreign.shape)}, but {name} needs {tuple(tensor.shape)}"
             )
-    network.load_state_dict(dict(zip(own, weights.values(), strict=True)))
+    network.load_state_dict(found)
     if norm_epsilon is not None:
         for module in network.modules():
             if isinstance(module, nn.BatchNorm2d):
@@ -214,4 +229,5 @@ def _initialise(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
     elif isinstance(module, nn.Linear):
         nn.init.normal_(module.weight, 0.0, 0.01)
-        nn.init.zeros_(module.bias)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

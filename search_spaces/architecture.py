@@ -24,7 +24,7 @@ _Row = TypeVar("_Row")
 MAX_CLASSES = 1_000_000
 MAX_RESOLUTION = 8_192
 MAX_ROWS = 500
-_LATER_FIELDS = frozenset({"se_channels"})
+_LATER_FIELDS = frozenset({"se_channels", "start_kernel", "hidden_norm"})
 PAPER_COLUMNS = ("Input", "Operator", "exp size", "#out", "SE", "NL", "s")
 _PAPER_ACTIVATION = {"relu": "RE", "relu6": "R6", "hswish": "HS", "swish": "SW"}
 
@@ -168,7 +168,7 @@ class Architecture:
                 "–" if kind.bare else _PAPER_ACTIVATION[block.activation],
                 block.stride,
             )
-            title = "identity" if block.is_identity else kind.title.format(kernel=block.kernel)
+            title = "identity" if block.is_identity else kind.printed(block)
             rows.append((row(size, block.in_channels, title, *cells),))
         last = []
         for operator in head.operators(self.sizes()[-1], self.out_channels, self.classes):

@@ -74,7 +74,8 @@ class Block:
 
     Attributes:
         kind: a name of :data:`BLOCKS`, e.g. ``inverted_residual``.
-        kernel: side of the depthwise kernel; 1 for ``skip``.
+        kernel: side of the depthwise kernel, or of the convolution in its place; 1 for ``skip``, 0 where a
+            universal inverted bottleneck has no depthwise convolution after its expansion.
         in_channels: channels of the input.
         expanded_channels: channels of the depthwise convolution.
         out_channels: channels of the output.
@@ -85,6 +86,8 @@ class Block:
             first row of V2 and V3 where the expansion is 1.
         se_channels: width of the squeeze-and-excitation where it is not a quarter of the expansion (as
             where EfficientNet and MnasNet size it on the block's input); 0 otherwise.
+        start_kernel: side of the depthwise kernel before the expansion of a universal inverted bottleneck,
+            0 for none.
     """
 
     kind: str
@@ -97,9 +100,11 @@ class Block:
     se: bool = False
     expansion_conv: bool = True
     se_channels: int = 0
+    start_kernel: int = 0
 
     def __post_init__(self) -> None:
         _check_choice("block", "kind", self.kind, tuple(BLOCKS))
+        kind = BLOCKS[self.kind]
         _check_choice("block", "activation", self.activation, ACTIVATIONS)
         check_positive(
             "block",
@@ -108,7 +113,8 @@ class Block:
             expanded_channels=self.expanded_channels,
             out_channels=self.out_channels,
         )
-        _check_kernel("block", self.kernel)
+        _check_kernel("block", self.kernel, optional=kind.universal)
+        _check_kernel("block", self.start_kernel, "start_kernel", optional=True)
         for name, flag in (("se", self.se), ("expansion_conv", self.expansion_conv)):
             if not isinstance(flag, bool):
                 raise ArchitectureError(f"block: {name} must be true or false, not {flag!r}")
@@ -126,7 +132,7 @@ class Block:
                 f"block: without an expansion convolution expanded_channels ({self.expanded_channels}) "
                 f"must equal in_channels ({self.in_channels})"
             )
-        BLOCKS[self.kind].check(self)
+        kind.check(self)
 
     @property
     def keeps_shape(self) -> bool:
@@ -160,13 +166,14 @@ class Head:
     V1: pooling and classifier. V2: a 1x1 convolution before pooling. V3: a 1x1 convolution, then
     pooling, then a hidden linear layer (the cheap last stage of MobileNetV3, 5.1). Zero channels
     mean that the part is absent. ``conv_layers`` repeats the 1x1 convolution, as timm's depth
-    multiplier does in V3.
+    multiplier does in V3; ``hidden_norm`` gives the hidden layer a batch normalisation, as MobileNetV4 does.
     """
 
     conv_channels: int = 0
     hidden_channels: int = 0
     activation: Activation = "relu6"
     conv_layers: int = 1
+    hidden_norm: bool = False
 
     def __post_init__(self) -> None:
         for name, value in (("conv_channels", self.conv_channels), ("hidden_channels", self.hidden_channels)):
@@ -176,6 +183,10 @@ class Head:
                 )
         _check_choice("head", "activation", self.activation, ACTIVATIONS)
         check_positive("head", MAX_HEAD_LAYERS, conv_layers=self.conv_layers)
+        if not isinstance(self.hidden_norm, bool):
+            raise ArchitectureError(f"head: hidden_norm must be true or false, not {self.hidden_norm!r}")
+        if self.hidden_norm and not self.hidden_channels:
+            raise ArchitectureError("head: hidden_norm without a hidden layer; give hidden_channels")
 
     def operators(self, size: int, in_channels: int, classes: int) -> Operators:
         """Convolutions, pooling and linear layers, for a map of ``size`` pixels a side."""
@@ -185,7 +196,8 @@ class Head:
             in_channels = self.conv_channels
         found.append(Pool(size, in_channels))
         if self.hidden_channels:
-            found.append(Linear(1, in_channels, self.hidden_channels, activation=self.activation, norm=False))
+            norm = self.hidden_norm
+            found.append(Linear(1, in_channels, self.hidden_channels, activation=self.activation, norm=norm))
             in_channels = self.hidden_channels
         return (*found, Linear(1, in_channels, classes, norm=False))
 
@@ -199,9 +211,7 @@ def inverted_residual(block: Block, size: int) -> Iterator[Operator]:
     if block.expansion_conv:
         yield Conv(size, block.in_channels, expanded, activation=block.activation)
     yield from _depthwise(block, size)
-    yield Conv(_out_size(block, size), expanded, block.out_channels)
-    if block.keeps_shape:
-        yield Add(size, block.out_channels)
+    yield from _projection(block, size)
 
 
 def depthwise_separable(block: Block, size: int) -> Iterator[Operator]:
@@ -217,16 +227,72 @@ def skip(block: Block, size: int) -> Iterator[Operator]:
         yield Conv(size, block.in_channels, block.out_channels, stride=block.stride)
 
 
+def universal_inverted_bottleneck(block: Block, size: int) -> Iterator[Operator]:
+    """Expansion and linear projection, a depthwise convolution before the expansion and after it or not (V4).
+
+    With both it is the extra-depthwise block, with the second V2's inverted bottleneck, with the first
+    ConvNext's block, with neither the FFN of transformers. The last depthwise convolution has the stride;
+    where there is none, the expansion. The first has no activation.
+
+    Source: Qin et al. 2024, "Universal Inverted Bottlenecks" (arXiv 2404.10518).
+    """
+    in_channels, expanded, input_size = block.in_channels, block.expanded_channels, size
+    stride = 1 if block.kernel else block.stride  # left for what comes before
+    if block.start_kernel:
+        start = Conv(size, in_channels, in_channels, block.start_kernel, stride, in_channels)
+        yield start
+        size, stride = start.out_size, 1
+    yield Conv(size, in_channels, expanded, 1, stride, activation=block.activation)
+    if block.kernel:
+        yield Conv(size, expanded, expanded, block.kernel, block.stride, expanded, block.activation)
+    yield from _gate(block, input_size)
+    yield from _projection(block, input_size)
+
+
+def fused_inverted_bottleneck(block: Block, size: int) -> Iterator[Operator]:
+    """An expansion that is a whole convolution, and a linear projection, residual where shapes allow.
+
+    Source: Gupta and Akin 2020 (arXiv 2003.02838), "fused"; Tan and Le 2021, Figure 2 (arXiv 2104.00298).
+    """
+    yield _expansion(block, size)
+    yield from _gate(block, size)
+    yield from _projection(block, size)
+
+
+def convolution_pair(block: Block, size: int) -> Iterator[Operator]:
+    """A whole convolution and a 1x1 convolution, both activated, no residual (first stages of V4-Conv-S)."""
+    yield _expansion(block, size)
+    yield from _gate(block, size)
+    out_size = _out_size(block, size)
+    yield Conv(out_size, block.expanded_channels, block.out_channels, activation=block.activation)
+
+
+def _expansion(block: Block, size: int) -> Conv:
+    expanded = block.expanded_channels
+    return Conv(size, block.in_channels, expanded, block.kernel, block.stride, activation=block.activation)
+
+
 def _depthwise(block: Block, size: int) -> Iterator[Operator]:
     expanded = block.expanded_channels
     yield Conv(size, expanded, expanded, block.kernel, block.stride, expanded, block.activation)
+    yield from _gate(block, size)
+
+
+def _gate(block: Block, size: int) -> Iterator[Operator]:
     if block.se:
         # EfficientNet's gate goes with its activation: swish between, a sigmoid after.
         swish = block.activation == "swish"
         between: Activation = "swish" if swish else "relu"
         gating: Gating = "sigmoid" if swish else "hsigmoid"
-        size = _out_size(block, size)
-        yield SqueezeExcitation(size, expanded, block.squeezed_channels, between, gating)
+        size, channels = _out_size(block, size), block.expanded_channels
+        yield SqueezeExcitation(size, channels, block.squeezed_channels, between, gating)
+
+
+def _projection(block: Block, size: int) -> Iterator[Operator]:
+    out_size = _out_size(block, size)
+    yield Conv(out_size, block.expanded_channels, block.out_channels)
+    if block.keeps_shape:
+        yield Add(out_size, block.out_channels)
 
 
 def _out_size(block: Block, size: int) -> int:
@@ -240,17 +306,28 @@ class BlockKind:
     Attributes:
         operators: what a block consists of, for a side of its input in pixels.
         word: how texts of layers begin, e.g. ``ir``.
-        title: how papers print it, with ``{kernel}`` where the kernel stands.
+        title: how papers print it, with ``{kernel}`` where the kernel stands; or what tells that of a block.
         letters: the fields that such texts hold beside size, SE and activation; see
             :mod:`search_spaces.layers`.
         bare: neither SE nor activation nor a kernel above 1.
+        always_expands: whether there is no such block without an expansion convolution.
     """
 
     operators: Callable[[Block, int], Iterator[Operator]]
     word: str
-    title: str
+    title: str | Callable[[Block], str]
     letters: str = "ixoks"
     bare: bool = False
+    always_expands: bool = False
+
+    @property
+    def universal(self) -> bool:
+        """Whether depthwise convolutions may stand before the expansion and after it, or be missing."""
+        return "a" in self.letters
+
+    def printed(self, block: Block) -> str:
+        """How papers print a block of this kind."""
+        return self.title(block) if callable(self.title) else self.title.format(kernel=block.kernel)
 
     def check(self, block: Block) -> None:
         """Refuse fields that this kind does not have.
@@ -260,8 +337,19 @@ class BlockKind:
         """
         if block.expansion_conv and "x" not in self.letters:
             raise ArchitectureError(f"block: a {block.kind} block has no expansion convolution")
+        if self.always_expands and not block.expansion_conv:
+            raise ArchitectureError(f"block: a {block.kind} block has an expansion convolution")
+        if block.start_kernel and not self.universal:
+            raise ArchitectureError(f"block: a {block.kind} block has no start_kernel")
         if self.bare and (block.se or block.kernel != 1):
             raise ArchitectureError(f"block: a {block.kind} block has kernel 1 and no squeeze-and-excitation")
+
+
+def _universal_title(block: Block) -> str:
+    names = {(False, False): "FFN", (False, True): "IB", (True, False): "ConvNext", (True, True): "ExtraDW"}
+    kernels = [kernel for kernel in (block.start_kernel, block.kernel) if kernel]
+    name = names[block.start_kernel > 0, block.kernel > 0]
+    return ", ".join([name, *(f"{kernel}×{kernel}" for kernel in kernels)])
 
 
 BLOCKS: dict[str, BlockKind] = {
@@ -270,6 +358,15 @@ BLOCKS: dict[str, BlockKind] = {
         depthwise_separable, "ds", "dw-separable, {kernel}×{kernel}", letters="ioks"
     ),
     "skip": BlockKind(skip, "skip", "conv2d, 1×1, linear", letters="ios", bare=True),
+    "universal_inverted_bottleneck": BlockKind(
+        universal_inverted_bottleneck, "uib", _universal_title, letters="ixoaks", always_expands=True
+    ),
+    "fused_inverted_bottleneck": BlockKind(
+        fused_inverted_bottleneck, "fused", "fused IB, {kernel}×{kernel}", always_expands=True
+    ),
+    "convolution_pair": BlockKind(
+        convolution_pair, "pair", "conv2d, {kernel}×{kernel} and 1×1", always_expands=True
+    ),
 }
 
 
@@ -294,11 +391,11 @@ def check_positive(where: str, most: int, **values: object) -> None:
             raise ArchitectureError(f"{where}: {name} must be at most {most:,}, not {value!r}")
 
 
-def _check_kernel(where: str, kernel: object) -> None:
-    if type(kernel) is not int or not 1 <= kernel <= MAX_KERNEL or kernel % 2 == 0:
-        raise ArchitectureError(
-            f"{where}: kernel must be an odd positive integer, at most {MAX_KERNEL}, not {kernel!r}"
-        )
+def _check_kernel(where: str, kernel: object, name: str = "kernel", optional: bool = False) -> None:
+    if type(kernel) is int and ((kernel == 0 and optional) or (1 <= kernel <= MAX_KERNEL and kernel % 2)):
+        return
+    wanted = ("0 or " if optional else "") + "an odd positive integer"
+    raise ArchitectureError(f"{where}: {name} must be {wanted}, at most {MAX_KERNEL}, not {kernel!r}")
 
 
 def _check_choice(where: str, name: str, value: object, choices: tuple[str, ...]) -> None:

@@ -5,7 +5,8 @@ count it, and nothing else. What is trained, what is timed and what is counted t
 
 The text of a layer is its kind, the side of its input, and letters with numbers made from its fields:
 ``ir_28_i40_x120_o40_k5_s1_se_hswish``. ``x0`` says that there is no expansion convolution, ``q`` a width of
-the squeeze-and-excitation that is no quarter of the expansion.
+the squeeze-and-excitation that is no quarter of the expansion, ``a`` a depthwise kernel before the expansion;
+``b1`` that a head's hidden layer has a batch normalisation.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ _FIELDS = {
     "i": "in_channels",
     "x": "expanded_channels",
     "o": "out_channels",
+    "a": "start_kernel",
     "k": "kernel",
     "s": "stride",
     "q": "se_channels",
@@ -74,9 +76,10 @@ class LayerKey:
         if isinstance(part, Stem):
             return f"stem_{self.size}_o{part.channels}_k{part.kernel}_{part.activation}"
         if isinstance(part, Head):
+            norm = "b1" if part.hidden_norm else ""
             return (
                 f"head_{self.size}_i{self.in_channels}_c{part.conv_channels}x{part.conv_layers}"
-                f"_h{part.hidden_channels}_n{self.classes}_{part.activation}"
+                f"_h{part.hidden_channels}{norm}_n{self.classes}_{part.activation}"
             )
         kind = BLOCKS[part.kind]
         values = {letter: getattr(part, _FIELDS[letter]) for letter in kind.letters}
@@ -116,7 +119,8 @@ def _parse(text: str) -> LayerKey:
         fields = {name: numbers[letter] for letter, name in _HEAD_FIELDS.items()}
         check_positive("head", MAX_CHANNELS, in_channels=numbers["i"])
         check_positive("head", MAX_CLASSES, classes=numbers["n"])
-        return LayerKey(size, numbers["i"], Head(activation=activation, **fields), numbers["n"])
+        head = Head(activation=activation, **fields, hidden_norm=numbers.get("b") == 1)
+        return LayerKey(size, numbers["i"], head, numbers["n"])
     (name,) = (name for name, kind in BLOCKS.items() if kind.word == word)
     bare = BLOCKS[name].bare
     fields = {_FIELDS[letter]: number for letter, number in numbers.items() if letter in _FIELDS}

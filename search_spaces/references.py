@@ -1,4 +1,4 @@
-"""MobileNetV1, V2 and V3 as block tables, with their width, depth and resolution multipliers.
+"""MobileNetV1 to V4 as block tables, with their width, depth and resolution multipliers.
 
 Sources, row by row:
     V1: Howard et al. 2017, "MobileNets", Table 1 (arXiv 1704.04861).
@@ -10,6 +10,8 @@ Sources, row by row:
     EfficientNet-B0: Tan and Le 2019, Table 1 (arXiv 1905.11946); EfficientNet-Lite0: tensorflow/tpu,
     models/official/efficientnet/lite; MnasNet-A1: Tan et al. 2019, Figure 7 (arXiv 1807.11626); top-1 as
     there. Their SE layers are sized on a block's input; the gate here is V3's, a hard sigmoid after ReLU.
+    MobileNetV4-Conv-S and -M: Qin et al. 2024 (arXiv 2404.10518), top-1 as there: S at 224 px, M at 256;
+    M at 224 px: the model card of timm's ``mobilenetv4_conv_medium.e500_r224_in1k``.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 
 from search_spaces.architecture import Architecture
-from search_spaces.blocks import Block, Head, Stem, make_divisible
+from search_spaces.blocks import BLOCKS, Block, Head, Stem, make_divisible
 from search_spaces.errors import InputError
 from search_spaces.ops import Activation
 
@@ -39,6 +41,8 @@ class _Row:
     stride: int
     # Whether SE squeezes to a quarter of the block's input, and not of its expansion.
     se_of_input: bool = False
+    kind: str = "inverted_residual"
+    start_kernel: int = 0
 
 
 def _rows(*table: tuple[int, int, int, bool, Activation, int]) -> tuple[_Row, ...]:
@@ -48,6 +52,8 @@ def _rows(*table: tuple[int, int, int, bool, Activation, int]) -> tuple[_Row, ..
 _RE: Activation = "relu"
 _R6: Activation = "relu6"
 _HS: Activation = "hswish"
+_UIB, _FUSED, _PAIR = "universal_inverted_bottleneck", "fused_inverted_bottleneck", "convolution_pair"
+_V4_STEM = Stem(32, _RE)
 
 
 def _mbconv(
@@ -59,6 +65,17 @@ def _mbconv(
         for layer in range(layers):
             step = 1 if layer else stride
             found.append(_Row(kernel, in_channels * ratio, width, se, activation, step, True))
+            in_channels = width
+    return tuple(found)
+
+
+def _v4(*blocks: tuple[str, int, int, int, int, int, int]) -> tuple[_Row, ...]:
+    """Rows written as kind, kernel before the expansion and after it, ratio, width, stride, layers."""
+    found, in_channels = [], _V4_STEM.channels
+    for kind, start, kernel, ratio, width, stride, layers in blocks:
+        for layer in range(layers):
+            expanded, step = in_channels * ratio, 1 if layer else stride
+            found.append(_Row(kernel, expanded, width, False, _RE, step, False, kind, start))
             in_channels = width
     return tuple(found)
 
@@ -155,6 +172,40 @@ _MNASNET_A1 = _mbconv(
     (6, 160, 3, 2, 5, True),
     (6, 320, 1, 1, 3, False),
 )
+_V4_SMALL = _v4(
+    (_PAIR,  0, 3, 1,  32, 2, 1),
+    (_PAIR,  0, 3, 3,  64, 2, 1),
+    (_UIB,   5, 5, 3,  96, 2, 1),
+    (_UIB,   0, 3, 2,  96, 1, 4),
+    (_UIB,   3, 0, 4,  96, 1, 1),
+    (_UIB,   3, 3, 6, 128, 2, 1),
+    (_UIB,   5, 5, 4, 128, 1, 1),
+    (_UIB,   0, 5, 4, 128, 1, 1),
+    (_UIB,   0, 5, 3, 128, 1, 1),
+    (_UIB,   0, 3, 4, 128, 1, 2),
+)
+
+_V4_MEDIUM = _v4(
+    (_FUSED, 0, 3, 4,  48, 2, 1),
+    (_UIB,   3, 5, 4,  80, 2, 1),
+    (_UIB,   3, 3, 2,  80, 1, 1),
+    (_UIB,   3, 5, 6, 160, 2, 1),
+    (_UIB,   3, 3, 4, 160, 1, 2),
+    (_UIB,   3, 5, 4, 160, 1, 1),
+    (_UIB,   3, 3, 4, 160, 1, 1),
+    (_UIB,   3, 0, 4, 160, 1, 1),
+    (_UIB,   0, 0, 2, 160, 1, 1),
+    (_UIB,   3, 0, 4, 160, 1, 1),
+    (_UIB,   5, 5, 6, 256, 2, 1),
+    (_UIB,   5, 5, 4, 256, 1, 1),
+    (_UIB,   3, 5, 4, 256, 1, 2),
+    (_UIB,   0, 0, 4, 256, 1, 1),
+    (_UIB,   3, 0, 4, 256, 1, 1),
+    (_UIB,   3, 5, 2, 256, 1, 1),
+    (_UIB,   5, 5, 4, 256, 1, 1),
+    (_UIB,   0, 0, 4, 256, 1, 2),
+    (_UIB,   5, 0, 2, 256, 1, 1),
+)
 # fmt: on
 
 
@@ -169,13 +220,15 @@ class _Family:
     rows: tuple[_Row, ...]
     stem: Stem
     head: Head
-    # Below this width multiplier the stem keeps its width (timm's ``fix_stem`` for V3).
+    # Below this width multiplier the stem keeps its width (timm's ``fix_stem`` for V3 and V4).
     fixed_stem_below: float = 0.0
+    # Whether the 1x1 convolution of the head never shrinks with the width multiplier (V2, 6.1).
+    head_only_grows: bool = False
 
 
 _FAMILIES: dict[str, _Family] = {
     "mobilenet_v1": _Family(_V1, Stem(32, _R6), Head()),
-    "mobilenet_v2": _Family(_V2, Stem(32, _R6), Head(1280, 0, _R6)),
+    "mobilenet_v2": _Family(_V2, Stem(32, _R6), Head(1280, 0, _R6), head_only_grows=True),
     "mobilenet_v3_large": _Family(_V3_LARGE, Stem(16, _HS), Head(960, 1280, _HS), 0.75),
     "mobilenet_v3_small": _Family(_V3_SMALL, Stem(16, _HS), Head(576, 1024, _HS), 0.75),
     "mobilenet_v3_large_minimalistic": _Family(
@@ -189,9 +242,15 @@ _FAMILIES: dict[str, _Family] = {
 FAMILIES: tuple[str, ...] = tuple(_FAMILIES)
 # What others found in spaces like this one: references too, but no part of what calibrates and validates.
 _FAMILIES |= {
-    "efficientnet_lite0": _Family(_EFFICIENTNET_LITE0, Stem(32, _R6), Head(1280, 0, _R6)),
-    "efficientnet_b0": _Family(_EFFICIENTNET_B0, Stem(32, "swish"), Head(1280, 0, "swish")),
-    "mnasnet_a1": _Family(_MNASNET_A1, Stem(32, _RE), Head(1280, 0, _RE)),
+    "efficientnet_lite0": _Family(
+        _EFFICIENTNET_LITE0, Stem(32, _R6), Head(1280, 0, _R6), head_only_grows=True
+    ),
+    "efficientnet_b0": _Family(
+        _EFFICIENTNET_B0, Stem(32, "swish"), Head(1280, 0, "swish"), head_only_grows=True
+    ),
+    "mnasnet_a1": _Family(_MNASNET_A1, Stem(32, _RE), Head(1280, 0, _RE), head_only_grows=True),
+    "mobilenetv4_conv_small": _Family(_V4_SMALL, _V4_STEM, Head(960, 1280, _RE, hidden_norm=True), 1.0),
+    "mobilenetv4_conv_medium": _Family(_V4_MEDIUM, _V4_STEM, Head(960, 1280, _RE, hidden_norm=True), 1.0),
 }
 REFERENCES: tuple[str, ...] = tuple(_FAMILIES)
 
@@ -288,28 +347,32 @@ def reference(name: str, resolution: int = 224, classes: int = 1000) -> Architec
     base_in, channels = family.stem.channels, stem.channels
     for ratio, row in _deepen(family.rows, base_in, parsed.depth_percent / 100):
         out = scale(row.out)
-        has_expansion = row.expanded > 0 and ratio != 1
+        kind = row.kind if row.expanded else "depthwise_separable"
+        has_expansion = BLOCKS[kind].always_expands or (row.expanded > 0 and ratio != 1)
+        expanded = make_divisible(channels * ratio) if has_expansion else channels
+        if kind == _PAIR:
+            expanded = scale(row.expanded)  # two layers, each with a width of its own
         blocks.append(
             Block(
-                kind="inverted_residual" if row.expanded else "depthwise_separable",
+                kind=kind,
                 kernel=row.kernel,
                 in_channels=channels,
-                expanded_channels=make_divisible(channels * ratio) if has_expansion else channels,
+                expanded_channels=expanded,
                 out_channels=out,
                 stride=row.stride,
                 activation=row.activation,
                 se=row.se,
                 se_channels=max(1, channels // 4) if row.se and row.se_of_input else 0,
                 expansion_conv=has_expansion,
+                start_kernel=row.start_kernel,
             )
         )
         channels = out
     head = family.head
-    if parsed.family not in FAMILIES or parsed.family == "mobilenet_v2":
-        # The last layer of V2 only ever grows (Sandler et al., 6.1).
+    if family.head_only_grows:
         head = replace(head, conv_channels=max(head.conv_channels, scale(head.conv_channels)))
     elif head.conv_channels:
-        # To timm, V3's 1x1 convolution is one more stage, which the depth multiplier repeats.
+        # To timm, the 1x1 convolution of V3 and V4 is one more stage, which the depth multiplier repeats.
         conv_layers = math.ceil(parsed.depth_percent / 100)
         head = replace(head, conv_channels=scale(head.conv_channels), conv_layers=conv_layers)
     return Architecture(
@@ -334,7 +397,7 @@ def _deepen(rows: Sequence[_Row], in_channels: int, depth: float) -> list[tuple[
     deepened: list[tuple[float, _Row]] = []
     for _, stage_rows in groupby(ratios, key=lambda pair: pair[1].out):
         stage = list(stage_rows)
-        kinds = [list(kind) for _, kind in groupby(stage, key=lambda pair: pair[0])]
+        kinds = [list(kind) for _, kind in groupby(stage, key=_kind_of_row)]
         left, left_scaled = len(stage), math.ceil(len(stage) * depth)
         repeats: list[int] = []
         for kind in reversed(kinds):
@@ -346,6 +409,11 @@ def _deepen(rows: Sequence[_Row], in_channels: int, depth: float) -> list[tuple[
             deepened.append((ratio, first))
             deepened += [(ratio, replace(first, stride=1))] * (count - 1)
     return deepened
+
+
+def _kind_of_row(pair: tuple[float, _Row]) -> tuple[float, str, int, int]:
+    ratio, row = pair
+    return ratio, row.kind, row.start_kernel, row.kernel
 
 
 # (family, width in percent) -> {resolution: ImageNet top-1 in percent}, sources in the module docstring.
@@ -369,6 +437,8 @@ _PUBLISHED_TOP1: dict[tuple[str, int], dict[int, float]] = {
     ("efficientnet_lite0", 100): {224: 75.1},
     ("efficientnet_b0", 100): {224: 77.1},
     ("mnasnet_a1", 100): {224: 75.2},
+    ("mobilenetv4_conv_small", 100): {224: 73.8},
+    ("mobilenetv4_conv_medium", 100): {224: 79.1, 256: 79.9},
 }
 
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import onnxruntime
 import pytest
+import timm
 import torch
 import torchvision
 from fvcore.nn import FlopCountAnalysis
@@ -13,6 +14,7 @@ from nas.cost import cost, layer_cost
 from nas.latency.calibration import FEATURES, layer_features
 from nas.latency.preset import work
 from nas.network import (
+    TIMM_V4_NORM_EPSILON,
     TORCHVISION_V2_NORM_EPSILON,
     Network,
     WeightsError,
@@ -22,7 +24,7 @@ from nas.network import (
 from nas.onnx_graph import onnx_model
 from search_spaces import blocks
 from search_spaces.architecture import Architecture
-from search_spaces.blocks import Block, BlockKind, Head, Stem
+from search_spaces.blocks import BLOCKS, ArchitectureError, Block, BlockKind, Head, Stem
 from search_spaces.layers import LayerKey, LayerKeyError, layer_keys, reachable_layer_keys
 from search_spaces.ops import Conv, Operator
 from search_spaces.references import FAMILIES, reference
@@ -56,6 +58,19 @@ def test_torchvisions_weights_give_torchvisions_outputs(name: str, norm_epsilon:
     images = torch.randn(2, 3, 224, 224)
     with torch.inference_mode():
         assert torch.allclose(ours(images), theirs(images), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["mobilenetv4_conv_small", "mobilenetv4_conv_medium"])
+def test_timms_weights_give_timms_outputs(name: str) -> None:
+    torch.manual_seed(0)
+    theirs = timm.create_model(name).eval()
+    _random_statistics(theirs)
+    ours = Network(reference(name)).eval()
+    load_torchvision_weights(ours, theirs.state_dict(), TIMM_V4_NORM_EPSILON)
+    images = torch.randn(2, 3, 224, 224)
+    with torch.inference_mode():
+        expected = theirs(images)
+        assert torch.allclose(ours(images), expected, rtol=1e-5, atol=1e-6 * float(expected.abs().max()))
 
 
 def test_foreign_weights_are_refused() -> None:
@@ -110,13 +125,72 @@ def test_every_reachable_key_has_a_text_that_reads_back(mobilenet_space: SearchS
     assert all(LayerKey.parse(str(key)) == key for key in keys)
 
 
-def test_keys_of_v1_and_of_strided_skips_read_back() -> None:
+def test_keys_of_v1_of_v4_and_of_strided_skips_read_back() -> None:
     skip = Block("skip", 1, 24, 24, 40, 2, "relu", False, False)
-    for key in (*layer_keys(reference("mobilenet_v1")), LayerKey(28, 24, skip)):
+    v4 = [*layer_keys(reference("mobilenetv4_conv_small")), *layer_keys(reference("mobilenetv4_conv_medium"))]
+    for key in (*layer_keys(reference("mobilenet_v1")), *v4, LayerKey(28, 24, skip)):
         assert LayerKey.parse(str(key)) == key
+    assert str(v4[2]) == "pair_56_i32_x96_o64_k3_s2_relu"
+    assert str(v4[8]) == "uib_14_i96_x384_o96_a3_k0_s1_relu"
+    assert str(v4[15]) == "head_7_i128_c960x1_h1280b1_n1000_relu"
 
 
-@pytest.mark.parametrize("text", ["", "ir_56", "ir_56_i24_x72_o40_k4_s2_relu", "stem_224_o16_k3_gelu", "a;b"])
+# A universal inverted bottleneck by its name in the paper: its convolutions as (kernel, stride, depthwise).
+_VARIANTS = {
+    "uib_14_i16_x32_o24_a5_k3_s2_relu": (
+        "ExtraDW",
+        [(5, 1, True), (1, 1, False), (3, 2, True), (1, 1, False)],
+    ),
+    "uib_14_i16_x32_o24_a0_k3_s2_relu": ("IB", [(1, 1, False), (3, 2, True), (1, 1, False)]),
+    "uib_14_i16_x32_o24_a3_k0_s2_relu": ("ConvNext", [(3, 2, True), (1, 1, False), (1, 1, False)]),
+    "uib_14_i16_x32_o24_a0_k0_s2_relu": ("FFN", [(1, 2, False), (1, 1, False)]),
+}
+
+
+@pytest.mark.parametrize("text", _VARIANTS)
+def test_variants_of_the_universal_inverted_bottleneck(text: str) -> None:
+    key = LayerKey.parse(text)
+    block = key.part
+    assert isinstance(block, Block)
+    title, convolutions = _VARIANTS[text]
+    found = [each for each in block.operators(key.size) if isinstance(each, Conv)]
+    assert [(each.kernel, each.stride, each.depthwise) for each in found] == convolutions
+    # The one before the expansion and the projection are linear.
+    assert [each.activation for each in found if each.in_channels == 16 and each.depthwise] in ([], [None])
+    assert found[-1].activation is None
+    assert [each.out_size for each in found][-1] == 7
+    assert BLOCKS[block.kind].printed(block).startswith(title)
+    kept = replace(block, stride=1, out_channels=16)
+    assert kept.has_residual
+    assert not block.has_residual
+
+
+@pytest.mark.parametrize("kind", ["inverted_residual", "fused_inverted_bottleneck", "convolution_pair"])
+def test_only_the_universal_bottleneck_has_optional_depthwise_convolutions(kind: str) -> None:
+    with pytest.raises(ArchitectureError, match="has no start_kernel"):
+        Block(kind, 3, 16, 64, 24, start_kernel=3)
+    with pytest.raises(ArchitectureError, match="kernel must be an odd positive integer"):
+        Block(kind, 0, 16, 64, 24)
+    with pytest.raises(ArchitectureError, match="start_kernel must be 0 or an odd positive integer"):
+        Block("universal_inverted_bottleneck", 3, 16, 64, 24, start_kernel=2)
+    with pytest.raises(ArchitectureError, match="has an expansion convolution"):
+        Block("universal_inverted_bottleneck", 3, 16, 16, 24, expansion_conv=False)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "ir_56",
+        "ir_56_i24_x72_o40_k4_s2_relu",
+        "ir_56_i24_x72_o40_a3_k3_s2_relu",
+        "uib_56_i24_x0_o40_a3_k3_s2_relu",
+        "head_7_i128_c960x1_h0b1_n1000_relu",
+        "head_7_i128_c960x1_h1280b2_n1000_relu",
+        "stem_224_o16_k3_gelu",
+        "a;b",
+    ],
+)
 def test_other_texts_name_no_layer(text: str) -> None:
     with pytest.raises(LayerKeyError, match="names no layer"):
         LayerKey.parse(text)

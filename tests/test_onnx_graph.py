@@ -23,7 +23,15 @@ def _output(model: onnx.ModelProto, images: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(
-    "name", ["mobilenet_v1", "mobilenet_v2_050", "mobilenet_v3_large_150d", "mobilenet_v3_small"]
+    "name",
+    [
+        "mobilenet_v1",
+        "mobilenet_v2_050",
+        "mobilenet_v3_large_150d",
+        "mobilenet_v3_small",
+        "mobilenetv4_conv_small",
+        "mobilenetv4_conv_medium_050",
+    ],
 )
 def test_the_graph_computes_what_the_network_computes(name: str) -> None:
     torch.manual_seed(1)

@@ -53,6 +53,15 @@ LAYERS = [
         "head_4_i32_c96x1_h64_n10_hswish",
         "head_4_i32_c96x2_h64_n10_relu",
         "head_4_i32_c0x1_h0_n10_relu6",
+        "uib_14_i16_x48_o16_a5_k3_s1_se_relu",
+        "uib_15_i64_x192_o96_a3_k5_s2_relu",
+        "uib_15_i16_x48_o24_a3_k0_s2_relu",
+        "uib_14_i16_x48_o24_a0_k0_s2_relu",
+        "uib_14_i16_x48_o16_a0_k0_s1_relu",
+        "fused_14_i16_x48_o24_k3_s2_relu",
+        "fused_14_i16_x48_o16_k3_s1_se_relu6",
+        "pair_15_i16_x48_o24_k3_s2_relu",
+        "head_4_i32_c96x1_h64b1_n10_relu",
     )
 ]
 NETWORK = reference("mobilenet_v3_small_035", 32, 10)

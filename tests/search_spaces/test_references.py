@@ -29,6 +29,8 @@ def test_parameters_are_the_papers(name: str) -> None:
         ("mobilenetv3_large_150d", "mobilenet_v3_large_150d"),
         ("mobilenetv3_small_050", "mobilenet_v3_small_050"),
         ("mobilenetv3_small_075", "mobilenet_v3_small_075"),
+        ("mobilenetv4_conv_small_035", "mobilenetv4_conv_small_035"),
+        ("mobilenetv4_conv_small_050", "mobilenetv4_conv_small_050"),
         ("tf_mobilenetv3_large_minimal_100", "mobilenet_v3_large_minimalistic"),
         ("tf_mobilenetv3_small_minimal_100", "mobilenet_v3_small_minimalistic"),
     ],
@@ -88,6 +90,7 @@ def test_published_accuracies() -> None:
     assert published_top1("mobilenet_v2_075", 160) == 66.4
     assert published_top1("mobilenet_v3_large_150d") is None
     assert published_top1("mobilenet_v3_small", 160) is None
+    assert published_top1("MobileNetV4-Conv-Medium", 256) == 79.9
 
 
 @pytest.mark.parametrize(
@@ -96,6 +99,8 @@ def test_published_accuracies() -> None:
         ("efficientnet_lite0", "efficientnet_lite0", 4_652_008, 386),
         ("efficientnet_b0", "efficientnet_b0", 5_288_548, 385),
         ("mnasnet_a1", "semnasnet_100", 3_887_038, 312),
+        ("mobilenetv4_conv_small", "mobilenetv4_conv_small", 3_774_024, 186),
+        ("mobilenetv4_conv_medium", "mobilenetv4_conv_medium", 9_715_512, 828),
     ],
 )
 def test_what_others_found_is_a_reference_too(
