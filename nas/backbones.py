@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from functools import partial
+from typing import TypeAlias
 
 from torch import Tensor, nn
 from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
@@ -18,7 +19,6 @@ from torchvision.models.segmentation import LRASPP
 from torchvision.ops.misc import Conv2dNormActivation
 
 from nas.network import Layer, Network, layers_of
-from search_spaces.blocks import Block
 from search_spaces.layers import layer_keys
 from search_spaces.ops import Conv
 from search_spaces.tasks import (
@@ -40,6 +40,8 @@ _SSD_SETTINGS = {
     "topk_candidates": 300,
 }
 _SSD_DEVIATION = 0.03
+
+TaskModel: TypeAlias = LRASPP | SSD
 
 
 class Backbone(nn.Module):
@@ -176,8 +178,7 @@ def detector(
     keys = layer_keys(network.architecture)
     fine, coarse = whole.taps
     number = whole.fine_layer
-    part = keys[number].part
-    if isinstance(part, Block) and part.expansion_conv:
+    if whole.task.takes_expansion(keys[number]):
         backbone = Backbone(network, {"1": len(keys) - 1}, expansion=("0", number))
     else:
         backbone = Backbone(network, {"0": number - 1, "1": len(keys) - 1})
@@ -195,6 +196,19 @@ def detector(
         head=SSDLiteHead(channels, anchors.num_anchors_per_location(), classes, _SSD_NORM),
         **_SSD_SETTINGS,
     )
+
+
+def task_model(network: Network, task: Task) -> TaskModel:
+    """What a task makes of a network: see :func:`segmenter` and :func:`detector`."""
+    build = segmenter if task.name == "segmentation" else detector
+    return build(network, task.classes)
+
+
+def raw_outputs(model: TaskModel, images: Tensor) -> dict[str, Tensor]:
+    """What the graph of a model gives for normalised images: of detection, what its heads say."""
+    dense = isinstance(model, LRASPP)
+    found: dict[str, Tensor] = model(images) if dense else model.head([*model.backbone(images).values()])
+    return found
 
 
 def _without_classifier(layer: Layer) -> nn.Module:

@@ -13,12 +13,13 @@ from nas.command import command
 from nas.console import console, measuring_progress, print_summary, warn
 from nas.latency.deployment import best_of_each, matrix, measure_deployments, save
 from nas.page.report import read_study, report_of
-from nas.runtimes.runtime import Runtime, RuntimeName, installed
+from nas.runtimes.runtime import TASK_RUNTIMES, Runtime, RuntimeName, installed
 from nas.runtimes.subject import Precision
 from nas.settings import plain
 from search_spaces.architecture import Architecture
 from search_spaces.errors import InputError
 from search_spaces.references import UnknownReferenceError, reference
+from search_spaces.tasks import Task, TaskNetwork, task_of
 
 # PyTorch is no proxy for a deployed network; these are timed only where they are asked for.
 _NOT_DEPLOYED = ("torch", "torch_compile")
@@ -35,6 +36,8 @@ class CompareSettings:
         precisions: fp32, int8 or both; a runtime without int8 is timed in fp32 only.
         threads: numbers of threads.
         resolution: of references, in pixels.
+        task: classification, segmentation or detection: what is timed with them.
+        task_classes: that it tells apart, the background included; null: torchvision's 21 or 91.
         rounds: every network runs once per round on every runtime.
         seed: of the order of measuring.
         output: folder of the figures.
@@ -46,6 +49,8 @@ class CompareSettings:
     precisions: list[str] = field(default_factory=lambda: ["fp32", "int8"])
     threads: list[int] = field(default_factory=lambda: [1])
     resolution: int = 224
+    task: str = "classification"
+    task_classes: int | None = None
     rounds: int = 40
     seed: int = 0
     output: str = "results/compare"
@@ -61,21 +66,24 @@ class CompareConfig:
 def main(config: Any) -> None:
     """Measure, write the figures, name the fastest deployment of each network."""
     settings = plain(config.compare, CompareSettings)
-    networks: dict[str, Architecture] = {}
+    task = task_of(settings.task, settings.task_classes, "compare")
+    architectures: dict[str, Architecture] = {}
     for text in settings.networks:
-        networks |= _read(text, settings)
-    if not networks:
+        architectures |= _read(text, settings)
+    if not architectures:
         raise InputError("name networks to time, e.g.: compare.networks=[mobilenet_v3_large,results/STUDY]")
     if settings.rounds < 4 or settings.front < 1:
         raise InputError("compare.rounds must be at least 4 and compare.front at least 1")
-    runtimes = _runtimes(settings)
+    networks = {name: TaskNetwork(each, task) if task else each for name, each in architectures.items()}
+    runtimes = _runtimes(settings, task)
     console.print(f"{len(networks)} networks on {len(runtimes)} configurations, {settings.rounds} rounds")
     folder = Path(settings.output)
     with measuring_progress() as bars:
         found, refused = measure_deployments(networks, runtimes, folder, settings.rounds, settings.seed, bars)
     save(found, folder)
     header, *rows = matrix(found)
-    shown = Table(title="p50 in milliseconds", title_justify="left")
+    what = f", the whole model for {task.name} ({task.classes} classes)" if task else ""
+    shown = Table(title=f"p50 in milliseconds{what}", title_justify="left")
     for column in header:
         shown.add_column(column, overflow="fold")
     for row in rows:
@@ -99,7 +107,8 @@ def main(config: Any) -> None:
 
 
 def _next(settings: CompareSettings) -> str:
-    return f"python -m nas.export export.architecture={settings.networks[0]}"
+    task = f" export.task={settings.task}" if settings.task != "classification" else ""
+    return f"python -m nas.export export.architecture={settings.networks[0]}{task}"
 
 
 def _read(text: str, settings: CompareSettings) -> dict[str, Architecture]:
@@ -120,24 +129,27 @@ def _read(text: str, settings: CompareSettings) -> dict[str, Architecture]:
         raise InputError(f"{error}; or give a YAML file or the folder of a study") from None
 
 
-def _runtimes(settings: CompareSettings) -> list[Runtime]:
+def _runtimes(settings: CompareSettings, task: Task | None) -> list[Runtime]:
     """Every configuration asked for, all of them installed; a runtime need not have every precision."""
-    precisions = [cast(Precision, each) for each in settings.precisions]
+    precisions = [cast(Precision, each) for each in settings.precisions if each == "fp32" or not task]
     if not precisions or not settings.threads:
-        raise InputError("compare.precisions and compare.threads must not be empty")
+        lacking = " (networks for other tasks run in fp32 only)" if task else ""
+        raise InputError(f"compare.precisions and compare.threads must not be empty{lacking}")
     for precision in precisions:
         Runtime(precision=precision)  # refuses one that does not exist
     if settings.runtimes:
         names = [cast(RuntimeName, each) for each in settings.runtimes]
     else:
         here = dict.fromkeys(name for precision in precisions for name in installed(precision))
-        names = [name for name in here if name not in _NOT_DEPLOYED]
+        names = [name for name in here if name not in _NOT_DEPLOYED and (not task or name in TASK_RUNTIMES)]
     found: list[Runtime] = []
     for name in names:
         able = [each for each in precisions if each in Runtime.precisions_of(name)] or precisions
         found += [Runtime(name, precision, threads) for precision in able for threads in settings.threads]
     for each in found:
         each.version()
+        if task:
+            each.check_task(task)
     return found
 
 

@@ -17,21 +17,24 @@ from typing import Any, cast
 
 import numpy as np
 import onnx
+import onnxruntime
+import torch
 from numpy.typing import NDArray
 from omegaconf import MISSING, OmegaConf
-from torch import Tensor
+from torch import Tensor, nn
 
 from nas import data
 from nas.accuracy.source import Judgement
 from nas.accuracy.train import Recipe, calibration_images, fit, judge, judge_quantized
 from nas.assembly import dataset_settings, recipe_of
+from nas.backbones import TaskModel, raw_outputs, task_model
 from nas.bundle import bundle, check_folder
 from nas.command import command
 from nas.console import console, print_summary
 from nas.cost import cost
 from nas.data import DatasetSettings
 from nas.litert_graph import litert_model
-from nas.network import Network, WeightsError
+from nas.network import Network, WeightsError, folded_weights
 from nas.onnx_graph import onnx_model
 from nas.pictures.folders import listed
 from nas.pictures.recognition import PREPROCESSING, Recognition, versions
@@ -41,16 +44,21 @@ from nas.runtimes.subject import Precision
 from nas.saving import SaveError, check_output, write_atomically
 from nas.settings import DatasetConfig, TrainConfig, plain
 from nas.shell import shell_line
+from nas.task_graph import OUTPUTS, task_graph
 from nas.tensors import read_tensors, write_tensors
 from nas.training.pretrained import table_note
 from search_spaces.architecture import Architecture
 from search_spaces.errors import InputError
 from search_spaces.gate import Gate
 from search_spaces.references import UnknownReferenceError, reference
+from search_spaces.tasks import Task, TaskNetwork, task_of
 
 _ENDINGS = {"onnx": ".onnx", "litert": ".tflite", "litert_split": ".tflite"}
 # What would be taken for something else under such a name.
 _OTHER_ENDINGS = {".safetensors", ".yaml", ".yml", ".json", ".txt", ".pt", ".pth", ".onnx", ".tflite"}
+
+# Share of the largest output that ONNX Runtime and PyTorch may differ by.
+_MOST_OFF = 1e-3
 
 
 @dataclass
@@ -65,8 +73,10 @@ class ExportSettings:
         precision: fp32, or int8 quantised with the dataset's training images.
         format: onnx, litert, or litert_split (int8 with hard swish in operators that XNNPACK takes).
         overwrite: replace files that are there already.
-        resolution: of a reference; null: 224.
+        resolution: of a reference; null: 224. For another task than classification of any network.
         classes: of a reference; null: the dataset's, or 1000.
+        task: classification; or segmentation or detection, with a head in place of the classifier.
+        task_classes: that this head tells apart, the background included; null: torchvision's 21 or 91.
         batch: pictures at once, or dynamic for any number; onnx only.
         bundle: write a folder too that works without this project: ONNX in fp32 and int8, weights, code that
             rebuilds the network, model card.
@@ -81,6 +91,8 @@ class ExportSettings:
     overwrite: bool = False
     resolution: int | None = None
     classes: int | None = None
+    task: str = "classification"
+    task_classes: int | None = None
     batch: str = "1"
     bundle: bool = False
 
@@ -96,6 +108,20 @@ class ExportSettings:
         if self.bundle and not (self.train or self.weights):
             raise InputError(
                 "export.bundle=true needs a trained network: export.train=true or export.weights=FILE"
+            )
+        task = task_of(self.task, self.task_classes, "export")
+        others = {
+            "train=true": self.train,
+            "bundle=true": self.bundle,
+            f"precision={self.precision}": self.precision != "fp32",
+            f"format={self.format}": self.format != "onnx",
+            "batch=dynamic": self.batch == "dynamic",
+        }
+        if task and any(others.values()):
+            wrong = next(name for name, given in others.items() if given)
+            raise InputError(
+                f"export.{wrong} does not go with export.task={task.name}: that is written as ONNX in fp32, "
+                "for a fixed number of pictures, with weights from export.weights or random ones"
             )
         if self.train and self.weights:
             raise InputError("export.train=true and export.weights exclude each other: leave one out")
@@ -133,6 +159,9 @@ def main(config: Any) -> None:
         Runtime(cast(RuntimeName, settings.format), cast(Precision, settings.precision)).version()
     output, weights = _outputs(settings)
     trained = _read_weights(Path(settings.weights)) if settings.weights else None
+    if task := task_of(settings.task, settings.task_classes, "export"):
+        _export_task(settings, task, output, trained)
+        return
     images = _images(config, settings, trained)
     if images:
         console.print(data.check(images), markup=False)
@@ -200,6 +229,68 @@ def main(config: Any) -> None:
     print_summary(f"exported {name}", rows, _next(settings, output))
 
 
+def _export_task(settings: ExportSettings, task: Task, output: Path, trained: _Trained | None) -> None:
+    """Write a network with a task's head instead of its classifier."""
+    architecture, name = _architecture(settings, trained, None)
+    whole = TaskNetwork(architecture, task)
+    network = Network(architecture)
+    model = task_model(network, task)
+    size_bytes = 4 * sum(each.numel() for each in model.parameters())
+    check_output(output, "export.output", settings.overwrite, 2 * size_bytes)
+    rows = {"weights": "random: good for timing, not for finding anything"}
+    if trained:
+        path = Path(str(settings.weights))
+        complete = any(each.startswith("backbone.") for each in trained.tensors)
+        _load_weights(model if complete else network, trained, path)
+        rows["weights"] = f"{path}" + ("" if complete else "; those of the head are random: train it")
+    made = task_graph(whole, folded_weights(model.eval()), batch=int(settings.batch))
+    made.producer_name = "mobilenet-nas"
+    made.producer_version = importlib.metadata.version("mobilenet-nas")
+    notes = {
+        "architecture": architecture.to_yaml(),
+        "task": json.dumps({"name": task.name, "classes": task.classes}),
+        "versions": json.dumps(versions()),
+    }
+    if trained and trained.recognition:
+        notes["preprocessing"] = trained.recognition.notes()["preprocessing"]
+    onnx.helper.set_model_props(made, notes)
+    content = made.SerializeToString()
+    rows["parity"] = _parity(content, model, whole, int(settings.batch))
+    write_atomically(output, content)
+    side = architecture.resolution
+    rows |= {
+        "network": f"{size_bytes / 4e6:.2f} M parameters, {task.name} of {task.classes} classes",
+        "input": f"input: {settings.batch} x 3 x {side} x {side}, normalised as in training",
+        "outputs": f"{', '.join(OUTPUTS[task.name])}"
+        + ("" if task.name == "segmentation" else ": of each anchor, neither decoded nor sorted out"),
+        "file": f"{output} ({output.stat().st_size / 1e6:.1f} MB)",
+    }
+    timed = shell_line(
+        "nas.compare", compare__networks=f"[{settings.architecture}]", compare__task=settings.task
+    )
+    print_summary(f"exported {name}", rows, timed)
+
+
+def _parity(content: bytes, model: TaskModel, whole: TaskNetwork, batch: int) -> str:
+    """How far the file's outputs are from PyTorch's on random images.
+
+    Raises:
+        InputError: if it does not compute the same.
+    """
+    side = whole.resolution
+    images = torch.randn(batch, 3, side, side, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        wanted = raw_outputs(model, images)
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    names = list(OUTPUTS[whole.task.name])
+    found = dict(zip(names, session.run(names, {"input": images.numpy()}), strict=True))
+    largest = max(float(each.abs().max()) for each in wanted.values())
+    off = max(float(np.abs(found[name] - wanted[name].numpy()).max()) for name in names)
+    if not off <= _MOST_OFF * largest:
+        raise InputError(f"not written: the graph is {off:.2g} off PyTorch's outputs (up to {largest:.2g})")
+    return f"within {off / (largest or 1):.1g} of PyTorch's largest output (ONNX Runtime, random images)"
+
+
 def _shown(judged: Judgement) -> str:
     chance = "" if judged.above_chance else "; not above chance"
     return (
@@ -213,7 +304,8 @@ def _outputs(settings: ExportSettings) -> tuple[Path, Path]:
     ending = _ENDINGS[settings.format]
     path = Path(settings.architecture)
     name = path.stem if path.suffix in (".yaml", ".yml") else settings.architecture
-    output = Path(settings.output) if settings.output else Path(f"{name}-{settings.precision}{ending}")
+    what = settings.precision if settings.task == "classification" else settings.task
+    output = Path(settings.output) if settings.output else Path(f"{name}-{what}{ending}")
     if output.suffix in _OTHER_ENDINGS - {ending}:
         what = "weights" if output.suffix == ".safetensors" else "another kind of file"
         raise InputError(f"export.output={output} would be taken for {what}: let it end in {ending}")
@@ -259,6 +351,9 @@ def _architecture(
     path = Path(settings.architecture)
     if path.suffix in (".yaml", ".yml"):
         architecture = Architecture.from_file(path)
+        if settings.task != "classification" and settings.resolution:
+            # Detection and segmentation are often done on larger images than a backbone was trained on.
+            architecture = dataclasses.replace(architecture, resolution=settings.resolution)
         # A table that was found for other images is trained anew: only its last layer differs.
         return dataclasses.replace(
             architecture, classes=known
@@ -360,7 +455,7 @@ def _read_weights(path: Path) -> _Trained:
     return _Trained(tensors, Recognition.from_notes(notes, gate), images)
 
 
-def _load_weights(network: Network, trained: _Trained, path: Path) -> None:
+def _load_weights(network: nn.Module, trained: _Trained, path: Path) -> None:
     try:
         network.load_state_dict(trained.tensors)
     except (RuntimeError, KeyError, WeightsError) as error:

@@ -156,7 +156,7 @@ def layers_of(module: Network | Layer) -> list[Layer]:
     return [layer for layer in module.layers if isinstance(layer, Layer)]
 
 
-def folded_weights(module: Network | Layer) -> Iterator[Weights]:
+def folded_weights(module: nn.Module) -> Iterator[Weights]:
     """Weight and bias of each convolution and linear layer in order, normalisation folded in.
 
     The order is that of :func:`search_spaces.ops.convolutions`. Running statistics are folded, as every

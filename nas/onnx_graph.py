@@ -7,7 +7,7 @@ Operators follow what ``torch.onnx.export`` writes for the same modules; a test 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -68,7 +68,7 @@ def onnx_graph(
     Returns:
         A model with one output called ``output``.
     """
-    graph = _Graph(_random(layers) if weights is None else iter(weights), external)
+    graph = Graph(random_weights_of(layers) if weights is None else iter(weights), external)
     last = INPUT_NAME
     for made_of in layers:
         last = graph.layer(made_of, last)
@@ -79,20 +79,20 @@ def onnx_graph(
         graph.add("Identity", [last], output=OUTPUT_NAME)
     # Sizes are left to the runtime, but not the rank: logits have two dimensions, feature maps four.
     rank = 2 if graph.nodes[-1].op_type in ("Gemm", "Flatten") else 4
-    described = helper.make_graph(
-        graph.nodes,
-        name,
-        [helper.make_tensor_value_info(INPUT_NAME, TensorProto.FLOAT, list(input_shape))],
-        [helper.make_tensor_value_info(OUTPUT_NAME, TensorProto.FLOAT, [None] * rank)],
-        graph.initializers,
-    )
-    model = helper.make_model(described, opset_imports=[helper.make_opsetid("", OPSET)])
-    model.ir_version = _IR_VERSION
-    return model
+    return graph.model(name, input_shape, {OUTPUT_NAME: rank})
 
 
-class _Graph:
-    """Nodes and weights collected while walking operators."""
+class Graph:
+    """Nodes and weights collected while walking operators.
+
+    Args:
+        weights: of the convolutions and linear layers that will be walked over, in order.
+        external: see :func:`onnx_graph`.
+
+    Attributes:
+        nodes: so far.
+        initializers: so far.
+    """
 
     def __init__(self, weights: Iterator[Weights], external: dict[str, NDArray[np.float32]] | None) -> None:
         self.nodes: list[onnx.NodeProto] = []
@@ -100,12 +100,36 @@ class _Graph:
         self._weights = weights
         self._external = external
 
+    def model(self, name: str, input_shape: Sequence[int], outputs: Mapping[str, int]) -> onnx.ModelProto:
+        """The model of what was collected.
+
+        Args:
+            name: of the graph.
+            input_shape: (N, C, H, W) of its one input.
+            outputs: number of dimensions of each output, by name.
+        """
+        described = helper.make_graph(
+            self.nodes,
+            name,
+            [helper.make_tensor_value_info(INPUT_NAME, TensorProto.FLOAT, list(input_shape))],
+            [
+                helper.make_tensor_value_info(each, TensorProto.FLOAT, [None] * rank)
+                for each, rank in outputs.items()
+            ],
+            self.initializers,
+        )
+        model = helper.make_model(described, opset_imports=[helper.make_opsetid("", OPSET)])
+        model.ir_version = _IR_VERSION
+        return model
+
     def add(self, operator: str, inputs: list[str], output: str | None = None, **attributes: Any) -> str:
+        """A node; the name of what it gives."""
         output = output or f"v{len(self.nodes)}"
         self.nodes.append(helper.make_node(operator, inputs, [output], **attributes))
         return output
 
-    def weight(self, values: NDArray[np.float32]) -> str:
+    def weight(self, values: NDArray[Any]) -> str:
+        """A constant; its name."""
         name = f"w{len(self.initializers)}"
         values = np.ascontiguousarray(values)
         if self._external is None or values.size < _SMALLEST_EXTERNAL_WEIGHT:
@@ -123,12 +147,14 @@ class _Graph:
         return name
 
     def layer(self, made_of: Operators, value: str) -> str:
+        """A layer's operators, one after the other; the name of what they give."""
         entering = value
         for operator in made_of:
             value = self.operator(operator, value, entering)
         return value
 
     def operator(self, operator: Operator, value: str, entering: str) -> str:
+        """One operator of a layer that begins with ``entering``; the name of what it gives."""
         if isinstance(operator, Linear):
             names = [self.weight(values) for values in next(self._weights)]
             return self.activation(operator.activation, self.add("Gemm", [value, *names], transB=1))
@@ -144,6 +170,7 @@ class _Graph:
         return self.add("Add", [entering, value])
 
     def convolution(self, conv: Conv, value: str) -> str:
+        """A convolution with its activation; the name of what it gives."""
         names = [self.weight(values) for values in next(self._weights)]
         value = self.add(
             "Conv",
@@ -156,6 +183,7 @@ class _Graph:
         return self.activation(conv.activation, value)
 
     def activation(self, activation: str | None, value: str) -> str:
+        """An activation, or nothing; the name of what it gives."""
         if activation is None:
             return value
         if activation == "relu6":
@@ -169,7 +197,8 @@ class _Graph:
         return self.add({"relu": "Relu", "hswish": "HardSwish", "sigmoid": "Sigmoid"}[activation], [value])
 
 
-def _random(layers: Iterable[Operators]) -> Iterator[Weights]:
+def random_weights_of(layers: Iterable[Operators]) -> Iterator[Weights]:
+    """Weight and bias of each convolution and linear layer, in order; their values are of no use."""
     for made_of in layers:
         for conv in convolutions(made_of):
             shape: tuple[int, ...] = (conv.out_channels, conv.in_channels // conv.groups)

@@ -14,7 +14,7 @@ from difflib import get_close_matches
 from typing import Literal, get_args
 
 from search_spaces.architecture import MAX_CLASSES, Architecture
-from search_spaces.blocks import Head, check_positive
+from search_spaces.blocks import Block, Head, check_positive
 from search_spaces.errors import InputError
 from search_spaces.layers import LayerKey, layer_keys, operators
 from search_spaces.ops import Conv, Operators, Pool, halve
@@ -51,6 +51,27 @@ def check_task(name: str, where: str) -> None:
         near = get_close_matches(str(name), TASKS, 1, 0.5)
         guess = f"did you mean {near[0]}? " if near else ""
         raise TaskError(f"{where}={name} is no task; {guess}known are {', '.join(TASKS)}")
+
+
+def task_of(name: str, classes: int | None, where: str) -> Task | None:
+    """The task that settings name, None for classification.
+
+    Args:
+        name: of the task.
+        classes: that its head tells apart; None: torchvision's number.
+        where: group of the settings, for messages.
+
+    Raises:
+        TaskError: if there is no such task, or a number of classes that nothing has.
+    """
+    check_task(name, f"{where}.task")
+    if name == "classification":
+        if classes is not None:
+            raise TaskError(f"{where}.task_classes goes with {where}.task=segmentation or detection")
+        return None
+    if classes is not None and classes < 2:
+        raise TaskError(f"{where}.task_classes={classes}: at least 2, the background is one of them")
+    return Task(name, DEFAULT_CLASSES[name] if classes is None else classes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,53 +178,36 @@ class Task:
         """Stride of the finer of the two maps that the head takes; the other one has stride 32."""
         return 8 if self.name == "segmentation" else 16
 
-    def fine_tap(self, key: LayerKey) -> Tap:
-        """The finer map, told by the layer of stride 2 that takes it.
+    def takes_expansion(self, key: LayerKey) -> bool:
+        """Whether the finer map is what a layer of stride 2 expands its input to, as in V3's SSDLite."""
+        return self.name == "detection" and isinstance(key.part, Block) and key.part.expansion_conv
 
-        Detection takes what that layer expands it to, if it does, as MobileNetV3's SSDLite does.
-        """
-        first = operators(key)[0]
-        expands = self.name == "detection" and isinstance(first, Conv) and _is_expansion(key)
-        return Tap(key.size, first.out_channels if expands and isinstance(first, Conv) else key.in_channels)
+    def fine_tap(self, key: LayerKey) -> Tap:
+        """The finer map, told by the layer of stride 2 that takes it."""
+        expanded = key.part.expanded_channels if isinstance(key.part, Block) else 0
+        return Tap(key.size, expanded if self.takes_expansion(key) else key.in_channels)
 
     def coarse_tap(self, key: LayerKey) -> Tap:
         """The map of stride 32, told by the classification head that takes it."""
         assert isinstance(key.part, Head)
         return Tap(key.size, key.part.conv_channels or key.in_channels)
 
-    def fine(self, tap: Tap) -> tuple[Operators, ...]:
-        """What the finer map is taken through."""
+    def head(self, fine: Tap, coarse: Tap) -> tuple[Operators, ...]:
+        """What the head consists of, in the order of torchvision's modules."""
         if self.name == "segmentation":
-            return ((Conv(tap.size, tap.channels, self.classes, norm=False),),)
-        return tuple(self.predictor(tap, values) for values in self.box_values)
-
-    def coarse(self, tap: Tap) -> tuple[Operators, ...]:
-        """What the map of stride 32 is taken through, as far as that depends on its channels."""
-        if self.name == "segmentation":
+            channels = coarse.channels
             return (
-                (Conv(tap.size, tap.channels, INTER_CHANNELS, activation="relu"),),
+                (Conv(coarse.size, channels, INTER_CHANNELS, activation="relu"),),
                 (
-                    Pool(tap.size, tap.channels),
-                    Conv(1, tap.channels, INTER_CHANNELS, norm=False, activation="sigmoid"),
+                    Pool(coarse.size, channels),
+                    Conv(1, channels, INTER_CHANNELS, norm=False, activation="sigmoid"),
                 ),
+                (Conv(fine.size, fine.channels, self.classes, norm=False),),
+                (Conv(fine.size, INTER_CHANNELS, self.classes, norm=False),),
             )
-        return (*(self.predictor(tap, values) for values in self.box_values), self.extras(tap)[0])
-
-    def fixed(self, resolution: int) -> tuple[Operators, ...]:
-        """What is the same for every network of a resolution."""
-        size = resolution
-        for _ in range(3 if self.name == "segmentation" else 5):
-            size = halve(size)
-        if self.name == "segmentation":
-            return ((Conv(size, INTER_CHANNELS, self.classes, norm=False),),)
-        further = self.extras(Tap(size, EXTRA_CHANNELS[0]))
-        predictors = [self.predictor(each, values) for values in self.box_values for each in extra_taps(size)]
-        return (*further[1:], *predictors)
-
-    @property
-    def box_values(self) -> tuple[int, int]:
-        """Values for each anchor: logits of its classes, and where it is."""
-        return (self.classes, BOX_VALUES)
+        taps = (fine, coarse, *extra_taps(coarse.size))
+        predictors = (self.predictor(tap, values) for values in (self.classes, BOX_VALUES) for tap in taps)
+        return (*self.extras(coarse), *predictors)
 
     def predictor(self, tap: Tap, values: int) -> Operators:
         """SSDLite's prediction from one map: so many values for each anchor."""
@@ -236,10 +240,6 @@ def extra_taps(size: int) -> tuple[Tap, ...]:
         size = halve(size)
         found.append(Tap(size, channels))
     return tuple(found)
-
-
-def _is_expansion(key: LayerKey) -> bool:
-    return bool(getattr(key.part, "expansion_conv", False))
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ from nas.runtimes.subject import RuntimeUnavailableError
 from nas.saving import spreadsheet_cell, write_atomically
 from search_spaces.architecture import Architecture
 from search_spaces.errors import InputError
+from search_spaces.tasks import TaskNetwork
 
 COLUMNS = ("network", "runtime", "version", "precision", "threads", "p50_ms", "p90_ms", "p99_ms", "rounds")
 
@@ -66,7 +67,7 @@ class Deployment:
 
 
 def measure_deployments(
-    networks: Mapping[str, Architecture],
+    networks: Mapping[str, Architecture | TaskNetwork],
     runtimes: Sequence[Runtime],
     folder: Path,
     rounds: int,
@@ -76,7 +77,7 @@ def measure_deployments(
     """Time every network on every runtime.
 
     Args:
-        networks: by name.
+        networks: by name; with the head of a task where that is what they are for.
         runtimes: with precision and threads; all must be installed.
         folder: where rounds are kept while measuring; an interrupted measurement goes on from them.
         rounds: steady rounds wanted.

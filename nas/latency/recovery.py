@@ -149,7 +149,7 @@ def resumed(
         fresh = [
             each
             for each in group
-            if isinstance(each, Architecture) or table is None or not is_measured(table, each)
+            if not isinstance(each, LayerKey) or table is None or not is_measured(table, each)
         ]
         if not any(isinstance(each, LayerKey) for each in fresh):
             continue

@@ -107,18 +107,20 @@ class OnnxRunner:
         described = self._session.get_inputs()[0]
         image = random_image(described.shape, "uint8" if "uint8" in described.type else "float32", seed)
         self._binding = self._session.io_binding()
-        self._output = self._session.get_outputs()[0].name
-        self._binding.bind_output(self._output)
+        outputs = [each.name for each in self._session.get_outputs()]
+        for name in outputs:
+            self._binding.bind_output(name)
         self.take(image)
-        # The first run made the output: it is written to the same place from now on.
-        self._binding.bind_ortvalue_output(self._output, self._binding.get_outputs()[0])
+        # The first run made the outputs: they are written to the same places from now on.
+        for number, value in enumerate(self._binding.get_outputs()):
+            self._binding.bind_ortvalue_output(outputs[number], value)
 
     def __call__(self) -> None:
         """Run once."""
         self._session.run_with_iobinding(self._binding)
 
     def output(self) -> NDArray[Any]:
-        """What the last run gave."""
+        """What the last run gave, the first of several outputs."""
         found: NDArray[Any] = self._binding.get_outputs()[0].numpy()
         return found
 

@@ -18,11 +18,14 @@ from nas.runtimes import executorch, litert, ncnn, onnxruntime, openvino, pytorc
 from nas.runtimes.subject import PRECISIONS, Model, Precision, RuntimeUnavailableError, Subject
 from search_spaces.errors import InputError
 from search_spaces.layers import LayerKey
+from search_spaces.tasks import Task, TaskNetwork
 
 RuntimeName = Literal[
     "onnxruntime", "litert", "litert_split", "openvino", "ncnn", "executorch", "torch", "torch_compile"
 ]
 RUNTIMES: tuple[str, ...] = get_args(RuntimeName)
+# Those that run networks with a head for segmentation or detection, in fp32.
+TASK_RUNTIMES: tuple[RuntimeName, ...] = ("onnxruntime", "openvino")
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +123,18 @@ class Runtime:
                 f"pip install 'mobilenet-nas[{engine.extra}]'"
             ) from None
 
+    def check_task(self, task: Task) -> None:
+        """Refuse to run networks with a task's head where this runtime cannot.
+
+        Raises:
+            RuntimeUnavailableError: naming those that can.
+        """
+        if self.name not in TASK_RUNTIMES or self.precision != "fp32":
+            raise RuntimeUnavailableError(
+                f"runtime {self.name} ({self.precision}) runs no networks for {task.name} here; use "
+                f"runtime={' or runtime='.join(TASK_RUNTIMES)} in fp32"
+            )
+
     def runner(self, subject: Subject) -> Runner:
         """A call that runs a layer or a whole network once.
 
@@ -127,6 +142,8 @@ class Runtime:
             RuntimeUnavailableError: if the runtime is not installed, or cannot run it.
         """
         self.version()
+        if isinstance(subject, TaskNetwork):
+            self.check_task(subject.task)
         try:
             return _ENGINES[self.name].runner(subject, self.precision, self.threads)
         except InputError:

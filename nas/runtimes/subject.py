@@ -12,12 +12,14 @@ from numpy.typing import NDArray
 from nas.network import Layer, Network, build_layer
 from nas.onnx_graph import onnx_graph
 from nas.quantize import Borders, quantize
+from nas.task_graph import task_graph
 from search_spaces.architecture import Architecture
 from search_spaces.blocks import Head, Stem
 from search_spaces.errors import InputError
 from search_spaces.layers import LayerKey, network_operators, operators
+from search_spaces.tasks import TaskNetwork
 
-Subject = LayerKey | Architecture
+Subject = LayerKey | Architecture | TaskNetwork
 Precision = Literal["fp32", "int8"]
 
 PRECISIONS: tuple[str, ...] = get_args(Precision)
@@ -55,7 +57,13 @@ def borders(subject: Subject) -> Borders:
 
 
 def build_module(subject: Subject) -> Network | Layer:
-    """The module of a layer or a network, in evaluation mode."""
+    """The module of a layer or a network, in evaluation mode.
+
+    Raises:
+        RuntimeUnavailableError: for a network with another head than its classifier.
+    """
+    if isinstance(subject, TaskNetwork):
+        raise RuntimeUnavailableError(f"only its ONNX graph is run for {subject.task.name}")
     module = build_layer(subject) if isinstance(subject, LayerKey) else Network(subject)
     return module.eval()
 
@@ -72,6 +80,10 @@ def graph(
         precision: ``fp32``, or ``int8`` with nominal ranges: latency does not depend on them.
         external: see :func:`nas.onnx_graph.onnx_model`; fp32 only.
     """
+    if isinstance(subject, TaskNetwork):
+        if precision != "fp32":
+            raise RuntimeUnavailableError(f"networks for {subject.task.name} run in fp32 only")
+        return task_graph(subject, external=external)
     made_of = (operators(subject),) if isinstance(subject, LayerKey) else network_operators(subject)
     if precision == "fp32":
         return onnx_graph(made_of, input_shape(subject), external=external)
