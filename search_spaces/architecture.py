@@ -162,7 +162,7 @@ class Architecture:
         for block, size in zip(self.blocks, self.sizes(), strict=False):
             kind = BLOCKS[block.kind]
             cells = (
-                block.expanded_channels if "x" in kind.letters else "–",
+                block.expanded_channels if kind.may_expand else "–",
                 block.out_channels,
                 "✓" if block.se else "–",
                 "–" if kind.bare else _PAPER_ACTIVATION[block.activation],

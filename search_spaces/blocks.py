@@ -321,6 +321,11 @@ class BlockKind:
     always_expands: bool = False
 
     @property
+    def may_expand(self) -> bool:
+        """Whether a block can have an expansion convolution."""
+        return "x" in self.letters
+
+    @property
     def universal(self) -> bool:
         """Whether depthwise convolutions may stand before the expansion and after it, or be missing."""
         return "a" in self.letters
@@ -335,7 +340,7 @@ class BlockKind:
         Raises:
             ArchitectureError: naming the field.
         """
-        if block.expansion_conv and "x" not in self.letters:
+        if block.expansion_conv and not self.may_expand:
             raise ArchitectureError(f"block: a {block.kind} block has no expansion convolution")
         if self.always_expands and not block.expansion_conv:
             raise ArchitectureError(f"block: a {block.kind} block has an expansion convolution")

@@ -92,8 +92,8 @@ def candidates_of(
 
 
 def _kernel_sides(where: str, data: object) -> tuple[int, ...]:
-    kernels = candidates_of(where, data, int, minimum=1, maximum=MAX_KERNEL)
-    if any(kernel % 2 == 0 for kernel in kernels):
+    kernels = candidates_of(where, data, int, minimum=0, maximum=MAX_KERNEL)
+    if any(kernel and kernel % 2 == 0 for kernel in kernels):
         raise SpaceError(f"{where}: kernels must be odd, not {list(kernels)}")
     return kernels
 
@@ -141,7 +141,7 @@ def read_head(where: str, data: object) -> HeadChoice:
     if choice.conv_ratio and choice.conv_channels:
         raise SpaceError(f"{where}: give conv_channels or conv_ratio, not both")
     try:
-        Head(choice.conv_channels, choice.hidden_channels, choice.activation)
+        Head(choice.conv_channels, choice.hidden_channels, choice.activation, hidden_norm=choice.hidden_norm)
     except ArchitectureError as error:
         raise SpaceError(f"{where}: {error}") from None
     return choice
@@ -151,11 +151,21 @@ def read_stage(where: str, data: object) -> Stage | CandidateStage:
     """One entry of ``stages``: a list of whole candidates, or lists of candidate values."""
     if isinstance(data, Mapping) and "candidates" in data:
         return _read_candidate_stage(where, data)
-    values = read_fields(where, Stage, data)
     kinds = tuple(name for name, kind in BLOCKS.items() if not kind.bare)
+    if isinstance(data, Mapping) and "kind" in data:
+        # One for all blocks, as most stages have it.
+        if "kinds" in data:
+            raise SpaceError(f"{where}: give kind or kinds, not both")
+        if data["kind"] not in kinds:
+            raise SpaceError(f"{where}: kind must be one of {', '.join(kinds)}, not {data['kind']!r}")
+        data = {("kinds" if name == "kind" else name): value for name, value in data.items()}
+        data["kinds"] = [data["kinds"]]
+    values = read_fields(where, Stage, data)
     readers: dict[str, Callable[[str, object], tuple[Any, ...]]] = {
         "depths": lambda at, each: candidates_of(at, each, int, 0, MAX_DEPTH_OF_STAGE),
         "widths": lambda at, each: candidates_of(at, each, int, minimum=1),
+        "kinds": lambda at, each: _member_of(at, each, kinds),
+        "start_kernels": _kernel_sides,
         "kernels": _kernel_sides,
         "expansions": lambda at, each: candidates_of(at, each, float, 0.1, MAX_FACTOR),
         "se": lambda at, each: candidates_of(at, each, bool),
@@ -166,11 +176,16 @@ def read_stage(where: str, data: object) -> Stage | CandidateStage:
         if name in values:
             values[name] = read(f"{where}: {name}", values[name])
     _stride(where, values["stride"])
-    if values.get("kind", kinds[0]) not in kinds:
-        raise SpaceError(f"{where}: kind must be one of {', '.join(kinds)}, not {values['kind']!r}")
     stage = Stage(**values)
-    if stage.kind == "depthwise_separable" and stage.expansions != (1.0,):
+    if "depthwise_separable" in stage.kinds and stage.expansions != (1.0,):
         raise SpaceError(f"{where}: a depthwise_separable stage needs expansions: [1]")
+    universal = [BLOCKS[kind].universal for kind in stage.kinds]
+    if 0 in stage.kernels and not all(universal):
+        raise SpaceError(
+            f"{where}: kernels: must be at least 1; only universal_inverted_bottleneck goes without one (0)"
+        )
+    if stage.start_kernels != (0,) and not any(universal):
+        raise SpaceError(f"{where}: start_kernels: only universal_inverted_bottleneck has them")
     return stage
 
 

@@ -147,6 +147,17 @@ class SearchSpace:
             return [plain(item) for item in value] if isinstance(value, list | tuple) else value
 
         result: dict[str, Any] = plain(asdict(self))
+        # Fields that came later are left out where they say nothing: older spaces are written as they were.
+        for stage in result["stages"]:
+            for part in (stage, *stage.get("candidates", ())):
+                for name in ("start_kernels", "start_kernel"):
+                    if part.get(name) in ([0], 0):
+                        del part[name]
+            if len(stage.get("kinds", ())) == 1:
+                stage["kind"] = stage.pop("kinds")[0]
+        for head in result["heads"]:
+            if not head["hidden_norm"]:
+                del head["hidden_norm"]
         return result
 
     def restricted(self, resolutions: Iterable[int] | None = None, classes: int | None = None) -> SearchSpace:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from search_spaces.blocks import Block, Head, Stem, make_divisible
+from search_spaces.blocks import BLOCKS, Block, Head, Stem, make_divisible
 from search_spaces.ops import Activation, halve
 
 # The same few hundred blocks make up all members of a space: they are checked once.
@@ -37,9 +38,12 @@ class Rounding:
         """Channels after the global width multiplier."""
         return make_divisible(channels * multiplier, self.channel_divisor)
 
-    def expand(self, in_channels: int, ratio: float) -> tuple[int, bool]:
-        """Expanded channels, and whether a 1x1 convolution makes them."""
-        if ratio == 1 and not self.expansion_conv_at_one:
+    def expand(self, kind: str, in_channels: int, ratio: float) -> tuple[int, bool]:
+        """Expanded channels of a block of some kind, and whether a convolution makes them."""
+        made = BLOCKS[kind]
+        if not made.always_expands and (
+            not made.may_expand or (ratio == 1 and not self.expansion_conv_at_one)
+        ):
             return in_channels, False
         return make_divisible(in_channels * ratio, self.expansion_divisor), True
 
@@ -72,18 +76,21 @@ class HeadChoice:
         conv_ratio: width of the 1x1 convolution as a multiple of the last block's (6 in MobileNetV3).
         hidden_channels: width of the hidden linear layer, 0 for none.
         activation: nonlinearity.
+        hidden_norm: batch normalisation of the hidden layer, as in MobileNetV4.
     """
 
     conv_channels: int = 0
     conv_ratio: float = 0
     hidden_channels: int = 0
     activation: Activation = "relu6"
+    hidden_norm: bool = False
 
     @property
     def label(self) -> str:
         """Value of the parameter ``head``."""
         conv = f"{self.conv_ratio:g}x" if self.conv_ratio else str(self.conv_channels)
         hidden = f"-{self.hidden_channels}" if self.hidden_channels else ""
+        hidden += "norm" * self.hidden_norm
         return f"conv{conv}{hidden}-{self.activation}"
 
     def build(self, rounding: Rounding, multiplier: float, channels: int) -> Head:
@@ -94,11 +101,18 @@ class HeadChoice:
             conv = max(self.conv_channels, rounding.width(self.conv_channels, multiplier))
         else:
             conv = 0
-        return Head(conv, self.hidden_channels, self.activation)
+        return Head(conv, self.hidden_channels, self.activation, hidden_norm=self.hidden_norm)
 
 
 # Parameters of a Stage that can be chosen once per stage or anew for each block.
-BLOCK_FIELDS = {"kernels": "kernel", "expansions": "expansion", "se": "se", "activations": "activation"}
+BLOCK_FIELDS = {
+    "kinds": "kind",
+    "start_kernels": "start_kernel",
+    "kernels": "kernel",
+    "expansions": "expansion",
+    "se": "se",
+    "activations": "activation",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,13 +123,16 @@ class Stage:
         stride: stride of the first block; the others have 1.
         depths: numbers of blocks; 0 removes the stage, its stride included.
         widths: output channels before the width multiplier.
-        kernels: sides of the depthwise kernel.
+        kernels: sides of the depthwise kernel, or of the convolution in its place; 0 for none where all
+            blocks are universal inverted bottlenecks.
         expansions: ratios of expanded to input channels.
         se: squeeze-and-excitation or not.
         activations: nonlinearities.
-        kind: ``inverted_residual`` or ``depthwise_separable``.
-        per_block: which of kernels, expansions, se and activations each block chooses for itself;
-            the others are chosen once for the stage.
+        kinds: of blocks, names of :data:`search_spaces.blocks.BLOCKS`.
+        per_block: which of :data:`BLOCK_FIELDS` each block chooses for itself; the others are chosen once
+            for the stage.
+        start_kernels: sides of the depthwise kernel before the expansion of a universal inverted bottleneck,
+            0 for none. Blocks of other kinds ignore it.
     """
 
     stride: int
@@ -125,8 +142,9 @@ class Stage:
     expansions: tuple[float, ...] = (6.0,)
     se: tuple[bool, ...] = (False,)
     activations: tuple[Activation, ...] = ("relu6",)
-    kind: str = "inverted_residual"
+    kinds: tuple[str, ...] = ("inverted_residual",)
     per_block: tuple[str, ...] = ("expansions",)
+    start_kernels: tuple[int, ...] = (0,)
 
     @property
     def size(self) -> int:
@@ -154,7 +172,7 @@ class Stage:
     @property
     def combinations(self) -> int:
         """Different blocks that can follow one feature map."""
-        per_width = len(self.kernels) * len(self.expansions) * len(self.se) * len(self.activations)
+        per_width = math.prod(len(getattr(self, plural)) for plural in BLOCK_FIELDS)
         return 2 * len(self.widths) * per_width if max(self.depths) else 0
 
     def states_after(
@@ -250,12 +268,11 @@ class Stage:
     def block(
         self, values: Mapping[str, Any], in_channels: int, out: int, stride: int, rounding: Rounding
     ) -> Block:
-        """The block of chosen values: kernel, expansion, se and activation."""
-        expanded, expansion_conv = in_channels, False
-        if self.kind == "inverted_residual":
-            expanded, expansion_conv = rounding.expand(in_channels, values["expansion"])
+        """The block of chosen values, one for each of :data:`BLOCK_FIELDS`."""
+        kind = values["kind"]
+        expanded, expansion_conv = rounding.expand(kind, in_channels, values["expansion"])
         return _block(
-            kind=self.kind,
+            kind=kind,
             kernel=values["kernel"],
             in_channels=in_channels,
             expanded_channels=expanded,
@@ -264,6 +281,7 @@ class Stage:
             activation=values["activation"],
             se=values["se"],
             expansion_conv=expansion_conv,
+            start_kernel=values["start_kernel"] if BLOCKS[kind].universal else 0,
         )
 
     def _match(self, blocks: Sequence[Block], prefix: str, rounding: Rounding) -> Parameters | None:
@@ -272,16 +290,15 @@ class Stage:
         def fits(block: Block, number: int, name: str, value: Value) -> bool:
             # One attribute at a time: build the block with this value and everything else as it is.
             if name == "expansion":
-                ratio = float(value)
-                made = rounding.expand(block.in_channels, ratio)
-                if self.kind != "inverted_residual":
-                    made = (block.in_channels, False)
+                made = rounding.expand(block.kind, block.in_channels, float(value))
                 return made == (block.expanded_channels, block.expansion_conv)
+            if name == "start_kernel" and not BLOCKS[block.kind].universal:
+                return True
             return bool(getattr(block, name) == value)
 
         for number, block in enumerate(blocks, start=1):
             stride = self.stride if number == 1 else 1
-            if (block.kind, block.out_channels, block.stride) != (self.kind, out, stride):
+            if (block.out_channels, block.stride) != (out, stride):
                 return None
         result: Parameters = {}
         for plural, name in BLOCK_FIELDS.items():
@@ -313,6 +330,7 @@ class Candidate:
         se: squeeze-and-excitation.
         activation: nonlinearity.
         name: value of the parameter; made from the other fields where empty.
+        start_kernel: side of the depthwise kernel before the expansion of a universal inverted bottleneck.
     """
 
     kind: str = "inverted_residual"
@@ -321,17 +339,18 @@ class Candidate:
     se: bool = False
     activation: Activation = "relu6"
     name: str = ""
+    start_kernel: int = 0
 
     @property
     def label(self) -> str:
         """Value of the parameter this candidate stands for."""
         if self.name or self.kind == "skip":
             return self.name or "skip"
-        parts = [f"k{self.kernel}"]
-        if self.kind == "inverted_residual":
-            parts.append(f"e{self.expansion:g}")
-        else:
-            parts.insert(0, "ds")
+        kind = BLOCKS[self.kind]
+        parts = [] if self.kind == "inverted_residual" else [kind.word]
+        parts += [f"a{self.start_kernel}"] * kind.universal
+        parts.append(f"k{self.kernel}")
+        parts += [f"e{self.expansion:g}"] * kind.may_expand
         parts += ["se"] * self.se
         return "_".join([*parts, self.activation])
 
@@ -339,9 +358,7 @@ class Candidate:
         """The block in its place."""
         if self.kind == "skip":
             return Block("skip", 1, in_channels, in_channels, out, stride, "relu", False, False)
-        expanded, expansion_conv = in_channels, False
-        if self.kind == "inverted_residual":
-            expanded, expansion_conv = rounding.expand(in_channels, self.expansion)
+        expanded, expansion_conv = rounding.expand(self.kind, in_channels, self.expansion)
         return Block(
             self.kind,
             self.kernel,
@@ -352,6 +369,7 @@ class Candidate:
             self.activation,
             self.se,
             expansion_conv,
+            start_kernel=self.start_kernel,
         )
 
 

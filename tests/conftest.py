@@ -16,6 +16,11 @@ def mobilenet_space() -> SearchSpace:
     return SearchSpace.from_yaml(CONF / "search_space" / "mobilenet.yaml")
 
 
+@pytest.fixture(scope="session")
+def mobilenetv4_space() -> SearchSpace:
+    return SearchSpace.from_yaml(CONF / "search_space" / "mobilenetv4.yaml")
+
+
 @pytest.fixture(scope="module")
 def unsteady_machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Lets every round count, here and inside kits: machines that run tests do not hold still."""

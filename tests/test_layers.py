@@ -92,9 +92,10 @@ def _fvcore_macs(network: torch.nn.Module, resolution: int) -> int:
     return int(counted["conv"] + counted["linear"])
 
 
-def test_cost_equals_fvcores(mobilenet_space: SearchSpace) -> None:
+def test_cost_equals_fvcores(mobilenet_space: SearchSpace, mobilenetv4_space: SearchSpace) -> None:
     generator = random.Random(11)
-    members = [mobilenet_space.sample(generator) for _ in range(6)]
+    members = [mobilenet_space.sample(generator) for _ in range(4)]
+    members += [mobilenetv4_space.sample(generator) for _ in range(2)]
     for architecture in [*(reference(name) for name in FAMILIES), *members]:
         network = Network(architecture)
         counted = cost(architecture)
@@ -119,8 +120,10 @@ def test_keys_chain_through_the_network(mobilenet_space: SearchSpace) -> None:
     assert features.shape == (1, 1000)
 
 
-def test_every_reachable_key_has_a_text_that_reads_back(mobilenet_space: SearchSpace) -> None:
-    keys = reachable_layer_keys(mobilenet_space)
+def test_every_reachable_key_has_a_text_that_reads_back(
+    mobilenet_space: SearchSpace, mobilenetv4_space: SearchSpace
+) -> None:
+    keys = reachable_layer_keys(mobilenet_space) | reachable_layer_keys(mobilenetv4_space.restricted([224]))
     assert len({str(key) for key in keys}) == len(keys)
     assert all(LayerKey.parse(str(key)) == key for key in keys)
 

@@ -195,6 +195,11 @@ class RunArrays:
         return total
 
 
+_UNKNOWN_KIND = (
+    "the ImageNet predictor knows no blocks of kind {}; accuracy=train, supernet or table judge them"
+)
+
+
 def not_covered(architecture: Architecture) -> str | None:
     """Why no fitted network resembles this one, None if there are some."""
     low, high = RESOLUTIONS
@@ -213,7 +218,7 @@ def not_covered(architecture: Architecture) -> str | None:
         if block.kind == "skip":
             return f"row {number}: the ImageNet predictor knows no strided or widening skip"
         if block.kind not in KINDS:
-            return f"row {number}: the ImageNet predictor knows no blocks of kind {block.kind}"
+            return f"row {number}: {_UNKNOWN_KIND.format(block.kind)}"
         if block.kernel not in KERNELS:
             known = ", ".join(map(str, KERNELS[:-1])) + f" and {KERNELS[-1]}"
             return f"row {number}: the ImageNet predictor knows kernels {known}, not {block.kernel}"
@@ -252,7 +257,7 @@ def uncovered_choices(space: SearchSpace) -> list[str]:
         if isinstance(stage, Stage):
             unknown = [kernel for kernel in stage.kernels if kernel not in KERNELS]
             choices.append((f"stage {number} kernels", stage.kernels, unknown))
-    found = []
+    found = _uncovered_kinds(space)
     for name, values, unknown in choices:
         if not unknown:
             continue
@@ -264,6 +269,21 @@ def uncovered_choices(space: SearchSpace) -> list[str]:
                 "accuracy=train takes any"
             )
         found.append(text)
+    return found
+
+
+def _uncovered_kinds(space: SearchSpace) -> list[str]:
+    found = []
+    for number, stage in enumerate(space.stages, start=1):
+        optional = isinstance(stage, Stage) and 0 in stage.depths
+        kinds = stage.kinds if isinstance(stage, Stage) else [each.kind for each in stage.candidates]
+        unknown = list(dict.fromkeys(kind for kind in kinds if kind not in (*KINDS, "skip")))
+        if unknown and len(unknown) == len(set(kinds)) and not optional:
+            raise AccuracyError(
+                f"the space {space.name!r} offers nothing else in stage {number}: "
+                + _UNKNOWN_KIND.format(" or ".join(unknown))
+            )
+        found += [f"stage {number} kinds {', '.join(unknown)}"] if unknown else []
     return found
 
 

@@ -391,7 +391,9 @@ def test_bad_published_networks_are_named(tmp_path: Path, change: dict[str, obje
         read_networks(path)
 
 
-def test_choices_that_cannot_be_judged_are_named_before_the_search(mobilenet_space: SearchSpace) -> None:
+def test_choices_that_cannot_be_judged_are_named_before_the_search(
+    mobilenet_space: SearchSpace, mobilenetv4_space: SearchSpace
+) -> None:
     assert uncovered_choices(mobilenet_space) == []
     stages = list(mobilenet_space.stages)
     stages[1] = replace(stages[1], kernels=(3, 9))
@@ -401,3 +403,11 @@ def test_choices_that_cannot_be_judged_are_named_before_the_search(mobilenet_spa
         uncovered_choices(replace(mobilenet_space, resolutions=(384,)))
     with pytest.raises(AccuracyError, match="networks of 1000 classes, the space 'mobilenet' has 10"):
         uncovered_choices(replace(mobilenet_space, classes=10))
+    with pytest.raises(
+        AccuracyError, match=r"stage 1: .* of kind convolution_pair or fused.*=train, supernet"
+    ):
+        uncovered_choices(mobilenetv4_space)
+    first, second, third, *others = mobilenet_space.stages
+    mixed = replace(third, kinds=("inverted_residual", "fused_inverted_bottleneck"))
+    some = replace(mobilenet_space, stages=(first, second, mixed, *others))
+    assert uncovered_choices(some) == ["stage 3 kinds fused_inverted_bottleneck"]

@@ -62,11 +62,50 @@ def test_does_not_contain_v1_and_says_why(mobilenet_space: SearchSpace) -> None:
         mobilenet_space.encode(reference("mobilenet_v2", resolution=200))
 
 
-def test_random_members_survive_encoding(mobilenet_space: SearchSpace) -> None:
+@pytest.mark.parametrize("name", ["mobilenetv4_conv_small", "mobilenetv4_conv_medium_r256"])
+def test_the_space_of_universal_bottlenecks_contains_mobilenetv4_exactly(
+    mobilenetv4_space: SearchSpace, name: str
+) -> None:
+    encoded = mobilenetv4_space.encode(reference(name))
+    assert mobilenetv4_space.build(encoded) == reference(name)
+    with pytest.raises(NotInSpaceError, match="no such stem"):
+        mobilenetv4_space.encode(reference("mobilenet_v3_small"))
+
+
+def test_random_members_survive_encoding(
+    mobilenet_space: SearchSpace, mobilenetv4_space: SearchSpace
+) -> None:
     generator = random.Random(7)
-    for _ in range(200):
-        member = mobilenet_space.sample(generator)
-        assert mobilenet_space.build(mobilenet_space.encode(member)) == member
+    for space in (mobilenet_space, mobilenetv4_space):
+        for _ in range(200):
+            member = space.sample(generator)
+            assert space.build(space.encode(member)) == member
+
+
+def test_a_space_is_written_as_before_fields_came_later(mobilenet_space: SearchSpace) -> None:
+    written = mobilenet_space.to_dict()
+    assert written["stages"][0]["kind"] == "inverted_residual"
+    later = {"kinds", "start_kernels", "start_kernel", "hidden_norm"}
+    parts = [*written["stages"], *written["heads"], *SearchSpace.from_dict(MACRO).to_dict()["stages"]]
+    for part in (*parts, *parts[-1]["candidates"]):
+        assert not later & set(part)
+
+
+def test_whole_candidates_can_be_universal_bottlenecks() -> None:
+    kind = {"kind": "universal_inverted_bottleneck", "activation": "relu"}
+    candidates = [
+        {"kind": "skip"},
+        {**kind, "start_kernel": 3, "kernel": 0, "expansion": 4},
+        {**kind, "start_kernel": 5, "kernel": 3, "expansion": 2},
+        {"kind": "fused_inverted_bottleneck", "expansion": 4},
+    ]
+    stage = {"stride": 2, "width": 32, "layers": 2, "candidates": candidates}
+    space = SearchSpace.from_dict({**MACRO, "stages": [stage]})
+    labels = ("skip", "uib_a3_k0_e4_relu", "uib_a5_k3_e2_relu", "fused_k3_e4_relu6")
+    assert space.parameters()["stage1.block1"] == labels
+    assert SearchSpace.from_dict(space.to_dict()) == space
+    for parameters, architecture in space.members():
+        assert space.encode(architecture) == parameters
 
 
 def test_an_optuna_study_suggests_members(mobilenet_space: SearchSpace) -> None:
@@ -102,8 +141,8 @@ def test_members_of_a_space_with_optional_stages_match_its_size() -> None:
     assert len({architecture for _, architecture in members}) == len(members)
 
 
-def test_yaml_round_trip(mobilenet_space: SearchSpace) -> None:
-    for space in (mobilenet_space, SearchSpace.from_dict(MACRO)):
+def test_yaml_round_trip(mobilenet_space: SearchSpace, mobilenetv4_space: SearchSpace) -> None:
+    for space in (mobilenet_space, mobilenetv4_space, SearchSpace.from_dict(MACRO)):
         assert SearchSpace.from_dict(space.to_dict()) == space
 
 
@@ -149,10 +188,15 @@ def test_a_stage_with_wrong_lists_is_named() -> None:
     for change, message in [
         ({"kernels": [2]}, "kernels must be odd"),
         ({"activations": ["gelu"]}, "'gelu' is not one of relu"),
-        ({"per_block": ["width"]}, "'width' is not one of kernels"),
+        ({"per_block": ["width"]}, "'width' is not one of kinds, start_kernels, kernels"),
         ({"kind": "skip"}, "kind must be one of"),
         ({"kind": "depthwise_separable"}, r"needs expansions: \[1\]"),
         ({"se": [0]}, "expected bool"),
+        ({"kinds": ["inverted_residual", "skip"]}, "kinds: 'skip' is not one of inverted_residual"),
+        ({"kinds": 3}, "kinds: expected a list"),
+        ({"kind": "skip", "kinds": ["inverted_residual"]}, "give kind or kinds, not both"),
+        ({"kernels": [0, 3]}, "kernels: must be at least 1; only universal_inverted_bottleneck"),
+        ({"start_kernels": [0, 3]}, "start_kernels: only universal_inverted_bottleneck has them"),
     ]:
         with pytest.raises(SpaceError, match=message):
             SearchSpace.from_dict({**MACRO, "stages": [{**stage, **change}]})

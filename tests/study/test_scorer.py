@@ -72,6 +72,19 @@ def test_scores_are_those_of_single_networks(scorer: BatchScorer) -> None:
     assert 0 < refused < len(rows)  # strided skips
 
 
+def test_universal_bottlenecks_are_scored_like_single_networks(mobilenetv4_space: SearchSpace) -> None:
+    space = mobilenetv4_space.restricted([192])
+    scorer = BatchScorer(space, shipped_predictor(), _latency)
+    rows = scorer.sample(50, np.random.default_rng(0))
+    scores = scorer.score(rows)
+    assert np.isnan(scores.top1).all()  # no such network was fitted
+    for number, row in enumerate(rows):
+        architecture = space.build(scorer.decode(row))
+        spent = cost(architecture)
+        assert (scores.macs[number], scores.parameters[number]) == (spent.macs, spent.parameters)
+        assert scores.latency_ms[number] == pytest.approx(sum(map(_latency, layer_keys(architecture))))
+
+
 def test_latencies_are_those_of_a_calibrated_table() -> None:
     unknown = ErrorSummary(0, 0, 0, 0, 0, 0, 0, 0)
     calibration = Calibration(tuple(0.9 / 2**n for n in range(len(FEATURES))), unknown, unknown)
