@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nas.command import command
-from nas.console import print_report_summary, print_summary
+from nas.console import print_report_summary, print_summary, warn
 from nas.page.files import comparison_rows, write_comparison, write_report
 from nas.page.report import ReportError, read_study
 from nas.settings import plain
@@ -38,13 +38,13 @@ def main(config: Any) -> None:
     if settings.study is None:
         raise ReportError("name the folder of a study, e.g.: python -m nas.report results/digits")
     folder = Path(settings.study)
-    study = read_study(folder, settings.storage)
+    study = read_study(folder, settings.storage, warn)
     if settings.compare is None:
         print_report_summary(write_report(folder, study))
         return
     other = Path(settings.compare)
     path = Path(settings.output or folder / f"comparison-{other.resolve().name}.html")
-    first, second = write_comparison(path, study, read_study(other, settings.storage))
+    first, second = write_comparison(path, study, read_study(other, settings.storage, warn))
     rows = comparison_rows(first, second) | {"page": str(path)}
     print_summary(f"{first.name} and {second.name}", rows, f"open {path} in a browser")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -135,7 +136,8 @@ def _search(config: Any) -> None:
     extra = [*references.values(), *_budget_network(settings.budget_ms, space, resolution)]
     location = named.storage or str(folder / "study.journal")
     # Nothing is made on the disk before everything that can be refused was checked.
-    storage = open_storage(location) if named.storage or Path(location).exists() else None
+    opening = functools.partial(open_storage, location, named.wait_s, warn)
+    storage = opening() if named.storage or Path(location).exists() else None
     try:
         carried = table_of(storage, named.name) if storage is not None else None
         table = latencies.table(space, extra, carried)
@@ -155,7 +157,7 @@ def _search(config: Any) -> None:
             begun = named.storage is not None or carried is not None
             measuring = None if begun else latencies
             table, first = _screen(space, accuracy, table, measuring, settings, budget_ms)
-        storage = storage or open_storage(location)
+        storage = storage or opening()
         opened = open_study(
             storage,
             named.name,

@@ -473,13 +473,16 @@ class StudyConfig:
         name: what the study is called, and its folder.
         folder: folder of all studies.
         storage: database URL for studies of many machines; null: a file.
+        wait_s: how long a database that is away is waited for, at the start 90 s at most; 0: not at all.
     """
 
     name: str = MISSING
     folder: str = "results"
     storage: str | None = None
+    wait_s: float = 1800.0
 
     def __post_init__(self) -> None:
+        _at_least("study.wait_s", self.wait_s, 0)
         if self.name in ("", ".", "..") or Path(self.name).name != self.name:
             raise InputError(
                 f"study.name must be the name of a folder, not {self.name!r}; study.folder says where it lies"

@@ -11,10 +11,11 @@ How it is drawn and written is the business of the other modules of this package
 from __future__ import annotations
 
 import bisect
+import logging
 import math
 import re
 from collections import Counter
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -41,6 +42,7 @@ from search_spaces.gate import Gate
 from search_spaces.references import UnknownReferenceError, published_top1
 from search_spaces.space import SearchSpace
 
+_log = logging.getLogger(__name__)
 STUDY_FILE = "study.journal"
 # Study attribute with references that are no trials: networks of other families, measured end to end,
 # with the accuracy their authors publish; see nas.page.torchvision_reference.
@@ -543,20 +545,24 @@ def section(provenance: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 # -- reading ---------------------------------------------------------------------------------------
 
 
-def read_study(folder: Path, storage: str | None = None) -> optuna.Study:
+def read_study(
+    folder: Path, storage: str | None = None, say: Callable[[str], None] = _log.warning
+) -> optuna.Study:
     """The study kept in a folder, to be read; a search may be writing to it meanwhile.
 
     Args:
         folder: ``results/<study>``, holds ``study.journal``.
         storage: database the study of the folder's name is kept in, instead of the file.
+        say: told in one line when that database is away.
 
     Raises:
         ReportError: if there is no study.
+        nas.study.storage.StorageError: if the database does not answer.
     """
     name = folder.resolve().name
     opened: BaseStorage
     if storage is not None:
-        opened = open_storage(storage)
+        opened = open_storage(storage, say=say)
     else:
         path = folder / STUDY_FILE
         if not path.is_file():

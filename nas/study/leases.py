@@ -8,7 +8,8 @@ too many completes.
 
 A running trial carries a lease that its worker renews. Others watch it on their own clocks (those of
 different machines need not agree): a lease that stays the same for a while is that of a dead worker,
-its trial is failed as abandoned, and its network is free to be claimed again.
+its trial is failed as abandoned, and its network is free to be claimed again. While the database is
+away no lease lapses.
 """
 
 from __future__ import annotations
@@ -21,14 +22,17 @@ from contextlib import suppress
 from typing import Any, Protocol
 
 import optuna
-from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
+
+from nas.study.database import PatientStorage, StorageError
 
 # User attributes that are known only once a network is evaluated.
 RESULTS = ("top1", "deviation", "accuracy_source", "judgement", "error")
 
 _RENEWALS_PER_LEASE = 4
+_LAST_RENEWAL_S = 5.0
 
 
 class Ledger(Protocol):
@@ -150,7 +154,8 @@ class SharedLedger:
     def close(self) -> None:
         """See :class:`Ledger`."""
         self._stopped.set()
-        self._renewing.join()
+        # It may be waiting for a database that is away.
+        self._renewing.join(_LAST_RENEWAL_S)
 
     def _is_stale(self, trial: FrozenTrial) -> bool:
         lease = int(trial.user_attrs.get("lease", 0))
@@ -158,6 +163,9 @@ class SharedLedger:
         if known != lease:
             self._leases[trial.number] = (lease, time.monotonic())
             return False
+        if isinstance(self._storage, PatientStorage):
+            # While the database was away nobody could renew anything.
+            since = max(since, self._storage.answers_since)
         return time.monotonic() - since > self._lease_s
 
     def _abandon(self, trial: FrozenTrial) -> None:
@@ -171,8 +179,8 @@ class SharedLedger:
             if self._stopped.wait(self._lease_s / _RENEWALS_PER_LEASE):
                 return
             for trial_id in list(self._running.values()):
-                # A trial finished meanwhile needs no lease; a server away for a moment is asked again.
-                with suppress(UpdateFinishedTrialError, StorageInternalError):
+                # A trial finished meanwhile needs no lease; of a database that stays away the search tells.
+                with suppress(UpdateFinishedTrialError, StorageError):
                     self._storage.set_trial_user_attr(trial_id, "lease", count)
 
 

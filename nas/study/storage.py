@@ -11,28 +11,31 @@ is writing to it. One process writes at a time; a second one is refused.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import optuna
 from optuna.exceptions import ExperimentalWarning
-from optuna.storages import BaseStorage, JournalStorage, RDBStorage
+from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import BaseJournalBackend
 from optuna.trial import TrialState
 
 from nas.latency.table import FILES, MAX_BYTES, LatencyTable
 from nas.saving import HeldError, SaveError, hold, saving
+from nas.study.database import PatientStorage, StorageError
 from nas.study.journal import records, storage_of
 from nas.study.objective import Objective, directions, names
 from search_spaces.errors import InputError, masked
 from search_spaces.gate import MEGABYTE, Gate
 from search_spaces.space import SearchSpace
 
+_log = logging.getLogger(__name__)
 _SYNC_INTERVAL_S = 1.0
 _CONNECT_TIMEOUT_S = 10
 _OPENINGS = 4
@@ -42,10 +45,6 @@ _open_here: set[tuple[int, Path]] = set()
 # Study attribute with the files of the latency table that the study uses.
 _LAYERS = "latency_table"
 _LEARNT = (TrialState.COMPLETE, TrialState.RUNNING)
-
-
-class StorageError(InputError):
-    """A storage that cannot be used. The message says which and why."""
 
 
 class StudyMismatchError(InputError):
@@ -160,8 +159,15 @@ class JournalFile(BaseJournalBackend):
             os.ftruncate(self._descriptor, end)
 
 
-def open_storage(location: str) -> BaseStorage:
+def open_storage(
+    location: str, wait_s: float = 1800.0, say: Callable[[str], None] = _log.warning
+) -> BaseStorage:
     """Open a study file (a path) or a database (a URL with ``://``).
+
+    Args:
+        location: of the study.
+        wait_s: how long a database that is away is waited for, then and later; at the opening 90 s at most.
+        say: told in one line when it goes away, and when it is back.
 
     Raises:
         StorageError: if it cannot be opened or does not answer.
@@ -186,12 +192,14 @@ def open_storage(location: str) -> BaseStorage:
         engine["connect_args"] = {"connect_timeout": _CONNECT_TIMEOUT_S}
     for attempt in range(1, _OPENINGS + 1):
         try:
-            return RDBStorage(url, engine_kwargs=engine)
+            return PatientStorage(url, engine, wait_s, say)
         except ImportError as error:
             raise StorageError(
                 f"the study storage {masked(location)} needs a driver: "
                 f"pip install 'mobilenet-nas[postgres]' ({error})"
             ) from None
+        except StorageError:
+            raise
         except (SQLAlchemyError, RuntimeError, ValueError) as error:
             # Of machines that start together one creates the tables, the others have to look again.
             if attempt < _OPENINGS and isinstance(error, IntegrityError | ProgrammingError):

@@ -1,29 +1,29 @@
 """Many workers on one study, on a PostgreSQL server of our own."""
 
 import os
-import pwd
-import shutil
 import signal
-import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import optuna
+import psycopg
 import pytest
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import TrialState
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.orm import Session
 
 from nas.study.leases import SharedLedger
 from nas.study.loop import run_search
 from nas.study.objective import Pareto
 from nas.study.storage import open_storage, open_study
+from tests.study.postgres import PostgresServer
 from tests.study.search_cases import MadeUpAccuracy, MadeUpLatency, small_space
 
-BINARIES = [*sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)]
 WORKER = """
 import os, sys, time
 from pathlib import Path
@@ -52,52 +52,36 @@ run_search(study, small_space(), Pareto(), Logged(), MadeUpLatency(),
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    """URL of a database on a server that runs as long as the tests of this file."""
-    pytest.importorskip("psycopg", reason="needs the extra `postgres`")
-    binaries = next((each for each in BINARIES if (each / "initdb").exists()), None)
-    found = shutil.which("initdb")
-    if binaries is None and found is None:
-        pytest.skip("PostgreSQL is not installed (Debian: apt install postgresql)")
-    binaries = binaries or Path(str(found)).parent
-    user: str | None = None
-    # Not below pytest's own folders, which only their owner may enter.
-    folder = Path(tempfile.mkdtemp(prefix="postgres"))
-    if os.geteuid() == 0:
-        # The server refuses to run as root.
-        try:
-            user = pwd.getpwnam("postgres").pw_name
-        except KeyError:
-            pytest.skip("PostgreSQL does not run as root, and there is no user postgres")
-        shutil.chown(folder, user)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    data = folder / "data"
-
-    def run(*command: str) -> None:
-        subprocess.run(command, check=True, user=user, cwd=folder, stdout=subprocess.DEVNULL, timeout=60)
-
-    run(str(binaries / "initdb"), "-D", str(data), "-A", "trust", "-U", "nas", "--no-sync")
-    options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories='' -c fsync=off"
-    control = [str(binaries / "pg_ctl"), "-D", str(data), "-w", "-l", str(folder / "log")]
-    run(*control, "-o", options, "start")
-    yield f"postgresql://nas@127.0.0.1:{port}/postgres"
-    run(*control, "-m", "immediate", "stop")
-    shutil.rmtree(folder)
+def server() -> Iterator[PostgresServer]:
+    """A server that runs as long as the tests of this file."""
+    with PostgresServer() as running:
+        yield running
 
 
 @pytest.fixture
-def url(server: str) -> Iterator[str]:
-    yield server
-    storage = open_storage(server)
+def url(server: PostgresServer) -> Iterator[str]:
+    yield server.url
+    storage = open_storage(server.url)
     for study in optuna.get_all_study_names(storage):
         optuna.delete_study(study_name=study, storage=storage)
 
 
-def start(url: str, log: Path, trials: int, seconds: float = 0.0) -> subprocess.Popen[bytes]:
+def start(
+    url: str, log: Path, trials: int, seconds: float = 0.0, said: int | None = None
+) -> subprocess.Popen[bytes]:
     arguments = [sys.executable, "-c", WORKER, url, str(log), str(trials), str(seconds)]
-    return subprocess.Popen(arguments)
+    return subprocess.Popen(arguments, stderr=said)
+
+
+def asked_of(log: Path) -> int:
+    return len(log.read_text().split()) if log.exists() else 0
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def check(url: str, log: Path, trials: int) -> Counter[str]:
@@ -126,12 +110,91 @@ def test_many_workers_lose_no_trial_and_repeat_none(
     assert len(asked) == trials + 1
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["fast", "immediate"])
+def test_a_server_that_is_stopped_and_started_twice_is_waited_for(
+    server: PostgresServer, url: str, tmp_path: Path, mode: str
+) -> None:
+    trials = 120
+    logs = [tmp_path / f"asked {number}" for number in range(4)]
+    said = [tmp_path / f"said {number}" for number in range(4)]
+    workers = []
+    for log, words in zip(logs, said, strict=True):
+        with words.open("w") as file:
+            workers.append(start(url, log, trials, 0.4, said=file.fileno()))
+    for times in (1, 2):
+        for log in logs:
+            wait_for(lambda log=log, least=2 * times: asked_of(log) >= least)
+        server.stop(mode)
+        for words in said:
+            wait_for(lambda words=words, least=2 * times - 1: len(words.read_text().splitlines()) >= least)
+        time.sleep(3.0)  # the lease is 2 s
+        server.start()
+    assert [worker.wait(timeout=200) for worker in workers] == [0] * 4
+    together = tmp_path / "asked"
+    together.write_text("".join(log.read_text() for log in logs))
+    asked = check(url, together, trials)
+    assert set(asked.values()) == {1}
+    assert len(asked) == trials + 1
+    study = optuna.load_study(study_name="s", storage=open_storage(url))
+    assert not [trial for trial in study.get_trials() if "abandoned" in trial.user_attrs]
+    assert not study.get_trials(states=[TrialState.RUNNING])
+    for each in said:
+        lines = each.read_text().splitlines()
+        assert len(lines) == 4, lines
+        assert all("does not answer" in line and "waiting for it" in line for line in lines[::2])
+        assert all("answers again after" in line for line in lines[1::2])
+
+
+@pytest.mark.slow
+def test_a_server_that_is_away_at_the_beginning_is_waited_for(
+    server: PostgresServer, url: str, tmp_path: Path
+) -> None:
+    server.stop()
+    try:
+        worker = start(url, tmp_path / "asked", 3)
+        time.sleep(6)
+        assert worker.poll() is None
+    finally:
+        server.start()
+    assert worker.wait(timeout=100) == 0
+    check(url, tmp_path / "asked", 3)
+
+
+def test_what_was_done_before_the_connection_broke_is_not_done_again(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The worst moment: the database has committed, and the answer is lost."""
+    said: list[str] = []
+    storage = open_storage(url, say=said.append)
+    study = open_study(storage, "s", Pareto(), small_space(), {})
+    ledger = SharedLedger(study, storage)
+    commit = Session.commit
+    lost: list[None] = []
+
+    def cut_off(self: Session) -> None:
+        commit(self)
+        if not lost:
+            lost.append(None)
+            raise OperationalError("COMMIT", {}, psycopg.errors.AdminShutdown("terminating connection"))
+
+    monkeypatch.setattr(Session, "commit", cut_off)
+    attributes = {"architecture": "a", "kind": "candidate", "name": None}
+    claim = ledger.claim(optuna.create_trial(state=TrialState.RUNNING, user_attrs=attributes), total=1)
+    assert claim is not None
+    lost.clear()
+    storage.set_trial_state_values(study.trials[0]._trial_id, TrialState.COMPLETE, [1.0, 2.0])
+    assert len(lost) == 1
+    assert [(each.state, each.values) for each in study.trials] == [(TrialState.COMPLETE, [1.0, 2.0])]
+    with pytest.raises(UpdateFinishedTrialError):
+        storage.set_trial_state_values(study.trials[0]._trial_id, TrialState.FAIL)
+    ledger.close()
+
+
 def test_the_trial_of_a_killed_worker_is_taken_over(url: str, tmp_path: Path) -> None:
     log = tmp_path / "asked"
     victim = start(url, log, trials=4, seconds=100.0)
-    deadline = time.monotonic() + 60
-    while not log.exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
+    wait_for(lambda: asked_of(log) == 1)
     os.kill(victim.pid, signal.SIGKILL)
     victim.wait()
     interrupted = log.read_text().split()

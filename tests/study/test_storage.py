@@ -114,7 +114,7 @@ def test_files_that_are_no_studies_are_refused_and_left_alone(tmp_path: Path) ->
 
 def test_a_server_that_does_not_answer_is_named_without_its_password() -> None:
     with pytest.raises(StorageError) as caught:
-        open_storage("postgresql://me:secret@localhost:1/studies")
+        open_storage("postgresql://me:secret@localhost:1/studies", wait_s=0)
     assert "postgresql://me:***@localhost:1/studies" in str(caught.value)
     assert "secret" not in str(caught.value)
     assert "\n" not in str(caught.value)
