@@ -231,7 +231,7 @@ def features_of(table: LatencyTable, architectures: Sequence[Architecture]) -> N
 
 
 def load_networks(folder: Path) -> list[NetworkRecord]:
-    """The networks measured end to end for a table, none if there is no file.
+    """The networks measured end to end for a table, each once; none if there is no file.
 
     Raises:
         TableError: if the file is damaged.
@@ -241,13 +241,23 @@ def load_networks(folder: Path) -> list[NetworkRecord]:
     if not path.exists():
         return []
     gate = Gate(str(path), TableError, "move it away to go on without the networks")
-    records = []
-    for row in gate.sequence(gate.json(gate.text(path)), "networks", MAX_NETWORKS):
+    return read_networks(gate, gate.text(path))
+
+
+def read_networks(gate: Gate, text: str) -> list[NetworkRecord]:
+    """The inverse of :func:`networks_text`; what older versions wrote twice counts once.
+
+    Raises:
+        InputError: if it is damaged.
+    """
+    records: dict[Architecture, NetworkRecord] = {}
+    for row in gate.sequence(gate.json(text), "networks", MAX_NETWORKS):
         gate.fields("a network", row, ("architecture", *_TIMES))
         times = [gate.number(name, row[name], 1e-9, MAX_MS) for name in _TIMES]
         with gate.reading():
-            records.append(NetworkRecord(Architecture.from_dict(row["architecture"]), *times))
-    return records
+            record = NetworkRecord(Architecture.from_dict(row["architecture"]), *times)
+        records.setdefault(record.architecture, record)
+    return list(records.values())
 
 
 def network_records(measured: Measurement, statistic: str) -> list[NetworkRecord]:

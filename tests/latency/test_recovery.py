@@ -3,6 +3,7 @@
 import json
 import os
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +18,9 @@ from nas.measuring.progress import ProfileProgress
 from nas.measuring.rounds import MeasurementError
 from nas.runtimes.runtime import Runtime
 from nas.saving import HeldError, hold
+from search_spaces.architecture import Architecture
 from search_spaces.layers import LayerKey, layer_keys
+from search_spaces.references import reference
 from tests.fake_device import FakeTarget
 from tests.study.search_cases import small_space
 from tools.dying import run_dying
@@ -26,13 +29,26 @@ RUNTIME = Runtime()
 EFFORT = Effort(max_keys=40, networks=8, rounds=4)
 
 
-def _command(folder: Path, target: FakeTarget | None = None, max_keys: int = 40) -> LatencyTable:
+def _command(
+    folder: Path,
+    target: FakeTarget | None = None,
+    max_keys: int = 40,
+    references: Sequence[Architecture] = (),
+) -> LatencyTable:
     """What ``nas.search`` does before it searches."""
     # A device that holds little measures in several sessions.
     device = target or FakeTarget(noise=0.01, session_subjects=30)
     effort = replace(EFFORT, max_keys=max_keys)
     return ready_table(
-        small_space(), [], device, RUNTIME, "fake", folder, effort, ProfileProgress(), lambda line: None
+        small_space(),
+        references,
+        device,
+        RUNTIME,
+        "fake",
+        folder,
+        effort,
+        ProfileProgress(),
+        lambda line: None,
     )
 
 
@@ -86,6 +102,45 @@ def test_a_rerun_that_dies_as_well_ends_whole(tmp_path: Path) -> None:
         run_dying(lambda folder=folder: _command(folder), second, folder)
         _command(folder)
         _check(folder, whole)
+
+
+@pytest.mark.parametrize("memory", [12, 2_000])
+@pytest.mark.parametrize("step", [11, 14])
+def test_a_profile_goes_on_with_its_rounds_whatever_memory_is_free_by_then(
+    tmp_path: Path, step: int, memory: int
+) -> None:
+    """How much memory is free decides how many subjects take turns, not what was begun already."""
+    folder = tmp_path / "died"
+    assert run_dying(lambda: _command(folder), step, folder)
+    begun = {path.name: path.read_text() for path in folder.glob("partial-*.jsonl")}
+    assert begun
+    _command(folder, FakeTarget(noise=0.01, session_subjects=memory))
+    assert not [*folder.glob("partial-*")]
+    kept = {path.name: path.read_text() for path in folder.glob("samples-*.jsonl")}
+    for rounds in begun.values():
+        assert sum(text.startswith(rounds) for text in kept.values()) == 1
+    table = LatencyTable.load(folder)
+    measured = sum(len(text.splitlines()) - 1 for text in kept.values())
+    assert measured == EFFORT.rounds * len(table.header.sessions)
+    assert set(Counter(each.architecture for each in load_networks(folder)).values()) == {1}
+
+
+def test_an_extended_table_is_calibrated_on_each_network_once(tmp_path: Path) -> None:
+    """A network that counts twice vouches for itself when it is left out."""
+    before = _command(tmp_path)
+    target = FakeTarget(noise=0.01, session_subjects=30)
+    after = _command(tmp_path, target, 80, [reference("mobilenet_v2", 32, 10)])
+    assert target.asked
+    assert len(after.header.sessions) > len(before.header.sessions)
+    records = load_networks(tmp_path)
+    assert set(Counter(each.architecture for each in records).values()) == {1}
+    assert before.header.calibration is not None
+    assert after.header.calibration is not None
+    assert after.header.calibration.left_out.networks == len(records)
+    # Files of older versions held them twice.
+    rows = json.loads((tmp_path / NETWORKS).read_text())
+    (tmp_path / NETWORKS).write_text(json.dumps(rows + rows))
+    assert load_networks(tmp_path) == records
 
 
 # -- half-saved by an older version, which wrote file after file ----------------------------------
