@@ -84,7 +84,7 @@ def bundle(
             "multiply-accumulates": f"{counted.macs:,}",
             "input": f"1 x 3 x {architecture.resolution} x {architecture.resolution}",
         },
-        "Recipe": {name: str(value) for name, value in recipe.items()},
+        "Recipe": {name: str(value) for name, value in recipe.items() if value is not None},
         "Data": {
             **described,
             "training images": f"{len(split.train):,}",

@@ -68,7 +68,8 @@ def keys_of(command: str, chosen: Mapping[str, str] | None = None) -> list[str]:
     loaded = yaml.safe_load(_text(Path(f"{command}.yaml")))
     for group, choice in {**groups_of(command), **(chosen or {})}.items():
         if choice in choices_of(group):
-            loaded[group] = yaml.safe_load(_text(Path(group, f"{choice}.yaml")))
+            own = yaml.safe_load(_text(Path(group, f"{choice}.yaml")))
+            loaded[group] = {**own, **(loaded.get(group) or {})}
     return sorted(_dotted(loaded))
 
 

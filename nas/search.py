@@ -19,9 +19,10 @@ from threadpoolctl import threadpool_limits
 from nas.accuracy.imagenet import Predictor
 from nas.accuracy.source import AccuracyEstimator
 from nas.accuracy.train import TrainedAccuracy
-from nas.assembly import accuracy_of, hardware_of, objective_of, read_space
+from nas.assembly import accuracy_of, dataset_settings, hardware_of, objective_of, read_space
 from nas.command import command
 from nas.console import console, measuring_progress, print_report_summary, search_progress, warn
+from nas.finish import check_trainable, train_best
 from nas.latency.hardware import Hardware
 from nas.latency.provision import Effort, profile_command, reference_architectures, table_folder
 from nas.latency.source import LatencySource, keys_of
@@ -29,7 +30,7 @@ from nas.latency.table import LatencyTable
 from nas.latency.validation import Card, card_problem, load_card
 from nas.measuring.rounds import MeasurementError
 from nas.page.files import write_report
-from nas.page.report import JOINT, recommended, report_of
+from nas.page.report import JOINT, TRAINED, recommended, report_of
 from nas.page.timm_reference import is_timm, timm_references
 from nas.page.torchvision_reference import (
     TorchvisionReferenceError,
@@ -44,6 +45,7 @@ from nas.runtimes.runtime import Runtime
 from nas.saving import write_atomically
 from nas.settings import (
     DatasetConfig,
+    FinalRecipeSettings,
     HardwareConfig,
     ObjectiveConfig,
     ProfileSettings,
@@ -87,6 +89,7 @@ class SearchConfig:
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     study: StudyConfig = field(default_factory=StudyConfig)
     search: SearchSettings = field(default_factory=SearchSettings)
+    train: FinalRecipeSettings = field(default_factory=FinalRecipeSettings)
     profile: ProfileSettings = field(default_factory=ProfileSettings)
 
 
@@ -111,6 +114,10 @@ def _search(config: Any) -> None:
         name for name in settings.references if not is_torchvision(name) and not is_timm(name)
     ]
     space, accuracy, resolution = accuracy_of(config, read_space(config.search_space), settings)
+    images = dataset_settings(plain(config.dataset, DatasetConfig))
+    final = plain(config.train, FinalRecipeSettings)
+    if settings.train_best:
+        check_trainable(space, images, final)
     classes: tuple[str, ...] = ()
     if isinstance(accuracy, TrainedAccuracy) and resolution is not None:
         classes = accuracy.load(resolution).classes
@@ -211,6 +218,9 @@ def _search(config: Any) -> None:
         if end_to_end:
             known["end_to_end"] = end_to_end
         opened.set_user_attr("provenance", known)
+        if settings.train_best:
+            known[TRAINED] = train_best(opened, settings.train_best, images, final, folder)
+            opened.set_user_attr("provenance", known)
         report = report_of(opened, importances=False)
         known = {**known, "layers": layers(report, table)}
         if isinstance(accuracy, Predictor):

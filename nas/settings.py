@@ -289,15 +289,10 @@ class SupernetAccuracyConfig:
 
 
 @dataclass
-class FinalTrainSettings:
-    """What ``python -m nas.train`` trains, and how; see :class:`nas.training.final.FinalRecipe`.
+class FinalRecipeSettings:
+    """How networks are trained to the end; see :class:`nas.training.final.FinalRecipe`.
 
     Attributes:
-        architecture: block table (YAML), or the name of a reference.
-        resolution: side of the images, null for the table's own.
-        output: file of the weights that are kept.
-        checkpoint: what is trained; the same command goes on from there.
-        bundle: folder of a deploy bundle to write too: models, weights, code, model card; null: none.
         init: whose weights to begin with: scratch, a name or a file.
         teacher: whose answers are learnt besides the labels: torchvision:NAME, a name or a file; null: none.
         device: cpu, cuda or auto.
@@ -324,11 +319,6 @@ class FinalTrainSettings:
         seed: of initialisation, order, augmentation and dropout.
     """
 
-    architecture: str = MISSING
-    resolution: int | None = None
-    output: str = "trained.safetensors"
-    checkpoint: str = "training.safetensors"
-    bundle: str | None = None
     init: str = "scratch"
     teacher: str | None = None
     device: str = "auto"
@@ -356,6 +346,28 @@ class FinalTrainSettings:
 
     def __post_init__(self) -> None:
         _at_least("train.threads", self.threads, 1)
+
+
+@dataclass
+class FinalTrainSettings(FinalRecipeSettings):
+    """What ``python -m nas.train`` trains, and how.
+
+    Attributes:
+        architecture: block table (YAML), or the name of a reference.
+        resolution: side of the images, null for the table's own.
+        output: file of the weights that are kept.
+        checkpoint: what is trained; the same command goes on from there.
+        bundle: folder of a deploy bundle to write too: models, weights, code, model card; null: none.
+    """
+
+    architecture: str = MISSING
+    resolution: int | None = None
+    output: str = "trained.safetensors"
+    checkpoint: str = "training.safetensors"
+    bundle: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if self.resolution is not None:
             _at_least("train.resolution", self.resolution, 1)
 
@@ -507,6 +519,8 @@ class SearchSettings:
         end_to_end: networks of the front that are timed end to end after the search, besides the references;
             0: none.
         percentile: of a network's end-to-end latency that must be within the budget: 50, 90 or 99.
+        train_best: networks of the front that are trained to the end, with the references, by ``train.*``;
+            0: none.
         seed: of sampler and training.
         require_validation: refuse a latency table without a good validation card.
     """
@@ -523,6 +537,7 @@ class SearchSettings:
     refine_to_ms: float | None = None
     end_to_end: int = 0
     percentile: int = 50
+    train_best: int = 0
     seed: int = 0
     require_validation: bool = False
 

@@ -354,6 +354,54 @@ def test_netadapt_shrinks_a_network_of_the_front(run: Run, tmp_path: Path) -> No
 
 
 @pytest.mark.slow
+def test_the_best_of_a_search_are_trained_to_the_end_and_bundled(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(TINY_SPACE))
+    images = ["search_space=tiny.yaml", "dataset=synthetic", "dataset.resolutions=[16]"]
+    brief = [
+        "accuracy=train",
+        "accuracy.epochs=1",
+        "accuracy.threads=1",
+        "search.trials=4",
+        "search.caution=0",
+    ]
+    table = ["profile.max_keys=20", "profile.rounds=4", "profile.networks=4"]
+    final = ["train.epochs=4", "train.batch_size=32", "train.warmup_epochs=1", "train.threads=1"]
+    references = ["search.references=[mobilenet_v1_025]", "search.budget_ms=100"]
+    wanted = [*images, *brief, *table, *final, *references, "search.train_best=2"]
+    outcome = run("search", *wanted)
+    assert outcome.code == 0, outcome
+    folder = tmp_path / "results" / "host-tiny-synthetic"
+    rows = list(csv.DictReader((folder / "pareto.csv").open()))
+    assert {row["accuracy_source"] for row in rows} == {"trained"}
+    names = {path.name for path in (folder / "bundles").iterdir()}
+    assert "mobilenet_v1_025" in names
+    assert 1 < len(names) <= 3
+    note = f"{len(names)} networks were trained to the end, 4 epochs each"
+    assert note in (folder / "summary.md").read_text()
+    assert names >= {row["name"] or row["id"] for row in rows}
+    card = (folder / "bundles" / rows[0]["id"] / "README.md").read_text()
+    assert "| budget | 100.000 ms at p50: met |" in card
+    assert f"| {float(rows[0]['top1']):.2f} ±" in card
+    assert "| p99 |" in card
+    assert not list((folder / "training").iterdir())
+    before = {path: path.stat().st_mtime_ns for path in (folder / "bundles").rglob("*")}
+    again = run("search", *wanted)
+    assert again.code == 0, again
+    assert before == {path: path.stat().st_mtime_ns for path in (folder / "bundles").rglob("*")}
+    names = ("id", "top1", "accuracy_source")
+    later = {tuple(row[name] for name in names) for row in csv.DictReader((folder / "pareto.csv").open())}
+    assert later & {tuple(row[name] for name in names) for row in rows}
+
+
+def test_networks_of_other_classes_are_not_trained_to_the_end(run: Run) -> None:
+    _refused(run("search", "search.train_best=3"), "1,000 classes", "dataset=digits has 10")
+    _refused(
+        run("search", "accuracy=train", "search.train_best=3", "train.optimizer=adagrad"),
+        "train.optimizer must be sgd",
+    )
+
+
+@pytest.mark.slow
 def test_proxies_are_labelled(run: Run, tmp_path: Path) -> None:
     arguments = ["accuracy.resolution=32", "search_space.resolutions=[96]", "search.trials=3"]
     outcome = run("search", "hardware=rpi4", "accuracy=proxy", *arguments)

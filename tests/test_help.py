@@ -142,7 +142,8 @@ def test_every_field_of_the_schemas_is_explained() -> None:
         for each in dataclasses.fields(found):
             if types[each.name] is Any or dataclasses.is_dataclass(types[each.name]):
                 continue  # a group: what is in it is explained there
-            assert f"        {each.name}: " in (found.__doc__ or ""), f"{found.__name__}.{each.name}"
+            explained = "".join(base.__doc__ or "" for base in found.__mro__ if base is not object)
+            assert f"        {each.name}: " in explained, f"{found.__name__}.{each.name}"
 
 
 @pytest.mark.parametrize("name", sorted(SCHEMAS))

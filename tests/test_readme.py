@@ -97,7 +97,16 @@ RUNS: dict[str, tuple[str, str | None]] = {
     "python -m nas.validate": (_VALIDATE, "results/latency/host-onnxruntime-fp32-1t/card.md"),
     "python as_module.py": ("", None),
     "python -m nas.train train.architecture=results/my_images/architectures/ID.yaml dataset=imagefolder "
-    "dataset.root=my_images": ("train.epochs=1 train.threads=1 dataset.workers=0", "trained.safetensors"),
+    "dataset.root=my_images train.bundle=my_bundle": (
+        "train.epochs=2 train.warmup_epochs=1 train.threads=1 dataset.workers=0",
+        "my_bundle/network.py",
+    ),
+    "python -m nas.search accuracy=train dataset=imagefolder dataset.root=my_images study.name=my_images "
+    "search.train_best=3": (
+        f"search_space=my_space.yaml {_MEASURE} search.references=[mobilenet_v3_small_050] search.trials=3 "
+        "dataset.resolutions=[32] dataset.workers=0 accuracy.epochs=1 train.epochs=1 train.warmup_epochs=0",
+        "results/my_images/bundles/mobilenet_v3_small_050/README.md",
+    ),
     "python -m nas.supernet dataset=digits search_space=my_space.yaml": (
         "dataset.limit=256 supernet.epochs=1 supernet.threads=1",
         "supernet.safetensors",

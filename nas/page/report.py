@@ -16,7 +16,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ from nas.study.journal import JournalReader, storage_of
 from nas.study.objective import BYTES_PER_PARAMETER, THIRD_COSTS
 from nas.study.pareto import cost_bounds, dominated_share, front
 from nas.study.storage import open_storage
-from nas.study.trial import remeasured
+from nas.study.trial import remeasured, trained
 from search_spaces.architecture import MAX_RESOLUTION, Architecture
 from search_spaces.errors import InputError, shorten
 from search_spaces.gate import Gate
@@ -59,6 +59,8 @@ MIXED_KINDS = (
 _TRIALS_FOR_IMPORTANCE = 300
 _FEWEST_FOR_IMPORTANCE = 20
 _ID = re.compile(r"[0-9a-f]{10}")
+# The accuracy of a network that was trained by the final recipe, and the section of provenance about it.
+TRAINED = "trained"
 _KINDS = ("candidate", "reference", "refinement")
 # What every trial of ours says of its network.
 _OURS = frozenset(("architecture", "kind", "top1", "accuracy_source", "latency_ms", "latency_source"))
@@ -85,7 +87,8 @@ class NetworkResult:
         top1: accuracy in percent.
         judged_top1: accuracy the search went by: less where the objective is cautious.
         deviation: one standard deviation of the accuracy in points, None where unknown.
-        accuracy_source: ``measured``, ``given``, ``predicted``, ``published`` or ``proxy``.
+        accuracy_source: ``measured``, ``given``, ``predicted``, ``published`` or ``proxy``; ``trained`` after
+            the final recipe.
         latency_ms: milliseconds for one image; the median where it was timed end to end.
         latency_source: ``measured`` end to end, or the worst of its layers: ``table`` where all were
             measured, ``predicted``, ``estimated``.
@@ -359,9 +362,10 @@ class Report:
     def front(self) -> tuple[NetworkResult, ...]:
         """Networks within the budget that no other one dominates, by latency, references included.
 
-        Where the search has timed its best networks end to end, these alone are recommended.
+        Where the search has timed its best networks end to end, or trained them to the end, these alone are
+        recommended.
         """
-        return self._front(self._timed)
+        return self._front(self._recommendable)
 
     @cached_property
     def table_front(self) -> tuple[NetworkResult, ...]:
@@ -376,12 +380,15 @@ class Report:
         return tuple(sorted(chosen, key=lambda network: network.latency_ms))
 
     @cached_property
-    def _timed(self) -> list[NetworkResult]:
-        """The trials that were timed end to end; all of them while there are newer trials than that."""
-        trials = [network for network in self.networks if network.trial >= 0]
-        if section(self.provenance, "end_to_end").get("trials") != len(trials):
-            return trials
-        return [network for network in trials if network.latency_source == "measured"]
+    def _recommendable(self) -> list[NetworkResult]:
+        """The trials that were timed end to end and trained to the end; all while there are newer trials."""
+        trials = found = [network for network in self.networks if network.trial >= 0]
+        if section(self.provenance, "end_to_end").get("trials") == len(trials):
+            found = [network for network in found if network.latency_source == "measured"]
+        if section(self.provenance, TRAINED).get("trials") == len(trials):
+            # Accuracies of brief trainings and predictions are not set against those of long ones.
+            found = [network for network in found if network.accuracy_source == TRAINED]
+        return found
 
     @property
     def percentile(self) -> int:
@@ -413,9 +420,9 @@ class Report:
 
     def answer_at(self, reference: NetworkResult, latency_ms: float) -> Answer:
         """What the study found beside a reference within a latency, be it the reference's own or another."""
-        timed = {network.trial for network in self._timed}
+        recommendable = {network.trial for network in self._recommendable}
         known = (self.joint, self.caution, self.recipe)
-        return _answer(reference, latency_ms, self.candidates, timed, *known)
+        return _answer(reference, latency_ms, self.candidates, recommendable, *known)
 
     @cached_property
     def positions(self) -> dict[int, int]:
@@ -475,7 +482,8 @@ class Report:
     @property
     def judgement_note(self) -> str:
         """On how many images trained networks were judged, and what chance would get; empty without any."""
-        judged = [each.judgement for each in self.networks if each.judgement]
+        trained_ones = [each for each in self.networks if each.accuracy_source == TRAINED]
+        judged = [each.judgement for each in trained_ones or self.networks if each.judgement]
         if not judged:
             return ""
         best = max(judged, key=lambda each: each.top1)
@@ -489,9 +497,24 @@ class Report:
         return f"{note} That is not above chance: accuracies here tell nothing apart (see dataset.balanced)."
 
     @property
+    def training_note(self) -> str:
+        """A sentence on which networks were trained to the end, empty where none was."""
+        count = self.source_counts("accuracy_source").get(TRAINED, 0)
+        if not count:
+            return ""
+        known = section(self.provenance, TRAINED)
+        epochs = section(known, "recipe").get("epochs")
+        images = known.get("judged_on") or "images that training never saw"
+        return (
+            f"{count} networks were trained to the end{f', {epochs} epochs each' if epochs else ''}, and "
+            f"judged on {images}: these accuracies are called {TRAINED}, and "
+            "the front consists of these networks."
+        )
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """Sentences on what accuracies are worth."""
-        return tuple(each for each in (self.recipe_note, self.judgement_note) if each)
+        return tuple(each for each in (self.recipe_note, self.judgement_note, self.training_note) if each)
 
     @property
     def compared(self) -> dict[str, Architecture]:
@@ -602,13 +625,13 @@ def report_of(study: optuna.Study, importances: bool = True) -> Report:
 def _report(gate: Gate, study: optuna.Study, attributes: Mapping[str, Any], importances: bool) -> Report:
     space = SearchSpace.from_dict(gate.plain(attributes["space"]))
     trials = study.get_trials(deepcopy=False)
-    finished = [trial for trial in trials if trial.state == TrialState.COMPLETE]
+    ended = [trial for trial in trials if trial.state == TrialState.COMPLETE]
     # Somebody may have added trials of their own with plain Optuna.
-    complete = [trial for trial in finished if trial.user_attrs.keys() >= _OURS]
+    complete = [trial for trial in ended if trial.user_attrs.keys() >= _OURS]
     if not complete:
         raise ReportError(
             f"study {study.study_name!r} holds no complete trial yet"
-            + (f", but {len(finished)} that this program did not make" if finished else "")
+            + (f", but {len(ended)} that this program did not make" if ended else "")
         )
     objectives = study.metric_names or ["top1", "latency_ms"]
     third = gate.choice("a third objective", objectives[2], THIRD_COSTS) if len(objectives) > 2 else None
@@ -617,16 +640,19 @@ def _report(gate: Gate, study: optuna.Study, attributes: Mapping[str, Any], impo
     known = _Known(
         gate.number("search.caution", caution, 0, 1_000),
         remeasured(attributes),
+        # While networks are being trained, the report is that of the search.
+        trained(attributes) if section(provenance, TRAINED) else {},
         gate.mapping(section(provenance, "latency").get("error_percent") or {}, "error_percent"),
     )
     networks = tuple(_network(gate, trial, space, known) for trial in complete)
     budget = provenance.get("budget_ms")
     budget_ms = None if budget is None else gate.number("budget_ms", budget, 1e-9, MAX_MS)
+    finished = tuple(_finished(gate, each, known) for each in networks)
     return Report(
         name=study.study_name,
-        networks=networks + _published(gate, attributes.get(PUBLISHED) or {}),
+        networks=finished + _published(gate, attributes.get(PUBLISHED) or {}),
         failed=sum(trial.state == TrialState.FAIL for trial in trials),
-        foreign=len(finished) - len(complete),
+        foreign=len(ended) - len(complete),
         failures=_failures(trials),
         budget_ms=budget_ms,
         hypervolume=_hypervolume_over_trials(networks, budget_ms, third),
@@ -645,11 +671,13 @@ class _Known:
     Attributes:
         caution: standard deviations taken off uncertain accuracies.
         remeasured: latencies by architecture id, see :mod:`nas.study.trial`.
+        trained: how well networks did that were trained to the end, by architecture id.
         error_percent: standard deviation of latencies by source.
     """
 
     caution: float
     remeasured: Mapping[str, Any]
+    trained: Mapping[str, Any]
     error_percent: Mapping[str, Any]
 
 
@@ -702,6 +730,21 @@ def _network(
         judgement=_judgement(gate, attributes.get("judgement")),
         **_percentiles(gate, latency, known.error_percent),
         **_measured(gate, {**attributes, **latency}),
+    )
+
+
+def _finished(gate: Gate, network: NetworkResult, known: _Known) -> NetworkResult:
+    """The network with the accuracy of its final training, where it had one."""
+    if network.id not in known.trained:
+        return network
+    judgement = Judgement.from_dict(gate.mapping(known.trained[network.id])["judgement"], gate)
+    return replace(
+        network,
+        top1=judgement.top1,
+        judged_top1=judgement.top1 - known.caution * judgement.deviation,
+        deviation=judgement.deviation,
+        accuracy_source=TRAINED,
+        judgement=judgement,
     )
 
 
@@ -798,7 +841,7 @@ def _answer(
     reference: NetworkResult,
     latency_ms: float,
     candidates: Iterable[NetworkResult],
-    timed: Container[int],
+    recommendable: Container[int],
     joint: JointPrediction | None,
     caution: float,
     recipe: str,
@@ -810,7 +853,7 @@ def _answer(
         if as_fast_as_it:
             # What was passed over was a choice, too.
             choices.append(candidate.id)
-        if candidate.trial not in timed:
+        if candidate.trial not in recommendable:
             continue
         if as_fast_as_it and (as_fast is None or candidate.judged_top1 > as_fast.judged_top1):
             as_fast = candidate
@@ -831,9 +874,14 @@ def _gain(
     joint: JointPrediction | None,
     caution: float,
 ) -> Gain:
-    if joint is None or found.id not in joint or reference.id not in joint:
+    predicted = found.accuracy_source == "predicted"
+    if not predicted or joint is None or found.id not in joint or reference.id not in joint:
         unit = "of the score" if found.accuracy_source == "proxy" else "points"
-        return Gain(found.top1 - reference.top1, unit=unit)
+        deviation = None
+        if found.judgement and reference.judgement and found.deviation and reference.deviation:
+            # As if judged on different images: on the same ones the difference scatters less.
+            deviation = math.hypot(found.deviation, reference.deviation)
+        return Gain(found.top1 - reference.top1, deviation, unit=unit)
     difference = joint.difference(found.id, reference.id)
     known = [each for each in dict.fromkeys(choices) if each in joint]
     lost = joint.disappointment(known, caution)

@@ -1,4 +1,4 @@
-"""Better latencies of networks than their trials hold: a complete trial cannot change."""
+"""What is learned of networks after their trials: a complete trial cannot change."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ from typing import Any
 
 import optuna
 
+from nas.accuracy.source import Judgement
+
 # Prefix of the study's attributes, one a network: machines that share a study do not overwrite what others
 # measured.
 _REMEASURED = "remeasured:"
+_TRAINED = "trained:"
 
 
 def remeasure(study: optuna.Study, latencies: Mapping[str, Mapping[str, Any]]) -> None:
@@ -28,3 +31,23 @@ def remeasured(attributes: Mapping[str, Any]) -> dict[str, Any]:
     """What :func:`remeasure` kept among a study's attributes, by architecture id."""
     start = len(_REMEASURED)
     return {name[start:]: value for name, value in attributes.items() if name.startswith(_REMEASURED)}
+
+
+def train_to_the_end(
+    study: optuna.Study, architecture: str, judged: Judgement, made: Mapping[str, Any]
+) -> None:
+    """Record how well a network does that was trained to the end; reports put it in the trial's place.
+
+    Args:
+        study: the study.
+        architecture: id of the network.
+        judged: how well it does.
+        made: how that came about, plain values.
+    """
+    study.set_user_attr(_TRAINED + architecture, {"judgement": judged.to_dict(), **made})
+
+
+def trained(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """What :func:`train_to_the_end` kept among a study's attributes, by architecture id."""
+    start = len(_TRAINED)
+    return {name[start:]: value for name, value in attributes.items() if name.startswith(_TRAINED)}

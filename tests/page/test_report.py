@@ -269,3 +269,26 @@ def test_chance_is_said_beside_trained_accuracies() -> None:
     better = report(*found.networks, replace(network(100, 6, trial=1), judgement=able))
     assert "above chance" not in better.judgement_note
     assert "class_mean" in pareto_csv(better)
+
+
+def test_networks_trained_to_the_end_are_recommended_alone() -> None:
+    brief = network(90, 2, 1)
+    trained = [
+        replace(each, accuracy_source="trained", judgement=Judgement(each.top1, each.top1, 10, "a", 500))
+        for each in (network(80, 2, 2), network(75, 1, 3), network(78, 3, 4, "mobilenet_v2"))
+    ]
+    found = report(brief, *trained, provenance={"trained": {"trials": 4, "judged_on": "test images"}})
+    assert [each.trial for each in found.front] == [3, 2]
+    assert "3 networks were trained to the end" in found.training_note
+    (answer,) = found.answers
+    assert answer.as_fast is not None
+    assert answer.as_fast.trial == 2
+    assert answer.gained is not None
+    assert answer.gained.deviation == pytest.approx(0.5 * 2**0.5)
+    # A trial later the front is that of the search again.
+    assert [
+        each.trial for each in report(brief, network(1, 9, 5), *trained, provenance=found.provenance).front
+    ] == [
+        3,
+        1,
+    ]

@@ -1,0 +1,294 @@
+"""Networks trained to the end: one for ``nas.train``, the best of a search for ``search.train_best``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Container, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import optuna
+import torch
+from rich.progress import Progress, TaskID
+from torch import nn
+
+from nas import data
+from nas.accuracy.source import Judgement
+from nas.accuracy.train import answers
+from nas.bundle import bundle, shown
+from nas.console import console, progress_bars, warn
+from nas.data import DatasetSettings, ImageSource, Split
+from nas.network import Network, WeightsError
+from nas.page.report import NetworkResult, Report, report_of
+from nas.settings import FinalRecipeSettings
+from nas.study.trial import train_to_the_end, trained
+from nas.training.final import FinalProgress, FinalRecipe, FinalTraining
+from nas.training.inherit import inherit
+from nas.training.pretrained import pretrained
+from nas.training.processes import Processes, joined
+from nas.training.supernet_training import TrainingError
+from search_spaces.architecture import Architecture
+from search_spaces.errors import InputError
+from search_spaces.space import SearchSpace
+
+_TORCHVISION = "torchvision:"
+RANKING, TEST = "images that rank candidates", "test images that ranked none"
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A network trained to the end.
+
+    Attributes:
+        network: with the weights that are kept, in evaluation mode.
+        split: images it was trained and judged on.
+        recipe: how it was trained, for people.
+        judged: how well it does, by what it was judged on; the last one counts.
+        rows: what there is to say of the training.
+    """
+
+    network: Network
+    split: Split
+    recipe: Mapping[str, Any]
+    judged: Mapping[str, Judgement]
+    rows: Mapping[str, str]
+
+
+def finish(
+    architecture: Architecture,
+    images: DatasetSettings,
+    settings: FinalRecipeSettings,
+    checkpoint: Path,
+    processes: Processes,
+    label: str,
+) -> Finished | None:
+    """Train a network to the end, or go on from a checkpoint, and judge it.
+
+    Args:
+        architecture: with as many classes as the images have.
+        images: which they are.
+        settings: how to train.
+        checkpoint: what is trained.
+        processes: that train together.
+        label: of the progress bar.
+
+    Returns:
+        The trained network; None in all processes but the first.
+
+    Raises:
+        InputError: if settings, images and weights to begin with do not fit each other.
+        TrainingError: if the loss is not finite or memory does not suffice; the checkpoint is kept.
+    """
+    split = data.load(images, architecture.resolution)
+    torch.manual_seed(settings.seed)
+    network = Network(architecture)
+    rows = {}
+    if settings.init != "scratch":
+        rows["begun with"] = str(inherit(network, pretrained(settings.init), settings.init))
+    teacher = _teacher(settings.teacher, architecture) if settings.teacher else None
+    training = FinalTraining(network, split, final_recipe(settings), processes, checkpoint, teacher)
+    begun = training.step
+    with _progress(processes, training, label) as report:
+        training.run(report)
+    if not processes.is_first:
+        return None
+    found = training.result
+    rows["trained"] = f"{training.step:,} steps, {begun:,} of them before; last loss {training.curve[-1]:.3f}"
+    judged = {RANKING: _judged(found, split, split.validation)}
+    if split.test is not None:
+        judged[TEST] = _judged(found, split, split.test)
+    rows |= {f"top-1, {name}": shown(each) for name, each in judged.items()}
+    recipe = {**asdict(training.recipe), "init": settings.init, "teacher": settings.teacher}
+    return Finished(found, split, recipe, judged, rows)
+
+
+def final_recipe(settings: FinalRecipeSettings) -> FinalRecipe:
+    """The recipe that settings describe.
+
+    Raises:
+        InputError: if a setting is wrong.
+    """
+    return FinalRecipe(**{each.name: getattr(settings, each.name) for each in fields(FinalRecipe)})
+
+
+def check_trainable(space: SearchSpace, images: DatasetSettings, settings: FinalRecipeSettings) -> None:
+    """Refuse ``search.train_best`` before anything is measured, where it could not be done.
+
+    Raises:
+        InputError: naming the setting to change.
+    """
+    final_recipe(settings)
+    classes = data.class_count(images)
+    if classes != space.classes:
+        raise InputError(
+            f"search.train_best needs images of the networks' {space.classes:,} classes, dataset="
+            f"{images.name} has {classes:,}: search with accuracy=train or supernet, or use nas.train"
+        )
+    if settings.init != "scratch":
+        pretrained(settings.init)
+
+
+def train_best(
+    study: optuna.Study,
+    count: int,
+    images: DatasetSettings,
+    settings: FinalRecipeSettings,
+    folder: Path,
+) -> dict[str, Any]:
+    """Train the best networks of a search and its references to the end, and write a bundle of each.
+
+    What was trained is in the study; the same command trains no network again, and goes on with one that was
+    interrupted.
+
+    Args:
+        study: after its search; gets accuracies by the final recipe.
+        count: networks of the front, besides the references.
+        images: that they are trained on.
+        settings: how.
+        folder: of the study: bundles are written below it.
+
+    Returns:
+        What the report has to know of it.
+    """
+    report = report_of(study, importances=False)
+    recipe = {**asdict(final_recipe(settings)), "init": settings.init, "teacher": settings.teacher}
+    trials = sum(each.trial >= 0 for each in report.networks)
+    known = {
+        name: each
+        for name, each in trained(study.user_attrs).items()
+        if each.get("recipe") == recipe and (folder / "bundles" / each.get("label", name)).exists()
+    }
+    # Timed anew, a front is a little different: that alone is no reason to train others.
+    wanted = finalists(report, count, [name for name, each in known.items() if each.get("trials") == trials])
+    judged_on = RANKING
+    with joined(settings.device) as processes:
+        for number, (name, found) in enumerate(wanted.items(), start=1):
+            if found.id in known:
+                judged_on = known[found.id]["judged_on"]
+                continue
+            assert found.architecture is not None
+            checkpoint = folder / "training" / f"{name}.safetensors"
+            checkpoint.parent.mkdir(parents=True, exist_ok=True)
+            label = f"{name} ({number} of {len(wanted)})"
+            try:
+                finished = finish(found.architecture, images, settings, checkpoint, processes, label)
+            except TrainingError as error:
+                # The others are not lost with it.
+                warn(f"warning: {name} was not trained to the end: {error}")
+                continue
+            if finished is None:
+                continue
+            judged_on, judged = list(finished.judged.items())[-1]
+            console.print(f"{name}: {shown(judged)} ({judged_on})", markup=False)
+            bundle(
+                folder / "bundles" / name,
+                finished.network,
+                finished.split,
+                images,
+                finished.recipe,
+                finished.judged,
+                _latency_rows(report, found),
+                name,
+            )
+            made = {"judged_on": judged_on, "recipe": recipe, "trials": trials, "label": name}
+            train_to_the_end(study, found.id, judged, made)
+            checkpoint.unlink()
+    return {
+        "trials": trials,
+        "networks": len(wanted),
+        "judged_on": judged_on,
+        "recipe": recipe,
+    }
+
+
+def finalists(report: Report, count: int, known: Container[str] = ()) -> dict[str, NetworkResult]:
+    """Which networks are trained to the end, by label: some candidates, and the references.
+
+    Args:
+        report: of the search.
+        count: how many candidates.
+        known: ids of those that were trained already: they count first. Then the most accurate of the front,
+            those found at the references' latencies, the budget's first, and what is farthest from these.
+    """
+    front = [each for each in report.front if each.kind != "reference" and each.architecture]
+    # The most accurate one stands beside the budget, or at the end of the front.
+    beside = [*front[-1:], *(answer.as_fast for answer in report.answers if answer.as_fast)]
+    first = [each for each in report.candidates if each.id in known and each.architecture]
+    found = {each.label: each for each in (*first, *(each for each in beside if each in front))}
+    while front and len(found) < min(count, len(front)):
+        chosen = [each.latency_ms for each in found.values()]
+        farthest = max(front, key=lambda each: min(abs(math.log(each.latency_ms / ms)) for ms in chosen))
+        found[farthest.label] = farthest
+    references = (each for each in report.references if each.architecture and each.trial >= 0)
+    return dict(list(found.items())[:count]) | {each.label: each for each in references}
+
+
+def _latency_rows(report: Report, network: NetworkResult) -> dict[str, str]:
+    """Rows of a model card: latency on the searched hardware, and whether the budget is met."""
+    error = "" if network.latency_error_ms is None else f" ± {network.latency_error_ms:.3f}"
+    rows = {"hardware": report.title, "p50": f"{network.latency_ms:.3f}{error} ms ({network.latency_source})"}
+    for name, value in (("p90", network.p90_ms), ("p99", network.p99_ms)):
+        if value is not None:
+            rows[name] = f"{value:.3f} ms"
+    if report.bound_ms is not None:
+        met = "met" if report.is_within_budget(network) else "not met"
+        rows["budget"] = f"{report.bound_ms:.3f} ms at p{report.percentile}: {met}"
+    return rows
+
+
+def _teacher(name: str, architecture: Architecture) -> nn.Module:
+    """A trained network with as many classes.
+
+    Raises:
+        WeightsError: if it cannot be had, or has other classes.
+    """
+    if name.startswith(_TORCHVISION):
+        from torchvision import models
+
+        model = name.removeprefix(_TORCHVISION)
+        if model not in models.list_models(module=models):
+            raise WeightsError(f"train.teacher={name}: torchvision has no classifier of this name")
+        try:
+            found: nn.Module = models.get_model(model, weights="DEFAULT")
+        except (OSError, RuntimeError) as error:
+            raise WeightsError(f"torchvision cannot fetch the weights of {model}: {error}") from None
+    else:
+        found = pretrained(name)
+    side = architecture.resolution
+    with torch.no_grad():
+        classes = found.eval()(torch.zeros(1, 3, side, side)).shape[1]
+    if classes != architecture.classes:
+        raise WeightsError(
+            f"the teacher {name} knows {classes} classes, the dataset has {architecture.classes}"
+        )
+    return found
+
+
+def _judged(network: nn.Module, split: Split, images: ImageSource) -> Judgement:
+    return Judgement.of(answers(network, images, 256).tolist(), images.labels.tolist(), split.classes)
+
+
+@contextmanager
+def _progress(processes: Processes, training: FinalTraining, label: str) -> Iterator[Any]:
+    """What reports steps, the loss and the time left; nothing in all processes but the first."""
+    if not processes.is_first:
+        yield None
+        return
+    with progress_bars() as bars:
+        yield _Report(bars, bars.add_task(label, total=training.steps), label)
+
+
+@dataclass(frozen=True, slots=True)
+class _Report:
+    bars: Progress
+    task: TaskID
+    label: str
+
+    def __call__(self, progress: FinalProgress) -> None:
+        text = (
+            f"{self.label}, loss {progress.loss:.2f}, {progress.images_per_second:,.0f} images/s "
+            f"({progress.loading_share:.0%} of the time loading), steps"
+        )
+        self.bars.update(self.task, completed=progress.step, description=text)
