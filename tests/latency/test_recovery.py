@@ -129,7 +129,7 @@ def test_an_extended_table_is_calibrated_on_each_network_once(tmp_path: Path) ->
     """A network that counts twice vouches for itself when it is left out."""
     before = _command(tmp_path)
     target = FakeTarget(noise=0.01, session_subjects=30)
-    after = _command(tmp_path, target, 80, [reference("mobilenet_v2", 32, 10)])
+    after = _command(tmp_path, target, 80, [reference("mobilenet_v2", 96, 10)])
     assert target.asked
     assert len(after.header.sessions) > len(before.header.sessions)
     records = load_networks(tmp_path)
