@@ -185,6 +185,34 @@ def convolutions(operators: Iterable[Operator]) -> Iterator[Conv]:
             yield from operator.convs
 
 
+def roles(operators: Iterable[Operator]) -> Iterator[tuple[str, Conv]]:
+    """All convolutions and linear layers in order, each with what it is there for, unlike its neighbours'.
+
+    Of a block ``start``, ``expand``, ``depthwise``, ``squeeze``, ``excite`` and ``project``; of a head
+    ``conv`` (``conv1``, ...), ``hidden`` and ``classifier``; a convolution alone in its layer is ``conv``.
+    """
+    found = list(operators)
+    maps = [each for each in found if isinstance(each, Conv) and not isinstance(each, Linear)]
+    alone = len(maps) == 1 or any(isinstance(each, Pool) for each in found)
+    dense = sum(not each.depthwise for each in maps)  # still to come
+    linear = sum(isinstance(each, Linear) for each in found)
+    number = 0
+    for operator in found:
+        if isinstance(operator, SqueezeExcitation):
+            yield from zip(("squeeze", "excite"), operator.convs, strict=True)
+        elif isinstance(operator, Linear):
+            linear -= 1
+            yield ("hidden" if linear else "classifier"), operator
+        elif isinstance(operator, Conv) and alone:
+            yield f"conv{number or ''}", operator
+            number += 1
+        elif isinstance(operator, Conv) and operator.depthwise:
+            yield ("start" if dense > 1 else "depthwise"), operator
+        elif isinstance(operator, Conv):
+            dense -= 1
+            yield ("expand" if dense else "project"), operator
+
+
 def peak_values(operators: Iterable[Operator]) -> int:
     """The most values that have to be held at once: input, output, and an input kept for an addition."""
     found = list(operators)

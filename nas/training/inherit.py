@@ -7,13 +7,15 @@ Stages are matched by how much they have reduced the image, blocks by their plac
 border between layers the most important channels stay, in their order, so that neighbours agree on them;
 residual borders are shared by all blocks of a stage. Kernels are cropped or padded around their middle. A
 block that the source lacks begins as an identity where its shape allows: the scale of its last norm is zero.
-A network inherits from an equal one exactly. (Cf. Cai et al. 2020, "Once-for-All", arXiv 1908.09791.)
+Kinds of blocks inherit from each other what both have; a depthwise convolution that the source's block lacks
+begins with handing on what it is given. A network inherits from an equal one exactly. (Cf. Cai et al. 2020,
+"Once-for-All", arXiv 1908.09791.)
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -21,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from nas.network import Layer, Network, layers_of
-from search_spaces.ops import Add, Conv, Linear, SqueezeExcitation
+from search_spaces.ops import Add, Conv, roles
 
 # For each channel of the network the channel of the source, -1 for one that is new.
 _Map = list[int]
@@ -72,7 +74,7 @@ def inherit(network: Network, source: Network, name: str = "the source") -> Inhe
             lacking = partner is None or (after in known and known[after][0] != theirs.borders[partner + 1])
             if partner is None or lacking:
                 # It adds to a border whose channels it knows nothing of.
-                identities += _silence(mine.blocks[number])
+                identities += _silence(_last(mine.blocks[number]))
                 known.setdefault(after, (_NEW, [_NEW] * mine.channels[after]))
                 continue
             inputs = _agreed(known[before], theirs.borders[partner], theirs, mine.channels[before])
@@ -127,8 +129,8 @@ class _Parts:
             stride *= math.prod(each.stride for each in block.operators if isinstance(each, Conv))
             self.borders.append(border)
             self.strides.append(stride)
-            self._producers.setdefault(border, []).append(products["project"])
-            self.channels[border] = products["project"].conv.weight.shape[0]
+            self._producers.setdefault(border, []).append(_last(products))
+            self.channels[border] = _last(products).conv.weight.shape[0]
 
     def importance(self, border: int) -> Tensor:
         """Of each channel of a border: the mean over the layers that write to it."""
@@ -145,30 +147,21 @@ class _Parts:
 def _products(layer: Layer) -> dict[str, _Product]:
     """The convolutions and linear layers of a layer by what they are there for."""
     modules = [each for each in layer.modules() if isinstance(each, nn.Conv2d | nn.Linear | nn.BatchNorm2d)]
-    roles: list[str] = []
-    depthwise = any(isinstance(each, Conv) and each.depthwise for each in layer.operators)
-    for operator in layer.operators:
-        if isinstance(operator, SqueezeExcitation):
-            roles += ["reduce", "excite"]
-        elif isinstance(operator, Linear):
-            roles.append(f"linear{sum(role.startswith('linear') for role in roles)}")
-        elif isinstance(operator, Conv) and operator.depthwise:
-            roles.append("depthwise")
-        elif isinstance(operator, Conv) and depthwise:
-            roles.append("project" if "depthwise" in roles else "expand")
-        elif isinstance(operator, Conv):
-            number = sum(role.startswith("conv") for role in roles)
-            roles.append(f"conv{number or ''}")
     found: dict[str, _Product] = {}
-    remaining = iter(roles)
+    remaining = roles(layer.operators)
     for place, module in enumerate(modules):
         if isinstance(module, nn.BatchNorm2d):
             continue
         following = modules[place + 1] if place + 1 < len(modules) else None
         norm = following if isinstance(following, nn.BatchNorm2d) else None
-        role = next(remaining)
+        role, _ = next(remaining)
         found[role] = _Product(role, module, norm)
     return found
+
+
+def _last(products: Mapping[str, _Product]) -> _Product:
+    """What writes to the border behind a block."""
+    return [*products.values()][-1]
 
 
 # -- who inherits from whom ------------------------------------------------------------------------
@@ -247,43 +240,59 @@ def _resized(weight: Tensor, kernel: int) -> Tensor:
 
 
 def _copy_block(mine: dict[str, _Product], theirs: dict[str, _Product], before: _Map, after: _Map) -> int:
-    width = mine["depthwise"].conv.weight.shape[0]
+    if "project" not in mine or "project" not in theirs:
+        # A skip that changes the shape has one convolution for all.
+        return _copy(mine["conv"], theirs["conv"], before, after) if mine.keys() == theirs.keys() else 0
+    width = mine["project"].conv.weight.shape[1]
+    importances = [theirs[role].importance() for role in ("depthwise", "expand") if role in theirs]
     if "expand" in mine and "expand" in theirs:
-        importance = theirs["depthwise"].importance() * theirs["expand"].importance()
-        inside = _chosen(importance, width)
+        inside = _chosen(torch.stack(importances).prod(0), width)
     elif "expand" not in mine and "expand" not in theirs:
         inside = before  # the block's own channels are its input's
     else:
-        inside = _chosen(theirs["depthwise"].importance(), width)
-    copied = _copy(mine["depthwise"], theirs["depthwise"], [0], inside)
+        inside = _chosen(importances[0], width)
+    copied = 0
+    for role, channels in (("start", before), ("depthwise", inside)):
+        if role in mine and role in theirs:
+            copied += _copy(mine[role], theirs[role], [0], channels)
+        elif role in mine:
+            _pass_on(mine[role])
     if "expand" in mine and "expand" in theirs:
         copied += _copy(mine["expand"], theirs["expand"], before, inside)
-    if "reduce" in mine and "reduce" in theirs:
-        squeezed = _chosen(theirs["reduce"].importance(), mine["reduce"].conv.weight.shape[0])
-        copied += _copy(mine["reduce"], theirs["reduce"], inside, squeezed)
+    if "squeeze" in mine and "squeeze" in theirs:
+        squeezed = _chosen(theirs["squeeze"].importance(), mine["squeeze"].conv.weight.shape[0])
+        copied += _copy(mine["squeeze"], theirs["squeeze"], inside, squeezed)
         copied += _copy(mine["excite"], theirs["excite"], squeezed, inside)
     return copied + _copy(mine["project"], theirs["project"], inside, after)
+
+
+def _pass_on(depthwise: _Product) -> None:
+    """Let a depthwise convolution that the source lacks begin with handing on what it is given."""
+    weight, norm = depthwise.conv.weight, depthwise.norm
+    nn.init.zeros_(weight)
+    # The norm's statistics are fresh, but for its epsilon an identity.
+    weight[:, :, weight.shape[-2] // 2, weight.shape[-1] // 2] = math.sqrt(1 + norm.eps) if norm else 1.0
 
 
 def _copy_head(mine: dict[str, _Product], theirs: dict[str, _Product], before: _Map, classes: bool) -> int:
     copied, inputs = 0, before
     *inner, classifier = mine
-    *_, their_classifier = theirs
+    *their_inner, _ = theirs
     for role in inner:
-        if role not in theirs or role == their_classifier:
+        if role not in their_inner:
             return copied  # another form of head: what follows is new
         outputs = _chosen(theirs[role].importance(), mine[role].conv.weight.shape[0])
         copied += _copy(mine[role], theirs[role], inputs, outputs)
         inputs = outputs
-    if classes and classifier == their_classifier:
+    if classes and inner == their_inner:
         count = mine[classifier].conv.weight.shape[0]
         copied += _copy(mine[classifier], theirs[classifier], inputs, range(count))
     return copied
 
 
-def _silence(block: dict[str, _Product]) -> bool:
+def _silence(projection: _Product) -> bool:
     """Let a block with a residual begin as an identity."""
-    norm = block["project"].norm
+    norm = projection.norm
     if norm is None:
         return False
     nn.init.zeros_(norm.weight)

@@ -9,7 +9,8 @@ A member takes the first channels of each shared tensor and the centre of each s
 stage the first blocks (Yu et al. 2019, arXiv 1812.08928; Cai et al. 2020, arXiv 1908.09791). What computes
 it are the layers of :mod:`nas.network` themselves, which borrow their weights: a member and the network taken
 out of it cannot drift apart. Blocks in the same place share weights whatever their kernel, expansion,
-activation and squeeze-and-excitation; blocks of different kinds do not, nor do heads with other parts.
+activation and squeeze-and-excitation, and universal inverted bottlenecks whatever their depthwise
+convolutions; blocks of different kinds do not, nor do heads with other parts.
 Statistics of batch normalisation are never shared: they belong to a member.
 """
 
@@ -30,7 +31,7 @@ from nas.network import Layer, Network, build_layer
 from search_spaces.architecture import Architecture
 from search_spaces.blocks import BLOCKS, Block, Head
 from search_spaces.layers import LayerKey, layer_keys
-from search_spaces.ops import Conv, Linear, Operators, SqueezeExcitation
+from search_spaces.ops import Linear, Operators, roles
 from search_spaces.space import SearchSpace
 from search_spaces.stage import CandidateStage, Stage, Value
 
@@ -124,7 +125,7 @@ class Supernet(nn.Module):
     def _slices(self, place: str, made_of: Operators) -> list[Tensor]:
         """The shared tensors of a layer as it needs them, in the order of its parameters."""
         found: list[Tensor] = []
-        for role, conv in _roles(place, made_of):
+        for role, conv in roles(made_of):
             name = f"{place}/{role}"
             weight = self.shared[f"{name}/weight"][: conv.out_channels, : conv.in_channels // conv.groups]
             if not isinstance(conv, Linear):
@@ -195,7 +196,7 @@ class _Norm(nn.Module):
         self.statistics: tuple[Tensor, Tensor] | None = None
 
     def forward(self, features: Tensor) -> Tensor:
-        """(N, C, H, W), normalised in each channel."""
+        """(N, C, H, W) or (N, C), normalised in each channel."""
         if self.statistics is not None:
             mean, variance = self.statistics
             return functional.batch_norm(
@@ -209,11 +210,13 @@ class _Norm(nn.Module):
         # torch's SyncBatchNorm exists for CUDA only; two sums, each with its gradient across processes.
         exact = features.float()
         count = exact[:, 0].numel() * world_size()
-        mean: Tensor = _sum_of_all(exact.sum((0, 2, 3))) / count
-        centred = exact - mean[:, None, None]
-        variance: Tensor = _sum_of_all(centred.square().sum((0, 2, 3))) / count
+        # Feature maps, or pooled features.
+        others, shape = [0, *range(2, exact.ndim)], (-1, *[1] * (exact.ndim - 2))
+        mean: Tensor = _sum_of_all(exact.sum(others)) / count
+        centred = exact - mean.reshape(shape)
+        variance: Tensor = _sum_of_all(centred.square().sum(others)) / count
         scale = self.scale * torch.rsqrt(variance + self.epsilon)
-        return (centred * scale[:, None, None] + self.shift[:, None, None]).to(features.dtype)
+        return (centred * scale.reshape(shape) + self.shift.reshape(shape)).to(features.dtype)
 
 
 def _sum_of_all(own: Tensor) -> Tensor:
@@ -252,18 +255,30 @@ def calibrate(network: Network, batches: Iterable[Tensor]) -> Statistics:
 def extreme_member(space: SearchSpace, end: Literal["largest", "smallest"]) -> Architecture:
     """The member with the largest, or the smallest, value of every parameter.
 
-    Of what has no order, activations for instance, the first candidate.
+    Of what has no order, activations for instance, the first candidate; but of kinds of blocks, which share
+    no weights, the largest has the last.
     """
     pick: Any = max if end == "largest" else min
     stems = {each.label: (each.channels, each.kernel) for each in space.stems}
     heads = {each.label: (each.conv_ratio, each.conv_channels, each.hidden_channels) for each in space.heads}
     candidates = {
-        candidate.label: (candidate.kind != "skip", candidate.expansion, candidate.kernel, candidate.se)
+        candidate.label: (
+            candidate.kind != "skip",
+            candidate.expansion,
+            candidate.start_kernel + candidate.kernel,
+            candidate.se,
+        )
         for stage in space.stages
         if isinstance(stage, CandidateStage)
         for candidate in stage.candidates
     }
-    ranks: dict[str, Any] = {**stems, **heads, **candidates}
+    kinds = {
+        kind: place
+        for stage in space.stages
+        if isinstance(stage, Stage)
+        for place, kind in enumerate(stage.kinds)
+    }
+    ranks: dict[str, Any] = {**stems, **heads, **candidates, **kinds}
 
     def choose(name: str, choices: tuple[Value, ...]) -> Value:
         if all(not isinstance(each, str) for each in choices):
@@ -311,21 +326,6 @@ def _head_place(head: Head) -> str:
     return "head" + "_conv" * bool(head.conv_channels) + "_hidden" * bool(head.hidden_channels)
 
 
-def _roles(place: str, made_of: Operators) -> Iterator[tuple[str, Conv]]:
-    """The convolutions of a layer, in order, each with the name of what it does there."""
-    name = "expand" if place.endswith(("/ir", "/ds")) else "conv"
-    for number, operator in enumerate(made_of):
-        if isinstance(operator, SqueezeExcitation):
-            yield from zip(("squeeze", "excite"), operator.convs, strict=True)
-        elif isinstance(operator, Linear):
-            yield ("classifier" if number == len(made_of) - 1 else "hidden"), operator
-        elif isinstance(operator, Conv) and operator.depthwise:
-            name = "project"
-            yield "depthwise", operator
-        elif isinstance(operator, Conv):
-            yield name, operator
-
-
 def _reachable(space: SearchSpace) -> Iterator[tuple[str, Operators]]:
     """Every layer of every member by its place, for images of whatever size."""
     rounding = space.rounding
@@ -368,7 +368,7 @@ def _shapes(space: SearchSpace) -> dict[str, tuple[int, ...]]:
         shapes[name] = tuple(map(max, shapes.get(name, needed), needed))
 
     for place, made_of in set(_reachable(space)):
-        for role, conv in _roles(place, made_of):
+        for role, conv in roles(made_of):
             kernel = () if isinstance(conv, Linear) else (conv.kernel, conv.kernel)
             enlarge(f"{place}/{role}/weight", conv.out_channels, conv.in_channels // conv.groups, *kernel)
             for each in _VECTORS[conv.norm]:

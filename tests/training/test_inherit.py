@@ -29,7 +29,9 @@ def _trained(architecture_name: str = "mobilenet_v3_small_050") -> Network:
     return network.eval()
 
 
-@pytest.mark.parametrize("name", ["mobilenet_v1_050", "mobilenet_v2_050", "mobilenet_v3_small_050"])
+@pytest.mark.parametrize(
+    "name", ["mobilenet_v1_050", "mobilenet_v2_050", "mobilenet_v3_small_050", "mobilenetv4_conv_small_050"]
+)
 def test_an_equal_network_inherits_exactly(name: str) -> None:
     source = _trained(name)
     network = Network(source.architecture)
@@ -64,6 +66,51 @@ def test_wider_networks_with_larger_kernels_begin_with_the_same_function() -> No
     images = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         assert torch.allclose(network.eval()(images), source(images), atol=1e-4)
+
+
+def test_universal_bottlenecks_inherit_from_v2_and_begin_with_the_same_function() -> None:
+    source = _trained("mobilenet_v2_050")
+    first, *blocks = source.architecture.blocks
+    universal = [replace(each, kind="universal_inverted_bottleneck", start_kernel=5) for each in blocks]
+    network = Network(replace(source.architecture, blocks=(first, *universal)))
+    found = inherit(network, source)
+    starts = [each.in_channels for each in universal]
+    # What was not copied are the new depthwise convolutions with their norms.
+    assert found.weights - found.copied == sum(25 * channels + 2 * channels for channels in starts)
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.allclose(network.eval()(images), source(images), atol=1e-5)
+
+
+def test_kinds_of_blocks_inherit_what_both_have() -> None:
+    source = _trained("mobilenetv4_conv_small_050")
+    rows = source.architecture.blocks
+    variants = [(5, 3), (0, 3), (3, 0), (0, 0)]
+    changed = [
+        replace(each, start_kernel=variants[n % 4][0], kernel=variants[n % 4][1], se=n % 3 == 0)
+        for n, each in enumerate(rows[2:])
+    ]
+    fused = [replace(each, kind="fused_inverted_bottleneck") for each in rows[:2]]
+    for blocks in ((*rows[:2], *changed), (*fused, *rows[2:]), (*fused, *changed)):
+        network = Network(replace(source.architecture, blocks=tuple(blocks)))
+        found = inherit(network, source)
+        # The fused inverted bottleneck has the pair's convolutions; a new gate has weights of its own.
+        whole = blocks[2:] == rows[2:]
+        assert found.copied == found.weights if whole else found.weights / 2 < found.copied < found.weights
+        assert torch.isfinite(network.eval()(torch.randn(2, 3, 64, 64))).all()
+    v3 = Network(reference("mobilenet_v3_small_050", 64, 10))
+    assert 0 < inherit(v3, source).copied < sum(each.numel() for each in v3.parameters())
+    assert inherit(Network(source.architecture), _trained()).copied > 0
+
+
+def test_a_classifier_of_other_features_is_not_taken() -> None:
+    source = _trained("mobilenet_v3_small_050")
+    head = replace(source.architecture.head, hidden_channels=0)
+    network = Network(replace(source.architecture, head=head))
+    before = [each.clone() for each in network.layers[-1].body[-1].parameters()]
+    inherit(network, source)
+    after = network.layers[-1].body[-1].parameters()
+    assert all(torch.equal(*pair) for pair in zip(before, after, strict=True))
 
 
 def test_the_most_important_channels_stay() -> None:

@@ -39,6 +39,42 @@ ELASTIC: dict[str, Any] = {
 }
 
 
+# Universal bottlenecks in all their forms, and kinds to choose from.
+UNIVERSAL: dict[str, Any] = {
+    "name": "universal",
+    "resolutions": [16],
+    "width_multipliers": [0.5, 1.0],
+    "stems": [{"channels": 16, "activation": "relu"}],
+    "stages": [
+        {
+            "stride": 2,
+            "depths": [1],
+            "widths": [16],
+            "kinds": ["convolution_pair", "fused_inverted_bottleneck"],
+            "kernels": [3, 5],
+            "expansions": [1, 2],
+        },
+        {
+            "stride": 2,
+            "depths": [1, 3],
+            "widths": [24, 32],
+            "kind": "universal_inverted_bottleneck",
+            "start_kernels": [0, 3, 5],
+            "kernels": [0, 3, 5],
+            "expansions": [1, 3],
+            "se": [False, True],
+            "per_block": ["start_kernels", "kernels", "expansions", "se"],
+        },
+    ],
+    "heads": [{"conv_channels": 32, "hidden_channels": 16, "activation": "relu", "hidden_norm": True}],
+    "classes": 4,
+}
+
+
+def universal_space() -> SearchSpace:
+    return SearchSpace.from_dict(UNIVERSAL)
+
+
 def elastic_space() -> SearchSpace:
     return SearchSpace.from_dict(ELASTIC)
 
@@ -54,7 +90,9 @@ def images(member: Architecture, seed: int = 0, count: int = 4) -> Tensor:
     return torch.randn(count, 3, member.resolution, member.resolution, generator=generator)
 
 
-@pytest.mark.parametrize("space", [elastic_space(), small_space()], ids=["values", "candidates"])
+@pytest.mark.parametrize(
+    "space", [elastic_space(), universal_space(), small_space()], ids=["values", "universal", "candidates"]
+)
 def test_a_member_taken_out_gives_the_supernet_s_output_exactly(space: SearchSpace) -> None:
     supernet = Supernet(space)
     with torch.no_grad():
@@ -87,8 +125,7 @@ def test_a_member_is_the_first_channels_first_blocks_and_centre_of_the_kernels()
 
 
 def test_no_shared_tensor_is_larger_than_its_members_need() -> None:
-    spaces = [elastic_space(), small_space()]
-    for space in spaces:
+    for space in (elastic_space(), universal_space(), small_space()):
         supernet = Supernet(space)
         generator = random.Random(3)
         names = {id(each): name for name, each in supernet.shared.items()}
@@ -105,6 +142,28 @@ def test_no_shared_tensor_is_larger_than_its_members_need() -> None:
 
 def _reaches_every_end(touched: Tensor) -> list[bool]:
     return [bool(touched.select(axis, -1).any()) for axis in range(touched.ndim)]
+
+
+def test_universal_bottlenecks_share_weights_whatever_their_depthwise_convolutions() -> None:
+    space = universal_space()
+    supernet = Supernet(space)
+    place = "stage2/block1/uib"
+    roles = {name.split("/")[3] for name in supernet.shared if name.startswith(f"{place}/")}
+    assert roles == {"start", "expand", "depthwise", "squeeze", "excite", "project"}
+    first = space.encode(extreme_member(space, "largest"))
+    for start in (0, 3, 5):
+        for kernel in (0, 3, 5):
+            changed = {"stage2.block1.start_kernel": start, "stage2.block1.kernel": kernel}
+            layer = supernet.network(space.build({**first, **changed})).layers[2]
+            tensors = [each for each in layer.parameters() if each.ndim == 4]
+            expand = tensors[1 if start else 0]
+            assert torch.equal(expand, supernet.shared[f"{place}/expand/weight"])
+            if start:
+                margin = (5 - start) // 2
+                whole = supernet.shared[f"{place}/start/weight"]
+                assert torch.equal(tensors[0], whole[:, :, margin : 5 - margin, margin : 5 - margin])
+    kinds = {each.split("/")[2] for each in supernet.shared if each.startswith("stage1")}
+    assert kinds == {"pair", "fused"}
 
 
 def test_gradients_reach_the_member_s_weights_alone() -> None:
