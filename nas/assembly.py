@@ -140,10 +140,14 @@ def accuracy_of(
         source.check(space)
         return space, source, dataset.resolutions[-1]
     load(dataset.resolutions[-1])  # a missing or broken dataset is said before anything is measured
-    recipe = recipe_of(plain(config.accuracy, TrainConfig), settings.seed)
+    training = plain(config.accuracy, TrainConfig)
+    recipe = recipe_of(training, settings.seed)
     if recipe.init != "scratch":
         pretrained(recipe.init)  # so are weights that cannot be had
-    return space, TrainedAccuracy(load, recipe, config.runtime.precision == "int8"), dataset.resolutions[-1]
+    quantised = config.runtime.precision == "int8"
+    kept = Path(config.study.folder) / config.study.name / "candidates"
+    accuracy = TrainedAccuracy(load, recipe, quantised, training.halving, kept)
+    return space, accuracy, dataset.resolutions[-1]
 
 
 def _check_penalty(points: Mapping[str, float]) -> None:

@@ -170,7 +170,6 @@ def train_best(
                 continue
             assert found.architecture is not None
             checkpoint = folder / "training" / f"{name}.safetensors"
-            checkpoint.parent.mkdir(parents=True, exist_ok=True)
             label = f"{name} ({number} of {len(wanted)})"
             try:
                 finished = finish(found.architecture, images, settings, checkpoint, processes, label)

@@ -137,8 +137,9 @@ class TrainConfig:
         trials: default of ``search.trials``.
         minutes: default of ``search.minutes``.
         epochs: passes over the training images, for each candidate.
+        halving: successive halving: so many times fewer networks go on at each rung; 0: all do.
         batch_size: images per step.
-        learning_rate: peak of a one-cycle schedule.
+        learning_rate: peak of a cosine schedule.
         weight_decay: AdamW's.
         label_smoothing: share of the target spread over all classes.
         norm_momentum: of batch normalisation, PyTorch's convention.
@@ -152,6 +153,7 @@ class TrainConfig:
     trials: int = 1000
     minutes: float | None = 5.0
     epochs: int = MISSING
+    halving: int = MISSING
     batch_size: int = MISSING
     learning_rate: float = MISSING
     weight_decay: float = MISSING

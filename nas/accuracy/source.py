@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -96,17 +96,23 @@ class Accuracy:
             ``published`` or ``proxy``.
         deviation: one standard deviation in percentage points, None where nothing is known of it.
         judgement: what it was judged on, None where it was not.
+        curve: (epochs, top-1) at the rungs and at the end of its training; empty where it was not trained.
+        stopped: whether the training was stopped at the last of these, as not worth its end.
     """
 
     top1: float
     source: AccuracySource
     deviation: float | None = None
     judgement: Judgement | None = None
+    curve: tuple[tuple[int, float], ...] = ()
+    stopped: bool = False
 
     @classmethod
-    def measured(cls, judgement: Judgement) -> Accuracy:
+    def measured(
+        cls, judgement: Judgement, curve: tuple[tuple[int, float], ...] = (), stopped: bool = False
+    ) -> Accuracy:
         """Of a network that was trained and judged here."""
-        return cls(judgement.top1, "measured", judgement.deviation, judgement)
+        return cls(judgement.top1, "measured", judgement.deviation, judgement, curve, stopped)
 
 
 class AccuracyError(InputError):
@@ -143,18 +149,46 @@ class BatchEstimator(AccuracyEstimator, Protocol):
         """One answer a network, in their order: its accuracy, or the error ``accuracy`` would raise."""
 
 
-def ask(estimator: AccuracyEstimator, architectures: Sequence[Architecture]) -> list[Answer]:
+# Whether a training that has come so far, epochs and top-1, is worth going on with.
+GoesOn = Callable[[int, float], bool]
+
+
+@runtime_checkable
+class StagedEstimator(AccuracyEstimator, Protocol):
+    """A source that takes long, and can be stopped on the way."""
+
+    @property
+    def halving(self) -> int:
+        """Of the networks that come to a rung, so many times fewer go on; 0: all do."""
+
+    def staged(self, architecture: Architecture, goes_on: GoesOn | None) -> Accuracy:
+        """As ``accuracy``, asking on the way whether to go on."""
+
+
+def ask(
+    estimator: AccuracyEstimator,
+    architectures: Sequence[Architecture],
+    rules: Sequence[GoesOn | None] = (),
+) -> list[Answer]:
     """One answer a network, in their order: its accuracy, or the error that says why there is none.
 
     A :class:`BatchEstimator` is asked once for all of them, any other source one by one.
+
+    Args:
+        estimator: who is asked.
+        architectures: the networks.
+        rules: for each, whether a :class:`StagedEstimator` goes on with it; empty: with all.
     """
     if isinstance(estimator, BatchEstimator):
         return estimator.accuracies(architectures)
-    return [_ask_one(estimator, each) for each in architectures]
+    every = rules or [None] * len(architectures)
+    return [_ask_one(estimator, each, rule) for each, rule in zip(architectures, every, strict=True)]
 
 
-def _ask_one(estimator: AccuracyEstimator, architecture: Architecture) -> Answer:
+def _ask_one(estimator: AccuracyEstimator, architecture: Architecture, rule: GoesOn | None) -> Answer:
     try:
+        if rule is not None and isinstance(estimator, StagedEstimator):
+            return estimator.staged(architecture, rule)
         return estimator.accuracy(architecture)
     except AccuracyError as error:
         return error

@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from nas.accuracy.source import Accuracy, AccuracyError, Judgement
+from nas.accuracy.source import Accuracy, AccuracyError, GoesOn, Judgement
 from nas.data import ImageSource, Split, balanced_sample
 from nas.measuring.models import OnnxRunner
 from nas.network import Network
 from nas.onnx_graph import onnx_model
 from nas.quantize import quantize
+from nas.training.final import FinalRecipe, FinalTraining
 from nas.training.inherit import inherit
 from nas.training.pretrained import pretrained
+from nas.training.processes import Processes
+from nas.training.supernet_training import TrainingError
 from search_spaces.architecture import Architecture
 from search_spaces.errors import InputError
 
+# Share of a brief training in which the learning rate rises.
+_WARMUP = 0.3
+# What trained for less than this is sooner trained again than written.
+_EPOCH_INTERVAL_S = 20.0
+# Trainings are looked at so often before their end, at most.
+_RUNGS = 3
 # Training images that tell the ranges of an int8 network; more where there are more classes.
 CALIBRATION_IMAGES = 100
 
@@ -33,7 +42,7 @@ class Recipe:
     Attributes:
         epochs: passes over the training images.
         batch_size: images per step.
-        learning_rate: peak of the one-cycle schedule (Smith and Topin 2018, arXiv 1708.07120).
+        learning_rate: peak of a cosine schedule; it rises for a third of the time.
         weight_decay: of AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101), on weights alone.
         label_smoothing: share of the target spread over all classes (Szegedy et al. 2016).
         norm_momentum: of the running statistics; the papers' 0.01 is for hundreds of thousands of steps.
@@ -81,27 +90,63 @@ class TrainedAccuracy:
         load: gives the dataset at a resolution.
         recipe: how to train.
         int8: whether networks will run quantised: then the quantised network is judged.
+        halving: of the networks that come to a rung, so many times fewer go on; 0: all do.
+        checkpoints: folder where trainings are kept while they last, so that none begins anew.
     """
 
     load: Callable[[int], Split]
     recipe: Recipe
     int8: bool = False
+    halving: int = 0
+    checkpoints: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.halving < 0 or self.halving == 1:
+            raise InputError(f"accuracy.halving must be 0, or at least 2, not {self.halving}")
 
     @property
     def expensive(self) -> bool:
         """See :class:`nas.accuracy.source.SearchSource`."""
         return True
 
+    @property
+    def rungs(self) -> tuple[int, ...]:
+        """Epochs after which a training is looked at and may be stopped."""
+        if not self.halving:
+            return ()
+        parts = (round(self.recipe.epochs / self.halving**power) for power in range(_RUNGS, 0, -1))
+        return tuple(dict.fromkeys(each for each in parts if 1 <= each < self.recipe.epochs))
+
     def accuracy(self, architecture: Architecture) -> Accuracy:
-        """Train a network from scratch and measure its top-1 on the validation images.
+        """Train a network and measure its top-1 on the validation images.
+
+        Raises:
+            AccuracyError: if the training diverges.
+        """
+        return self.staged(architecture, None)
+
+    def staged(self, architecture: Architecture, goes_on: GoesOn | None) -> Accuracy:
+        """Train a network, asking at each rung whether it is worth going on; epochs done are kept.
 
         Raises:
             AccuracyError: if the training diverges.
         """
         split = self.load(architecture.resolution)
-        network = fit(architecture, split, self.recipe)
-        judged = judge_quantized(network, split) if self.int8 else judge(network, split, self.recipe)
-        return Accuracy.measured(judged)
+        path = self.checkpoints / f"{architecture.id}.safetensors" if self.checkpoints else None
+        training = training_of(architecture, split, self.recipe, path)
+        curve: list[tuple[int, float]] = []
+        for epoch in (*self.rungs, self.recipe.epochs):
+            _run(training, epoch)
+            judged = self._judged(training.result, split)
+            curve.append((epoch, judged.top1))
+            if epoch < self.recipe.epochs and goes_on is not None and not goes_on(epoch, judged.top1):
+                break
+        if path is not None:
+            path.unlink(missing_ok=True)
+        return Accuracy.measured(judged, tuple(curve), stopped=epoch < self.recipe.epochs)
+
+    def _judged(self, network: Network, split: Split) -> Judgement:
+        return judge_quantized(network, split) if self.int8 else judge(network, split, self.recipe)
 
 
 def train(architecture: Architecture, split: Split, recipe: Recipe) -> tuple[Network, float]:
@@ -124,6 +169,20 @@ def fit(architecture: Architecture, split: Split, recipe: Recipe) -> Network:
         AccuracyError: if the training diverges, or the classes do not fit.
         WeightsError: if the weights to begin with cannot be had.
     """
+    training = training_of(architecture, split, recipe)
+    _run(training, recipe.epochs)
+    return training.result
+
+
+def training_of(
+    architecture: Architecture, split: Split, recipe: Recipe, checkpoint: Path | None = None
+) -> FinalTraining:
+    """A brief training: the final one's loop without what pays in long trainings alone.
+
+    Raises:
+        AccuracyError: if the classes do not fit.
+        WeightsError: if the weights to begin with cannot be had.
+    """
     if architecture.classes != len(split.classes):
         raise AccuracyError(
             f"the network has {architecture.classes} classes, the dataset {len(split.classes)}"
@@ -134,32 +193,37 @@ def fit(architecture: Architecture, split: Split, recipe: Recipe) -> Network:
     network = Network(architecture)
     if recipe.init != "scratch":
         inherit(network, pretrained(recipe.init), recipe.init)
-    network = network.to(memory_format=torch.channels_last).to(device)
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.momentum = recipe.norm_momentum
-    steps = recipe.epochs * max(1, len(split.train) // recipe.batch_size)
-    optimizer = torch.optim.AdamW(_parameter_groups(network, recipe.weight_decay), lr=recipe.learning_rate)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.learning_rate, total_steps=steps + 1)
-    loss_of = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
-    mixed = device.type == "cuda"
-    scaler = torch.amp.GradScaler(enabled=mixed)
-    network.train()
-    for epoch in range(recipe.epochs):
-        for images, labels in split.train.batches(recipe.batch_size, True, recipe.seed * 10_007 + epoch):
-            with torch.autocast(device.type, enabled=mixed):
-                loss: Tensor = loss_of(network(_to(images, device)), labels.to(device, non_blocking=True))
-            optimizer.zero_grad(set_to_none=True)
-            scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-            scaler.step(optimizer)
-            scaler.update()
-            schedule.step()
-        if not math.isfinite(loss.item()):
-            raise AccuracyError(
-                f"the training of {architecture.id} diverged in epoch {epoch + 1}; "
-                "lower accuracy.learning_rate"
-            )
-    return network
+    brief = FinalRecipe(
+        epochs=recipe.epochs,
+        batch_size=recipe.batch_size,
+        learning_rate=recipe.learning_rate,
+        warmup_epochs=_WARMUP * recipe.epochs,
+        weight_decay=recipe.weight_decay,
+        label_smoothing=recipe.label_smoothing,
+        augment="none",
+        ema=0.0,
+        norm_momentum=recipe.norm_momentum,
+        gradient_norm=0.0,
+        precision="fp16" if device.type == "cuda" else "fp32",
+        seed=recipe.seed,
+    )
+    try:
+        return FinalTraining(
+            network, split, brief, Processes(0, 1, device), checkpoint, epoch_interval_s=_EPOCH_INTERVAL_S
+        )
+    except TrainingError:
+        # A checkpoint of other settings, or cut short.
+        assert checkpoint is not None
+        checkpoint.unlink()
+        return training_of(architecture, split, recipe, checkpoint)
+
+
+def _run(training: FinalTraining, epochs: int) -> None:
+    try:
+        training.run(epochs=epochs)
+    except TrainingError as error:
+        text = str(error).replace("train.", "accuracy.")
+        raise AccuracyError(f"the training of {training.network.architecture.id} failed: {text}") from None
 
 
 def judge(network: nn.Module, split: Split, recipe: Recipe) -> Judgement:
@@ -207,10 +271,3 @@ def judge_quantized(network: Network, split: Split) -> Judgement:
 
 def _to(images: Tensor, device: torch.device) -> Tensor:
     return images.to(device, non_blocking=True, memory_format=torch.channels_last)
-
-
-def _parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    # Norms and biases are not decayed, as in the MobileNet papers' training code.
-    decayed = [each for each in network.parameters() if each.ndim > 1]
-    plain = [each for each in network.parameters() if each.ndim <= 1]
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]

@@ -321,6 +321,7 @@ class Report:
         name: name of the study.
         networks: all complete trials in the order of the study, then published references.
         failed: number of trials whose accuracy could not be told.
+        stopped: number of candidates whose training was stopped on its way, as behind most others.
         foreign: number of complete trials that this program did not make; they are left out.
         failures: (reason, trials that failed for it), the most frequent reasons first.
         budget_ms: bound on latency, None without one.
@@ -337,6 +338,7 @@ class Report:
     name: str
     networks: tuple[NetworkResult, ...]
     failed: int = 0
+    stopped: int = 0
     foreign: int = 0
     failures: tuple[tuple[str, int], ...] = ()
     budget_ms: float | None = None
@@ -512,9 +514,20 @@ class Report:
         )
 
     @property
+    def stopped_note(self) -> str:
+        """How many trainings were stopped on their way, empty if none was."""
+        if not self.stopped:
+            return ""
+        return (
+            f"{self.stopped:,} candidates more were stopped on their way, as behind most others in accuracy "
+            "and latency after as many epochs."
+        )
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """Sentences on what accuracies are worth."""
-        return tuple(each for each in (self.recipe_note, self.judgement_note, self.training_note) if each)
+        notes = (self.recipe_note, self.judgement_note, self.training_note, self.stopped_note)
+        return tuple(each for each in notes if each)
 
     @property
     def compared(self) -> dict[str, Architecture]:
@@ -652,6 +665,7 @@ def _report(gate: Gate, study: optuna.Study, attributes: Mapping[str, Any], impo
         name=study.study_name,
         networks=finished + _published(gate, attributes.get(PUBLISHED) or {}),
         failed=sum(trial.state == TrialState.FAIL for trial in trials),
+        stopped=sum(trial.state == TrialState.PRUNED for trial in trials),
         foreign=len(ended) - len(complete),
         failures=_failures(trials),
         budget_ms=budget_ms,

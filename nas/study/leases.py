@@ -27,9 +27,10 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from nas.study.database import PatientStorage, StorageError
+from nas.study.trial import SETTLED
 
 # User attributes that are known only once a network is evaluated.
-RESULTS = ("top1", "deviation", "accuracy_source", "judgement", "error")
+RESULTS = ("top1", "deviation", "accuracy_source", "judgement", "curve", "error")
 
 _RENEWALS_PER_LEASE = 4
 _LAST_RENEWAL_S = 5.0
@@ -127,7 +128,7 @@ class SharedLedger:
         held = [
             each
             for each in self._study.get_trials(deepcopy=False)
-            if each.number < number and each.state in (TrialState.RUNNING, TrialState.COMPLETE)
+            if each.number < number and each.state in (TrialState.RUNNING, *SETTLED)
         ]
         candidates = sum(each.user_attrs.get("kind") == "candidate" for each in held)
         enough = trial.user_attrs["kind"] == "candidate" and candidates >= total

@@ -14,7 +14,8 @@ space that count for its network, the values of the objective and these user att
     table            Architecture.to_dict() of a reference (it may lie outside the space)
 
 `architecture_of(study, trial)` rebuilds the network from the study alone. A network whose accuracy
-cannot be told is a failed trial with the attribute `error`.
+cannot be told is a failed trial with the attribute `error`. One whose training was stopped on its way is a
+pruned trial; `curve` holds (epochs, top-1) of trainings.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import secrets
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Literal
 
@@ -32,14 +33,16 @@ import optuna
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from nas.accuracy.source import Accuracy, AccuracyError, AccuracyEstimator
+from nas.accuracy.source import Accuracy, AccuracyError, AccuracyEstimator, StagedEstimator
 from nas.cost import cost
 from nas.latency.table import Latency, LatencyModel
+from nas.study.halving import Halving
 from nas.study.leases import RESULTS, Ledger, SharedLedger, SoleLedger
 from nas.study.neighbourhood import Candidate, Neighbourhood, SpaceExhaustedError
 from nas.study.objective import Evaluation, Objective, values
 from nas.study.pareto import cost_bounds, dominated_share, front
 from nas.study.samplers import Proposer, distributions, make_proposer
+from nas.study.trial import SETTLED
 from nas.study.workers import Workers
 from search_spaces.architecture import Architecture
 from search_spaces.errors import InputError
@@ -178,7 +181,12 @@ def run_search(
     wanted = {name: (each, latency.latency(each)) for name, each in references.items()}
     try:
         with Workers[_Job](accuracy, workers) as evaluators:
-            search = _Search(ledger, proposer, evaluators, objective, neighbourhood, wanted, trials)
+            halving = None
+            if isinstance(accuracy, StagedEstimator) and accuracy.halving:
+                halving = Halving(objective, accuracy.halving)
+            search = _Search(
+                ledger, proposer, evaluators, objective, neighbourhood, wanted, trials, halving=halving
+            )
             search.begin_with(first)
             return search.run(time_limit_s, progress)
     finally:
@@ -238,8 +246,10 @@ class _Search:
         references: Mapping[str, tuple[Architecture, Latency]],
         total: int,
         kind: Kind = "candidate",
+        halving: Halving | None = None,
     ) -> None:
         self._kind = kind
+        self._halving = halving
         self._ledger = ledger
         self._proposer = proposer
         self._workers = workers
@@ -387,7 +397,13 @@ class _Search:
             self._record(job, tuple(known.values))
             return True
         self._running.add(attributes["architecture"])
-        self._workers.submit(job, architecture)
+        # References are trained to their end: they are shown whatever they reach.
+        rule = (
+            None
+            if self._halving is None or name
+            else self._halving.rule(job.evaluation(Accuracy(0.0, "measured")))
+        )
+        self._workers.submit(job, architecture, rule)
         return True
 
     # -- finishing -----------------------------------------------------------------------------
@@ -406,7 +422,10 @@ class _Search:
             }
             if answer.judgement:
                 job.trial.user_attrs["judgement"] = answer.judgement.to_dict()
-            recorded = self._record(job, values(self._objective, job.evaluation(answer)))
+            if answer.curve:
+                job.trial.user_attrs["curve"] = [list(each) for each in answer.curve]
+            found = values(self._objective, job.evaluation(answer))
+            recorded = self._record(job, None if answer.stopped else found, answer.stopped)
         if not candidate or not recorded:
             return
         failed = isinstance(answer, AccuracyError)
@@ -418,9 +437,10 @@ class _Search:
                 f"the accuracy of {self._failures_in_a_row} networks in a row cannot be told: {answer}"
             )
 
-    def _record(self, job: _Job, trial_values: tuple[float, ...] | None) -> bool:
+    def _record(self, job: _Job, trial_values: tuple[float, ...] | None, stopped: bool = False) -> bool:
         trial = job.trial
-        trial.state = TrialState.FAIL if trial_values is None else TrialState.COMPLETE
+        failed = TrialState.PRUNED if stopped else TrialState.FAIL
+        trial.state = failed if trial_values is None else TrialState.COMPLETE
         trial.values = trial_values
         trial.datetime_complete = datetime.now()
         recorded = self._ledger.finish(job.claim, trial)
@@ -445,15 +465,36 @@ class _Search:
         if complete:
             self._board.add(trial)
             self._known[attributes["architecture"]] = trial
+        if trial.state in SETTLED:
             self._done += attributes["kind"] == self._kind
         if candidate is None:
             return
+        promised = self._rungs_of(trial, candidate.architecture)
         if trial.state == TrialState.RUNNING:
             self._proposer.seen.add(candidate.architecture)
-        elif complete or "error" in attributes:
-            self._proposer.observe(candidate, trial.values if complete else None)
+        elif trial.state in SETTLED or "error" in attributes:
+            self._proposer.observe(candidate, trial.values if complete else promised)
         elif "abandoned" in attributes and attributes["kind"] == "candidate":
             self._abandoned.append(candidate)
+
+    def _rungs_of(self, trial: FrozenTrial, architecture: Architecture) -> tuple[float, ...] | None:
+        """Learn of a training's rungs; the values that one which was stopped on its way may have reached."""
+        curve = trial.user_attrs.get("curve")
+        if self._halving is None or not curve or trial.state not in SETTLED:
+            return None
+        attributes, complete = trial.user_attrs, trial.state == TrialState.COMPLETE
+        counted = cost(architecture)
+        known = Evaluation(
+            Accuracy(attributes["top1"], "measured"),
+            attributes["latency_ms"],
+            attributes["latency_source"],
+            counted,
+        )
+        self._halving.add(curve, known, complete)
+        if complete:
+            return None
+        promised = Accuracy(self._halving.promise(curve), "measured", attributes["deviation"])
+        return values(self._objective, replace(known, accuracy=promised))
 
     def _progress(self, clock: _Clock) -> Progress:
         rate = clock.rate(self._done)

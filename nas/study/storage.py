@@ -31,6 +31,7 @@ from nas.saving import HeldError, SaveError, hold, saving
 from nas.study.database import PatientStorage, StorageError
 from nas.study.journal import records, storage_of
 from nas.study.objective import Objective, directions, names
+from nas.study.trial import SETTLED
 from search_spaces.errors import InputError, masked
 from search_spaces.gate import MEGABYTE, Gate
 from search_spaces.space import SearchSpace
@@ -44,7 +45,7 @@ _SHARE = "wait for it, or share a study through study.storage=postgresql://..."
 _open_here: set[tuple[int, Path]] = set()
 # Study attribute with the files of the latency table that the study uses.
 _LAYERS = "latency_table"
-_LEARNT = (TrialState.COMPLETE, TrialState.RUNNING)
+_LEARNT = (*SETTLED, TrialState.RUNNING)
 
 
 class StudyMismatchError(InputError):

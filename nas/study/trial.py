@@ -6,8 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import optuna
+from optuna.trial import TrialState
 
 from nas.accuracy.source import Judgement
+
+# Trials that need no further evaluation: complete, or stopped on their way.
+SETTLED = (TrialState.COMPLETE, TrialState.PRUNED)
 
 # Prefix of the study's attributes, one a network: machines that share a study do not overwrite what others
 # measured.

@@ -15,11 +15,12 @@ from concurrent.futures.process import BrokenProcessPool
 from types import TracebackType
 from typing import Generic, TypeVar
 
-from nas.accuracy.source import AccuracyError, AccuracyEstimator, Answer, BatchEstimator, ask
+from nas.accuracy.source import AccuracyError, AccuracyEstimator, Answer, BatchEstimator, GoesOn, ask
 from search_spaces.architecture import Architecture
 from search_spaces.errors import InputError
 
 _Key = TypeVar("_Key", bound=Hashable)
+_Asked = tuple[_Key, Architecture, GoesOn | None]
 
 # A network that kills its worker process so often is given up.
 _DEATHS = 3
@@ -55,9 +56,9 @@ class Workers(Generic[_Key]):
         self.room = _BATCH if count == 1 and isinstance(estimator, BatchEstimator) else count
         self._estimator = estimator
         self._pool: ProcessPoolExecutor | None = None
-        self._waiting: list[tuple[_Key, Architecture]] = []
+        self._waiting: list[_Asked[_Key]] = []
         self._answers: list[tuple[_Key, Answer]] = []
-        self._running: dict[Future[Answer], tuple[_Key, Architecture]] = {}
+        self._running: dict[Future[Answer], _Asked[_Key]] = {}
         self._deaths: dict[_Key, int] = {}
 
     def __enter__(self) -> Workers[_Key]:
@@ -74,10 +75,19 @@ class Workers(Generic[_Key]):
         """Networks submitted and not yet answered."""
         return len(self._waiting) + len(self._running) + len(self._answers)
 
-    def submit(self, key: _Key, architecture: Architecture) -> None:
-        """Start an evaluation; a single worker begins with it in :meth:`wait`."""
+    def submit(self, key: _Key, architecture: Architecture, goes_on: GoesOn | None = None) -> None:
+        """Start an evaluation; a single worker begins with it in :meth:`wait`.
+
+        Args:
+            key: comes back with the answer.
+            architecture: to evaluate.
+            goes_on: whether a :class:`nas.accuracy.source.StagedEstimator` goes on with it; None: always.
+        """
+        self._submit((key, architecture, goes_on))
+
+    def _submit(self, asked: _Asked[_Key]) -> None:
         if self.count == 1:
-            self._waiting.append((key, architecture))
+            self._waiting.append(asked)
             return
         if self._pool is None:
             # Not forked: a forked process inherits threads' locks and cannot use CUDA.
@@ -88,9 +98,9 @@ class Workers(Generic[_Key]):
                 initargs=(self._content(),),
             )
         try:
-            self._running[self._pool.submit(_evaluate, architecture)] = (key, architecture)
+            self._running[self._pool.submit(_evaluate, *asked[1:])] = asked
         except BrokenProcessPool:
-            self._restart([(key, architecture)])
+            self._restart([asked])
 
     def _content(self) -> bytes:
         try:
@@ -104,12 +114,12 @@ class Workers(Generic[_Key]):
     def wait(self) -> list[tuple[_Key, Answer]]:
         """The answers that are there; waits for the first if there is none yet."""
         if self._waiting:
-            keys, architectures = zip(*self._waiting, strict=True)
+            keys, architectures, rules = zip(*self._waiting, strict=True)
             self._waiting = []
-            self._answers += zip(keys, ask(self._estimator, architectures), strict=True)
+            self._answers += zip(keys, ask(self._estimator, architectures, rules), strict=True)
         while self._running and not self._answers:
             finished, _ = wait(self._running, return_when=FIRST_COMPLETED)
-            broken: list[tuple[_Key, Architecture]] = []
+            broken: list[_Asked[_Key]] = []
             for future in finished:
                 job = self._running.pop(future)
                 try:
@@ -121,15 +131,16 @@ class Workers(Generic[_Key]):
         answers, self._answers = self._answers, []
         return answers
 
-    def _restart(self, broken: list[tuple[_Key, Architecture]]) -> None:
+    def _restart(self, broken: list[_Asked[_Key]]) -> None:
         # One death breaks the whole pool: everything in flight has to start again.
         jobs = [*broken, *self._running.values()]
         self._running.clear()
         self._pool = None
-        for key, architecture in jobs:
+        for asked in jobs:
+            key = asked[0]
             self._deaths[key] = self._deaths.get(key, 0) + 1
             if self._deaths[key] < _DEATHS:
-                self.submit(key, architecture)
+                self._submit(asked)
             else:
                 self._answers.append((key, AccuracyError("its evaluation killed the worker process")))
 
@@ -142,6 +153,6 @@ def _start(content: bytes) -> None:
     _estimator = pickle.loads(content)  # noqa: S301 - of the process that started this one
 
 
-def _evaluate(architecture: Architecture) -> Answer:
+def _evaluate(architecture: Architecture, goes_on: GoesOn | None) -> Answer:
     assert _estimator is not None
-    return ask(_estimator, [architecture])[0]
+    return ask(_estimator, [architecture], [goes_on])[0]

@@ -144,6 +144,7 @@ class FinalTraining:
         checkpoint: file that the training is kept in, None to keep nothing. What it holds is continued.
         teacher: whose answers are learnt besides the labels, in evaluation mode.
         save_interval_s: seconds between checkpoints within an epoch.
+        epoch_interval_s: at the end of an epoch none is written sooner after the last one.
 
     Raises:
         TrainingError: if the checkpoint is of another training.
@@ -159,6 +160,7 @@ class FinalTraining:
         checkpoint: Path | None = None,
         teacher: nn.Module | None = None,
         save_interval_s: float = 600.0,
+        epoch_interval_s: float = 0.0,
     ) -> None:
         classes = network.architecture.classes
         if len(split.classes) < 2:
@@ -179,6 +181,8 @@ class FinalTraining:
         self._path = checkpoint
         self._teacher = None if teacher is None else teacher.to(processes.device).eval()
         self._save_interval_s = save_interval_s
+        self._epoch_interval_s = epoch_interval_s
+        self._saved = time.monotonic()
         self._prepare()
         self._average = (
             AveragedModel(self.network, multi_avg_fn=_moving_average(recipe.ema), use_buffers=True)
@@ -211,15 +215,18 @@ class FinalTraining:
         assert isinstance(found, Network)
         return found.eval()
 
-    def run(self, report: Callable[[FinalProgress], None] | None = None) -> None:
+    def run(self, report: Callable[[FinalProgress], None] | None = None, epochs: int | None = None) -> None:
         """Train to the end, and keep checkpoints on the way.
+
+        Args:
+            report: told of each step.
+            epochs: stop for now when so many are done.
 
         Raises:
             TrainingError: if the loss is not finite, or memory does not suffice. The last checkpoint is kept.
         """
         first, began, waited = self.step, time.monotonic(), 0.0
-        saved = began
-        while self._epoch < self.recipe.epochs:
+        while self._epoch < (self.recipe.epochs if epochs is None else epochs):
             self.network.train()
             batches = self._batches()
             while True:
@@ -237,13 +244,12 @@ class FinalTraining:
                     left = (self.steps - self.step) / rate
                     share = waited / max(now - began, 1e-9)
                     report(FinalProgress(self.step, self.steps, loss, rate * self.batch_size, share, left))
-                if self._batch < self._per_epoch and now - saved >= self._save_interval_s:
+                if self._batch < self._per_epoch and now - self._saved >= self._save_interval_s:
                     self.save()
-                    saved = now
             self.curve.append(self._loss / max(1, self._batch))
             self._epoch, self._batch, self._loss = self._epoch + 1, 0, 0.0
-            self.save()
-            saved = time.monotonic()
+            if time.monotonic() - self._saved >= self._epoch_interval_s:
+                self.save()
 
     # -- one step ------------------------------------------------------------------------------
 
@@ -357,7 +363,9 @@ class FinalTraining:
             "curve": self.curve,
             "scale": self._scaler.get_scale(),
         }
+        self._path.parent.mkdir(parents=True, exist_ok=True)
         write_tensors(self._path, tensors, {_NOTE: json.dumps(note)})
+        self._saved = time.monotonic()
 
     def _identity(self) -> dict[str, Any]:
         return {

@@ -1,5 +1,7 @@
 from dataclasses import fields, replace
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -8,6 +10,7 @@ import yaml
 from nas.accuracy.source import AccuracyError
 from nas.accuracy.train import Recipe, TrainedAccuracy, evaluate, quantized_top1, train
 from nas.data import DatasetSettings, load
+from nas.training.final import FinalTraining
 from search_spaces.architecture import Architecture
 from search_spaces.blocks import Block, Head, Stem
 from search_spaces.errors import InputError
@@ -65,13 +68,70 @@ def test_where_networks_run_in_int8_the_quantised_one_is_judged(monkeypatch: pyt
     assert found.top1 == quantised
 
 
+def test_a_training_is_looked_at_on_its_way_and_stopped(tmp_path: Path) -> None:
+    source = TrainedAccuracy(partial(load, STRIPES), replace(RECIPE, epochs=9), halving=3)
+    assert source.rungs == (1, 3)
+    assert TrainedAccuracy(source.load, replace(RECIPE, epochs=2), halving=3).rungs == (1,)
+    assert TrainedAccuracy(source.load, RECIPE).rungs == ()
+    with pytest.raises(InputError, match=r"accuracy\.halving must be 0, or at least 2, not 1"):
+        replace(source, halving=1)
+    asked: list[tuple[int, float]] = []
+
+    def stop_at_three(epochs: int, top1: float) -> bool:
+        asked.append((epochs, top1))
+        return epochs < 3
+
+    stopped = source.staged(SMALL, stop_at_three)
+    assert stopped.stopped
+    assert [*stopped.curve] == asked
+    assert [epochs for epochs, _ in asked] == [1, 3]
+    whole = source.accuracy(SMALL)
+    assert not whole.stopped
+    # It went the same way, and is judged at the same places.
+    assert whole.curve[:2] == stopped.curve
+    assert whole.curve[-1] == (9, whole.top1)
+
+
+def test_epochs_done_are_not_trained_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nas.accuracy.train._EPOCH_INTERVAL_S", 0.0)
+    source = TrainedAccuracy(partial(load, STRIPES), replace(RECIPE, epochs=4), False, 0, tmp_path)
+    whole = source.accuracy(SMALL)
+    assert not list(tmp_path.iterdir())
+    steps: list[int] = []
+    step = FinalTraining._step
+
+    def interrupted(self: FinalTraining, *batch: Any) -> float:
+        if len(steps) == 15:
+            raise KeyboardInterrupt
+        steps.append(self.step)
+        return step(self, *batch)
+
+    monkeypatch.setattr(FinalTraining, "_step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        source.accuracy(SMALL)
+    assert list(tmp_path.iterdir())
+    seen = steps.copy()
+    steps.clear()
+    assert source.accuracy(SMALL) == whole
+    # Six batches an epoch: the third epoch had begun.
+    assert len(seen) == 15
+    assert steps == [*range(12, 24)]
+    # Of other settings nothing is taken over.
+    steps.clear()
+    with pytest.raises(KeyboardInterrupt):
+        source.accuracy(SMALL)
+    monkeypatch.setattr(FinalTraining, "_step", step)
+    again = TrainedAccuracy(source.load, replace(source.recipe, epochs=5), False, 0, tmp_path).accuracy(SMALL)
+    assert again == TrainedAccuracy(source.load, replace(source.recipe, epochs=5)).accuracy(SMALL)
+
+
 def test_classes_must_fit() -> None:
     with pytest.raises(AccuracyError, match="the network has 10 classes, the dataset 4"):
         train(replace(SMALL, classes=10), load(STRIPES, 16), RECIPE)
 
 
 def test_divergence_is_said() -> None:
-    with pytest.raises(AccuracyError, match=r"diverged in epoch 1; lower accuracy\.learning_rate"):
+    with pytest.raises(AccuracyError, match=r"not finite in epoch 1, .* lower accuracy\.learning_rate"):
         train(SMALL, load(STRIPES, 16), replace(RECIPE, learning_rate=1e30))
 
 
