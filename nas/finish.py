@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,14 @@ from torch import nn
 
 from nas import data
 from nas.accuracy.source import Judgement
-from nas.accuracy.train import answers
+from nas.accuracy.train import TrainedAccuracy, answers
 from nas.bundle import bundle, shown
 from nas.console import console, progress_bars, warn
 from nas.data import DatasetSettings, ImageSource, Split
 from nas.network import Network, WeightsError
 from nas.page.report import NetworkResult, Report, report_of
 from nas.settings import FinalRecipeSettings
-from nas.study.trial import train_to_the_end, trained
+from nas.study.trial import record_scatter, scatter_of, train_to_the_end, trained
 from nas.training.final import FinalProgress, FinalRecipe, FinalTraining
 from nas.training.inherit import inherit
 from nas.training.pretrained import pretrained
@@ -34,6 +35,8 @@ from search_spaces.errors import InputError
 from search_spaces.space import SearchSpace
 
 _TORCHVISION = "torchvision:"
+# Enough to tell a scatter from chance, when several networks have so many.
+_SEEDS = 3
 RANKING, TEST = "images that rank candidates", "test images that ranked none"
 
 
@@ -200,6 +203,39 @@ def train_best(
         "judged_on": judged_on,
         "recipe": recipe,
     }
+
+
+def measure_seed_scatter(
+    study: optuna.Study, accuracy: TrainedAccuracy, count: int, seeds: int = _SEEDS
+) -> None:
+    """Train a few networks of the front with other seeds, to know how much of an accuracy is chance.
+
+    What is found goes into the study, and into the ± of its trained accuracies; it is not done twice.
+
+    Args:
+        study: after its search.
+        accuracy: that judged its networks.
+        count: networks to train again; 0: none.
+        seeds: that each is trained with, the search's own included.
+    """
+    if not count or scatter_of(study.user_attrs):
+        return
+    front = [each for each in report_of(study, importances=False).front if each.architecture]
+    chosen = front[:: max(1, math.ceil(len(front) / count))][:count]
+    found: dict[str, list[float]] = {}
+    with progress_bars() as bars:
+        task = bars.add_task("training again with other seeds", total=len(chosen) * (seeds - 1))
+        for network in chosen:
+            assert network.architecture is not None
+            found[network.id] = [network.top1]
+            for seed in range(1, seeds):
+                recipe = replace(accuracy.recipe, seed=accuracy.recipe.seed + seed)
+                other = replace(accuracy, recipe=recipe, checkpoints=None)
+                found[network.id].append(other.accuracy(network.architecture).top1)
+                bars.advance(task)
+    points = math.sqrt(statistics.fmean(statistics.variance(each) for each in found.values()))
+    record_scatter(study, points, found)
+    console.print(f"with other seeds accuracies scatter by {points:.2f} points")
 
 
 def finalists(report: Report, count: int, known: Container[str] = ()) -> dict[str, NetworkResult]:

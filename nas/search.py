@@ -22,7 +22,7 @@ from nas.accuracy.train import TrainedAccuracy
 from nas.assembly import accuracy_of, dataset_settings, hardware_of, objective_of, read_space
 from nas.command import command
 from nas.console import console, measuring_progress, print_report_summary, search_progress, warn
-from nas.finish import check_trainable, train_best
+from nas.finish import check_trainable, measure_seed_scatter, train_best
 from nas.latency.hardware import Hardware
 from nas.latency.provision import Effort, profile_command, reference_architectures, table_folder
 from nas.latency.source import LatencySource, keys_of
@@ -203,6 +203,8 @@ def _search(config: Any) -> None:
         )
         if settings.refine:
             _refine(opened, space, objective, accuracy, table, settings, references, budget_ms)
+        if isinstance(accuracy, TrainedAccuracy):
+            measure_seed_scatter(opened, accuracy, config.accuracy.scatter)
         table = _measure_front(opened, table, latencies)
         if foreign:
             journal = folder / "torchvision.jsonl"

@@ -138,6 +138,7 @@ class TrainConfig:
         minutes: default of ``search.minutes``.
         epochs: passes over the training images, for each candidate.
         halving: successive halving: so many times fewer networks go on at each rung; 0: all do.
+        scatter: networks trained with three seeds after the search, for the ± of accuracies; 0: none.
         batch_size: images per step.
         learning_rate: peak of a cosine schedule.
         weight_decay: AdamW's.
@@ -154,6 +155,7 @@ class TrainConfig:
     minutes: float | None = 5.0
     epochs: int = MISSING
     halving: int = MISSING
+    scatter: int = MISSING
     batch_size: int = MISSING
     learning_rate: float = MISSING
     weight_decay: float = MISSING

@@ -35,7 +35,7 @@ from nas.study.journal import JournalReader, storage_of
 from nas.study.objective import BYTES_PER_PARAMETER, THIRD_COSTS
 from nas.study.pareto import cost_bounds, dominated_share, front
 from nas.study.storage import open_storage
-from nas.study.trial import remeasured, trained
+from nas.study.trial import remeasured, scatter_of, trained
 from search_spaces.architecture import MAX_RESOLUTION, Architecture
 from search_spaces.errors import InputError, shorten
 from search_spaces.gate import Gate
@@ -333,6 +333,7 @@ class Report:
         provenance: what the search noted about its circumstances; any field may be missing.
         joint: predictions of the front and the references together, None where there are none.
         third: name of a third objective beside accuracy and latency, None without one.
+        seed_scatter: of trained accuracies, one standard deviation in points; 0 where it is not known.
     """
 
     name: str
@@ -348,6 +349,7 @@ class Report:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     joint: JointPrediction | None = None
     third: str | None = None
+    seed_scatter: float = 0.0
 
     @cached_property
     def references(self) -> tuple[NetworkResult, ...]:
@@ -514,6 +516,16 @@ class Report:
         )
 
     @property
+    def scatter_note(self) -> str:
+        """How much accuracies scatter with the seed of training, empty where nobody knows."""
+        if not self.seed_scatter:
+            return ""
+        return (
+            f"Trained again with other seeds, networks of the front scatter by {self.seed_scatter:.2f} "
+            "points; the ± of measured accuracies holds that beside what the number of images leaves open."
+        )
+
+    @property
     def stopped_note(self) -> str:
         """How many trainings were stopped on their way, empty if none was."""
         if not self.stopped:
@@ -526,7 +538,13 @@ class Report:
     @property
     def notes(self) -> tuple[str, ...]:
         """Sentences on what accuracies are worth."""
-        notes = (self.recipe_note, self.judgement_note, self.training_note, self.stopped_note)
+        notes = (
+            self.recipe_note,
+            self.judgement_note,
+            self.training_note,
+            self.scatter_note,
+            self.stopped_note,
+        )
         return tuple(each for each in notes if each)
 
     @property
@@ -655,6 +673,7 @@ def _report(gate: Gate, study: optuna.Study, attributes: Mapping[str, Any], impo
         remeasured(attributes),
         # While networks are being trained, the report is that of the search.
         trained(attributes) if section(provenance, TRAINED) else {},
+        gate.number("seed_scatter", scatter_of(attributes).get("points", 0.0), 0, 100),
         gate.mapping(section(provenance, "latency").get("error_percent") or {}, "error_percent"),
     )
     networks = tuple(_network(gate, trial, space, known) for trial in complete)
@@ -673,6 +692,7 @@ def _report(gate: Gate, study: optuna.Study, attributes: Mapping[str, Any], impo
         importances=parameter_importances(complete) if importances else (),
         layers=_layer_latencies(section(provenance, "layers")),
         provenance=provenance,
+        seed_scatter=known.scatter,
         joint=JointPrediction.from_dict(provenance[JOINT]) if provenance.get(JOINT) else None,
         third=third,
     )
@@ -686,12 +706,14 @@ class _Known:
         caution: standard deviations taken off uncertain accuracies.
         remeasured: latencies by architecture id, see :mod:`nas.study.trial`.
         trained: how well networks did that were trained to the end, by architecture id.
+        scatter: of trained accuracies with the seed, one standard deviation in points.
         error_percent: standard deviation of latencies by source.
     """
 
     caution: float
     remeasured: Mapping[str, Any]
     trained: Mapping[str, Any]
+    scatter: float
     error_percent: Mapping[str, Any]
 
 
@@ -723,6 +745,8 @@ def _network(
     if attributes["architecture"] in known.remeasured:
         latency = gate.mapping(known.remeasured[attributes["architecture"]], "a latency")
     deviation = _deviation(gate, attributes.get("deviation"))
+    if deviation is not None and attributes["accuracy_source"] == "measured":
+        deviation = math.hypot(deviation, known.scatter)
     architecture = None
     if attributes.get("table"):
         architecture = Architecture.from_dict(gate.plain(attributes["table"]))

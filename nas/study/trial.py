@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import optuna
@@ -17,6 +17,7 @@ SETTLED = (TrialState.COMPLETE, TrialState.PRUNED)
 # measured.
 _REMEASURED = "remeasured:"
 _TRAINED = "trained:"
+_SCATTER = "seed_scatter"
 
 
 def remeasure(study: optuna.Study, latencies: Mapping[str, Mapping[str, Any]]) -> None:
@@ -55,3 +56,21 @@ def trained(attributes: Mapping[str, Any]) -> dict[str, Any]:
     """What :func:`train_to_the_end` kept among a study's attributes, by architecture id."""
     start = len(_TRAINED)
     return {name[start:]: value for name, value in attributes.items() if name.startswith(_TRAINED)}
+
+
+def record_scatter(study: optuna.Study, points: float, top1: Mapping[str, Sequence[float]]) -> None:
+    """Record how much trained accuracies scatter with the seed.
+
+    Args:
+        study: the study.
+        points: one standard deviation.
+        top1: what it was told from: by architecture id, top-1 with each seed.
+    """
+    study.set_user_attr(
+        _SCATTER, {"points": points, "top1": {name: list(each) for name, each in top1.items()}}
+    )
+
+
+def scatter_of(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """What :func:`record_scatter` kept; empty if nothing."""
+    return dict(attributes.get(_SCATTER) or {})

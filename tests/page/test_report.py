@@ -24,6 +24,7 @@ from nas.study.loop import architecture_of
 from nas.study.objective import Pareto
 from nas.study.pareto import hypervolume
 from nas.study.storage import close_storage, open_storage, open_study
+from nas.study.trial import record_scatter
 from search_spaces.references import reference
 from tests.page.report_cases import BUDGET_MS, REFERENCES, made_up_study, network, report, writable
 from tests.study.search_cases import small_space
@@ -292,3 +293,18 @@ def test_networks_trained_to_the_end_are_recommended_alone() -> None:
         3,
         1,
     ]
+
+
+def test_the_scatter_of_seeds_widens_measured_accuracies_alone(tmp_path: Path) -> None:
+    made_up_study(tmp_path / "study", 5)
+    study = writable(tmp_path / "study")
+    record_scatter(study, 3.0, {"a": [70, 73, 76]})
+    found = report_of(study, importances=False)
+    assert {each.accuracy_source for each in found.networks} == {"predicted"}
+    assert all((each.deviation or 0) < 3 for each in found.networks)
+    trial = study.get_trials()[0]
+    attributes = {**trial.user_attrs, "accuracy_source": "measured", "deviation": 4.0}
+    study.add_trial(optuna.trial.create_trial(user_attrs=attributes, values=trial.values, state=trial.state))
+    again = report_of(study, importances=False)
+    assert again.networks[-1].deviation == pytest.approx(5.0)
+    assert "scatter by 3.00 points" in " ".join(again.notes)
