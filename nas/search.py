@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import re
+import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,11 +24,14 @@ from nas.assembly import accuracy_of, dataset_settings, hardware_of, objective_o
 from nas.command import command
 from nas.console import console, measuring_progress, print_report_summary, search_progress, warn
 from nas.finish import check_trainable, measure_seed_scatter, train_best
+from nas.latency.end_to_end import spread
 from nas.latency.hardware import Hardware
 from nas.latency.provision import Effort, profile_command, reference_architectures, table_folder
+from nas.latency.sessions import NetworkRecord, networks_text, read_networks
 from nas.latency.source import LatencySource, keys_of
 from nas.latency.table import LatencyTable
 from nas.latency.validation import Card, card_problem, load_card
+from nas.measuring.conditions import boot_id
 from nas.measuring.rounds import MeasurementError
 from nas.page.files import write_report
 from nas.page.report import JOINT, TRAINED, recommended, report_of
@@ -57,15 +61,24 @@ from nas.settings import (
     plain,
 )
 from nas.study import loop
+from nas.study.database import StorageError
 from nas.study.neighbourhood import Neighbourhood
 from nas.study.netadapt import refine
 from nas.study.objective import Objective
 from nas.study.scorer import BatchScorer, layer_latency
 from nas.study.screening import screen
-from nas.study.storage import close_storage, open_storage, open_study, refresh_study, table_of
+from nas.study.storage import (
+    close_storage,
+    networks_of,
+    open_storage,
+    open_study,
+    refresh_study,
+    table_of,
+)
 from nas.study.trial import remeasure
 from search_spaces.architecture import Architecture
 from search_spaces.errors import InputError, masked
+from search_spaces.gate import Gate
 from search_spaces.references import UnknownReferenceError
 from search_spaces.space import SearchSpace
 from search_spaces.stage import Parameters
@@ -173,11 +186,14 @@ def _search(config: Any) -> None:
             fingerprint(config, table, space, references),
             provenance(config, table, card, budget_ms, classes),
             table.restricted(keys_of(space, extra)),
+            networks_text(spread(latencies.networks())),
         )
         if carried is None and (begun_elsewhere := table_of(storage, named.name)) is not None:
             # Of machines that began it together one has given the layers.
             table = latencies.table(space, extra, begun_elsewhere)
             budget_ms = _budget_ms(settings.budget_ms, table, space, resolution)
+        if named.storage:
+            _check_agreement(opened, table, latencies, folder)
         write_atomically(folder / "config.yaml", masked(OmegaConf.to_yaml(config, resolve=True)))
         with search_progress(settings.trials) as show:
             result = loop.run_search(
@@ -227,12 +243,15 @@ def _search(config: Any) -> None:
         known = {**known, "layers": layers(report, table)}
         if isinstance(accuracy, Predictor):
             known[JOINT] = accuracy.joint(report.compared).to_dict()
-        refresh_study(
-            opened,
-            fingerprint(config, table, space, references),
-            known,
-            table.restricted(keys_of(space, extra)),
-        )
+        if named.storage:  # what others go by stays as it is
+            opened.set_user_attr("provenance", known)
+        else:
+            refresh_study(
+                opened,
+                fingerprint(config, table, space, references),
+                known,
+                table.restricted(keys_of(space, extra)),
+            )
         print_report_summary(write_report(folder, opened))
     finally:
         if storage is not None:
@@ -295,6 +314,33 @@ def _check_card(
     if required:
         raise InputError(f"search.require_validation=true, but the latency table {problem}; run: {remedy}")
     warn(f"  warning: the latency table {problem}; better: {remedy}")
+
+
+def _check_agreement(
+    opened: optuna.Study, table: LatencyTable, latencies: LatencySource, folder: Path
+) -> None:
+    """Compare this machine, once since it started, with the one that gave a shared study its latencies.
+
+    Raises:
+        StaleTableError: if they differ.
+    """
+    mark = f"agrees:{boot_id() or secrets.token_hex(8)}"
+    if mark in opened.user_attrs:
+        return
+    try:
+        found = latencies.agreement(table, _carried_networks(opened), folder)
+    except MeasurementError as error:
+        warn(f"warning: whether the study's latencies hold for this machine could not be told: {error}")
+        return
+    if found is not None:
+        console.print(f"  {found}")
+        opened.set_user_attr(mark, str(found))
+
+
+def _carried_networks(opened: optuna.Study) -> list[NetworkRecord]:
+    """Networks that were measured for the latencies that a study carries."""
+    text = networks_of(opened)
+    return [] if text is None else read_networks(Gate(f"the study {opened.study_name!r}", StorageError), text)
 
 
 def _screen(
@@ -411,7 +457,7 @@ def _time_best(
     report = report_of(opened, importances=False)
     chosen = recommended(report, settings.end_to_end)
     try:
-        timed = latencies.timed(table, [*chosen.values()], folder)
+        timed = latencies.timed(table, [*chosen.values()], folder, _carried_networks(opened))
     except MeasurementError as error:
         # A search of hours is not lost because the machine was busy at its end.
         warn(f"warning: nothing was timed end to end: {error}")

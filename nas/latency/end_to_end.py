@@ -80,7 +80,7 @@ def time_networks(
     Raises:
         nas.measuring.rounds.MeasurementError: if the machine did not hold still.
     """
-    links = _spread(known)
+    links = spread(known)
     # Networks tell the level: among so many of them lone layers find colder caches than among a table's
     # layers, and ran 15 % slower where networks ran 7 % slower. Layers run along to tell drift within rounds.
     again = [each.architecture for each in links]
@@ -120,8 +120,8 @@ def _half_differences(measured: Measurement, statistic: str) -> dict[Architectur
     }
 
 
-def _spread(known: Sequence[NetworkRecord]) -> list[NetworkRecord]:
-    """Some networks from the fastest to the slowest; none if there are too few to tell a drift."""
+def spread(known: Sequence[NetworkRecord]) -> list[NetworkRecord]:
+    """Some networks from the fastest to the slowest; none if there are too few to tell a level."""
     if len(known) < _FEWEST_LINKS:
         return []
     ordered = sorted(known, key=lambda each: (each.latency_ms, each.architecture.id))

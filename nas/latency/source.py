@@ -11,13 +11,18 @@ from nas.devices.device import Target
 from nas.latency.end_to_end import TimedNetworks, time_networks
 from nas.latency.hardware import Hardware, table_without_measuring
 from nas.latency.provision import Effort, StaleTableError, measure_layers, ready_table, staleness
-from nas.latency.sessions import load_networks
+from nas.latency.sessions import TABLE, NetworkRecord, load_networks
 from nas.latency.table import LatencyTable
+from nas.latency.transfer import Agreement, agreement, at_level_of, is_from, measured_elsewhere
 from nas.measuring.progress import ProfileProgress
 from nas.runtimes.runtime import Runtime
+from nas.saving import hold
 from search_spaces.architecture import Architecture
 from search_spaces.layers import LayerKey, layer_keys, reachable_layer_keys
 from search_spaces.space import SearchSpace
+
+# Enough to tell whether a machine is of the same kind; a table takes more.
+_AGREEMENT_ROUNDS = 15
 
 
 def keys_of(space: SearchSpace, references: Sequence[Architecture]) -> frozenset[LayerKey]:
@@ -70,7 +75,9 @@ class LatencySource:
             self._check(carried)
             entries = carried.entries
             if carried.missing(keys_of(space, references)):
-                entries = {**self.table(space, references).entries, **entries}
+                local = self.table(space, references)
+                more = local.entries if is_from(carried, local) else at_level_of(carried, local)
+                entries = {**more, **entries}
             return LatencyTable(carried.header, entries, self.board.how_to_measure(self.runtime))
         target = self.target
         if target is None:
@@ -117,13 +124,64 @@ class LatencySource:
         if target is None or not keys:
             return table
         self.say(f"measuring {len(keys)} layers of the front that were predicted so far")
+        if self.is_elsewhere(table):
+            with hold(self.folder, TABLE, self.say), self.progress() as bars:
+                return measured_elsewhere(
+                    table,
+                    sorted(keys, key=str),
+                    target,
+                    self.runtime,
+                    self.folder,
+                    self.effort.rounds,
+                    bars,
+                )
         with self.progress() as bars:
             return measure_layers(
                 table, networks, target, self.runtime, self.folder, self.effort.rounds, bars, self.say
             )
 
+    def networks(self) -> list[NetworkRecord]:
+        """Networks measured end to end for the table kept here."""
+        return load_networks(self.folder) if self.folder.exists() else []
+
+    def is_elsewhere(self, table: LatencyTable) -> bool:
+        """Whether a table was measured by another machine than the one kept here."""
+        local = LatencyTable.load(self.folder) if (self.folder / "table.json").exists() else None
+        return not is_from(table, local)
+
+    def agreement(
+        self, table: LatencyTable, carried: Sequence[NetworkRecord], journal: Path
+    ) -> Agreement | None:
+        """How a table that was measured elsewhere holds here; None where that is no question.
+
+        Args:
+            table: what a shared study goes by.
+            carried: networks measured for it.
+            journal: folder of the rounds while measuring.
+
+        Raises:
+            StaleTableError: if it does not hold.
+            nas.measuring.rounds.MeasurementError: if the machine did not hold still.
+        """
+        target = self.target
+        if target is None or not self.is_elsewhere(table):
+            return None
+        self.say("the study's latencies were measured elsewhere: timing some of its networks and layers here")
+        with self.progress() as bars:
+            found = agreement(table, carried, target, journal, _AGREEMENT_ROUNDS, bars)
+        if found.error > self.board.tolerance:
+            raise StaleTableError(
+                f"{found}: more than hardware.tolerance={self.board.tolerance:g}; begin a study of its own "
+                "for this machine"
+            )
+        return found
+
     def timed(
-        self, table: LatencyTable, networks: Sequence[Architecture], journal: Path
+        self,
+        table: LatencyTable,
+        networks: Sequence[Architecture],
+        journal: Path,
+        carried: Sequence[NetworkRecord] = (),
     ) -> TimedNetworks | None:
         """Networks timed end to end, at the table's level; None where that cannot be done from here.
 
@@ -131,6 +189,7 @@ class LatencySource:
             table: what the study goes by.
             networks: what to time.
             journal: folder of the rounds while measuring.
+            carried: networks measured where the table was, if that was elsewhere.
 
         Raises:
             nas.measuring.rounds.MeasurementError: if the machine did not hold still.
@@ -139,6 +198,6 @@ class LatencySource:
         if target is None or not table.header.sessions or not networks:
             return None
         self.say(f"timing {len(networks)} networks end to end")
-        known = load_networks(self.folder) if self.folder.exists() else []
+        known = carried if self.is_elsewhere(table) else self.networks()
         with self.progress() as bars:
             return time_networks(networks, table, target, journal, self.effort.rounds, bars, known)

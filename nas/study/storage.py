@@ -10,6 +10,7 @@ is writing to it. One process writes at a time; a second one is refused.
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import os
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.exceptions import ExperimentalWarning
+from optuna.exceptions import DuplicatedStudyError, ExperimentalWarning
 from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import BaseJournalBackend
 from optuna.trial import TrialState
@@ -45,6 +46,11 @@ _SHARE = "wait for it, or share a study through study.storage=postgresql://..."
 _open_here: set[tuple[int, Path]] = set()
 # Study attribute with the files of the latency table that the study uses.
 _LAYERS = "latency_table"
+# ... and with networks measured for it, by which another machine tells its level.
+_NETWORKS = "latency_networks"
+_BEGUN_BY_US = frozenset((_LAYERS, _NETWORKS, "space"))
+# Of machines that start together the first begins the study, the others wait so long until it is begun.
+_BEGINNING_S = 60.0
 _LEARNT = (*SETTLED, TrialState.RUNNING)
 
 
@@ -227,10 +233,12 @@ def open_study(
     fingerprint: Mapping[str, Any],
     provenance: Mapping[str, Any] | None = None,
     table: LatencyTable | None = None,
+    networks: str | None = None,
 ) -> optuna.Study:
     """Create a study, or continue it if it is the same.
 
     A study of a file that holds no complete trial yet binds nobody: with other settings it is begun anew.
+    Of processes that create one together in a database, one does; the others continue it.
 
     Args:
         storage: from :func:`open_storage`.
@@ -240,6 +248,7 @@ def open_study(
         fingerprint: what must not change while a study goes on; plain JSON types, may be nested.
         provenance: what else is worth knowing (versions, hardware, date); replaced on each run.
         table: the layers it uses; a study that carries some already keeps those, see :func:`table_of`.
+        networks: networks measured for the table, as text, likewise; see :func:`networks_of`.
 
     Raises:
         StudyMismatchError: if the study exists with another space, objective or fingerprint, or its file
@@ -254,17 +263,20 @@ def open_study(
             )
     wanted: dict[str, Any] = json.loads(json.dumps(dict(fingerprint)))
     wanted["objective_names"] = list(names(objective))
-    study = optuna.create_study(
-        storage=storage, study_name=name, directions=list(directions(objective)), load_if_exists=True
-    )
+    begin = functools.partial(_begin, storage, name, objective, space, wanted, table, networks)
     try:
-        _agree(study, objective, space, wanted)
-    except StudyMismatchError:
-        if not isinstance(storage, JournalStorage) or study.get_trials(deepcopy=False, states=_LEARNT):
-            raise
-        optuna.delete_study(study_name=name, storage=storage)
-        study = optuna.create_study(storage=storage, study_name=name, directions=list(directions(objective)))
-        _agree(study, objective, space, wanted)
+        study = begin()
+    except DuplicatedStudyError:
+        study = optuna.load_study(study_name=name, storage=storage)
+        try:
+            if not _is_begun(study):
+                _describe(study, objective, space, wanted, table, networks)
+            _agree(study, objective, space, wanted)
+        except StudyMismatchError:
+            if not isinstance(storage, JournalStorage) or study.get_trials(deepcopy=False, states=_LEARNT):
+                raise
+            optuna.delete_study(study_name=name, storage=storage)
+            study = begin()
     if table is not None and _LAYERS not in study.user_attrs:
         study.set_user_attr(_LAYERS, table.files())
     if provenance is not None:
@@ -272,8 +284,67 @@ def open_study(
     return study
 
 
+def _begin(
+    storage: BaseStorage,
+    name: str,
+    objective: Objective,
+    space: SearchSpace,
+    fingerprint: Mapping[str, Any],
+    table: LatencyTable | None,
+    networks: str | None,
+) -> optuna.Study:
+    """Create a study.
+
+    Raises:
+        DuplicatedStudyError: if there is one, even one that another process creates at this moment.
+    """
+    study = optuna.create_study(storage=storage, study_name=name, directions=list(directions(objective)))
+    _describe(study, objective, space, fingerprint, table, networks)
+    return study
+
+
+def _describe(
+    study: optuna.Study,
+    objective: Objective,
+    space: SearchSpace,
+    fingerprint: Mapping[str, Any],
+    table: LatencyTable | None,
+    networks: str | None,
+) -> None:
+    if table is not None:
+        study.set_user_attr(_LAYERS, table.files())
+    if networks is not None:
+        study.set_user_attr(_NETWORKS, networks)
+    study.set_user_attr("space", space.to_dict())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        study.set_metric_names(list(names(objective)))
+    # Last of all: whoever finds it finds the others too.
+    study.set_user_attr("fingerprint", fingerprint)
+
+
+def _is_begun(study: optuna.Study) -> bool:
+    """Whether whoever created a study has described it; waits for that as long as it may be under way.
+
+    Raises:
+        StudyMismatchError: if it was not made by this project.
+    """
+    deadline = time.monotonic() + (0 if isinstance(study._storage, JournalStorage) else _BEGINNING_S)
+    while True:
+        attributes = study.user_attrs
+        if "fingerprint" in attributes:
+            return True
+        if attributes.keys() - _BEGUN_BY_US or study.get_trials(deepcopy=False):
+            raise StudyMismatchError(
+                f"study {study.study_name!r} was not made by this project: give another name"
+            )
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(0.2)
+
+
 def _agree(study: optuna.Study, objective: Objective, space: SearchSpace, wanted: Mapping[str, Any]) -> None:
-    """Make a new study this one, or check that it is.
+    """Check that a study is the one wanted.
 
     Raises:
         StudyMismatchError: naming the first difference.
@@ -286,25 +357,13 @@ def _agree(study: optuna.Study, objective: Objective, space: SearchSpace, wanted
             "give the new study another name"
         )
     attributes = study.user_attrs
-    if "fingerprint" not in attributes:
-        if attributes or study.get_trials(deepcopy=False):
-            raise StudyMismatchError(f"study {name!r} was not made by this project: give another name")
-        # First of all, so that machines which start together agree on whose study it is.
-        study.set_user_attr("fingerprint", wanted)
-        attributes = study.user_attrs
-    plain_space = json.loads(json.dumps(space.to_dict()))
-    if "space" not in attributes:
-        study.set_user_attr("space", plain_space)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ExperimentalWarning)
-            study.set_metric_names(list(names(objective)))
-        attributes = study.user_attrs
     kept = attributes["fingerprint"]
     if _LAYERS in attributes:
         # What the shared table holds by now is nothing to a study that carries its own layers.
         kept, wanted = _without_content(kept), _without_content(wanted)
     for key, old, new in _differences(kept, wanted):
         raise StudyMismatchError(_changed(name, key, old, new))
+    plain_space = json.loads(json.dumps(space.to_dict()))
     for key, old, new in _differences(attributes["space"], plain_space):
         raise StudyMismatchError(_changed(name, f"search space: {key}", old, new))
 
@@ -328,13 +387,22 @@ def table_of(storage: BaseStorage, name: str) -> LatencyTable | None:
     return LatencyTable.from_files(texts, f"the study {name!r}: ")
 
 
+def networks_of(study: optuna.Study) -> str | None:
+    """Networks measured for the table that a study carries, as text; None where it has none."""
+    text = study.user_attrs.get(_NETWORKS)
+    return text if isinstance(text, str) else None
+
+
 def refresh_study(
     study: optuna.Study,
     fingerprint: Mapping[str, Any],
     provenance: Mapping[str, Any],
     table: LatencyTable | None = None,
 ) -> None:
-    """Replace layers, fingerprint and provenance after the study's own run changed what they describe."""
+    """Replace layers, fingerprint and provenance after the study's own run changed what they describe.
+
+    Not for a study that others may be working on: see :func:`nas.study.trial.remeasure` for latencies.
+    """
     if table is not None and study.user_attrs.get(_LAYERS) != table.files():
         study.set_user_attr(_LAYERS, table.files())
     kept = {"objective_names": study.user_attrs["fingerprint"]["objective_names"]}

@@ -4,9 +4,11 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import optuna
@@ -17,10 +19,15 @@ from optuna.trial import TrialState
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
+import nas.study.storage
+from nas.latency.table import Entry, LatencyTable, TableHeader
 from nas.study.leases import SharedLedger
 from nas.study.loop import run_search
 from nas.study.objective import Pareto
-from nas.study.storage import open_storage, open_study
+from nas.study.storage import StudyMismatchError, open_storage, open_study, table_of
+from search_spaces.layers import layer_keys
+from search_spaces.references import reference
+from search_spaces.space import SearchSpace
 from tests.study.postgres import PostgresServer
 from tests.study.search_cases import MadeUpAccuracy, MadeUpLatency, small_space
 
@@ -161,6 +168,28 @@ def test_a_server_that_is_away_at_the_beginning_is_waited_for(
     check(url, tmp_path / "asked", 3)
 
 
+@pytest.mark.slow
+def test_commands_on_two_machines_share_a_study_and_its_latencies(url: str, tmp_path: Path) -> None:
+    def command(name: str, folder: str, *settings: str) -> subprocess.Popen[bytes]:
+        (tmp_path / folder).mkdir(exist_ok=True)
+        arguments = [sys.executable, "-m", name, *settings]
+        return subprocess.Popen(arguments, cwd=tmp_path / folder)
+
+    settings = ["hardware=rpi4", f"study.storage={url}", "study.name=s", "search.screen=500"]
+    assert command("nas.search", "first", *settings, "search.trials=20").wait(timeout=200) == 0
+    study = optuna.load_study(study_name="s", storage=open_storage(url))
+    begun = {name: study.user_attrs[name] for name in ("fingerprint", "space", "latency_table")}
+    both = [command("nas.search", each, *settings, "search.trials=60") for each in ("first", "second")]
+    assert [each.wait(timeout=200) for each in both] == [0, 0]
+    study = optuna.load_study(study_name="s", storage=open_storage(url))
+    assert {name: study.user_attrs[name] for name in begun} == begun
+    complete = study.get_trials(states=[TrialState.COMPLETE])
+    assert Counter(each.user_attrs["kind"] for each in complete)["candidate"] == 60
+    assert len({each.user_attrs["architecture"] for each in complete}) == len(complete)
+    assert command("nas.report", "third", "results/s", f"storage={url}").wait(timeout=100) == 0
+    assert (tmp_path / "third" / "results" / "s" / "report.html").exists()
+
+
 def test_what_was_done_before_the_connection_broke_is_not_done_again(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -189,6 +218,43 @@ def test_what_was_done_before_the_connection_broke_is_not_done_again(
     with pytest.raises(UpdateFinishedTrialError):
         storage.set_trial_state_values(study.trials[0]._trial_id, TrialState.FAIL)
     ledger.close()
+
+
+def test_processes_that_begin_a_study_together_agree_on_its_latencies(url: str) -> None:
+    key = layer_keys(reference("mobilenet_v2"))[0]
+    header = TableHeader("host", "cpu", "onnxruntime", "1", "fp32", 1, "2026-01-01T00:00:00+00:00")
+    ready = threading.Barrier(6)
+
+    def begin(number: int) -> float:
+        """What each has measured for itself differs."""
+        table = LatencyTable(header, {key: Entry(1.0 + number, 0.1, 40, "measured")})
+        storage = open_storage(url)
+        ready.wait(timeout=60)
+        fingerprint = {"latency table": {"device": "cpu", "content": str(number)}}
+        study = open_study(storage, "s", Pareto(), small_space(), fingerprint, table=table, networks="[]")
+        carried = table_of(storage, "s")
+        assert carried is not None
+        assert study.user_attrs["fingerprint"]["latency table"]["device"] == "cpu"
+        return carried.entries[key].latency_ms
+
+    with ThreadPoolExecutor(6) as pool:
+        found = set(pool.map(begin, range(6)))
+    assert len(found) == 1
+    study = optuna.load_study(study_name="s", storage=open_storage(url))
+    assert float(study.user_attrs["fingerprint"]["latency table"]["content"]) + 1 == found.pop()
+
+
+def test_a_study_whose_creator_died_is_begun_by_the_next(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nas.study.storage, "_BEGINNING_S", 1.0)
+    storage = open_storage(url)
+    directions = ["maximize", "minimize"]
+    optuna.create_study(storage=storage, study_name="s", directions=directions).set_user_attr("space", {})
+    study = open_study(storage, "s", Pareto(), small_space(), {"seed": 1})
+    assert study.user_attrs["fingerprint"]["seed"] == 1
+    assert SearchSpace.from_dict(study.user_attrs["space"]) == small_space()
+    optuna.create_study(storage=storage, study_name="other", directions=directions).set_user_attr("mine", 1)
+    with pytest.raises(StudyMismatchError, match="not made by this project"):
+        open_study(storage, "other", Pareto(), small_space(), {})
 
 
 def test_the_trial_of_a_killed_worker_is_taken_over(url: str, tmp_path: Path) -> None:

@@ -1,0 +1,150 @@
+"""A latency table on a machine that did not measure it: it came with a study that several machines share.
+
+Such a table is left as it is. The machine is compared with the one that made it, on layers and networks of
+the table; what it measures besides is stated at the table's level.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from nas.devices.device import Target
+from nas.latency.end_to_end import spread
+from nas.latency.sessions import (
+    NetworkRecord,
+    Session,
+    add_session,
+    is_measured,
+    journal_name,
+    link_keys,
+    network_records,
+)
+from nas.latency.table import Entry, LatencyTable, entry
+from nas.measuring.progress import ProfileProgress
+from nas.measuring.rounds import STATISTICS
+from nas.runtimes.runtime import Runtime
+from nas.runtimes.subject import Subject
+from search_spaces.layers import LayerKey
+
+_FEWEST_LINKS = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """How a machine compares with the one that a table was measured on.
+
+    Attributes:
+        slower: how much slower (positive) or faster it is, as a fraction; taken out of everything else.
+        error: mean absolute difference once that is taken out, as a fraction.
+        networks: networks compared; with fewer than eight in the table the layers are compared.
+        layers: layers compared.
+    """
+
+    slower: float
+    error: float
+    networks: int
+    layers: int
+
+    def __str__(self) -> str:
+        what = f"{self.networks} networks" if self.networks else f"{self.layers} layers"
+        return (
+            f"{what} of the study's latency table timed here: {self.error:.1%} off on average, after taking "
+            f"out that this machine is {abs(self.slower):.1%} {'slower' if self.slower > 0 else 'faster'}"
+        )
+
+
+def is_from(table: LatencyTable, local: LatencyTable | None) -> bool:
+    """Whether a table was measured where the local one was: they begin with the same session."""
+    mine, its = (() if each is None else each.header.sessions[:1] for each in (local, table))
+    return not its or (bool(mine) and _plain(mine[0]) == _plain(its[0]))
+
+
+def _plain(session: dict[str, object]) -> tuple[str, ...]:
+    return tuple(
+        f"{name}={session.get(name)}" for name in ("anchor_ms", "anchor_spread", "rounds", "subjects")
+    )
+
+
+def agreement(
+    table: LatencyTable,
+    networks: Sequence[NetworkRecord],
+    target: Target,
+    folder: Path,
+    rounds: int,
+    progress: ProfileProgress = ProfileProgress(),  # noqa: B008 - frozen
+) -> Agreement:
+    """Time layers and networks of a table on another machine.
+
+    Args:
+        table: measured elsewhere.
+        networks: measured for it, end to end.
+        target: the machine here.
+        folder: where rounds are kept while measuring.
+        rounds: steady rounds wanted.
+        progress: callbacks for progress bars.
+
+    Raises:
+        nas.measuring.rounds.MeasurementError: if the machine did not hold still.
+    """
+    known = {each.architecture: each.latency_ms for each in spread(networks)}
+    subjects: list[Subject] = [*known, *link_keys(table)]
+    journal = folder / journal_name(subjects, "agreement")
+    measured = target.measure(subjects, rounds, journal, progress.prepared, progress.measured)
+    statistic = table.header.statistic
+    whole = [each.latency_ms / known[each.architecture] for each in network_records(measured, statistic)]
+    reduced = STATISTICS[statistic](measured.steadied())
+    layers = [
+        float(reduced[column]) / table.entries[subject].latency_ms
+        for column, subject in enumerate(measured.subjects)
+        if isinstance(subject, LayerKey)
+    ]
+    ratios = np.array(whole or layers)
+    level = float(np.median(ratios))
+    journal.unlink(missing_ok=True)
+    return Agreement(level - 1, float(np.abs(ratios / level - 1).mean()), len(whole), len(layers))
+
+
+def measured_elsewhere(
+    table: LatencyTable,
+    keys: Sequence[LayerKey],
+    target: Target,
+    runtime: Runtime,
+    folder: Path,
+    rounds: int,
+    progress: ProfileProgress = ProfileProgress(),  # noqa: B008 - frozen
+) -> LatencyTable:
+    """A table with these layers measured here, at its own level; written nowhere.
+
+    Raises:
+        nas.measuring.rounds.MeasurementError: if the machine did not hold still.
+    """
+    links = [key for key in link_keys(table) if key not in keys]
+    group: list[Subject] = [*keys, *links]
+    journal = folder / journal_name(group, "elsewhere")
+    measured = target.measure(group, rounds, journal, progress.prepared, progress.measured)
+    header, ended = table.header, datetime.datetime.now(datetime.UTC)
+    session = Session(measured, header.hardware, target.device, runtime, target.runtime_version, ended)
+    extended, _ = add_session(table, [], session, table.profile_command)
+    journal.unlink(missing_ok=True)
+    return extended.with_entries({}, created=header.created)
+
+
+def at_level_of(table: LatencyTable, local: LatencyTable) -> dict[LayerKey, Entry]:
+    """What a local table holds, at the level of another one.
+
+    The levels are told by the layers both measured; with too few of them, by the anchor networks.
+    """
+    common = [key for key in local.entries if is_measured(local, key) and is_measured(table, key)]
+    ratios = [table.entries[key].latency_ms / local.entries[key].latency_ms for key in common]
+    if len(ratios) < _FEWEST_LINKS:
+        ratios = [table.header.sessions[0]["anchor_ms"] / local.header.sessions[0]["anchor_ms"]]
+    level = float(np.median(ratios))
+    return {
+        key: entry(each.latency_ms * level, each.spread_ms * level, each.samples, each.source)
+        for key, each in local.entries.items()
+    }
