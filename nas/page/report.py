@@ -19,7 +19,7 @@ from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import optuna
@@ -35,7 +35,7 @@ from nas.study.journal import JournalReader, storage_of
 from nas.study.objective import BYTES_PER_PARAMETER, THIRD_COSTS
 from nas.study.pareto import cost_bounds, dominated_share, front
 from nas.study.storage import open_storage
-from nas.study.trial import remeasured, scatter_of, trained
+from nas.study.trial import Trial, checked_top1, remeasured, scatter_of, trained
 from search_spaces.architecture import MAX_RESOLUTION, Architecture
 from search_spaces.errors import InputError, shorten
 from search_spaces.gate import Gate
@@ -58,12 +58,9 @@ MIXED_KINDS = (
 # fANOVA on this many trials takes a few seconds; on all of a long study it would take minutes.
 _TRIALS_FOR_IMPORTANCE = 300
 _FEWEST_FOR_IMPORTANCE = 20
-_ID = re.compile(r"[0-9a-f]{10}")
 # The accuracy of a network that was trained by the final recipe, and the section of provenance about it.
 TRAINED = "trained"
-_KINDS = ("candidate", "reference", "refinement")
-# What every trial of ours says of its network.
-_OURS = frozenset(("architecture", "kind", "top1", "accuracy_source", "latency_ms", "latency_source"))
+
 _SHOWN_FAILURES = 5
 # Networks of the front just below a reference's latency that are timed with it.
 _NEAREST = 6
@@ -658,7 +655,7 @@ def _report(gate: Gate, study: optuna.Study, attributes: Mapping[str, Any], impo
     trials = study.get_trials(deepcopy=False)
     ended = [trial for trial in trials if trial.state == TrialState.COMPLETE]
     # Somebody may have added trials of their own with plain Optuna.
-    complete = [trial for trial in ended if trial.user_attrs.keys() >= _OURS]
+    complete = [(trial, record) for trial in ended if (record := _told(trial, gate)) is not None]
     if not complete:
         raise ReportError(
             f"study {study.study_name!r} holds no complete trial yet"
@@ -676,7 +673,7 @@ def _report(gate: Gate, study: optuna.Study, attributes: Mapping[str, Any], impo
         gate.number("seed_scatter", scatter_of(attributes).get("points", 0.0), 0, 100),
         gate.mapping(section(provenance, "latency").get("error_percent") or {}, "error_percent"),
     )
-    networks = tuple(_network(gate, trial, space, known) for trial in complete)
+    networks = tuple(_network(gate, trial, record, space, known) for trial, record in complete)
     budget = provenance.get("budget_ms")
     budget_ms = None if budget is None else gate.number("budget_ms", budget, 1e-9, MAX_MS)
     finished = tuple(_finished(gate, each, known) for each in networks)
@@ -689,7 +686,7 @@ def _report(gate: Gate, study: optuna.Study, attributes: Mapping[str, Any], impo
         failures=_failures(trials),
         budget_ms=budget_ms,
         hypervolume=_hypervolume_over_trials(networks, budget_ms, third),
-        importances=parameter_importances(complete) if importances else (),
+        importances=parameter_importances([trial for trial, _ in complete]) if importances else (),
         layers=_layer_latencies(section(provenance, "layers")),
         provenance=provenance,
         seed_scatter=known.scatter,
@@ -717,6 +714,12 @@ class _Known:
     error_percent: Mapping[str, Any]
 
 
+def _told(trial: FrozenTrial, gate: Gate) -> Trial | None:
+    """What a trial of ours says, once its accuracy is told."""
+    record = Trial.of(trial, gate)
+    return None if record is None or record.accuracy is None else record
+
+
 def _failures(trials: Sequence[FrozenTrial]) -> tuple[tuple[str, int], ...]:
     errors = (
         str(trial.user_attrs["error"])
@@ -729,45 +732,39 @@ def _failures(trials: Sequence[FrozenTrial]) -> tuple[tuple[str, int], ...]:
 
 
 def _network(
-    gate: Gate,
-    trial: FrozenTrial,
-    space: SearchSpace,
-    known: _Known,
+    gate: Gate, trial: FrozenTrial, record: Trial, space: SearchSpace, known: _Known
 ) -> NetworkResult:
-    attributes = trial.user_attrs
-    # It names a file: an id of ours and nothing else.
-    if not _ID.fullmatch(gate.string("architecture", attributes.get("architecture"))):
-        gate.fail(f"holds an architecture {attributes['architecture']!r}, which is no id")
-    latency = {"latency_ms": attributes["latency_ms"], "latency_source": attributes["latency_source"]}
+    accuracy = record.accuracy
+    assert accuracy is not None
     # Of older studies: no trial knows more than what the table says.
-    if latency["latency_source"] == "measured":
-        latency["latency_source"] = "table"
-    if attributes["architecture"] in known.remeasured:
-        latency = gate.mapping(known.remeasured[attributes["architecture"]], "a latency")
-    deviation = _deviation(gate, attributes.get("deviation"))
-    if deviation is not None and attributes["accuracy_source"] == "measured":
+    source = "table" if record.latency_source == "measured" else record.latency_source
+    latency: Mapping[str, Any] = {"latency_ms": record.latency_ms, "latency_source": source}
+    if record.architecture in known.remeasured:
+        latency = gate.mapping(known.remeasured[record.architecture], "a latency")
+    deviation = accuracy.deviation
+    if deviation is not None and accuracy.source == "measured":
         deviation = math.hypot(deviation, known.scatter)
-    architecture = None
-    if attributes.get("table"):
-        architecture = Architecture.from_dict(gate.plain(attributes["table"]))
-    elif trial.params or (attributes["kind"] != "reference" and not space.parameters()):
+    architecture = record.table
+    if architecture is None and (trial.params or (record.kind != "reference" and not space.parameters())):
         architecture = space.build(trial.params)
-    name, resolution = attributes.get("name"), attributes.get("resolution")
     return NetworkResult(
         trial=trial.number,
-        id=attributes["architecture"],
-        kind=gate.choice("kind", attributes["kind"], _KINDS),
-        name=None if name is None else gate.string("name", name, 100),
+        id=record.architecture,
+        kind=record.kind,
+        name=record.name,
+        top1=accuracy.top1,
         # What the search went by, also where the value of the trial is a product of it.
-        judged_top1=_top1(gate, attributes) - known.caution * (deviation or 0.0),
+        judged_top1=accuracy.top1 - known.caution * (deviation or 0.0),
         deviation=deviation,
-        accuracy_source=gate.string("accuracy_source", attributes["accuracy_source"], 30),
-        resolution=architecture.resolution if architecture else _resolution(gate, resolution),
+        accuracy_source=accuracy.source,
+        macs=record.macs,
+        parameters=record.parameters,
+        resolution=architecture.resolution if architecture else record.resolution,
         architecture=architecture,
-        published=_published_top1(name, architecture),
-        judgement=_judgement(gate, attributes.get("judgement")),
+        published=_published_top1(record.name, architecture),
+        judgement=accuracy.judgement,
+        **_latency(gate, latency),
         **_percentiles(gate, latency, known.error_percent),
-        **_measured(gate, {**attributes, **latency}),
     )
 
 
@@ -808,51 +805,41 @@ def _published_top1(name: str | None, architecture: Architecture | None) -> floa
         return None
 
 
-def _measured(gate: Gate, attributes: Mapping[str, Any]) -> dict[str, Any]:
-    """What is known of every network, checked."""
+class _LatencyFields(TypedDict):
+    latency_ms: float
+    latency_source: str
+
+
+def _latency(gate: Gate, attributes: Mapping[str, Any]) -> _LatencyFields:
     return {
-        "top1": _top1(gate, attributes),
         "latency_ms": gate.number("latency_ms", attributes["latency_ms"], 1e-9, MAX_MS),
         "latency_source": gate.string("latency_source", attributes["latency_source"], 30),
-        "macs": gate.integer("macs", attributes["macs"]),
-        "parameters": gate.integer("parameters", attributes["parameters"]),
     }
-
-
-def _top1(gate: Gate, attributes: Mapping[str, Any]) -> float:
-    # Scores have no unit; other sources have percent.
-    limit = 1e9 if attributes.get("accuracy_source") == "proxy" else 100
-    return gate.number("top1", attributes["top1"], -limit, limit)
-
-
-def _deviation(gate: Gate, value: Any) -> float | None:
-    return None if value is None else gate.number("deviation", value, 0, 1_000)
-
-
-def _judgement(gate: Gate, data: Any) -> Judgement | None:
-    return None if data is None else Judgement.from_dict(data, gate)
-
-
-def _resolution(gate: Gate, value: Any) -> int | None:
-    return None if value is None else gate.integer("resolution", value, 1, MAX_RESOLUTION)
 
 
 def _published(gate: Gate, references: Any) -> tuple[NetworkResult, ...]:
     found = []
-    for number, (name, each) in enumerate(gate.mapping(references, PUBLISHED).items(), start=1):
-        values = _measured(gate, gate.mapping(each, name))
+    for number, (name, data) in enumerate(gate.mapping(references, PUBLISHED).items(), start=1):
+        each = gate.mapping(data, name)
+        top1 = checked_top1(gate, each["top1"], "published")
+        resolution = each["resolution"]
         found.append(
             NetworkResult(
                 trial=-number,
                 id=name,
                 kind="reference",
                 name=name,
-                judged_top1=values["top1"],
+                top1=top1,
+                judged_top1=top1,
                 deviation=None,
                 accuracy_source="published",
-                resolution=_resolution(gate, each["resolution"]),
+                macs=gate.integer("macs", each["macs"]),
+                parameters=gate.integer("parameters", each["parameters"]),
+                resolution=None
+                if resolution is None
+                else gate.integer("resolution", resolution, 1, MAX_RESOLUTION),
                 architecture=None,
-                **values,
+                **_latency(gate, each),
             )
         )
     return tuple(found)

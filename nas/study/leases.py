@@ -27,10 +27,7 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from nas.study.database import PatientStorage, StorageError
-from nas.study.trial import SETTLED
-
-# User attributes that are known only once a network is evaluated.
-RESULTS = ("top1", "deviation", "accuracy_source", "judgement", "curve", "error")
+from nas.study.trial import RESULTS, SETTLED
 
 _RENEWALS_PER_LEASE = 4
 _LAST_RENEWAL_S = 5.0

@@ -4,18 +4,9 @@
                         sampler="evolution", trials=300, budget_ms=20.0, progress=print)
 
 The study is an ordinary Optuna study (see nas.study.storage). A complete trial has the parameters of the
-space that count for its network, the values of the objective and these user attributes:
-
-    architecture     id of the network
-    kind             "candidate", "reference" or "refinement" (see nas.study.netadapt); only candidates count
-                     towards `trials` and are bound by the budget
-    name             name of the reference, else null
-    top1, deviation, accuracy_source, latency_ms, latency_source, macs, parameters
-    table            Architecture.to_dict() of a reference (it may lie outside the space)
-
-`architecture_of(study, trial)` rebuilds the network from the study alone. A network whose accuracy
-cannot be told is a failed trial with the attribute `error`. One whose training was stopped on its way is a
-pruned trial; `curve` holds (epochs, top-1) of trainings.
+space that count for its network, the values of the objective, and what :class:`nas.study.trial.Trial` says
+of the network. `architecture_of(study, trial)` rebuilds it from the study alone. A network whose accuracy
+cannot be told is a failed trial; one whose training was stopped on its way is a pruned trial.
 """
 
 from __future__ import annotations
@@ -26,7 +17,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any, Literal
+from typing import cast
 
 import numpy as np
 import optuna
@@ -35,21 +26,20 @@ from optuna.trial import FrozenTrial, TrialState
 
 from nas.accuracy.source import Accuracy, AccuracyError, AccuracyEstimator, StagedEstimator
 from nas.cost import cost
-from nas.latency.table import Latency, LatencyModel
+from nas.latency.table import Latency, LatencyModel, NetworkLatencySource
 from nas.study.halving import Halving
-from nas.study.leases import RESULTS, Ledger, SharedLedger, SoleLedger
+from nas.study.leases import Ledger, SharedLedger, SoleLedger
 from nas.study.neighbourhood import Candidate, Neighbourhood, SpaceExhaustedError
-from nas.study.objective import Evaluation, Objective, values
+from nas.study.objective import Evaluation, Objective, cautious_top1, values
 from nas.study.pareto import cost_bounds, dominated_share, front
 from nas.study.samplers import Proposer, distributions, make_proposer
-from nas.study.trial import SETTLED
+from nas.study.trial import SETTLED, Kind, Trial
 from nas.study.workers import Workers
 from search_spaces.architecture import Architecture
 from search_spaces.errors import InputError
+from search_spaces.gate import Gate
 from search_spaces.space import SearchSpace
 from search_spaces.stage import Parameters
-
-Kind = Literal["candidate", "reference", "refinement"]
 
 _PROGRESS_INTERVAL_S = 0.25
 _POLL_INTERVAL_S = 0.05
@@ -217,8 +207,9 @@ def run_proposer(
 
 def architecture_of(study: optuna.Study, trial: FrozenTrial) -> Architecture:
     """The network of a trial, rebuilt from the study alone."""
-    if "table" in trial.user_attrs:
-        return Architecture.from_dict(trial.user_attrs["table"])
+    record = Trial.of(trial, Gate(f"the study {study.study_name!r}", SearchError))
+    if record is not None and record.table is not None:
+        return record.table
     return SearchSpace.from_dict(study.user_attrs["space"]).build(trial.params)
 
 
@@ -229,6 +220,7 @@ class _Job:
     architecture: Architecture
     candidate: Candidate | None
     evaluation: Callable[[Accuracy], Evaluation]
+    record: Trial
     trial: FrozenTrial
     claim: int
 
@@ -258,8 +250,9 @@ class _Search:
         self._wanted = dict(references)
         self._total = total
         self._distributions = distributions(neighbourhood)
+        self._gate = Gate("the study", SearchError)
         self._board = _Board(objective, neighbourhood.budget_ms)
-        self._known: dict[str, FrozenTrial] = {}
+        self._known: dict[str, tuple[Trial, tuple[float, ...]]] = {}
         self._running: set[str] = set()
         self._elsewhere: dict[int, str] = {}
         self._abandoned: list[Candidate] = []
@@ -355,20 +348,19 @@ class _Search:
         name: str | None,
     ) -> bool:
         counted = cost(architecture)
-        attributes: dict[str, Any] = {
-            "architecture": architecture.id,
-            "kind": kind,
-            "name": name,
-            "latency_ms": latency.latency_ms,
-            "latency_source": latency.source,
-            "macs": counted.macs,
-            "parameters": counted.parameters,
-        }
-        if kind == "reference":
-            attributes["table"] = architecture.to_dict()
-        known = self._known.get(attributes["architecture"])
+        record = Trial(
+            architecture=architecture.id,
+            kind=kind,
+            latency_ms=latency.latency_ms,
+            latency_source=latency.source,
+            macs=counted.macs,
+            parameters=counted.parameters,
+            name=name,
+            table=architecture if kind == "reference" else None,
+        )
+        known = self._known.get(architecture.id)
         if known is not None:
-            attributes |= {key: known.user_attrs[key] for key in RESULTS if key in known.user_attrs}
+            record = replace(record, accuracy=known[0].accuracy)
         parameters = {} if candidate is None else candidate.parameters
         trial = FrozenTrial(
             number=-1,
@@ -379,7 +371,7 @@ class _Search:
             datetime_complete=None,
             params=dict(parameters),
             distributions={parameter: self._distributions[parameter] for parameter in parameters},
-            user_attrs=attributes,
+            user_attrs=record.attributes(),
             system_attrs={},
             intermediate_values={},
         )
@@ -390,13 +382,14 @@ class _Search:
             architecture,
             candidate,
             lambda accuracy: Evaluation(accuracy, latency.latency_ms, latency.source, counted),
+            record,
             trial,
             claim,
         )
         if known is not None:
-            self._record(job, tuple(known.values))
+            self._record(job, record, known[1])
             return True
-        self._running.add(attributes["architecture"])
+        self._running.add(architecture.id)
         # References are trained to their end: they are shown whatever they reach.
         rule = (
             None
@@ -409,24 +402,14 @@ class _Search:
     # -- finishing -----------------------------------------------------------------------------
 
     def _finish(self, job: _Job, answer: Accuracy | AccuracyError) -> None:
-        candidate = job.trial.user_attrs["kind"] == self._kind
-        self._running.discard(job.trial.user_attrs["architecture"])
+        self._running.discard(job.record.architecture)
         if isinstance(answer, AccuracyError):
-            job.trial.user_attrs["error"] = str(answer)
-            recorded = self._record(job, None)
+            recorded = self._record(job, replace(job.record, error=str(answer)), None)
         else:
-            job.trial.user_attrs |= {
-                "top1": answer.top1,
-                "deviation": answer.deviation,
-                "accuracy_source": answer.source,
-            }
-            if answer.judgement:
-                job.trial.user_attrs["judgement"] = answer.judgement.to_dict()
-            if answer.curve:
-                job.trial.user_attrs["curve"] = [list(each) for each in answer.curve]
             found = values(self._objective, job.evaluation(answer))
-            recorded = self._record(job, None if answer.stopped else found, answer.stopped)
-        if not candidate or not recorded:
+            record = replace(job.record, accuracy=answer)
+            recorded = self._record(job, record, None if answer.stopped else found)
+        if job.record.kind != self._kind or not recorded:
             return
         failed = isinstance(answer, AccuracyError)
         self._evaluated += not failed
@@ -437,11 +420,13 @@ class _Search:
                 f"the accuracy of {self._failures_in_a_row} networks in a row cannot be told: {answer}"
             )
 
-    def _record(self, job: _Job, trial_values: tuple[float, ...] | None, stopped: bool = False) -> bool:
+    def _record(self, job: _Job, record: Trial, trial_values: tuple[float, ...] | None) -> bool:
         trial = job.trial
+        stopped = record.accuracy is not None and record.accuracy.stopped
         failed = TrialState.PRUNED if stopped else TrialState.FAIL
         trial.state = failed if trial_values is None else TrialState.COMPLETE
         trial.values = trial_values
+        trial.user_attrs = record.attributes()
         trial.datetime_complete = datetime.now()
         recorded = self._ledger.finish(job.claim, trial)
         if recorded:
@@ -450,50 +435,47 @@ class _Search:
 
     def _take(self, trial: FrozenTrial, candidate: Candidate | None = None) -> None:
         """Learn of a trial of this worker, of an earlier run or of another worker."""
-        attributes = trial.user_attrs
-        if "architecture" not in attributes:
+        record = Trial.of(trial, self._gate)
+        if record is None:
             return
         if trial.state == TrialState.RUNNING:
-            self._elsewhere[trial.number] = attributes["architecture"]
+            self._elsewhere[trial.number] = record.architecture
         else:
             self._elsewhere.pop(trial.number, None)
-        if candidate is None and (trial.params or not (self._distributions or "table" in attributes)):
+        if candidate is None and (trial.params or not (self._distributions or record.table)):
             candidate = self._neighbourhood.realise(trial.params)
-        complete = trial.state == TrialState.COMPLETE
-        if attributes["kind"] == "reference" and (complete or "error" in attributes):
-            self._wanted.pop(attributes["name"], None)
-        if complete:
-            self._board.add(trial)
-            self._known[attributes["architecture"]] = trial
+        complete, failed = trial.state == TrialState.COMPLETE, record.error is not None
+        if record.kind == "reference" and record.name is not None and (complete or failed):
+            self._wanted.pop(record.name, None)
+        if complete and record.accuracy is not None:
+            found = tuple(trial.values)
+            self._board.add(record, record.accuracy, found)
+            self._known[record.architecture] = (record, found)
         if trial.state in SETTLED:
-            self._done += attributes["kind"] == self._kind
+            self._done += record.kind == self._kind
         if candidate is None:
             return
-        promised = self._rungs_of(trial, candidate.architecture)
+        promised = self._rungs_of(trial, record, candidate.architecture)
         if trial.state == TrialState.RUNNING:
             self._proposer.seen.add(candidate.architecture)
-        elif trial.state in SETTLED or "error" in attributes:
+        elif trial.state in SETTLED or failed:
             self._proposer.observe(candidate, trial.values if complete else promised)
-        elif "abandoned" in attributes and attributes["kind"] == "candidate":
+        elif record.abandoned and record.kind == "candidate":
             self._abandoned.append(candidate)
 
-    def _rungs_of(self, trial: FrozenTrial, architecture: Architecture) -> tuple[float, ...] | None:
+    def _rungs_of(
+        self, trial: FrozenTrial, record: Trial, architecture: Architecture
+    ) -> tuple[float, ...] | None:
         """Learn of a training's rungs; the values that one which was stopped on its way may have reached."""
-        curve = trial.user_attrs.get("curve")
-        if self._halving is None or not curve or trial.state not in SETTLED:
+        accuracy, complete = record.accuracy, trial.state == TrialState.COMPLETE
+        if self._halving is None or accuracy is None or not accuracy.curve or trial.state not in SETTLED:
             return None
-        attributes, complete = trial.user_attrs, trial.state == TrialState.COMPLETE
-        counted = cost(architecture)
-        known = Evaluation(
-            Accuracy(attributes["top1"], "measured"),
-            attributes["latency_ms"],
-            attributes["latency_source"],
-            counted,
-        )
-        self._halving.add(curve, known, complete)
+        source = cast(NetworkLatencySource, record.latency_source)
+        known = Evaluation(accuracy, record.latency_ms, source, cost(architecture))
+        self._halving.add(accuracy.curve, known, complete)
         if complete:
             return None
-        promised = Accuracy(self._halving.promise(curve), "measured", attributes["deviation"])
+        promised = Accuracy(self._halving.promise(accuracy.curve), "measured", accuracy.deviation)
         return values(self._objective, replace(known, accuracy=promised))
 
     def _progress(self, clock: _Clock) -> Progress:
@@ -555,18 +537,15 @@ class _Board:
         self._reference_costs: list[tuple[float, ...]] = []
         self.best: Best | None = None
 
-    def add(self, trial: FrozenTrial) -> None:
-        """Take in a complete trial."""
-        attributes = trial.user_attrs
-        utility, *costs = trial.values
+    def add(self, record: Trial, accuracy: Accuracy, found: tuple[float, ...]) -> None:
+        """Take in a complete trial and its values."""
+        utility, *costs = found
         self._losses.append((-utility, *costs))
-        if attributes["kind"] == "reference":
+        if record.kind == "reference":
             self._reference_costs.append(tuple(costs))
-        latency_ms = attributes["latency_ms"]
-        top1 = attributes["top1"] - self._objective.caution * (attributes["deviation"] or 0.0)
+        latency_ms, top1 = record.latency_ms, cautious_top1(self._objective, accuracy)
         if latency_ms <= self._budget_ms and (self.best is None or top1 > self.best.top1):
-            source = attributes["accuracy_source"]
-            self.best = Best(attributes["architecture"], attributes["name"], top1, latency_ms, source)
+            self.best = Best(record.architecture, record.name, top1, latency_ms, accuracy.source)
 
     def hypervolume(self) -> float:
         """See :class:`Progress`."""

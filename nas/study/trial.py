@@ -1,17 +1,174 @@
-"""What is learned of networks after their trials: a complete trial cannot change."""
+"""What a trial says of its network, and what is learned of networks after their trials.
+
+A trial keeps it in user attributes, whose names are written and read here alone:
+
+    architecture     id of the network
+    kind             "candidate", "reference" or "refinement" (see nas.study.netadapt); only candidates count
+                     towards the trials wanted and are bound by the budget
+    name             name of the reference, else null
+    latency_ms, latency_source, macs, parameters
+    table            Architecture.to_dict() of a reference (it may lie outside the space)
+    top1, deviation, accuracy_source, judgement, curve      once it is evaluated; or
+    error            why its accuracy cannot be told
+
+A complete trial cannot change: what is found out later is kept in attributes of the study.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal, cast, get_args
 
 import optuna
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
-from nas.accuracy.source import Judgement
+from nas.accuracy.source import Accuracy, AccuracySource, Judgement
+from nas.latency.table import MAX_MS
+from search_spaces.architecture import MAX_RESOLUTION, Architecture
+from search_spaces.gate import Gate
+
+Kind = Literal["candidate", "reference", "refinement"]
 
 # Trials that need no further evaluation: complete, or stopped on their way.
 SETTLED = (TrialState.COMPLETE, TrialState.PRUNED)
+# Attributes that are known only once a network is evaluated.
+RESULTS = ("top1", "deviation", "accuracy_source", "judgement", "curve", "error")
+# What every trial of ours says of its network from the beginning.
+_OURS = frozenset(("architecture", "kind", "latency_ms", "latency_source"))
+_ID = re.compile(r"[0-9a-f]{10}")
+_MOST_RUNGS = 1_000
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """What a trial says of its network.
+
+    Attributes:
+        architecture: id of the network.
+        kind: what it was evaluated as.
+        latency_ms: milliseconds for one image.
+        latency_source: of the latency.
+        macs: multiply-accumulates.
+        parameters: trainable parameters.
+        name: of a reference, else None.
+        table: the network, where it is a reference.
+        accuracy: None before it is told, and where it cannot be.
+        error: why it cannot be told, else None.
+        abandoned: whether its process died over it.
+        resolution: of a reference of older studies, which keep no table of it.
+    """
+
+    architecture: str
+    kind: Kind
+    latency_ms: float
+    latency_source: str
+    macs: int
+    parameters: int
+    name: str | None = None
+    table: Architecture | None = None
+    accuracy: Accuracy | None = None
+    error: str | None = None
+    abandoned: bool = False
+    resolution: int | None = None
+
+    def attributes(self) -> dict[str, Any]:
+        """As user attributes: the inverse of :meth:`read`."""
+        found: dict[str, Any] = {
+            "architecture": self.architecture,
+            "kind": self.kind,
+            "name": self.name,
+            "latency_ms": self.latency_ms,
+            "latency_source": self.latency_source,
+            "macs": self.macs,
+            "parameters": self.parameters,
+        }
+        if self.table is not None:
+            found["table"] = self.table.to_dict()
+        if (accuracy := self.accuracy) is not None:
+            found |= {
+                "top1": accuracy.top1,
+                "deviation": accuracy.deviation,
+                "accuracy_source": accuracy.source,
+            }
+            if accuracy.judgement:
+                found["judgement"] = accuracy.judgement.to_dict()
+            if accuracy.curve:
+                found["curve"] = [list(each) for each in accuracy.curve]
+        if self.error is not None:
+            found["error"] = self.error
+        return found
+
+    @classmethod
+    def of(cls, trial: FrozenTrial, gate: Gate) -> Trial | None:
+        """What a trial says; None of one that was not made by this project.
+
+        Args:
+            trial: of the study.
+            gate: names the study.
+
+        Raises:
+            InputError: of the gate's kind, if an attribute is no such thing.
+        """
+        if not trial.user_attrs.keys() >= _OURS:
+            return None
+        with gate.reading():
+            return cls._read(trial, gate)
+
+    @classmethod
+    def _read(cls, trial: FrozenTrial, gate: Gate) -> Trial:
+        attributes = trial.user_attrs
+        # It names a file: an id of ours and nothing else.
+        if not _ID.fullmatch(gate.string("architecture", attributes["architecture"])):
+            gate.fail(f"holds an architecture {attributes['architecture']!r}, which is no id")
+        name, table, error = (attributes.get(each) for each in ("name", "table", "error"))
+        resolution = attributes.get("resolution")
+        return cls(
+            architecture=attributes["architecture"],
+            kind=cast(Kind, gate.choice("kind", attributes["kind"], get_args(Kind))),
+            latency_ms=gate.number("latency_ms", attributes["latency_ms"], 1e-9, MAX_MS),
+            latency_source=gate.string("latency_source", attributes["latency_source"], 30),
+            macs=gate.integer("macs", attributes["macs"]),
+            parameters=gate.integer("parameters", attributes["parameters"]),
+            name=None if name is None else gate.string("name", name, 100),
+            table=Architecture.from_dict(gate.plain(table)) if table else None,
+            accuracy=_accuracy(attributes, gate, trial.state == TrialState.PRUNED),
+            error=None if error is None else str(error),
+            abandoned="abandoned" in attributes,
+            resolution=None
+            if resolution is None
+            else gate.integer("resolution", resolution, 1, MAX_RESOLUTION),
+        )
+
+
+def _accuracy(attributes: Mapping[str, Any], gate: Gate, stopped: bool) -> Accuracy | None:
+    if "top1" not in attributes or "accuracy_source" not in attributes:
+        return None
+    source = gate.string("accuracy_source", attributes["accuracy_source"], 30)
+    deviation, judgement = attributes.get("deviation"), attributes.get("judgement")
+    curve = gate.sequence(attributes.get("curve") or [], "curve", _MOST_RUNGS)
+    return Accuracy(
+        top1=checked_top1(gate, attributes["top1"], source),
+        source=cast(AccuracySource, source),
+        deviation=None if deviation is None else gate.number("deviation", deviation, 0, 1_000),
+        judgement=None if judgement is None else Judgement.from_dict(judgement, gate),
+        curve=tuple(
+            (gate.integer("epochs", epochs), checked_top1(gate, top1, source)) for epochs, top1 in curve
+        ),
+        stopped=stopped,
+    )
+
+
+def checked_top1(gate: Gate, value: object, source: str) -> float:
+    """An accuracy as a number: percent, but scores have no unit.
+
+    Raises:
+        InputError: of the gate's kind, if it is none.
+    """
+    limit = 1e9 if source == "proxy" else 100
+    return gate.number("top1", value, -limit, limit)
+
 
 # Prefix of the study's attributes, one a network: machines that share a study do not overwrite what others
 # measured.
