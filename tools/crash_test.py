@@ -12,6 +12,7 @@ was complete before, and files that parse.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import random
@@ -26,6 +27,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import safetensors.numpy
 from optuna.trial import TrialState
 
 from nas.latency.sessions import load_networks
@@ -67,6 +69,28 @@ COMMANDS: dict[str, list[str]] = {
         "dataset.resolutions=[32]",
         "accuracy.epochs=1",
         "search.trials=4",
+    ],
+    "final": [
+        "nas.train",
+        "train.architecture=mobilenet_v1_025",
+        "train.resolution=32",
+        "dataset=synthetic",
+        "train.epochs=6",
+        "train.batch_size=32",
+        "train.warmup_epochs=1",
+        "train.threads=1",
+        "train.output=results/weights.safetensors",
+        "train.checkpoint=results/training.safetensors",
+    ],
+    "supernet": [
+        "nas.supernet",
+        "search_space=space.yaml",
+        "dataset=synthetic",
+        "dataset.resolutions=[32]",
+        "supernet.epochs=4",
+        "supernet.batch_size=32",
+        "supernet.threads=1",
+        "supernet.checkpoint=results/weights.safetensors",
     ],
     "validate": ["nas.validate", *_PROFILE, "validate.networks=6", "validate.rounds=3"],
 }
@@ -170,6 +194,7 @@ def crash(name: str, template: Path, work: Path, moments: int, generator: random
     if code != 0:
         return Outcome(problems=[f"undisturbed: exit code {code}: {printed[-300:]}"])
     outcome.problems += check(name, whole, set())
+    weights = _weights(whole)
     operations = 60
     for moment in range(moments):
         folder = work / f"{name}-{moment}"
@@ -197,8 +222,23 @@ def crash(name: str, template: Path, work: Path, moments: int, generator: random
             outcome.problems.append(f"moment {moment}: exit code {code}: {printed.strip()[-300:]}")
         else:
             outcome.problems += [f"moment {moment}: {each}" for each in check(name, folder, before)]
+            if _weights(folder) != weights:
+                outcome.problems.append(
+                    f"moment {moment}: other weights than those of an undisturbed training"
+                )
         shutil.rmtree(folder)
     return outcome
+
+
+def _weights(folder: Path) -> str | None:
+    """A digest of what was trained, None where nothing is."""
+    path = folder / "results" / "weights.safetensors"
+    if not path.exists():
+        return None
+    digest = hashlib.sha256()
+    for name, tensor in sorted(safetensors.numpy.load_file(path).items()):
+        digest.update(name.encode() + tensor.tobytes())
+    return digest.hexdigest()
 
 
 def fill(name: str, template: Path, work: Path) -> list[str]:
