@@ -14,7 +14,7 @@ from difflib import get_close_matches
 from typing import Literal, get_args
 
 from search_spaces.architecture import MAX_CLASSES, Architecture
-from search_spaces.blocks import Block, Head, check_positive
+from search_spaces.blocks import Head, check_positive
 from search_spaces.errors import InputError
 from search_spaces.layers import LayerKey, layer_keys, operators
 from search_spaces.ops import Conv, Operators, Pool, halve
@@ -180,12 +180,20 @@ class Task:
 
     def takes_expansion(self, key: LayerKey) -> bool:
         """Whether the finer map is what a layer of stride 2 expands its input to, as in V3's SSDLite."""
-        return self.name == "detection" and isinstance(key.part, Block) and key.part.expansion_conv
+        first, *others = operators(key)
+        return (
+            self.name == "detection"
+            and isinstance(first, Conv)
+            and (first.kernel, first.stride) == (1, 1)
+            and bool(others)
+        )
 
     def fine_tap(self, key: LayerKey) -> Tap:
         """The finer map, told by the layer of stride 2 that takes it."""
-        expanded = key.part.expanded_channels if isinstance(key.part, Block) else 0
-        return Tap(key.size, expanded if self.takes_expansion(key) else key.in_channels)
+        first = operators(key)[0]
+        if isinstance(first, Conv) and self.takes_expansion(key):
+            return Tap(key.size, first.out_channels)
+        return Tap(key.size, key.in_channels)
 
     def coarse_tap(self, key: LayerKey) -> Tap:
         """The map of stride 32, told by the classification head that takes it."""

@@ -14,7 +14,7 @@ from nas.task_graph import OUTPUTS, task_graph
 from search_spaces.references import reference
 from search_spaces.tasks import Task, TaskNetwork
 
-NAMES = ("mobilenet_v1_025", "mobilenet_v2_035", "mobilenet_v3_small_050")
+NAMES = ("mobilenet_v1_025", "mobilenet_v2_035", "mobilenet_v3_small_050", "mobilenetv4_conv_small")
 TASKS = ("segmentation", "detection")
 
 
