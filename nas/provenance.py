@@ -16,14 +16,15 @@ from omegaconf import OmegaConf
 
 from nas.accuracy.csv import read_extra
 from nas.accuracy.imagenet import SHIPPED_PARAMETERS
+from nas.latency.heads import HeadCost
 from nas.latency.table import LatencyTable
 from nas.latency.validation import Card, card_problem
 from nas.page.report import Report
 from nas.pictures.folders import read_folder
 from nas.settings import milliseconds
 from nas.shell import command_line
-from nas.study.scorer import layer_latency
 from search_spaces.architecture import Architecture
+from search_spaces.blocks import Block, Head, Stem
 from search_spaces.layers import layer_keys, reachable_layer_keys
 from search_spaces.space import SearchSpace
 
@@ -54,6 +55,9 @@ def fingerprint(
         "search.seed": config.search.seed,
         "objective": OmegaConf.to_container(config.objective, resolve=True),
     }
+    if header.head:
+        # Studies of classifiers say nothing of it, as those that were begun before there were tasks.
+        settings["search.task"] = f"{header.head.task.name} of {header.head.task.classes} classes"
     for name in ("trials", "minutes"):
         settings["accuracy"].pop(name, None)
     settings["accuracy"]["content"] = _content(config.accuracy)
@@ -151,6 +155,19 @@ def provenance(
         "versions": {name: _version(name) for name in _VERSIONS_OF},
         "command": command_line(),
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        **({"task": _task(header.head)} if header.head else {}),
+    }
+
+
+def _task(head: HeadCost) -> dict[str, Any]:
+    left_out = head.left_out
+    return {
+        "name": head.task.name,
+        "classes": head.task.classes,
+        "models": left_out.networks,
+        "error_percent": 100 * left_out.mape,
+        "worst_percent": 100 * left_out.worst,
+        "kendall_tau": left_out.kendall_tau,
     }
 
 
@@ -172,6 +189,9 @@ def _error_percent(card: Card | None, table: LatencyTable) -> dict[str, float]:
         shares = [each.spread_ms / each.latency_ms for each in table.entries.values()]
         return {"estimated": 100 * statistics.median(shares)}
     valid = card is not None and not table.changed_since(card.state)
+    if header.head:
+        percent = 100 * _DEVIATION * header.head.left_out.mape
+        return {"table": percent, "predicted": percent}
     errors = (
         card.calibrated if card and valid else header.calibration.left_out if header.calibration else None
     )
@@ -190,12 +210,14 @@ def _version(package: str) -> str | None:
 
 def layers(report: Report, table: LatencyTable) -> dict[str, list[dict[str, Any]]]:
     """Where the time goes in the front and the references, layer by layer."""
-    latency_ms = layer_latency(table)
+    # A task's head takes the classifier's place, and depends on more than one layer.
+    shown = (Stem, Block) if table.header.head else (Stem, Block, Head)
     result = {}
     for network in (*report.front, *report.references):
         if network.architecture is not None:
             result[network.id] = [
-                {"key": str(key), "latency_ms": latency_ms(key), "source": entry.source}
+                {"key": str(key), "latency_ms": table.share_ms(key), "source": entry.source}
                 for key, entry in table.layer_latencies(network.architecture)
+                if isinstance(key.part, shown)
             ]
     return result

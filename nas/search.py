@@ -6,7 +6,7 @@ import functools
 import math
 import re
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -82,6 +82,7 @@ from search_spaces.gate import Gate
 from search_spaces.references import UnknownReferenceError
 from search_spaces.space import SearchSpace
 from search_spaces.stage import Parameters
+from search_spaces.tasks import Task, TaskNetwork, check_space, task_of
 
 # After measuring the front's layers the front may be another one: look again, but not for ever.
 _FRONT_PASSES = 3
@@ -121,6 +122,7 @@ def _search(config: Any) -> None:
     board = hardware_of(plain(config.hardware, HardwareConfig))
     profiling = plain(config.profile, ProfileSettings)
     runtime = Runtime(config.runtime.name, config.runtime.precision, config.runtime.threads)
+    task = task_of(settings.task, settings.task_classes, "search")
     foreign = [torchvision_reference(name) for name in settings.references if is_torchvision(name)]
     foreign += [each for name in settings.references if is_timm(name) for each in timm_references(name)]
     settings.references = [
@@ -135,6 +137,8 @@ def _search(config: Any) -> None:
     if isinstance(accuracy, TrainedAccuracy) and resolution is not None:
         classes = accuracy.load(resolution).classes
     references = reference_architectures(space, settings.references, resolution)
+    if task:
+        _check_task(task, runtime, space, references.values(), [each.name for each in foreign])
     start = settings.refine_from
     if settings.refine and start and start not in references and not re.fullmatch("[0-9a-f]{10}", start):
         raise InputError(
@@ -161,6 +165,7 @@ def _search(config: Any) -> None:
     try:
         carried = table_of(storage, named.name) if storage is not None else None
         table = latencies.table(space, extra, carried)
+        table = latencies.for_task(table, task, space, extra, carried)
         console.print(f"latency: {table.header.title}")
         if runtime.precision == "int8" and isinstance(accuracy, Predictor):
             warn(
@@ -256,6 +261,30 @@ def _search(config: Any) -> None:
     finally:
         if storage is not None:
             close_storage(storage)
+
+
+def _check_task(
+    task: Task,
+    runtime: Runtime,
+    space: SearchSpace,
+    references: Iterable[Architecture],
+    foreign: Sequence[str],
+) -> None:
+    """Refuse a search for a task that its head, its runtime or its references do not suit.
+
+    Raises:
+        InputError: before anything is measured.
+    """
+    runtime.check_task(task)
+    check_space(task, space)
+    for each in references:
+        TaskNetwork(each, task)
+    if foreign:
+        raise InputError(
+            f"{foreign[0]} is timed as a classifier, which says nothing beside networks for {task.name}: "
+            "leave it out of search.references"
+        )
+    warn(f"  mind: accuracies are of classification, a proxy for {task.name}; latencies are of whole models")
 
 
 def _budget_ms(

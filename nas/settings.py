@@ -525,6 +525,8 @@ class SearchSettings:
         percentile: of a network's end-to-end latency that must be within the budget: 50, 90 or 99.
         train_best: networks of the front that are trained to the end, with the references, by ``train.*``;
             0: none.
+        task: classification; or segmentation or detection, whose heads latencies count then.
+        task_classes: that this head tells apart, the background included; null: torchvision's 21 or 91.
         seed: of sampler and training.
         require_validation: refuse a latency table without a good validation card.
     """
@@ -542,6 +544,8 @@ class SearchSettings:
     end_to_end: int = 0
     percentile: int = 50
     train_best: int = 0
+    task: str = "classification"
+    task_classes: int | None = None
     seed: int = 0
     require_validation: bool = False
 

@@ -18,6 +18,8 @@ from search_spaces.blocks import Head, check_positive
 from search_spaces.errors import InputError
 from search_spaces.layers import LayerKey, layer_keys, operators
 from search_spaces.ops import Conv, Operators, Pool, halve
+from search_spaces.space import SearchSpace
+from search_spaces.stage import Stage
 
 TaskName = Literal["classification", "segmentation", "detection"]
 TASKS: tuple[str, ...] = get_args(TaskName)
@@ -31,6 +33,9 @@ INTER_CHANNELS = 128
 EXTRA_CHANNELS = (512, 256, 256, 128)
 ANCHORS = 6
 BOX_VALUES = 4
+# Where in a head lies what depends on one of its two maps, see Task.head.
+_OF_FINE = {"segmentation": (2,), "detection": (4, 10)}
+_OF_COARSE = {"segmentation": (0, 1), "detection": (0, 5, 11)}
 
 
 class TaskError(InputError):
@@ -103,9 +108,8 @@ def feature_maps(architecture: Architecture) -> tuple[FeatureMap, ...]:
         if isinstance(part, Head):
             channels = part.conv_channels or key.in_channels
         else:
-            last = operators(key)
-            stride *= 2 if any(isinstance(each, Conv) and each.stride == 2 for each in last) else 1
-            convs = [each for each in last if isinstance(each, Conv)]
+            stride *= 2 if _halves(key) else 1
+            convs = [each for each in operators(key) if isinstance(each, Conv)]
             channels, size = convs[-1].out_channels, convs[-1].out_size
         found[stride] = FeatureMap(stride, size, channels, number)
     return tuple(found.values())
@@ -217,6 +221,28 @@ class Task:
         predictors = (self.predictor(tap, values) for values in (self.classes, BOX_VALUES) for tap in taps)
         return (*self.extras(coarse), *predictors)
 
+    def fine_part(self, fine: Tap) -> tuple[Operators, ...]:
+        """What of the head depends on the finer map."""
+        return self._chosen(fine, Tap(1, 1), _OF_FINE)
+
+    def coarse_part(self, coarse: Tap) -> tuple[Operators, ...]:
+        """What of the head depends on the channels of the map of stride 32."""
+        return self._chosen(Tap(1, 1), coarse, _OF_COARSE)
+
+    def fixed_part(self, resolution: int) -> tuple[Operators, ...]:
+        """What of the head is the same for every network of a resolution."""
+        sizes = [resolution]
+        for _ in range(5):
+            sizes.append(halve(sizes[-1]))
+        fine = Tap(sizes[self.tapped_stride.bit_length() - 1], 1)
+        others = {*_OF_FINE[self.name], *_OF_COARSE[self.name]}
+        parts = enumerate(self.head(fine, Tap(sizes[-1], 1)))
+        return tuple(each for number, each in parts if number not in others)
+
+    def _chosen(self, fine: Tap, coarse: Tap, which: dict[str, tuple[int, ...]]) -> tuple[Operators, ...]:
+        parts = self.head(fine, coarse)
+        return tuple(parts[number] for number in which[self.name])
+
     def predictor(self, tap: Tap, values: int) -> Operators:
         """SSDLite's prediction from one map: so many values for each anchor."""
         channels = tap.channels
@@ -239,6 +265,46 @@ class Task:
             )
             tap = Tap(halve(tap.size), out)
         return tuple(found)
+
+
+def strided_keys(architecture: Architecture) -> tuple[tuple[LayerKey, int], ...]:
+    """The layers of an architecture, each with the stride of the map that it takes (1: the image)."""
+    stride, found = 1, []
+    for key in layer_keys(architecture):
+        found.append((key, stride))
+        stride *= 2 if _halves(key) else 1
+    return tuple(found)
+
+
+def _halves(key: LayerKey) -> bool:
+    return any(isinstance(each, Conv) and each.stride == 2 for each in operators(key))
+
+
+def check_space(task: Task, space: SearchSpace) -> None:
+    """Refuse a space with members that the task's head does not fit.
+
+    Raises:
+        TaskError: saying what to change.
+    """
+    if min(space.resolutions) < LEAST_RESOLUTION:
+        raise TaskError(
+            f"{task.name} needs images of at least {LEAST_RESOLUTION} px, but the space {space.name!r} has "
+            f"{min(space.resolutions)}: give larger resolutions"
+        )
+    halving = 0
+    for number, stage in enumerate(space.stages, start=1):
+        if stage.stride == 2:
+            halving += 1
+            if isinstance(stage, Stage) and 0 in stage.depths:
+                raise TaskError(
+                    f"{task.name} takes maps of certain strides, but in the space {space.name!r} stage "
+                    f"{number} may be left out, its stride included: take 0 out of its depths"
+                )
+    if halving != 4:
+        raise TaskError(
+            f"{task.name} takes networks that end at stride 32, but those of the space {space.name!r} end at "
+            f"{2 ** (halving + 1)}: it needs four stages of stride 2"
+        )
 
 
 def extra_taps(size: int) -> tuple[Tap, ...]:

@@ -21,6 +21,7 @@ from nas.measuring.progress import ProfileProgress
 from nas.measuring.rounds import STATISTICS
 from nas.runtimes.subject import Subject
 from search_spaces.architecture import Architecture
+from search_spaces.tasks import Task, TaskNetwork
 
 # Networks of the calibration that are measured again.
 _LINKS = 24
@@ -65,6 +66,7 @@ def time_networks(
     rounds: int,
     progress: ProfileProgress = ProfileProgress(),  # noqa: B008 - frozen
     known: Sequence[NetworkRecord] = (),
+    task: Task | None = None,
 ) -> TimedNetworks:
     """Time networks end to end in interleaved rounds.
 
@@ -76,6 +78,7 @@ def time_networks(
         rounds: steady rounds wanted.
         progress: callbacks for progress bars.
         known: networks measured for the table; some are measured again, to tell how fast the machine is now.
+        task: whose head they have instead of their classifiers; None for these.
 
     Raises:
         nas.measuring.rounds.MeasurementError: if the machine did not hold still.
@@ -84,21 +87,23 @@ def time_networks(
     # Networks tell the level: among so many of them lone layers find colder caches than among a table's
     # layers, and ran 15 % slower where networks ran 7 % slower. Layers run along to tell drift within rounds.
     again = [each.architecture for each in links]
-    subjects: list[Subject] = list(dict.fromkeys([*architectures, *again, *link_keys(table)]))
+    whole = [TaskNetwork(each, task) if task else each for each in architectures]
+    subjects: list[Subject] = list(dict.fromkeys([*whole, *again, *link_keys(table)]))
     journal = folder / journal_name(subjects, "timing")
     measured = target.measure(subjects, rounds, journal, progress.prepared, progress.measured)
     statistic = table.header.statistic
-    found = {each.architecture: each for each in network_records(measured, statistic)}
-    ratios = [found[each.architecture].latency_ms / each.latency_ms for each in links]
+    now = {each.architecture: each for each in network_records(measured, statistic)}
+    found = {each.architecture: each for each in network_records(measured, statistic, task)}
+    ratios = [now[each.architecture].latency_ms / each.latency_ms for each in links]
     level = float(np.median(ratios)) if ratios else 1 / table_level(table, measured)
     errors = _half_differences(measured, statistic)
     return TimedNetworks(
         tuple(
             Timed(
                 NetworkRecord(each, *(value / level for value in found[each].latencies_ms)),
-                errors[each] / level,
+                errors[subject] / level,
             )
-            for each in architectures
+            for each, subject in zip(architectures, whole, strict=True)
         ),
         level - 1,
         measured.record,
@@ -106,18 +111,14 @@ def time_networks(
     )
 
 
-def _half_differences(measured: Measurement, statistic: str) -> dict[Architecture, float]:
+def _half_differences(measured: Measurement, statistic: str) -> dict[Subject, float]:
     """Standard error of each network's latency, from odd rounds against even ones."""
     samples = measured.steadied()
     reduce = STATISTICS[statistic]
     if len(samples) < 2:
-        return {each: 0.0 for each in measured.subjects if isinstance(each, Architecture)}
+        return dict.fromkeys(measured.subjects, 0.0)
     differences = np.abs(reduce(samples[::2]) - reduce(samples[1::2])) / 2
-    return {
-        each: float(differences[column])
-        for column, each in enumerate(measured.subjects)
-        if isinstance(each, Architecture)
-    }
+    return {each: float(differences[column]) for column, each in enumerate(measured.subjects)}
 
 
 def spread(known: Sequence[NetworkRecord]) -> list[NetworkRecord]:

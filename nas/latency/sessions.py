@@ -30,6 +30,7 @@ from nas.saving import finish, hold, write_atomically, write_together
 from search_spaces.architecture import Architecture
 from search_spaces.gate import Gate
 from search_spaces.layers import LayerKey, layer_keys
+from search_spaces.tasks import Task, TaskNetwork
 
 # Layers measured again in every further session.
 _LINKS = 60
@@ -260,17 +261,30 @@ def read_networks(gate: Gate, text: str) -> list[NetworkRecord]:
     return list(records.values())
 
 
-def network_records(measured: Measurement, statistic: str) -> list[NetworkRecord]:
-    """The networks among a measurement's subjects with their latencies and percentiles."""
+def network_records(measured: Measurement, statistic: str, task: Task | None = None) -> list[NetworkRecord]:
+    """The networks among a measurement's subjects with their latencies and percentiles.
+
+    Args:
+        measured: a measurement.
+        statistic: the table's.
+        task: whole models for it instead, None for networks that classify.
+    """
     samples = measured.steadied()
     reduced = STATISTICS[statistic](samples)
     records = []
     for column, subject in enumerate(measured.subjects):
-        if isinstance(subject, Architecture):
+        network = _network(subject, task)
+        if network is not None:
             # Percentiles are of what really happened, drift included.
             p50, p90, p99 = np.percentile(measured.samples_ms[:, column], [50, 90, 99])
-            records.append(NetworkRecord(subject, float(reduced[column]), float(p50), float(p90), float(p99)))
+            records.append(NetworkRecord(network, float(reduced[column]), float(p50), float(p90), float(p99)))
     return records
+
+
+def _network(subject: Subject, task: Task | None) -> Architecture | None:
+    if task is None:
+        return subject if isinstance(subject, Architecture) else None
+    return subject.architecture if isinstance(subject, TaskNetwork) and subject.task == task else None
 
 
 def link_keys(table: LatencyTable) -> list[LayerKey]:

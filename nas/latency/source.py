@@ -14,12 +14,14 @@ from nas.latency.provision import Effort, StaleTableError, measure_layers, ready
 from nas.latency.sessions import TABLE, NetworkRecord, load_networks
 from nas.latency.table import LatencyTable
 from nas.latency.transfer import Agreement, agreement, at_level_of, is_from, measured_elsewhere
+from nas.latency.whole_models import with_head
 from nas.measuring.progress import ProfileProgress
 from nas.runtimes.runtime import Runtime
 from nas.saving import hold
 from search_spaces.architecture import Architecture
 from search_spaces.layers import LayerKey, layer_keys, reachable_layer_keys
 from search_spaces.space import SearchSpace
+from search_spaces.tasks import Task
 
 # Enough to tell whether a machine is of the same kind; a table takes more.
 _AGREEMENT_ROUNDS = 15
@@ -92,6 +94,51 @@ class LatencySource:
                 self.board.name,
                 self.folder,
                 self.effort,
+                bars,
+                self.say,
+            )
+
+    def for_task(
+        self,
+        table: LatencyTable,
+        task: Task | None,
+        space: SearchSpace,
+        references: Sequence[Architecture],
+        carried: LatencyTable | None = None,
+    ) -> LatencyTable:
+        """The table as one of whole models: networks with a task's head instead of their classifiers.
+
+        Args:
+            table: covers the space and the references.
+            task: what they are for; None for classification: the table as it is.
+            space: some members are timed whole, once for each table.
+            references: so are these.
+            carried: what a study began with; its head stays as it is.
+
+        Raises:
+            TaskError: if whole models cannot be timed from here.
+            StaleTableError: if the study was begun for another task.
+        """
+        if carried is not None:
+            begun = carried.header.head.task if carried.header.head else None
+            if begun != task:
+                name = f"{begun.name} of {begun.classes} classes" if begun else "classification"
+                raise StaleTableError(
+                    f"the study was begun with search.task={name}: restore the setting or give the new "
+                    "study another name"
+                )
+        if carried is not None or task is None:
+            return table
+        with self.progress() as bars:
+            return with_head(
+                table,
+                task,
+                space,
+                references,
+                self.target,
+                self.folder,
+                self.effort.rounds,
+                self.effort.seed,
                 bars,
                 self.say,
             )
@@ -200,4 +247,5 @@ class LatencySource:
         self.say(f"timing {len(networks)} networks end to end")
         known = carried if self.is_elsewhere(table) else self.networks()
         with self.progress() as bars:
-            return time_networks(networks, table, target, journal, self.effort.rounds, bars, known)
+            task = table.header.head.task if table.header.head else None
+            return time_networks(networks, table, target, journal, self.effort.rounds, bars, known, task)

@@ -18,12 +18,14 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
 from nas.latency.calibration import Calibration
+from nas.latency.heads import HeadCost
 from nas.measuring.models import PROTOCOL
 from nas.saving import finish, write_together
 from search_spaces.architecture import Architecture
 from search_spaces.errors import InputError
 from search_spaces.gate import MEGABYTE, Gate, is_plain_name
 from search_spaces.layers import LayerKey, LayerKeyError, layer_keys
+from search_spaces.tasks import strided_keys
 
 SCHEMA_VERSION = 1
 LatencySource = Literal["measured", "predicted", "estimated"]
@@ -108,6 +110,7 @@ class TableHeader:
         sessions: one record per measuring session: rounds, conditions, anchor.
         calibration: the correction from summed layers to networks, None before it is fitted.
         gap_filling: how well predicted entries were predicted, in cross-validation.
+        head: of a task other than classification: latencies are then of whole models, None otherwise.
         protocol: how layers were timed, see :data:`nas.measuring.models.PROTOCOL`.
         schema_version: version of this format.
     """
@@ -123,6 +126,7 @@ class TableHeader:
     sessions: tuple[dict[str, Any], ...] = ()
     calibration: Calibration | None = None
     gap_filling: dict[str, Any] = field(default_factory=dict)
+    head: HeadCost | None = None
     protocol: int = PROTOCOL
     schema_version: int = SCHEMA_VERSION
 
@@ -167,17 +171,24 @@ class LatencyTable:
         return sum(entry.latency_ms for _, entry in self.layer_latencies(architecture))
 
     def latency(self, architecture: Architecture) -> Latency:
-        """Latency of a network, calibrated where the table has a calibration.
+        """Latency of a network, calibrated where the table has a calibration; with its head where it has one.
 
         Raises:
             MissingKeysError: if a layer is missing.
         """
-        keys, entries = zip(*self.layer_latencies(architecture), strict=True)
-        layers_ms = [entry.latency_ms for entry in entries]
-        calibration = self.header.calibration
-        total = sum(layers_ms) if calibration is None else calibration.network_ms(keys, layers_ms)
-        worst = worst_source(entry.source for entry in entries)
+        layers, head = self.layer_latencies(architecture), self.header.head
+        if head is None:
+            total = sum(self.share_ms(key) for key, _ in layers)
+        else:
+            whole = strided_keys(architecture)
+            total = sum(head.layer_ms(key, stride, self.share_ms(key)) for key, stride in whole)
+        worst = worst_source(entry.source for _, entry in layers)
         return Latency(total, "table" if worst == "measured" else worst)
+
+    def share_ms(self, key: LayerKey) -> float:
+        """What a layer adds to the latency of a network that classifies, calibrated where the table is."""
+        alone_ms, calibration = self.entries[key].latency_ms, self.header.calibration
+        return alone_ms if calibration is None else calibration.layer_ms(key, alone_ms)
 
     def layer_latencies(self, architecture: Architecture) -> list[tuple[LayerKey, Entry]]:
         """The layers of a network with their entries, in order.
@@ -210,6 +221,8 @@ class LatencyTable:
         lines = sorted(f"{key} {self.entries[key].latency_ms:.6g}" for key in keys if key in self.entries)
         calibration = self.header.calibration
         lines.append(repr(calibration.coefficients) if calibration else "uncalibrated")
+        if head := self.header.head:
+            lines.append(repr((head.task, head.coefficients)))
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
     def state(self) -> dict[str, Any]:
@@ -258,6 +271,9 @@ class LatencyTable:
         content = text.getvalue()
         header = asdict(self.header)
         header["calibration"] = self.header.calibration.to_dict() if self.header.calibration else None
+        header.pop("head")
+        if self.header.head:
+            header["head"] = self.header.head.to_dict()
         header["entries"] = len(self.entries)
         header["sha256"] = hashlib.sha256(content.encode()).hexdigest()
         return {"table.csv": content, "table.json": json.dumps(header, indent=1, allow_nan=False) + "\n"}
@@ -324,7 +340,7 @@ def read_header(gate: Gate, data: Mapping[str, Any]) -> TableHeader:
         TableError: if a field is missing, unknown or of a wrong kind.
     """
     names = [each.name for each in fields(TableHeader)]
-    optional = ("statistic", "calibration", "gap_filling", "protocol", "entries", "sha256")
+    optional = ("statistic", "calibration", "gap_filling", "head", "protocol", "entries", "sha256")
     gate.fields("the header", data, [name for name in names if name not in optional], optional)
     texts = ("hardware", "device", "runtime", "runtime_version", "precision", "created", "statistic")
     for name in texts:
@@ -337,6 +353,9 @@ def read_header(gate: Gate, data: Mapping[str, Any]) -> TableHeader:
     calibration = data.get("calibration")
     with gate.reading():
         read = Calibration.from_dict(gate.mapping(calibration, "calibration")) if calibration else None
+    head = data.get("head")
+    with gate.reading():
+        head_cost = HeadCost.from_dict(gate.mapping(head, "head")) if head else None
     gap_filling = gate.mapping(data.get("gap_filling", {}), "gap_filling")
     for name, value in gap_filling.items():
         gate.number(f"gap_filling: {name}", value)
@@ -346,6 +365,7 @@ def read_header(gate: Gate, data: Mapping[str, Any]) -> TableHeader:
         sessions=tuple(sessions),
         calibration=read,
         gap_filling=gap_filling,
+        head=head_cost,
         protocol=gate.integer("protocol", data.get("protocol", 1), 1, 1000),
         schema_version=data["schema_version"],
     )

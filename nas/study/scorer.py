@@ -7,6 +7,7 @@ block that can occur and kept in dense tables; scoring a network is then a few l
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -27,7 +28,8 @@ from search_spaces.stage import BLOCK_FIELDS, CandidateStage, Parameters, Roundi
 
 Choices = NDArray[np.int64]
 Floats = NDArray[np.float64]
-LayerLatency = Callable[[LayerKey], float]
+# Of a layer, and the stride of the map that it takes.
+LayerLatency = Callable[[LayerKey, int], float]
 
 INACTIVE = -1
 _CHUNK = 2048  # networks at once: their arrays stay in the processor's cache
@@ -58,12 +60,12 @@ class Scores:
 
 
 def layer_latency(table: LatencyTable) -> LayerLatency:
-    """What each layer of a table adds to the latency of a network, calibrated where the table is."""
-    calibration = table.header.calibration
+    """What each layer of a table adds to the latency of a network, with the head of a task if it has one."""
+    head = table.header.head
 
-    def latency_ms(key: LayerKey) -> float:
-        alone_ms = table.entries[key].latency_ms
-        return alone_ms if calibration is None else calibration.layer_ms(key, alone_ms)
+    def latency_ms(key: LayerKey, stride: int) -> float:
+        share_ms = table.share_ms(key)
+        return share_ms if head is None else head.layer_ms(key, stride, share_ms)
 
     return latency_ms
 
@@ -89,7 +91,7 @@ class BatchScorer:
         self.counts = np.array([len(choices) for choices in self.parameters.values()], np.int64)
         self._columns = {name: number for number, name in enumerate(self.parameters)}
         self._predictor = predictor
-        self._latency = layer_latency or (lambda _: 0.0)
+        self._latency = layer_latency or (lambda key, stride: 0.0)
         self._build_tables()
 
     # -- rows ----------------------------------------------------------------------------------
@@ -159,7 +161,7 @@ class BatchScorer:
             resolution, multiplier = space.resolutions[index[0]], space.width_multipliers[index[1]]
             stem = space.stems[index[2]].build(space.rounding, multiplier)
             self._stem_values[index] = stem_values(stem, resolution)
-            self._stem_latency[index] = self._latency(LayerKey(resolution, IMAGE_CHANNELS, stem))
+            self._stem_latency[index] = self._latency(LayerKey(resolution, IMAGE_CHANNELS, stem), 1)
             stem_states[index] = (multiplier, stem.channels, halve(resolution))
             starts[stem_states[index]] = None
         states = list(starts)
@@ -169,8 +171,11 @@ class BatchScorer:
             self._first_state[index] = numbers[state]
 
         self._stages: list[_StageTables] = []
+        stride = 2
         for number, stage in enumerate(space.stages, start=1):
-            tables = _StageTables.of(stage, f"stage{number}", states, space.rounding, self._latency)
+            latency = functools.partial(self._latency_at, stride)
+            tables = _StageTables.of(stage, f"stage{number}", states, space.rounding, latency)
+            stride *= stage.stride
             self._stages.append(tables)
             states = tables.states_after
         wanted: list[_Index] = [{name: 1} for name in ("resolution", "width_multiplier", "stem", "head")]
@@ -192,8 +197,11 @@ class BatchScorer:
             key = LayerKey(size, channels, head, space.classes)
             spent: Cost = layer_cost(key)
             self._head_values[index] = head_values(head, channels)
-            self._head_latency[index] = self._latency(key)
+            self._head_latency[index] = self._latency(key, stride)
             self._head_cost[index] = spent.macs, spent.parameters
+
+    def _latency_at(self, stride: int, key: LayerKey) -> float:
+        return self._latency(key, stride)
 
     # -- scoring -------------------------------------------------------------------------------
 
@@ -278,7 +286,7 @@ class _StageTables:
         prefix: str,
         states: Sequence[_State],
         rounding: Rounding,
-        latency: LayerLatency,
+        latency: Callable[[LayerKey], float],
     ) -> _StageTables:
         if isinstance(stage, Stage):
             fields = {name: getattr(stage, plural) for plural, name in BLOCK_FIELDS.items()}

@@ -43,7 +43,7 @@ SPACE = SearchSpace.from_dict(
 )
 
 
-def _latency(key: LayerKey) -> float:
+def _latency(key: LayerKey, stride: int = 1) -> float:
     return 0.01 + layer_cost(key).macs * 1e-7
 
 
@@ -132,7 +132,7 @@ def test_asks_for_reachable_layers_only() -> None:
     reachable = reachable_layer_keys(SPACE)
     asked: set[LayerKey] = set()
 
-    def latency(key: LayerKey) -> float:
+    def latency(key: LayerKey, stride: int) -> float:
         asked.add(key)
         return 1.0
 
