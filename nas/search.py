@@ -138,7 +138,7 @@ def _search(config: Any) -> None:
         classes = accuracy.load(resolution).classes
     references = reference_architectures(space, settings.references, resolution)
     if task:
-        _check_task(task, runtime, space, references.values(), [each.name for each in foreign])
+        _check_task(task, board, runtime, space, references.values(), [each.name for each in foreign])
     start = settings.refine_from
     if settings.refine and start and start not in references and not re.fullmatch("[0-9a-f]{10}", start):
         raise InputError(
@@ -265,6 +265,7 @@ def _search(config: Any) -> None:
 
 def _check_task(
     task: Task,
+    board: Hardware,
     runtime: Runtime,
     space: SearchSpace,
     references: Iterable[Architecture],
@@ -275,6 +276,11 @@ def _check_task(
     Raises:
         InputError: before anything is measured.
     """
+    if board.hosts or not board.measured_here:
+        raise InputError(
+            f"search.task={task.name} times whole models on the hardware, so far on this machine only: take "
+            "hardware=host"
+        )
     runtime.check_task(task)
     check_space(task, space)
     for each in references:

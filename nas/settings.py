@@ -558,6 +558,11 @@ class SearchSettings:
         _at_least("search.end_to_end", self.end_to_end, 0)
         if self.percentile not in (50, 90, 99):
             raise InputError(f"search.percentile must be 50, 90 or 99, not {self.percentile}")
+        if self.train_best and self.task != "classification":
+            raise InputError(
+                f"search.train_best trains classifiers: leave it out with search.task={self.task}, and train "
+                "what is found"
+            )
         if self.minutes is not None and not self.minutes > 0:
             raise InputError(f"search.minutes must be positive, not {self.minutes:g}")
         if self.refine not in (None, "netadapt"):

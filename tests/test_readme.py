@@ -95,6 +95,14 @@ RUNS: dict[str, tuple[str, str | None]] = {
     ),
     "python -m nas.profile profile.dry_run=true": ("search_space.resolutions=[96]", None),
     "python -m nas.validate": (_VALIDATE, "results/latency/host-onnxruntime-fp32-1t/card.md"),
+    "python -m nas.search search.task=segmentation study.name=dense": (
+        f"{_SEARCH} {_BESIDE}",
+        "results/dense/summary.md",
+    ),
+    "python -m nas.export export.architecture=mobilenet_v3_large export.task=detection": (
+        "",
+        "mobilenet_v3_large-detection.onnx",
+    ),
     "python as_module.py": ("", None),
     "python -m nas.train train.architecture=results/my_images/architectures/ID.yaml dataset=imagefolder "
     "dataset.root=my_images train.bundle=my_bundle": (

@@ -1,4 +1,4 @@
-"""``nas.export`` and ``nas.compare`` for segmentation and detection."""
+"""``nas.export``, ``nas.compare`` and ``nas.search`` for segmentation and detection."""
 
 import importlib
 import json
@@ -11,11 +11,14 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+import yaml
 from safetensors.torch import save_file
 
 from nas.backbones import raw_outputs, task_model
 from nas.command import command
+from nas.latency.table import LatencyTable
 from nas.network import Network
+from nas.page.report import read_study, report_of
 from search_spaces.references import reference
 from search_spaces.tasks import Task
 
@@ -114,3 +117,83 @@ def test_whole_models_are_timed(run: Run, tmp_path: Path) -> None:
     assert (tmp_path / "results/compare/deployments.csv").read_text().count("\n") == 2
     code, _, err = run("compare", *timed, "compare.runtimes=[litert]", "compare.task=detection")
     assert (code, "runs no networks for detection here" in err) == (2, True)
+
+
+SPACE = {
+    "name": "tapped",
+    "resolutions": [64],
+    "stems": [{"channels": 8}],
+    "stages": [
+        {"stride": 2, "depths": [1], "widths": [8, 16], "expansions": [2]},
+        {"stride": 2, "depths": [1, 2], "widths": [16], "expansions": [2]},
+        {"stride": 2, "depths": [1], "widths": [24, 48], "expansions": [2], "kernels": [3, 5]},
+        {"stride": 2, "depths": [1], "widths": [32, 64], "expansions": [2, 4]},
+    ],
+    "heads": [{"conv_channels": 64}, {"conv_channels": 256}],
+}
+QUICK = [
+    "search_space=space.yaml",
+    "accuracy=train",
+    "dataset=synthetic",
+    "dataset.resolutions=[64]",
+    "accuracy.epochs=1",
+    "accuracy.threads=1",
+    "search.references=[mobilenet_v3_small_050]",
+    "search.trials=3",
+    "profile.max_keys=40",
+    "profile.networks=8",
+    "profile.rounds=4",
+]
+
+
+@pytest.mark.slow
+def test_a_search_counts_the_head(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "space.yaml").write_text(yaml.safe_dump(SPACE))
+    asked = ["search", *QUICK, "search.task=segmentation", "search.budget_ms=mobilenet_v3_small_050"]
+    code, out, err = run(*asked, "study.name=dense")
+    assert code == 0, err
+    assert "accuracies are of classification, a proxy for segmentation" in out
+    assert "export.task=segmentation" in out
+    folder = tmp_path / "results" / "dense"
+    study = read_study(folder)
+    assert study.user_attrs["provenance"]["task"]["name"] == "segmentation"
+    summary = (folder / "summary.md").read_text()
+    assert "whole models for segmentation (21 classes)" in summary
+    report = report_of(study, importances=False)
+    table = LatencyTable.from_files(study.user_attrs["latency_table"], "study")
+    assert table.header.head is not None
+    assert report.references[0].latency_source == "measured"
+    network = report.references[0].architecture
+    assert network is not None
+    alone = table.with_entries({}, head=None)
+    assert table.latency(network).latency_ms != alone.latency(network).latency_ms
+    # Whole models are timed once for a table; a study keeps to its task.
+    code, out, err = run(*asked, "study.name=dense2")
+    assert (code, "timing 4" in out) == (0, False), err
+    code, out, err = run(*asked, "study.name=dense", "search.trials=4")
+    assert code == 0, err
+    code, _, err = run(*asked, "study.name=dense", "search.task=classification")
+    assert (code, "was begun with search.task=segmentation of 21 classes" in err) == (2, True)
+    code, _, err = run(*asked, "study.name=dense", "search.task_classes=3")
+    assert (code, "was begun with search.task=segmentation of 21 classes" in err) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (["search.task=segmentaton"], "did you mean segmentation?"),
+        (["search.task=detection", "search_space.resolutions=[32,64]"], "at least 64 px"),
+        (["search.task=detection", "runtime=litert"], "use runtime=onnxruntime or runtime=openvino"),
+        (["search.task=detection", "hardware=rpi4"], "take hardware=host"),
+        (["search.task=detection", "search.references=[torchvision:resnet18]"], "timed as a classifier"),
+        (["search.task=detection", "search.train_best=2"], "search.train_best trains classifiers"),
+        (["search.task_classes=3"], "goes with search.task=segmentation or detection"),
+    ],
+)
+def test_what_cannot_be_searched_for_is_one_line(
+    run: Run, tmp_path: Path, arguments: list[str], part: str
+) -> None:
+    code, _, err = run("search", "search.trials=2", *arguments)
+    assert (code, len(err.strip().splitlines())) == (2, 1), err
+    assert part in err
+    assert not list(tmp_path.iterdir())

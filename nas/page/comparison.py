@@ -96,6 +96,7 @@ def _circumstances(report: Report) -> dict[str, Any]:
         **{name.replace("_", " "): latency.get(name) for name in _CONDITIONS},
         "accuracy from": section(provenance, "accuracy").get("name"),
         "dataset": provenance.get("dataset"),
+        "task": report.task or None,
         "sampler": provenance.get("sampler"),
         "seed": provenance.get("seed"),
         "budget in ms": report.budget_ms,

@@ -157,7 +157,11 @@ def next_command(files: ReportFiles) -> str:
     found = [each for each in files.report.front if each.kind != "reference" and each.architecture]
     if not found:
         return f"open {shlex.quote(str(files.html))} in a browser"
-    return shell_line("nas.export", export__architecture=f"{files.architectures / found[-1].id}.yaml")
+    return shell_line(
+        "nas.export",
+        export__architecture=f"{files.architectures / found[-1].id}.yaml",
+        export__task=files.report.task or None,
+    )
 
 
 def comparison_rows(first: Report, second: Report) -> dict[str, str]:

@@ -41,6 +41,7 @@ from search_spaces.errors import InputError, shorten
 from search_spaces.gate import Gate
 from search_spaces.references import UnknownReferenceError, published_top1
 from search_spaces.space import SearchSpace
+from search_spaces.tasks import DEFAULT_CLASSES
 
 _log = logging.getLogger(__name__)
 STUDY_FILE = "study.journal"
@@ -536,6 +537,7 @@ class Report:
     def notes(self) -> tuple[str, ...]:
         """Sentences on what accuracies are worth."""
         notes = (
+            self.task_note,
             self.recipe_note,
             self.judgement_note,
             self.training_note,
@@ -543,6 +545,31 @@ class Report:
             self.stopped_note,
         )
         return tuple(each for each in notes if each)
+
+    @property
+    def task(self) -> str:
+        """What networks are for if not for classification, e.g. ``segmentation``; empty otherwise."""
+        name = section(self.provenance, "task").get("name")
+        return name if isinstance(name, str) and name in DEFAULT_CLASSES else ""
+
+    @property
+    def task_note(self) -> str:
+        """What latencies and accuracies are of, where networks are for another task than classification."""
+        if not self.task:
+            return ""
+        found = section(self.provenance, "task")
+        numbers = [found.get(name) for name in ("classes", "models", "error_percent", "worst_percent")]
+        known = [float(each) for each in numbers if isinstance(each, int | float)]
+        if len(known) < len(numbers):
+            return f"Latencies are of whole models for {self.task}, accuracies of classification."
+        classes, models, error, worst = known
+        without = ", boxes neither decoded nor sorted out" if self.task == "detection" else ""
+        return (
+            f"Latencies are of whole models for {self.task} ({classes:,.0f} classes{without}); what the "
+            f"table says of them was {error:.1f} % off on average, {worst:.1f} % at worst, on {models:,.0f} "
+            "timed end to end. Accuracies, MACs and parameters are of classification: a proxy, without the "
+            "head."
+        )
 
     @property
     def compared(self) -> dict[str, Architecture]:

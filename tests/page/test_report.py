@@ -308,3 +308,17 @@ def test_the_scatter_of_seeds_widens_measured_accuracies_alone(tmp_path: Path) -
     again = report_of(study, importances=False)
     assert again.networks[-1].deviation == pytest.approx(5.0)
     assert "scatter by 3.00 points" in " ".join(again.notes)
+
+
+def test_another_task_than_classification_is_named() -> None:
+    plain = report(network(70, 5))
+    assert (plain.task, plain.task_note) == ("", "")
+    found = {"name": "detection", "classes": 91, "models": 56, "error_percent": 0.9, "worst_percent": 3.1}
+    timed = report(network(70, 5), provenance={"task": found})
+    assert "whole models for detection (91 classes, boxes neither decoded nor sorted out)" in timed.task_note
+    assert "0.9 % off on average, 3.1 % at worst, on 56 timed" in timed.task_note
+    assert "of classification: a proxy" in summary(timed)
+    for damaged in ({"name": "telepathy"}, {"name": 3}, 7):
+        assert report(network(70, 5), provenance={"task": damaged}).task_note == ""
+    short = report(network(70, 5), provenance={"task": {"name": "detection", "classes": "many"}})
+    assert short.task_note == "Latencies are of whole models for detection, accuracies of classification."
