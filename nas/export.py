@@ -42,7 +42,7 @@ from nas.quantize import activation_ranges, quantize
 from nas.runtimes.runtime import Runtime, RuntimeName
 from nas.runtimes.subject import Precision
 from nas.saving import SaveError, check_output, write_atomically
-from nas.settings import DatasetConfig, TrainConfig, plain
+from nas.settings import LEAST_RESOLUTION, DatasetConfig, TrainConfig, plain
 from nas.shell import shell_line
 from nas.task_graph import OUTPUTS, task_graph
 from nas.tensors import read_tensors, write_tensors
@@ -73,8 +73,8 @@ class ExportSettings:
         precision: fp32, or int8 quantised with the dataset's training images.
         format: onnx, litert, or litert_split (int8 with hard swish in operators that XNNPACK takes).
         overwrite: replace files that are there already.
-        resolution: of a reference; null: 224. For another task than classification of any network.
-        classes: of a reference; null: the dataset's, or 1000.
+        resolution: side of the input in pixels; null: 224 of a reference, a table's own.
+        classes: null: those of the dataset or the weights; else 1000 of a reference, a table's own.
         task: classification; or segmentation or detection, with a head in place of the classifier.
         task_classes: that this head tells apart, the background included; null: torchvision's 21 or 91.
         batch: pictures at once, or dynamic for any number; onnx only.
@@ -105,6 +105,12 @@ class ExportSettings:
             raise InputError(f"export.batch must be a number of pictures or dynamic, not {self.batch}")
         if self.batch != "1" and self.format != "onnx":
             raise InputError(f"export.batch={self.batch} goes with export.format=onnx, not {self.format}")
+        if self.resolution is not None and self.resolution < LEAST_RESOLUTION:
+            raise InputError(
+                f"export.resolution must be at least {LEAST_RESOLUTION} px, not {self.resolution}"
+            )
+        if self.classes is not None and self.classes < 1:
+            raise InputError(f"export.classes must be at least 1, not {self.classes}")
         if self.bundle and not (self.train or self.weights):
             raise InputError(
                 "export.bundle=true needs a trained network: export.train=true or export.weights=FILE"
@@ -172,6 +178,10 @@ def main(config: Any) -> None:
     check_output(output, "export.output", settings.overwrite, 2 * size_bytes)
     split = data.load(images, architecture.resolution) if images else None
     recognition = split.recognition if split else trained.recognition if trained else None
+    if recognition:
+        # Weights suit pictures of any size; what is written beside them says that of the file.
+        preprocessing = recognition.preprocessing.at(architecture.resolution)
+        recognition = dataclasses.replace(recognition, preprocessing=preprocessing)
     _check_beside(output, recognition, settings.overwrite)
     bundled = output.with_name(f"{name}-bundle")
     if settings.bundle:
@@ -346,18 +356,17 @@ def _architecture(
         known = len(trained.recognition.classes)
     if settings.classes is not None and known is not None and settings.classes != known:
         raise InputError(
-            f"export.classes={settings.classes}, but the images have {known} classes: leave it out"
+            f"export.classes={settings.classes}, but the images or weights have {known} classes: leave it out"
         )
     path = Path(settings.architecture)
     if path.suffix in (".yaml", ".yml"):
         architecture = Architecture.from_file(path)
-        if settings.task != "classification" and settings.resolution:
-            # Detection and segmentation are often done on larger images than a backbone was trained on.
-            architecture = dataclasses.replace(architecture, resolution=settings.resolution)
-        # A table that was found for other images is trained anew: only its last layer differs.
-        return dataclasses.replace(
-            architecture, classes=known
-        ) if settings.train and known else architecture, path.stem
+        # A table that was found for other images has another last layer alone, one for other pixels the same.
+        changed = {
+            "resolution": settings.resolution or architecture.resolution,
+            "classes": settings.classes or known or architecture.classes,
+        }
+        return dataclasses.replace(architecture, **changed), path.stem
     try:
         name = settings.architecture
         return reference(name, settings.resolution or 224, settings.classes or known or 1000), name

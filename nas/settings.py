@@ -19,7 +19,7 @@ from search_spaces.errors import InputError
 
 _C = TypeVar("_C")
 # Of a network's input; search_spaces refuses less.
-_LEAST_RESOLUTION = 8
+LEAST_RESOLUTION = 8
 
 
 def _at_least(name: str, value: float, least: int) -> None:
@@ -450,7 +450,7 @@ class DatasetConfig:
         if not self.resolutions:
             raise InputError("dataset.resolutions is empty: write the pixels a side, e.g. [128]")
         for side in self.resolutions:
-            _at_least("dataset.resolutions", side, _LEAST_RESOLUTION)
+            _at_least("dataset.resolutions", side, LEAST_RESOLUTION)
 
 
 @dataclass

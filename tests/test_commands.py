@@ -1,11 +1,13 @@
 import csv
 import importlib
+import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import optuna
 import pytest
 import torch
@@ -13,8 +15,12 @@ import yaml
 from safetensors.torch import load_file
 
 from nas.command import command
+from nas.network import Network
 from nas.page.report import read_study, report_of
+from nas.pictures.preprocessing import Preprocessing
+from nas.pictures.recognition import Recognition
 from nas.runtimes.runtime import installed
+from nas.tensors import write_tensors
 from search_spaces.architecture import Architecture
 from search_spaces.references import reference
 from search_spaces.space import SearchSpace
@@ -282,6 +288,29 @@ def test_exports_refuse_what_they_cannot_read(run: Run, tmp_path: Path) -> None:
         run("export", "export.architecture=mobilenet_v3_small", "export.weights=weights.safetensors"),
         "weights.safetensors",
     )
+
+
+def test_resolution_and_classes_of_a_table_of_ones_own_are_those_asked_for(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(reference("mobilenet_v3_small_035", 64, 10).to_yaml())
+    chosen = ["export.architecture=mine.yaml", "export.output=mine.onnx"]
+    outcome = run("export", *chosen, "export.resolution=32", "export.classes=4")
+    assert outcome.code == 0, outcome
+    assert "1 x 3 x 32 x 32" in outcome.out
+    session = onnxruntime.InferenceSession(tmp_path / "mine.onnx")
+    (scores,) = session.run(None, {"input": np.ones((1, 3, 32, 32), np.float32)})
+    assert scores.shape == (1, 4)
+
+    weights = Network(reference("mobilenet_v3_small_035", 64, 10)).state_dict()
+    about = Recognition(tuple("abcdefghij"), Preprocessing.of_photos(64))
+    write_tensors(tmp_path / "ten.safetensors", weights, about.notes())
+    trained = [*chosen, "export.weights=ten.safetensors", "export.overwrite=true"]
+    _refused(run("export", *trained, "export.classes=4"), "export.classes=4", "10 classes")
+    assert run("export", *trained, "export.resolution=32").code == 0
+    described = json.loads((tmp_path / "preprocessing.json").read_text())
+    assert described["crop"] == 32
+    assert described["resize"] == pytest.approx(Preprocessing.of_photos(32).resize, abs=1)
+    _refused(run("export", *chosen, "export.resolution=4"), "export.resolution must be at least 8 px")
+    _refused(run("export", *chosen, "export.classes=0"), "export.classes must be at least 1")
 
 
 @pytest.mark.slow

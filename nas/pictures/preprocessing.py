@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -49,6 +49,12 @@ class Preprocessing:
     def of_photos(cls, resolution: int) -> Preprocessing:
         """The usual one: somewhat larger than the network's resolution, then the middle of it."""
         return cls(round(resolution * _RESIZE_TO_CROP), resolution)
+
+    def at(self, resolution: int) -> Preprocessing:
+        """The same for a network of another resolution: the same share of a picture is shown."""
+        if resolution == self.crop:
+            return self
+        return replace(self, resize=round(self.resize * resolution / self.crop), crop=resolution)
 
     def __call__(self, image: Image.Image) -> NDArray[np.float32]:
         """The input of a network.
