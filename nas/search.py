@@ -276,10 +276,10 @@ def _check_task(
     Raises:
         InputError: before anything is measured.
     """
-    if board.hosts or not board.measured_here:
+    if not board.hosts and not board.measured_here:
         raise InputError(
-            f"search.task={task.name} times whole models on the hardware, so far on this machine only: take "
-            "hardware=host"
+            f"search.task={task.name} times whole models: take hardware that is measured from here, "
+            "hardware=host or a board over SSH (hardware.host=USER@BOARD)"
         )
     runtime.check_task(task)
     check_space(task, space)

@@ -184,7 +184,7 @@ def test_a_search_counts_the_head(run: Run, tmp_path: Path) -> None:
         (["search.task=segmentaton"], "did you mean segmentation?"),
         (["search.task=detection", "search_space.resolutions=[32,64]"], "at least 64 px"),
         (["search.task=detection", "runtime=litert"], "use runtime=onnxruntime or runtime=openvino"),
-        (["search.task=detection", "hardware=rpi4"], "take hardware=host"),
+        (["search.task=detection", "hardware=rpi4"], "hardware=host or a board over SSH"),
         (["search.task=detection", "search.references=[torchvision:resnet18]"], "timed as a classifier"),
         (["search.task=detection", "search.train_best=2"], "search.train_best trains classifiers"),
         (["search.task_classes=3"], "goes with search.task=segmentation or detection"),

@@ -27,6 +27,7 @@ from search_spaces.architecture import Architecture
 from search_spaces.errors import InputError
 from search_spaces.gate import Gate
 from search_spaces.layers import LayerKey
+from search_spaces.tasks import TaskNetwork
 
 # Groups are measured one after the other: what a board with 1 GB of memory holds at once.
 GROUP_SUBJECTS = 300
@@ -138,7 +139,7 @@ def write_kit(
         "anchor": subject_name(ANCHOR),
         "groups": [[subject_name(subject) for subject in group] for group in groups],
         "networks": {
-            name: subject.to_dict() for name, subject in subjects.items() if isinstance(subject, Architecture)
+            name: subject.to_dict() for name, subject in subjects.items() if not isinstance(subject, LayerKey)
         },
     }
     manifest["kit"] = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()[:12]
@@ -322,7 +323,10 @@ def _journals(
 
 
 def _subject(name: str, networks: Mapping[str, Any]) -> Subject:
-    return Architecture.from_dict(networks[name]) if name in networks else LayerKey.parse(name)
+    if name not in networks:
+        return LayerKey.parse(name)
+    described = networks[name]
+    return (TaskNetwork if "task" in described else Architecture).from_dict(described)
 
 
 def _measurement(

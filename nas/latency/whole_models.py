@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nas.devices.device import LocalTarget, Target
+from nas.devices.device import Target
 from nas.latency.end_to_end import time_networks
 from nas.latency.heads import FEWEST_MODELS, HeadCost
 from nas.latency.plan import calibration_networks
@@ -68,10 +68,10 @@ def with_head(
     gate = Gate(str(path), TableError, "move it away to time whole models anew")
     records = read_networks(gate, gate.text(path)) if path.exists() else []
     if not records:
-        if not isinstance(target, LocalTarget) or not table.header.sessions:
+        if target is None or not table.header.sessions:
             raise TaskError(
-                f"search.task={task.name} times whole models on the hardware, so far on this machine only: "
-                "take hardware=host"
+                f"search.task={task.name} times whole models: take hardware that is measured from here, "
+                "hardware=host or a board over SSH (hardware.host=USER@BOARD)"
             )
         say(f"timing {len(wanted)} whole models for {task.name}")
         with hold(folder, _WHAT):

@@ -169,6 +169,8 @@ class Runtime:
                 f"runtime={self.name} cannot be sent to a board; use runtime={' or runtime='.join(able)}"
             )
         self.version()
+        if isinstance(subject, TaskNetwork):
+            self.check_task(subject.task)
         return make(subject, self.precision)
 
 

@@ -14,10 +14,12 @@ import pytest
 from nas.devices import ssh
 from nas.devices.kit import KitSettings, write_kit
 from nas.devices.ssh import Board, RemoteError, SshTarget
+from nas.latency.sessions import network_records
 from nas.runtimes.runtime import Runtime
 from nas.runtimes.subject import Subject
 from search_spaces.layers import layer_keys
 from search_spaces.references import reference
+from search_spaces.tasks import Task, TaskNetwork
 from tests.devices.ssh_server import SSHD, Server, ssh_server
 
 pytestmark = [
@@ -64,6 +66,18 @@ def test_a_board_is_measured_and_left_as_it_was(server: Server, tmp_path: Path) 
     assert measured.record["cpu"] == target.device
     assert journal.read_text().count("samples_ms") == 3
     assert server.left_over("board-a") == []
+
+
+@pytest.mark.parametrize("name", ["segmentation", "detection"])
+def test_a_board_times_whole_models(server: Server, tmp_path: Path, name: str) -> None:
+    target = SshTarget((server.board("board-a"),), SETTINGS)
+    subjects = [*SUBJECTS, TaskNetwork(NETWORK, Task(name, 5))]
+    measured = target.measure(subjects, 3, tmp_path / "journal.jsonl")
+    assert measured.subjects == tuple(subjects)
+    (whole,) = network_records(measured, "median", Task(name, 5))
+    (alone,) = network_records(measured, "median")
+    assert whole.architecture == alone.architecture == NETWORK
+    assert whole.latency_ms != alone.latency_ms
 
 
 def test_a_dropped_connection_goes_on_where_it_stopped(server: Server, tmp_path: Path) -> None:
