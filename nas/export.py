@@ -262,7 +262,8 @@ def _export_task(settings: ExportSettings, task: Task, output: Path, trained: _T
         "versions": json.dumps(versions()),
     }
     if trained and trained.recognition:
-        notes["preprocessing"] = trained.recognition.notes()["preprocessing"]
+        preprocessing = trained.recognition.preprocessing.at(architecture.resolution)
+        notes["preprocessing"] = json.dumps(preprocessing.to_dict())
     onnx.helper.set_model_props(made, notes)
     content = made.SerializeToString()
     rows["parity"] = _parity(content, model, whole, int(settings.batch))
@@ -362,11 +363,12 @@ def _architecture(
     if path.suffix in (".yaml", ".yml"):
         architecture = Architecture.from_file(path)
         # A table that was found for other images has another last layer alone, one for other pixels the same.
-        changed = {
-            "resolution": settings.resolution or architecture.resolution,
-            "classes": settings.classes or known or architecture.classes,
-        }
-        return dataclasses.replace(architecture, **changed), path.stem
+        architecture = dataclasses.replace(
+            architecture,
+            resolution=settings.resolution or architecture.resolution,
+            classes=settings.classes or known or architecture.classes,
+        )
+        return architecture, path.stem
     try:
         name = settings.architecture
         return reference(name, settings.resolution or 224, settings.classes or known or 1000), name
