@@ -19,6 +19,7 @@ from nas.accuracy.supernet import SupernetAccuracy
 from nas.accuracy.table import AccuracyTable
 from nas.accuracy.train import Recipe, TrainedAccuracy
 from nas.console import console, warn
+from nas.cost import BYTES_PER_VALUE, Limits
 from nas.data import DatasetSettings
 from nas.latency.hardware import Hardware
 from nas.pictures.augment import Augment
@@ -26,13 +27,14 @@ from nas.settings import (
     DatasetConfig,
     HardwareConfig,
     ImagenetConfig,
+    LimitsConfig,
     ObjectiveConfig,
     SearchSettings,
     SupernetAccuracyConfig,
     TrainConfig,
     plain,
 )
-from nas.study.objective import Budget, MnasNet, Objective, Pareto
+from nas.study.objective import THIRD_COSTS, Budget, MnasNet, Objective, Pareto
 from nas.training.pretrained import pretrained
 from search_spaces.errors import InputError
 from search_spaces.space import SearchSpace
@@ -86,16 +88,28 @@ def read_space(config: Any) -> SearchSpace:
     return SearchSpace.from_dict(OmegaConf.to_container(config, resolve=True))
 
 
-def objective_of(config: ObjectiveConfig, caution: float) -> Objective:
+def limits_of(config: LimitsConfig, precision: str) -> Limits:
+    """What candidates may cost at most, besides time."""
+    names = (each.name for each in dataclasses.fields(config))
+    given = {name: float(value) for name in names if (value := getattr(config, name)) is not None}
+    return Limits(**given, bytes_per_value=BYTES_PER_VALUE[precision])
+
+
+def objective_of(config: ObjectiveConfig, caution: float, precision: str = "fp32") -> Objective:
     """The objective a config describes, with a cautious accuracy.
+
+    Args:
+        config: which, and its settings.
+        caution: standard deviations taken off uncertain accuracies.
+        precision: that networks run in: it decides how many bytes a value takes.
 
     Raises:
         InputError: if a setting is wrong.
     """
     if config.name == "pareto":
-        if config.third not in (None, "parameters", "macs", "model_size_mb"):
-            raise InputError(f"objective.third must be parameters, macs or model_size_mb, not {config.third}")
-        return Pareto(config.third, caution)  # type: ignore[arg-type]
+        if config.third is not None and config.third not in THIRD_COSTS:
+            raise InputError(f"objective.third must be {', '.join(THIRD_COSTS)} or null, not {config.third}")
+        return Pareto(config.third, caution, bytes_per_value=BYTES_PER_VALUE[precision])
     if config.name == "budget":
         return Budget(caution)
     if config.target_ms is None or not config.target_ms > 0:

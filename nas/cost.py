@@ -6,6 +6,7 @@ folded into its convolution at inference and counts as parameters only (scale an
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -27,6 +28,50 @@ class Cost:
     macs: int
     parameters: int
     peak_values: int = 0
+
+
+# Bytes of a weight or of a value of a feature map, by precision.
+BYTES_PER_VALUE = {"fp32": 4, "int8": 1}
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a network may cost at most, besides time; infinite where there is no limit.
+
+    Attributes:
+        parameters: trainable parameters.
+        macs: multiply-accumulates.
+        model_size_mb: megabytes of weights.
+        peak_memory_mb: megabytes of feature maps held at once.
+        bytes_per_value: of weights and feature maps, see :data:`BYTES_PER_VALUE`.
+    """
+
+    parameters: float = math.inf
+    macs: float = math.inf
+    model_size_mb: float = math.inf
+    peak_memory_mb: float = math.inf
+    bytes_per_value: int = 4
+
+    @property
+    def any(self) -> bool:
+        """Whether there is a limit at all."""
+        return math.isfinite(min(self.parameters, self.macs, self.model_size_mb, self.peak_memory_mb))
+
+    @property
+    def peak_values(self) -> float:
+        """The peak of memory as a number of values."""
+        return self.peak_memory_mb * 1e6 / self.bytes_per_value
+
+    @property
+    def all_parameters(self) -> float:
+        """The parameters that both limits on them leave."""
+        return min(self.parameters, self.model_size_mb * 1e6 / self.bytes_per_value)
+
+    def excess(self, cost: Cost) -> float:
+        """How many times the worst limit is exceeded; at most 1 for what is allowed."""
+        return max(
+            cost.parameters / self.all_parameters, cost.macs / self.macs, cost.peak_values / self.peak_values
+        )
 
 
 @lru_cache(maxsize=200_000)

@@ -53,6 +53,7 @@ def fingerprint(
         "search.budget_ms": _budget(config.search.budget_ms),
         "search.caution": config.search.caution,
         "search.seed": config.search.seed,
+        **_limits(config.search.limits),
         "objective": OmegaConf.to_container(config.objective, resolve=True),
     }
     if header.head:
@@ -86,6 +87,11 @@ def folder_digest(folder: Path) -> str:
                 path = Path(place, name)
                 found.append(f"{path.relative_to(folder)} {path.stat().st_size}")
     return hashlib.sha256("\n".join(sorted(found)).encode(errors="surrogateescape")).hexdigest()[:16]
+
+
+def _limits(limits: Any) -> dict[str, Any]:
+    # Only those that are set: studies without any stay what they were.
+    return {f"search.limits.{name}": value for name, value in limits.items() if value is not None}
 
 
 def _budget(budget: str | None) -> str | None:

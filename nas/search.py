@@ -20,9 +20,10 @@ from threadpoolctl import threadpool_limits
 from nas.accuracy.imagenet import Predictor
 from nas.accuracy.source import AccuracyEstimator
 from nas.accuracy.train import TrainedAccuracy
-from nas.assembly import accuracy_of, dataset_settings, hardware_of, objective_of, read_space
+from nas.assembly import accuracy_of, dataset_settings, hardware_of, limits_of, objective_of, read_space
 from nas.command import command
 from nas.console import console, measuring_progress, print_report_summary, search_progress, warn
+from nas.cost import Limits
 from nas.finish import check_trainable, measure_seed_scatter, train_best
 from nas.latency.end_to_end import spread
 from nas.latency.hardware import Hardware
@@ -118,7 +119,9 @@ def main(config: Any) -> None:
 
 def _search(config: Any) -> None:
     settings = plain(config.search, SearchSettings)
-    objective = objective_of(plain(config.objective, ObjectiveConfig), settings.caution)
+    precision = config.runtime.precision
+    objective = objective_of(plain(config.objective, ObjectiveConfig), settings.caution, precision)
+    limits = limits_of(settings.limits, precision)
     board = hardware_of(plain(config.hardware, HardwareConfig))
     profiling = plain(config.profile, ProfileSettings)
     runtime = Runtime(config.runtime.name, config.runtime.precision, config.runtime.threads)
@@ -175,13 +178,13 @@ def _search(config: Any) -> None:
         check_measurable(foreign, table, runtime)
         card = load_card(tables)
         _check_card(card, table, board, runtime, settings.require_validation)
-        budget_ms = _budget_ms(settings.budget_ms, table, space, resolution)
+        budget_ms = _budget_ms(settings.budget_ms, table, space, resolution, limits)
         first: list[Parameters] = []
         if settings.screen and config.sampler.name == "evolution" and isinstance(accuracy, Predictor):
             # A study that was begun keeps its table; so do machines that share one.
             begun = named.storage is not None or carried is not None
             measuring = None if begun else latencies
-            table, first = _screen(space, accuracy, table, measuring, settings, budget_ms)
+            table, first = _screen(space, accuracy, table, measuring, settings, budget_ms, limits)
         storage = storage or opening()
         opened = open_study(
             storage,
@@ -196,7 +199,7 @@ def _search(config: Any) -> None:
         if carried is None and (begun_elsewhere := table_of(storage, named.name)) is not None:
             # Of machines that began it together one has given the layers.
             table = latencies.table(space, extra, begun_elsewhere)
-            budget_ms = _budget_ms(settings.budget_ms, table, space, resolution)
+            budget_ms = _budget_ms(settings.budget_ms, table, space, resolution, limits)
         if named.storage:
             _check_agreement(opened, table, latencies, folder)
         write_atomically(folder / "config.yaml", masked(OmegaConf.to_yaml(config, resolve=True)))
@@ -218,6 +221,7 @@ def _search(config: Any) -> None:
                 workers=settings.workers,
                 shared=storage if named.storage else None,
                 first=first,
+                limits=limits,
             )
         console.print(
             f"stopped: {result.stopped} ({result.evaluated:,} candidates in {result.seconds:.0f} s)"
@@ -294,7 +298,7 @@ def _check_task(
 
 
 def _budget_ms(
-    budget: str | None, table: LatencyTable, space: SearchSpace, resolution: int | None
+    budget: str | None, table: LatencyTable, space: SearchSpace, resolution: int | None, limits: Limits
 ) -> float | None:
     """A number of milliseconds, or the latency of the reference of that name or file.
 
@@ -303,12 +307,14 @@ def _budget_ms(
         UnknownReferenceError: if it is neither a number nor a reference.
     """
     if budget is None:
+        if limits.any:
+            Neighbourhood(space, table, None, limits).fastest()
         return None
     budget_ms = milliseconds(budget)
     if budget_ms is None:
         (architecture,) = _budget_network(budget, space, resolution)
         budget_ms = table.latency(architecture).latency_ms
-    Neighbourhood(space, table, budget_ms).fastest()
+    Neighbourhood(space, table, budget_ms, limits).fastest()
     return budget_ms
 
 
@@ -385,6 +391,7 @@ def _screen(
     latencies: LatencySource | None,
     settings: SearchSettings,
     budget_ms: float | None,
+    limits: Limits,
 ) -> tuple[LatencyTable, list[Parameters]]:
     """Members of the space to begin with: the front of very many networks, scored in batches.
 
@@ -395,6 +402,7 @@ def _screen(
         latencies: measures the layers of the front that are predicted so far, None to leave them so.
         settings: how many networks to score.
         budget_ms: slower ones do not count.
+        limits: nor do larger ones.
 
     Returns:
         The table with what was measured, and the front, slowest first: at most half of the trials wanted.
@@ -402,8 +410,8 @@ def _screen(
     passes = _FRONT_PASSES if latencies else 1
     networks = min(settings.screen, _SCREENED_SHARE * space.size)
     for number in range(passes):
-        scorer = BatchScorer(space, predictor, layer_latency(table))
-        found = screen(scorer, budget_ms or math.inf, settings.caution, networks, settings.seed)
+        scorer = BatchScorer(space, predictor, layer_latency(table, limits))
+        found = screen(scorer, budget_ms or math.inf, settings.caution, networks, settings.seed, limits)
         console.print(f"screened {networks:,} networks: {len(found)} are on their front")
         if latencies is None or number == passes - 1:
             break

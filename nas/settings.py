@@ -470,7 +470,7 @@ class ObjectiveConfig:
 
     Attributes:
         name: pareto, budget or mnasnet.
-        third: a third objective of pareto: parameters, macs or model_size_mb.
+        third: a third objective of pareto: parameters, macs, model_size_mb or peak_memory_mb.
         target_ms: latency at which mnasnet counts the accuracy as it is.
         exponent: of latency over target in mnasnet.
     """
@@ -506,6 +506,29 @@ class StudyConfig:
 
 
 @dataclass
+class LimitsConfig:
+    """What candidates may cost at most, besides time; null: no limit.
+
+    Attributes:
+        parameters: trainable parameters.
+        macs: multiply-accumulates.
+        model_size_mb: megabytes of weights, of the precision that is searched.
+        peak_memory_mb: megabytes of feature maps held at once.
+    """
+
+    parameters: float | None = None
+    macs: float | None = None
+    model_size_mb: float | None = None
+    peak_memory_mb: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("parameters", "macs", "model_size_mb", "peak_memory_mb"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise InputError(f"search.limits.{name} must be positive, not {value:g}")
+
+
+@dataclass
 class SearchSettings:
     """How long to search, for what, and beside what.
 
@@ -513,6 +536,7 @@ class SearchSettings:
         trials: completed candidates wanted in the study.
         minutes: start no further trial after so long.
         budget_ms: milliseconds, or the name of a reference.
+        limits: what else candidates may cost at most.
         references: names of networks to evaluate like candidates.
         caution: standard deviations subtracted from an uncertain accuracy.
         workers: networks evaluated at once on this machine.
@@ -534,6 +558,7 @@ class SearchSettings:
     trials: int = 1000
     minutes: float | None = None
     budget_ms: str | None = None
+    limits: LimitsConfig = field(default_factory=LimitsConfig)
     references: list[str] = field(default_factory=list)
     caution: float = 1.0
     workers: int = 1

@@ -6,8 +6,10 @@ import onnxruntime
 import pytest
 import torch
 
+from nas.cost import cost
 from nas.network import Network, build_layer
 from nas.onnx_graph import onnx_model
+from nas.quantize import quantize
 from nas.runtimes.runtime import Runtime
 from nas.runtimes.subject import PRECISIONS, RuntimeUnavailableError
 from search_spaces.blocks import Block
@@ -110,3 +112,16 @@ def test_opencv_is_not_misled_about_gates() -> None:
     model = onnx_model(build_layer(layer_keys(reference("mobilenet_v3_small"))[1]).eval(), (1, 16, 56, 56))
     (gate,) = [node for node in model.graph.node if node.op_type == "HardSigmoid"]
     assert [attribute.name for attribute in gate.attribute] == ["alpha"]
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v1", "mobilenet_v3_large", "mobilenet_v2_035"])
+def test_the_size_of_a_file_is_that_of_its_weights(name: str) -> None:
+    architecture = reference(name)
+    model = onnx_model(Network(architecture).eval(), (1, 3, 224, 224))
+    # A folded norm leaves one value of its two; the graph itself takes some thousand bytes.
+    written = len(model.SerializeToString())
+    assert written == pytest.approx(4 * cost(architecture).parameters, rel=0.02)
+    images = [np.random.default_rng(0).normal(size=(1, 3, 224, 224)).astype(np.float32)]
+    int8 = len(quantize(model, images).SerializeToString())
+    # Biases and scales of single channels stay wider: a tenth more in small networks.
+    assert int8 == pytest.approx(cost(architecture).parameters, rel=0.12)

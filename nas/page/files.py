@@ -52,6 +52,8 @@ _COLUMNS = (
     "p99_ms",
     "macs",
     "parameters",
+    "model_size_mb",
+    "peak_memory_mb",
     "resolution",
 )
 

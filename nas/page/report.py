@@ -30,9 +30,10 @@ from optuna.trial import FrozenTrial, TrialState
 from nas.accuracy.joint import JointPrediction
 from nas.accuracy.recipes import DESCRIPTIONS
 from nas.accuracy.source import Judgement
+from nas.cost import BYTES_PER_VALUE, cost
 from nas.latency.table import MAX_MS
 from nas.study.journal import JournalReader, storage_of
-from nas.study.objective import BYTES_PER_PARAMETER, THIRD_COSTS
+from nas.study.objective import THIRD_COSTS
 from nas.study.pareto import cost_bounds, dominated_share, front
 from nas.study.storage import open_storage
 from nas.study.trial import Trial, checked_top1, remeasured, scatter_of, trained
@@ -100,6 +101,7 @@ class NetworkResult:
         p90_ms: 90th percentile of the runs timed end to end, None where there were none.
         p99_ms: 99th percentile.
         judgement: what a trained network was judged on, None for others.
+        bytes_per_value: of its weights and feature maps.
     """
 
     trial: int
@@ -121,6 +123,7 @@ class NetworkResult:
     p90_ms: float | None = None
     p99_ms: float | None = None
     judgement: Judgement | None = None
+    bytes_per_value: int = 4
 
     @property
     def latency(self) -> str:
@@ -134,10 +137,20 @@ class NetworkResult:
         return self.latency_ms if found is None else found
 
     def cost(self, name: str) -> float:
-        """What it costs in an objective: ``latency_ms``, ``macs``, ``parameters``, ``model_size_mb``."""
-        if name == "model_size_mb":
-            return self.parameters * BYTES_PER_PARAMETER / 1e6
-        return float(getattr(self, name))
+        """What it costs in an objective: latency, or one of :data:`nas.study.objective.THIRD_COSTS`."""
+        return float(getattr(self, name) or 0.0)
+
+    @property
+    def model_size_mb(self) -> float:
+        """Megabytes of its weights."""
+        return self.parameters * self.bytes_per_value / 1e6
+
+    @property
+    def peak_memory_mb(self) -> float | None:
+        """Megabytes of feature maps held at once, None for a network that is not of the family."""
+        if self.architecture is None:
+            return None
+        return cost(self.architecture).peak_values * self.bytes_per_value / 1e6
 
     @property
     def class_mean(self) -> float | None:
@@ -331,6 +344,7 @@ class Report:
         provenance: what the search noted about its circumstances; any field may be missing.
         joint: predictions of the front and the references together, None where there are none.
         third: name of a third objective beside accuracy and latency, None without one.
+        limits: on costs besides latency, by their names.
         seed_scatter: of trained accuracies, one standard deviation in points; 0 where it is not known.
     """
 
@@ -347,6 +361,7 @@ class Report:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     joint: JointPrediction | None = None
     third: str | None = None
+    limits: Mapping[str, float] = field(default_factory=dict)
     seed_scatter: float = 0.0
 
     @cached_property
@@ -408,7 +423,9 @@ class Report:
         return self.budget_ms
 
     def is_within_budget(self, network: NetworkResult) -> bool:
-        """Whether a network is as fast as it must be, at the percentile that counts."""
+        """Whether a network is as fast as it must be at the percentile that counts, and within all limits."""
+        if any(network.cost(name) > most for name, most in self.limits.items()):
+            return False
         measured = network.latency_source == "measured"
         bound_ms = self.bound_ms if measured else self.budget_ms
         return bound_ms is None or network.percentile_ms(self.percentile) <= bound_ms
@@ -699,6 +716,7 @@ def _report(gate: Gate, study: optuna.Study, attributes: Mapping[str, Any], impo
         trained(attributes) if section(provenance, TRAINED) else {},
         gate.number("seed_scatter", scatter_of(attributes).get("points", 0.0), 0, 100),
         gate.mapping(section(provenance, "latency").get("error_percent") or {}, "error_percent"),
+        BYTES_PER_VALUE.get(str(section(provenance, "latency").get("precision")), 4),
     )
     networks = tuple(_network(gate, trial, record, space, known) for trial, record in complete)
     budget = provenance.get("budget_ms")
@@ -716,10 +734,17 @@ def _report(gate: Gate, study: optuna.Study, attributes: Mapping[str, Any], impo
         importances=parameter_importances([trial for trial, _ in complete]) if importances else (),
         layers=_layer_latencies(section(provenance, "layers")),
         provenance=provenance,
+        limits=_limits(gate, attributes.get("fingerprint") or {}),
         seed_scatter=known.scatter,
         joint=JointPrediction.from_dict(provenance[JOINT]) if provenance.get(JOINT) else None,
         third=third,
     )
+
+
+def _limits(gate: Gate, fingerprint: Any) -> dict[str, float]:
+    found = gate.mapping(fingerprint, "fingerprint")
+    names = {name: f"search.limits.{name}" for name in THIRD_COSTS}
+    return {name: gate.number(key, found[key], 0) for name, key in names.items() if key in found}
 
 
 @dataclass(frozen=True, slots=True)
@@ -732,6 +757,7 @@ class _Known:
         trained: how well networks did that were trained to the end, by architecture id.
         scatter: of trained accuracies with the seed, one standard deviation in points.
         error_percent: standard deviation of latencies by source.
+        bytes_per_value: of weights and feature maps.
     """
 
     caution: float
@@ -739,6 +765,7 @@ class _Known:
     trained: Mapping[str, Any]
     scatter: float
     error_percent: Mapping[str, Any]
+    bytes_per_value: int
 
 
 def _told(trial: FrozenTrial, gate: Gate) -> Trial | None:
@@ -780,6 +807,7 @@ def _network(
         kind=record.kind,
         name=record.name,
         top1=accuracy.top1,
+        bytes_per_value=known.bytes_per_value,
         # What the search went by, also where the value of the trial is a product of it.
         judged_top1=accuracy.top1 - known.caution * (deviation or 0.0),
         deviation=deviation,

@@ -25,7 +25,7 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from nas.accuracy.source import Accuracy, AccuracyError, AccuracyEstimator, StagedEstimator
-from nas.cost import cost
+from nas.cost import Limits, cost
 from nas.latency.table import Latency, LatencyModel, NetworkLatencySource
 from nas.study.halving import Halving
 from nas.study.leases import Ledger, SharedLedger, SoleLedger
@@ -131,6 +131,7 @@ def run_search(
     shared: BaseStorage | None = None,
     lease_s: float = 60.0,
     first: Sequence[Parameters] = (),
+    limits: Limits | None = None,
 ) -> SearchResult:
     """Evaluate references, then candidates until ``trials`` of them are complete in the study.
 
@@ -155,6 +156,7 @@ def run_search(
         lease_s: a process sharing the study is taken for dead after so many seconds without a sign.
         first: members of the space to evaluate before the sampler is asked, as far as they are within the
             budget and not in the study.
+        limits: what candidates may cost at most, besides time.
 
     Raises:
         BudgetError: if the budget is not positive or below the fastest possible latency.
@@ -162,7 +164,7 @@ def run_search(
         SearchError: if accuracy cannot be told for many candidates in a row.
         ValueError: if ``workers`` is not positive.
     """
-    neighbourhood = Neighbourhood(space, latency, budget_ms)
+    neighbourhood = Neighbourhood(space, latency, budget_ms, limits)
     neighbourhood.fastest()
     # A continued study must not repeat the random choices of its first run, nor machines each other's.
     seed = secrets.randbits(32) if shared is not None else seed + len(study.get_trials(deepcopy=False))

@@ -13,6 +13,7 @@ import random
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from nas.cost import Limits, cost
 from nas.latency.table import Latency, LatencyModel
 from search_spaces.architecture import Architecture
 from search_spaces.errors import InputError
@@ -55,17 +56,25 @@ class Neighbourhood:
         space: where candidates come from.
         latency: asked for every candidate.
         budget_ms: candidates above it do not exist; None for no bound.
+        limits: nor do those above these.
 
     Raises:
         BudgetError: if the budget is not positive.
     """
 
-    def __init__(self, space: SearchSpace, latency: LatencyModel, budget_ms: float | None = None) -> None:
+    def __init__(
+        self,
+        space: SearchSpace,
+        latency: LatencyModel,
+        budget_ms: float | None = None,
+        limits: Limits | None = None,
+    ) -> None:
         if budget_ms is not None and not budget_ms > 0:
             raise BudgetError(f"search.budget_ms must be a positive latency in ms, not {budget_ms:g}")
         self.space = space
         self.choices: dict[str, tuple[Value, ...]] = space.parameters()
         self.budget_ms = math.inf if budget_ms is None else budget_ms
+        self._limits = limits if limits is not None and limits.any else None
         self._latency = latency
         self._fastest: Candidate | None = None
         self._slowest: Candidate | None = None
@@ -92,10 +101,10 @@ class Neighbourhood:
         return Candidate(full, parameters, architecture, self._latency.latency(architecture))
 
     def propose(self, genes: Mapping[str, Value]) -> Candidate | None:
-        """The candidate of these values if it is within the budget."""
+        """The candidate of these values if it is within the budget and the limits."""
         candidate = self.realise(genes)
         self.tried += 1
-        if candidate.latency.latency_ms > self.budget_ms:
+        if candidate.latency.latency_ms > self.budget_ms or self._excess(candidate) > 1:
             return None
         self.feasible += 1
         return candidate
@@ -117,14 +126,21 @@ class Neighbourhood:
         return (*ordered[max(0, index - 1) : index], *ordered[index + 1 : index + 2])
 
     def fastest(self) -> Candidate:
-        """The fastest member, by coordinate descent from the smallest.
+        """The fastest member within the limits, by coordinate descent from the smallest.
 
         Raises:
-            BudgetError: if it is above the budget.
+            BudgetError: if it is above the budget, or nothing was found within the limits.
         """
         if self._fastest is None:
             self._fastest = self._descend()
         latency_ms = self._fastest.latency.latency_ms
+        if self._excess(self._fastest) > 1:
+            found = cost(self._fastest.architecture)
+            raise BudgetError(
+                f"nothing in the space {self.space.name!r} meets search.limits: the smallest network found "
+                f"has {found.parameters:,} parameters, {found.macs:,} multiply-accumulates and holds "
+                f"{found.peak_values:,} values at once"
+            )
         if latency_ms > self.budget_ms:
             raise BudgetError(
                 f"nothing in the space {self.space.name!r} meets search.budget_ms={self.budget_ms:g}: "
@@ -182,7 +198,8 @@ class Neighbourhood:
                 for value in choices:
                     if name in best.parameters and value != best.parameters[name]:
                         other = self.realise(best.genes | {name: value})
-                        if best.latency.latency_ms < other.latency.latency_ms <= self.budget_ms:
+                        slower = best.latency.latency_ms < other.latency.latency_ms <= self.budget_ms
+                        if slower and self._excess(other) <= 1:
                             best, improved = other, True
         return best
 
@@ -198,6 +215,14 @@ class Neighbourhood:
                 for value in choices:
                     if name in best.parameters and value != best.parameters[name]:
                         other = self.realise(best.genes | {name: value})
-                        if other.latency.latency_ms < best.latency.latency_ms:
+                        if self._rank(other) < self._rank(best):
                             best, improved = other, True
         return best
+
+    def _excess(self, candidate: Candidate) -> float:
+        """See :meth:`nas.cost.Limits.excess`; 1 where there are no limits."""
+        return 1.0 if self._limits is None else self._limits.excess(cost(candidate.architecture))
+
+    def _rank(self, candidate: Candidate) -> tuple[float, float]:
+        """Within the limits first, then fast."""
+        return max(1.0, self._excess(candidate)), candidate.latency.latency_ms

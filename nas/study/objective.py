@@ -22,10 +22,8 @@ from nas.cost import Cost
 from nas.latency.table import NetworkLatencySource
 
 Direction = Literal["maximize", "minimize"]
-ThirdCost = Literal["parameters", "macs", "model_size_mb"]
+ThirdCost = Literal["parameters", "macs", "model_size_mb", "peak_memory_mb"]
 THIRD_COSTS: tuple[ThirdCost, ...] = get_args(ThirdCost)
-
-BYTES_PER_PARAMETER = 4  # fp32
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,13 +70,15 @@ class Pareto:
     """Accuracy against latency, and against a third quantity if wanted.
 
     Attributes:
-        third: ``parameters``, ``macs`` or ``model_size_mb`` (fp32), or none.
+        third: one of :data:`THIRD_COSTS`, or none.
         caution: see :class:`Objective`.
+        bytes_per_value: of weights and feature maps: 4 in fp32, 1 in int8.
     """
 
     third: ThirdCost | None = None
     caution: float = 0.0
     utility_name: Literal["top1"] = "top1"
+    bytes_per_value: int = 4
 
     @property
     def cost_names(self) -> tuple[str, ...]:
@@ -96,7 +96,8 @@ class Pareto:
         third = {
             "parameters": float(cost.parameters),
             "macs": float(cost.macs),
-            "model_size_mb": cost.parameters * BYTES_PER_PARAMETER / 1e6,
+            "model_size_mb": cost.parameters * self.bytes_per_value / 1e6,
+            "peak_memory_mb": cost.peak_values * self.bytes_per_value / 1e6,
         }[self.third]
         return (latency_ms, third)
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from nas.accuracy.features import BLOCK_VALUES, CLASSES, RunArrays, block_values, head_values, stem_values
 from nas.accuracy.imagenet import Predictor
-from nas.cost import Cost, layer_cost
+from nas.cost import Cost, Limits, layer_cost
 from nas.latency.table import LatencyTable
 from search_spaces.blocks import IMAGE_CHANNELS, Block
 from search_spaces.layers import LayerKey
@@ -59,11 +59,19 @@ class Scores:
     parameters: Floats
 
 
-def layer_latency(table: LatencyTable) -> LayerLatency:
-    """What each layer of a table adds to the latency of a network, with the head of a task if it has one."""
+def layer_latency(table: LatencyTable, limits: Limits | None = None) -> LayerLatency:
+    """What each layer of a table adds to the latency of a network, with the head of a task if it has one.
+
+    Args:
+        table: where latencies come from.
+        limits: a layer that holds more memory than they allow takes for ever.
+    """
     head = table.header.head
+    most = math.inf if limits is None else limits.peak_values
 
     def latency_ms(key: LayerKey, stride: int) -> float:
+        if layer_cost(key).peak_values > most:
+            return math.inf
         share_ms = table.share_ms(key)
         return share_ms if head is None else head.layer_ms(key, stride, share_ms)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from nas.cost import Limits
 from nas.study.pareto import front
 from nas.study.scorer import BatchScorer, Choices, Floats
 from search_spaces.stage import Parameters
@@ -22,7 +23,12 @@ _MUTATION = 0.03  # share of parameters drawn anew
 
 
 def screen(
-    scorer: BatchScorer, budget_ms: float, caution: float, networks: int, seed: int
+    scorer: BatchScorer,
+    budget_ms: float,
+    caution: float,
+    networks: int,
+    seed: int,
+    limits: Limits | None = None,
 ) -> list[Parameters]:
     """The front of an evolution over many networks, slowest first.
 
@@ -32,7 +38,10 @@ def screen(
         caution: standard deviations subtracted from predicted accuracies.
         networks: how many to score.
         seed: of all random choices.
+        limits: on parameters and multiply-accumulates; that on memory is one on single layers, whose latency
+            is infinite where they exceed it, see :func:`nas.study.scorer.layer_latency`.
     """
+    most = limits or Limits()
     generator = np.random.default_rng(seed)
     counts = scorer.counts
 
@@ -46,7 +55,8 @@ def screen(
     while True:
         scores = scorer.score(rows)
         scored += len(rows)
-        usable = np.isfinite(scores.top1) & (scores.latency_ms <= budget_ms)
+        usable = np.isfinite(scores.top1 + scores.latency_ms) & (scores.latency_ms <= budget_ms)
+        usable &= (scores.parameters <= most.all_parameters) & (scores.macs <= most.macs)
         best = np.concatenate([best, rows[usable]])
         bounds = np.concatenate([bounds, (scores.top1 - caution * scores.deviation)[usable]])
         latencies = np.concatenate([latencies, scores.latency_ms[usable]])

@@ -322,3 +322,10 @@ def test_another_task_than_classification_is_named() -> None:
         assert report(network(70, 5), provenance={"task": damaged}).task_note == ""
     short = report(network(70, 5), provenance={"task": {"name": "detection", "classes": "many"}})
     assert short.task_note == "Latencies are of whole models for detection, accuracies of classification."
+
+
+def test_what_is_above_a_limit_is_not_recommended_be_it_a_reference() -> None:
+    large = replace(network(90, 1, 1, "mobilenet_v2"), parameters=9_000_000)
+    small = network(70, 2, 2)
+    assert report(large, small).front == (large,)
+    assert report(large, small, limits={"model_size_mb": 20.0}).front == (small,)

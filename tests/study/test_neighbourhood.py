@@ -2,6 +2,7 @@ import random
 
 import pytest
 
+from nas.cost import Cost, Limits, cost
 from nas.latency.table import Latency
 from nas.study.neighbourhood import BudgetError, Neighbourhood
 from search_spaces.architecture import Architecture
@@ -79,3 +80,32 @@ def test_a_budget_is_positive_and_above_the_fastest() -> None:
             neighbourhood(budget_ms)
     with pytest.raises(BudgetError, match=r"the fastest network takes \d"):
         neighbourhood(1e-3).random(random.Random(0))
+
+
+def test_what_is_above_a_limit_does_not_exist() -> None:
+    free = [cost(each.architecture) for each in neighbourhood().members()]
+    values = sorted(each.peak_values for each in free)
+    limits = Limits(
+        parameters=sorted(each.parameters for each in free)[len(free) // 2],
+        peak_memory_mb=values[len(values) // 2] * 4e-6,
+    )
+    place = Neighbourhood(small_space(), MadeUpLatency(), None, limits)
+    found = [cost(each.architecture) for each in place.members()]
+    allowed = [each for each in free if limits.excess(each) <= 1]
+    assert 0 < len(found) == len(allowed) < len(free)
+    generator = random.Random(0)
+    drawn = [cost(place.random(generator).architecture) for _ in range(50)]
+    assert all(limits.excess(each) <= 1 for each in (*drawn, cost(place.slowest().architecture)))
+
+
+def test_limits_that_nothing_meets_are_named() -> None:
+    with pytest.raises(BudgetError, match=r"meets search\.limits: the smallest network .* has [\d,]+ param"):
+        Neighbourhood(small_space(), MadeUpLatency(), None, Limits(parameters=10)).fastest()
+
+
+def test_limits_count_bytes_of_their_precision() -> None:
+    counted = Cost(macs=100, parameters=1_000_000, peak_values=500_000)
+    assert Limits(model_size_mb=4, peak_memory_mb=2).excess(counted) == 1
+    assert Limits(model_size_mb=4, peak_memory_mb=2, bytes_per_value=1).excess(counted) == 0.25
+    assert Limits(macs=50).excess(counted) == 2
+    assert not Limits().any

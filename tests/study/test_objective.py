@@ -11,6 +11,7 @@ def test_values_directions_and_names_agree() -> None:
     assert values(Pareto(), EVALUATION) == (70, 20)
     assert values(Pareto(third="macs"), EVALUATION) == (70, 20, 300)
     assert values(Pareto(third="model_size_mb"), EVALUATION) == (70, 20, 20)
+    assert values(Pareto(third="model_size_mb", bytes_per_value=1), EVALUATION) == (70, 20, 5)
     assert values(Budget(), EVALUATION) == (70,)
     for objective in (Pareto(), Pareto(third="parameters"), Budget(), MnasNet(10.0)):
         assert len(values(objective, EVALUATION)) == len(names(objective)) == len(directions(objective))

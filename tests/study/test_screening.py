@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from nas.accuracy.imagenet import shipped_predictor
-from nas.cost import layer_cost
+from nas.cost import Cost, Limits, cost, layer_cost
 from nas.latency.table import Latency
 from nas.study.scorer import BatchScorer
 from nas.study.screening import screen
@@ -37,7 +37,7 @@ SPACE = SearchSpace.from_dict(
 CAUTION = 1.0
 
 
-def _layer_ms(key: LayerKey) -> float:
+def _layer_ms(key: LayerKey, stride: int = 1) -> float:
     return 0.02 + layer_cost(key).macs * 1e-7
 
 
@@ -77,3 +77,22 @@ def test_repeats_for_a_seed_and_finds_nothing_below_the_fastest(scorer: BatchSco
     assert first == screen(scorer, 20.0, CAUTION, networks=500, seed=1)
     assert first != screen(scorer, 20.0, CAUTION, networks=500, seed=2)
     assert screen(scorer, 0.001, CAUTION, networks=500, seed=1) == []
+
+
+def test_what_is_above_a_limit_is_not_on_the_front() -> None:
+    every = [cost(each) for _, each in SPACE.members()]
+    limits = Limits(
+        model_size_mb=sorted(each.parameters for each in every)[len(every) // 2] * 4e-6,
+        peak_memory_mb=sorted(each.peak_values for each in every)[len(every) // 2] * 4e-6,
+    )
+
+    def layer_ms(key: LayerKey, stride: int) -> float:
+        return math.inf if layer_cost(key).peak_values > limits.peak_values else _layer_ms(key, stride)
+
+    def costs(most: Limits | None) -> list[Cost]:
+        scorer = BatchScorer(SPACE, shipped_predictor(), layer_ms if most else _layer_ms)
+        return [cost(SPACE.build(each)) for each in screen(scorer, math.inf, CAUTION, 3_000, 0, most)]
+
+    assert max(limits.excess(each) for each in costs(None)) > 1
+    assert costs(limits)
+    assert max(limits.excess(each) for each in costs(limits)) <= 1
