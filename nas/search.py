@@ -17,8 +17,9 @@ import torch
 from omegaconf import OmegaConf
 from threadpoolctl import threadpool_limits
 
+from nas.accuracy.features import not_covered
 from nas.accuracy.imagenet import Predictor
-from nas.accuracy.source import AccuracyEstimator
+from nas.accuracy.source import AccuracyEstimator, Int8Penalty
 from nas.accuracy.train import TrainedAccuracy
 from nas.assembly import accuracy_of, dataset_settings, hardware_of, limits_of, objective_of, read_space
 from nas.command import command
@@ -43,6 +44,7 @@ from nas.page.torchvision_reference import (
     is_torchvision,
     measure_end_to_end,
     record,
+    record_tables,
     torchvision_reference,
 )
 from nas.provenance import fingerprint, layers, provenance
@@ -80,7 +82,7 @@ from nas.study.trial import remeasure
 from search_spaces.architecture import Architecture
 from search_spaces.errors import InputError, masked
 from search_spaces.gate import Gate
-from search_spaces.references import UnknownReferenceError
+from search_spaces.references import UnknownReferenceError, is_reference, published_top1
 from search_spaces.space import SearchSpace
 from search_spaces.stage import Parameters
 from search_spaces.tasks import Task, TaskNetwork, check_space, task_of
@@ -140,6 +142,7 @@ def _search(config: Any) -> None:
     if isinstance(accuracy, TrainedAccuracy) and resolution is not None:
         classes = accuracy.load(resolution).classes
     references = reference_architectures(space, settings.references, resolution)
+    judged, published = _judged(references, accuracy)
     if task:
         _check_task(task, board, runtime, space, references.values(), [each.name for each in foreign])
     start = settings.refine_from
@@ -210,7 +213,7 @@ def _search(config: Any) -> None:
                 objective,
                 accuracy,
                 table,
-                references,
+                judged,
                 sampler=config.sampler.name,
                 trials=settings.trials,
                 budget_ms=budget_ms,
@@ -239,6 +242,8 @@ def _search(config: Any) -> None:
             except (MeasurementError, TorchvisionReferenceError) as error:
                 names = ", ".join(each.name for each in foreign)
                 warn(f"warning: {names} are not in the report: {error}")
+        if published:
+            record_tables(opened, published, table)
         # Measuring the front changed the table: from now on this one is the study's.
         known = provenance(config, table, card, budget_ms, classes)
         end_to_end = _time_best(opened, table, latencies, settings, folder)
@@ -265,6 +270,31 @@ def _search(config: Any) -> None:
     finally:
         if storage is not None:
             close_storage(storage)
+
+
+def _judged(
+    references: Mapping[str, Architecture], accuracy: AccuracyEstimator
+) -> tuple[dict[str, Architecture], dict[str, Architecture]]:
+    """References that can be judged, and those of which only the published accuracy is known.
+
+    Those that have neither are left out, said in a line.
+    """
+    penalised = isinstance(accuracy, Int8Penalty)
+    if not isinstance(accuracy.fp32 if isinstance(accuracy, Int8Penalty) else accuracy, Predictor):
+        return dict(references), {}
+    judged: dict[str, Architecture] = {}
+    published: dict[str, Architecture] = {}
+    for name, architecture in references.items():
+        reason = not_covered(architecture)
+        top1 = published_top1(name, architecture.resolution) if is_reference(name) else None
+        if reason is None:
+            judged[name] = architecture
+        elif top1 is None or penalised:
+            warn(f"{name} is left out: {reason}")
+        else:
+            warn(f"{name} is shown with its published accuracy, {top1:g} %: {reason}")
+            published[name] = architecture
+    return judged, published
 
 
 def _check_task(

@@ -8,16 +8,19 @@ from typing import Any
 import pytest
 from hydra import compose, initialize_config_dir
 
-from nas.accuracy.source import Accuracy, AccuracyEstimator
+from nas.accuracy.imagenet import shipped_predictor
+from nas.accuracy.proxy import ProxyAccuracy
+from nas.accuracy.source import Accuracy, AccuracyEstimator, Int8Penalty
 from nas.assembly import accuracy_of, read_space
 from nas.command import store_schemas
 from nas.help import CONFIG_FOLDER, choices_of
-from nas.search import SearchConfig
+from nas.search import SearchConfig, _judged
 from nas.settings import SearchSettings, plain
 from nas.study.workers import Workers
 from nas.training.supernet import Supernet
 from nas.training.supernet_checkpoint import Checkpoint, save
 from search_spaces.architecture import Architecture
+from search_spaces.references import reference
 from search_spaces.space import SearchSpace
 
 TRAINED = [
@@ -103,3 +106,19 @@ def test_networks_are_trained_in_two_worker_processes_as_in_this_one(tmp_path: P
     assert len({each.deviation for each in found.values()} - {float(os.getpid())}) == 2
     for number, network in enumerate((small, other)):
         assert found[number].top1 == estimator.accuracy(network).top1
+
+
+def test_references_that_the_predictor_does_not_know_are_shown_as_published_or_left_out(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    names = ("mobilenet_v2", "mobilenetv4_conv_small", "mobilenetv4_conv_medium_r192")
+    references = {name: reference(name) for name in names}
+    judged, published = _judged(references, shipped_predictor())
+    assert (list(judged), list(published)) == (["mobilenet_v2"], ["mobilenetv4_conv_small"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "mobilenetv4_conv_small is shown with its published accuracy, 73.8 %: row 1: the ImageNet" in said
+    assert "mobilenetv4_conv_medium_r192 is left out: row 1:" in said
+    # Penalties of int8 are for predictions: a published accuracy is of fp32.
+    judged, published = _judged(references, Int8Penalty(shipped_predictor(), {"relu6": 1.0}))
+    assert (list(judged), list(published)) == (["mobilenet_v2"], [])
+    assert _judged(references, ProxyAccuracy("macs")) == (references, {})

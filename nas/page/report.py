@@ -79,7 +79,7 @@ class NetworkResult:
     """What the study knows of one network.
 
     Attributes:
-        trial: number of its trial, negative for published references, which are no trials.
+        trial: number of its trial, negative for references whose accuracy is published, which are no trials.
         id: id of its architecture.
         kind: ``candidate`` or ``reference``.
         name: name of a reference, else None.
@@ -151,6 +151,11 @@ class NetworkResult:
         if self.architecture is None:
             return None
         return cost(self.architecture).peak_values * self.bytes_per_value / 1e6
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether it was timed like the candidates: all but what torchvision and timm build."""
+        return self.trial >= 0 or self.architecture is not None
 
     @property
     def class_mean(self) -> float | None:
@@ -418,7 +423,7 @@ class Report:
         """The budget; where a reference gave it, as it was timed beside the others."""
         name = self.provenance.get("budget_name")
         for network in self.references:
-            if network.name == name and network.latency_source == "measured" and network.trial >= 0:
+            if network.name == name and network.latency_source == "measured" and network.is_ours:
                 return network.percentile_ms(self.percentile)
         return self.budget_ms
 
@@ -724,7 +729,7 @@ def _report(gate: Gate, study: optuna.Study, attributes: Mapping[str, Any], impo
     finished = tuple(_finished(gate, each, known) for each in networks)
     return Report(
         name=study.study_name,
-        networks=finished + _published(gate, attributes.get(PUBLISHED) or {}),
+        networks=finished + _published(gate, attributes.get(PUBLISHED) or {}, known),
         failed=sum(trial.state == TrialState.FAIL for trial in trials),
         stopped=sum(trial.state == TrialState.PRUNED for trial in trials),
         foreign=len(ended) - len(complete),
@@ -872,16 +877,20 @@ def _latency(gate: Gate, attributes: Mapping[str, Any]) -> _LatencyFields:
     }
 
 
-def _published(gate: Gate, references: Any) -> tuple[NetworkResult, ...]:
+def _published(gate: Gate, references: Any, known: _Known) -> tuple[NetworkResult, ...]:
     found = []
     for number, (name, data) in enumerate(gate.mapping(references, PUBLISHED).items(), start=1):
         each = gate.mapping(data, name)
         top1 = checked_top1(gate, each["top1"], "published")
         resolution = each["resolution"]
+        # Of block tables of ours, which are timed like any other.
+        architecture = Architecture.from_dict(each["table"]) if each.get("table") else None
+        identity = architecture.id if architecture else name
+        latency = gate.mapping(known.remeasured.get(identity) or each, "a latency")
         found.append(
             NetworkResult(
                 trial=-number,
-                id=name,
+                id=identity,
                 kind="reference",
                 name=name,
                 top1=top1,
@@ -893,11 +902,12 @@ def _published(gate: Gate, references: Any) -> tuple[NetworkResult, ...]:
                 resolution=None
                 if resolution is None
                 else gate.integer("resolution", resolution, 1, MAX_RESOLUTION),
-                architecture=None,
-                **_latency(gate, each),
+                architecture=architecture,
+                **_latency(gate, latency),
+                **_percentiles(gate, latency, known.error_percent),
             )
         )
-    return tuple(found)
+    return tuple(_finished(gate, each, known) for each in found)
 
 
 def _layer_latencies(networks: Mapping[str, Any]) -> dict[str, LayerLatency]:
@@ -980,11 +990,11 @@ def recommended(report: Report, count: int) -> dict[str, Architecture]:
         latencies = np.log([each.latency_ms for each in found])
         for target in np.linspace(latencies[0], latencies[-1], min(count, len(found))):
             chosen.append(found[int(np.abs(latencies - target).argmin())])
-        bounds = [(each.latency_ms, each.trial >= 0) for each in report.references]
+        bounds = [(each.latency_ms, each.is_ours) for each in report.references]
         bounds += [(report.budget_ms, True)] if report.budget_ms else []
         for bound, ours in bounds:
             chosen += [each for each in found if each.latency_ms <= bound][-_NEAREST if ours else -1 :]
-    references = [each for each in report.references if each.architecture and each.trial >= 0]
+    references = [each for each in report.references if each.architecture]
     return {each.id: each.architecture for each in (*references, *chosen) if each.architecture}
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import optuna
@@ -21,9 +22,10 @@ import torch
 from torch import nn
 from torchvision import models
 
+from nas.cost import cost
 from nas.devices.device import ANCHOR, Measurement
 from nas.latency.sessions import link_keys, table_level
-from nas.latency.table import LatencyTable
+from nas.latency.table import LatencyModel, LatencyTable
 from nas.measuring.conditions import cpu_model, snapshot
 from nas.measuring.models import OnnxRunner
 from nas.measuring.rounds import (
@@ -38,7 +40,9 @@ from nas.onnx_graph import INPUT_NAME
 from nas.page.report import PUBLISHED
 from nas.runtimes.runtime import Runtime
 from nas.runtimes.subject import RuntimeUnavailableError
+from search_spaces.architecture import Architecture
 from search_spaces.errors import InputError
+from search_spaces.references import published_top1
 
 _RUNTIMES = (("onnxruntime", "fp32"), ("torch", "fp32"), ("torch_compile", "fp32"))
 PREFIX = "torchvision:"
@@ -210,6 +214,29 @@ def record(
             for each in references
         },
     )
+
+
+def record_tables(study: optuna.Study, references: Mapping[str, Architecture], latency: LatencyModel) -> None:
+    """Keep references of the family of which only the published accuracy is known; others stay.
+
+    Args:
+        study: where its reports find them.
+        references: by name, each with a published accuracy at its resolution.
+        latency: of the study.
+    """
+    found: dict[str, Any] = dict(study.user_attrs.get(PUBLISHED) or {})
+    for name, architecture in references.items():
+        counted, known = cost(architecture), latency.latency(architecture)
+        found[name] = {
+            "top1": published_top1(name, architecture.resolution),
+            "latency_ms": known.latency_ms,
+            "latency_source": known.source,
+            "macs": counted.macs,
+            "parameters": counted.parameters,
+            "resolution": architecture.resolution,
+            "table": architecture.to_dict(),
+        }
+    study.set_user_attr(PUBLISHED, found)
 
 
 def _no_auxiliary(model: str) -> dict[str, bool]:

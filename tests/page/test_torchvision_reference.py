@@ -4,19 +4,22 @@ import pytest
 
 from nas.latency.table import Entry, LatencyTable, TableHeader
 from nas.measuring.conditions import cpu_model
-from nas.page.report import report_of
+from nas.page.report import recommended, report_of
 from nas.page.torchvision_reference import (
     TorchvisionReference,
     TorchvisionReferenceError,
     is_torchvision,
     measure_end_to_end,
     record,
+    record_tables,
     torchvision_reference,
 )
 from nas.runtimes.runtime import Runtime
+from nas.study.trial import remeasure
 from search_spaces.layers import layer_keys
 from search_spaces.references import reference
 from tests.page.report_cases import made_up_study, writable
+from tests.study.search_cases import MadeUpLatency
 
 
 def table(anchor_ms: float | None, device: str = cpu_model()) -> LatencyTable:
@@ -108,3 +111,27 @@ def test_stands_beside_the_front_as_published(tmp_path: Path) -> None:
     assert (reference.accuracy_source, reference.latency_source) == ("published", "measured")
     (answer,) = (each for each in after.answers if each.reference == reference)
     assert (answer.gain, answer.saving) == ("nothing found is as fast", "nothing found is as accurate")
+
+
+def test_tables_that_nothing_here_judges_stand_beside_the_front_and_are_timed(tmp_path: Path) -> None:
+    made_up_study(tmp_path / "s", trials=5)
+    study = writable(tmp_path / "s")
+    record(
+        study,
+        [TorchvisionReference("torchvision:perfect", "V1", 99.0, 1000, 100, 224)],
+        {"torchvision:perfect": 9},
+    )
+    before = report_of(study)
+    small = reference("mobilenetv4_conv_small")
+    record_tables(study, {"mobilenetv4_conv_small": small}, MadeUpLatency())
+    after = report_of(study)
+    assert after.front == before.front
+    found = {each.name: each for each in after.references if each.accuracy_source == "published"}
+    assert set(found) == {"torchvision:perfect", "mobilenetv4_conv_small"}
+    ours = found["mobilenetv4_conv_small"]
+    assert (ours.top1, ours.parameters, ours.architecture) == (73.8, 3_774_024, small)
+    assert ours.latency_ms == MadeUpLatency().latency(small).latency_ms
+    assert recommended(after, 2)[small.id] == small
+    remeasure(study, {small.id: {"latency_ms": 4.5, "latency_source": "measured", "p90_ms": 5.0}})
+    (timed,) = (each for each in report_of(study).references if each.id == small.id)
+    assert (timed.latency_ms, timed.latency_source, timed.p90_ms) == (4.5, "measured", 5.0)
