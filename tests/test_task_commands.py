@@ -157,6 +157,8 @@ def test_a_search_counts_the_head(run: Run, tmp_path: Path) -> None:
     folder = tmp_path / "results" / "dense"
     study = read_study(folder)
     assert study.user_attrs["provenance"]["task"]["name"] == "segmentation"
+    (path, *_) = (folder / "architectures").glob("*.yaml")
+    assert "of the whole model for segmentation" in path.read_text()
     summary = (folder / "summary.md").read_text()
     assert "whole models for segmentation (21 classes)" in summary
     report = report_of(study, importances=False)

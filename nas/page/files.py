@@ -163,6 +163,7 @@ def next_command(files: ReportFiles) -> str:
         "nas.export",
         export__architecture=f"{files.architectures / found[-1].id}.yaml",
         export__task=files.report.task or None,
+        export__task_classes=files.report.task_classes,
     )
 
 
@@ -235,11 +236,12 @@ def _write_architectures(report: Report, folder: Path) -> None:
     for path in folder.glob("[0-9a-f]" * 10 + ".yaml"):
         if path.stem not in wanted:
             path.unlink()
+    whole = f" of the whole model for {report.task}" if report.task else ""
     for network in wanted.values():
         assert network.architecture is not None
         header = [
             f"{network.label}, found by the study {report.name}" if not network.name else network.name,
-            f"top-1 {_accuracy(network)}; latency {_latency(network)}",
+            f"top-1 {_accuracy(network)}; latency {_latency(network)}{whole}",
             f"{network.macs / 1e6:,.1f} M multiply-accumulates, {network.parameters / 1e6:.2f} M parameters",
             report.title,
         ]

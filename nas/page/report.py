@@ -575,6 +575,13 @@ class Report:
         return name if isinstance(name, str) and name in DEFAULT_CLASSES else ""
 
     @property
+    def task_classes(self) -> int | None:
+        """What networks for another task tell apart, None where that is torchvision's number."""
+        classes = section(self.provenance, "task").get("classes")
+        usual = not self.task or classes == DEFAULT_CLASSES[self.task]
+        return classes if isinstance(classes, int) and not usual else None
+
+    @property
     def task_note(self) -> str:
         """What latencies and accuracies are of, where networks are for another task than classification."""
         if not self.task:

@@ -318,6 +318,8 @@ def test_another_task_than_classification_is_named() -> None:
     assert "whole models for detection (91 classes, boxes neither decoded nor sorted out)" in timed.task_note
     assert "0.9 % off on average, 3.1 % at worst, on 56 timed" in timed.task_note
     assert "of classification: a proxy" in summary(timed)
+    assert timed.task_classes is None
+    assert report(network(70, 5), provenance={"task": {**found, "classes": 5}}).task_classes == 5
     for damaged in ({"name": "telepathy"}, {"name": 3}, 7):
         assert report(network(70, 5), provenance={"task": damaged}).task_note == ""
     short = report(network(70, 5), provenance={"task": {"name": "detection", "classes": "many"}})
