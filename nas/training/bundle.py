@@ -154,13 +154,14 @@ def _named_modules(network: Network) -> Iterator[tuple[str, nn.Module]]:
             each for each in layer.modules() if isinstance(each, nn.Conv2d | nn.BatchNorm2d | nn.Linear)
         )
         position = 0
-        hidden = sum(isinstance(each, Linear) for each in layer.operators) > 1
-        linear = 0
+        # Place of the next linear layer in torchvision's classifier: a hidden one comes first, then its norm,
+        # activation and dropout; without one the dropout does.
+        linear = 0 if sum(isinstance(each, Linear) for each in layer.operators) > 1 else 1
         for operator in layer.operators:
             if isinstance(operator, Linear):
-                # torchvision: Linear, activation, Dropout, Linear; or Dropout, Linear.
-                yield f"classifier.{3 * linear if hidden else 1}", next(modules)
-                linear += 1
+                for place in range(2 if operator.norm else 1):
+                    yield f"classifier.{linear + place}", next(modules)
+                linear += 4 if operator.norm else 3
             elif isinstance(operator, Conv):
                 inside = number == 0 or head
                 prefix = f"features.{number + position}" if head else f"features.{number}"
@@ -194,7 +195,8 @@ def _described(layer: Layer) -> list[tuple[object, ...]]:
     found: list[tuple[object, ...]] = []
     for each in layer.operators:
         if isinstance(each, Linear):
-            found.append(("linear", each.in_channels, each.out_channels, each.activation))
+            norm = (next(norms),) if each.norm else ()
+            found.append(("linear", each.in_channels, each.out_channels, each.activation, *norm))
         elif isinstance(each, Conv):
             shape = (each.in_channels, each.out_channels, each.kernel, each.stride, each.groups)
             found.append(("conv", *shape, each.activation, next(norms) if each.norm else None))

@@ -56,9 +56,11 @@ class Network(nn.Module):
         tail = (convolution(*each) for _, *each in TAIL)
         self.features = nn.Sequential(convolution(*STEM[1:]), *map(Block, BLOCKS), *tail)
         parts = []
-        for number, (_, inputs, outputs, activation) in enumerate(CLASSIFIER, start=1):
+        for number, (_, inputs, outputs, activation, *epsilon) in enumerate(CLASSIFIER, start=1):
             parts += [nn.Dropout(0.2)] if number == len(CLASSIFIER) else []
-            parts += [nn.Linear(inputs, outputs)] + ([ACTIVATIONS[activation]()] if activation else [])
+            parts += [nn.Linear(inputs, outputs, bias=not epsilon)]
+            parts += [nn.BatchNorm1d(outputs, eps=each) for each in epsilon]
+            parts += [ACTIVATIONS[activation]()] if activation else []
         self.classifier = nn.Sequential(*parts)
 
     def forward(self, images):

@@ -40,6 +40,7 @@ FAMILIES = (
     "efficientnet_lite0",
     "efficientnet_b0",
     "mnasnet_a1",
+    "mobilenetv4_conv_small_050",
 )
 _WEB = """
 const fs = require("fs");

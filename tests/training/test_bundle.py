@@ -40,7 +40,17 @@ def _images(count: int = 8) -> list[np.ndarray]:
     return list(np.random.default_rng(0).normal(size=(count, 1, 3, 32, 32)).astype(np.float32))
 
 
-@pytest.mark.parametrize("name", ["mobilenet_v3_small", "mobilenet_v2_035", "mobilenet_v1_025", "mnasnet_a1"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "mobilenet_v3_small",
+        "mobilenet_v2_035",
+        "mobilenet_v1_025",
+        "mnasnet_a1",
+        "mobilenetv4_conv_small_035",
+        pytest.param("mobilenetv4_conv_medium_050", marks=pytest.mark.slow),
+    ],
+)
 def test_every_file_computes_what_the_network_computes(tmp_path: Path, name: str) -> None:
     network = _trained(name)
     parity = write_bundle(
