@@ -7,7 +7,6 @@ import datetime
 import hashlib
 import importlib.metadata
 import os
-import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from omegaconf import OmegaConf
 
 from nas.accuracy.csv import read_extra
 from nas.accuracy.imagenet import SHIPPED_PARAMETERS
+from nas.budget import LatencyBudget
 from nas.latency.heads import HeadCost
 from nas.latency.table import LatencyTable
 from nas.latency.validation import Card, card_problem
@@ -36,6 +36,7 @@ def fingerprint(
     table: LatencyTable,
     space: SearchSpace,
     references: Mapping[str, Architecture],
+    budget: LatencyBudget,
 ) -> dict[str, Any]:
     """What must not change while a study goes on."""
     keys = reachable_layer_keys(space).union(*(layer_keys(each) for each in references.values()))
@@ -59,6 +60,8 @@ def fingerprint(
     if header.head:
         # Studies of classifiers say nothing of it, as those that were begun before there were tasks.
         settings["search.task"] = f"{header.head.task.name} of {header.head.task.classes} classes"
+    if margin := budget.margin_on(table):
+        settings["search.budget_margin"] = round(margin, 6)
     for name in ("trials", "minutes"):
         settings["accuracy"].pop(name, None)
     settings["accuracy"]["content"] = _content(config.accuracy)
@@ -119,6 +122,7 @@ def provenance(
     config: Any,
     table: LatencyTable,
     card: Card | None,
+    budget: LatencyBudget,
     budget_ms: float | None,
     classes: Sequence[str] = (),
 ) -> dict[str, Any]:
@@ -128,7 +132,8 @@ def provenance(
         config: of the search.
         table: where latencies come from.
         card: how far the table can be trusted.
-        budget_ms: the latency budget.
+        budget: what was asked for.
+        budget_ms: what a network may take.
         classes: names of what trained networks tell apart.
     """
     header = table.header
@@ -155,7 +160,8 @@ def provenance(
         "dataset": config.dataset.name if config.accuracy.name in ("train", "supernet") else None,
         "classes": list(classes),
         "budget_ms": budget_ms,
-        "budget_name": config.search.budget_ms,
+        "budget_name": budget.name,
+        "budget_margin": 0.0 if budget_ms is None else budget.margin_on(table),
         "seed": config.search.seed,
         "sampler": config.sampler.name,
         "versions": {name: _version(name) for name in _VERSIONS_OF},
@@ -191,9 +197,8 @@ _DEVIATION = 1.2533
 def _error_percent(card: Card | None, table: LatencyTable) -> dict[str, float]:
     """Standard deviation of latencies of whole networks by their source, as far as it is known."""
     header = table.header
-    if header.statistic == "estimate":
-        shares = [each.spread_ms / each.latency_ms for each in table.entries.values()]
-        return {"estimated": 100 * statistics.median(shares)}
+    if table.estimate_error is not None:
+        return {"estimated": 100 * table.estimate_error}
     valid = card is not None and not table.changed_since(card.state)
     if header.head:
         percent = 100 * _DEVIATION * header.head.left_out.mape

@@ -22,6 +22,7 @@ from nas.accuracy.imagenet import Predictor
 from nas.accuracy.source import AccuracyEstimator, Int8Penalty
 from nas.accuracy.train import TrainedAccuracy
 from nas.assembly import accuracy_of, dataset_settings, hardware_of, limits_of, objective_of, read_space
+from nas.budget import LatencyBudget, foreign_references, is_foreign
 from nas.command import command
 from nas.console import console, measuring_progress, print_report_summary, search_progress, warn
 from nas.cost import Limits
@@ -37,15 +38,15 @@ from nas.measuring.conditions import boot_id
 from nas.measuring.rounds import MeasurementError
 from nas.page.files import write_report
 from nas.page.report import JOINT, TRAINED, recommended, report_of
-from nas.page.timm_reference import is_timm, timm_references
 from nas.page.torchvision_reference import (
+    TorchvisionReference,
     TorchvisionReferenceError,
     check_measurable,
-    is_torchvision,
+    check_runnable,
     measure_end_to_end,
     record,
     record_tables,
-    torchvision_reference,
+    recorded,
 )
 from nas.provenance import fingerprint, layers, provenance
 from nas.runtimes.runtime import Runtime
@@ -60,12 +61,11 @@ from nas.settings import (
     SamplerConfig,
     SearchSettings,
     StudyConfig,
-    milliseconds,
     plain,
 )
 from nas.study import loop
 from nas.study.database import StorageError
-from nas.study.neighbourhood import Neighbourhood
+from nas.study.neighbourhood import BudgetError, Neighbourhood
 from nas.study.netadapt import refine
 from nas.study.objective import Objective
 from nas.study.scorer import BatchScorer, layer_latency
@@ -83,7 +83,7 @@ from search_spaces.architecture import Architecture
 from search_spaces.errors import InputError, masked
 from search_spaces.gate import Gate
 from search_spaces.references import UnknownReferenceError, is_reference, published_top1
-from search_spaces.space import SearchSpace
+from search_spaces.space import NotInSpaceError, SearchSpace
 from search_spaces.stage import Parameters
 from search_spaces.tasks import Task, TaskNetwork, check_space, task_of
 
@@ -128,12 +128,13 @@ def _search(config: Any) -> None:
     profiling = plain(config.profile, ProfileSettings)
     runtime = Runtime(config.runtime.name, config.runtime.precision, config.runtime.threads)
     task = task_of(settings.task, settings.task_classes, "search")
-    foreign = [torchvision_reference(name) for name in settings.references if is_torchvision(name)]
-    foreign += [each for name in settings.references if is_timm(name) for each in timm_references(name)]
-    settings.references = [
-        name for name in settings.references if not is_torchvision(name) and not is_timm(name)
-    ]
+    foreign = foreign_references(settings.references)
+    settings.references = [name for name in settings.references if not is_foreign(name)]
     space, accuracy, resolution = accuracy_of(config, read_space(config.search_space), settings)
+    budget = LatencyBudget.read(settings.budget_ms, settings.budget_margin, space, resolution)
+    if budget.foreign is not None and budget.name not in [each.name for each in foreign]:
+        foreign.append(budget.foreign)
+    check_runnable(foreign, board.name, board.measured_here and not board.hosts, runtime)
     images = dataset_settings(plain(config.dataset, DatasetConfig))
     final = plain(config.train, FinalRecipeSettings)
     if settings.train_best:
@@ -142,15 +143,13 @@ def _search(config: Any) -> None:
     if isinstance(accuracy, TrainedAccuracy) and resolution is not None:
         classes = accuracy.load(resolution).classes
     references = reference_architectures(space, settings.references, resolution)
+    if settings.refine and (start := settings.refine_from) and not re.fullmatch("[0-9a-f]{10}", start):
+        name, network = _start(start, space, resolution)
+        references.setdefault(name, network)
+        settings.refine_from = name
     judged, published = _judged(references, accuracy)
     if task:
         _check_task(task, board, runtime, space, references.values(), [each.name for each in foreign])
-    start = settings.refine_from
-    if settings.refine and start and start not in references and not re.fullmatch("[0-9a-f]{10}", start):
-        raise InputError(
-            f"search.refine_from={start} is neither a reference ({', '.join(references)}) nor the id of a "
-            "network on the front"
-        )
     named = plain(config.study, StudyConfig)
     folder = Path(named.folder) / named.name
     tables = table_folder(Path(profiling.folder), board.name, runtime)
@@ -163,7 +162,7 @@ def _search(config: Any) -> None:
         console.print,
     )
 
-    extra = [*references.values(), *_budget_network(settings.budget_ms, space, resolution)]
+    extra = [*references.values(), *([budget.architecture] if budget.architecture else [])]
     location = named.storage or str(folder / "study.journal")
     # Nothing is made on the disk before everything that can be refused was checked.
     opening = functools.partial(open_storage, location, named.wait_s, warn)
@@ -181,7 +180,16 @@ def _search(config: Any) -> None:
         check_measurable(foreign, table, runtime)
         card = load_card(tables)
         _check_card(card, table, board, runtime, settings.require_validation)
-        budget_ms = _budget_ms(settings.budget_ms, table, space, resolution, limits)
+        timed: dict[str, float] = {}
+        if budget.foreign is not None:
+            timed = _time_foreign(foreign, _recorded(storage, named.name), table, runtime, folder)
+        budget_ms = _budget_ms(budget, table, space, timed, limits)
+        if margin := budget_ms and budget.margin_on(table):
+            console.print(
+                f"budget: {budget_ms:.4g} ms, {100 * margin:.3g} % of it kept free"
+                + ("" if budget.margin else " for the error of the estimate")
+                + " (search.budget_margin)"
+            )
         first: list[Parameters] = []
         if settings.screen and config.sampler.name == "evolution" and isinstance(accuracy, Predictor):
             # A study that was begun keeps its table; so do machines that share one.
@@ -194,15 +202,18 @@ def _search(config: Any) -> None:
             named.name,
             objective,
             space,
-            fingerprint(config, table, space, references),
-            provenance(config, table, card, budget_ms, classes),
+            fingerprint(config, table, space, references, budget),
+            provenance(config, table, card, budget, budget_ms, classes),
             table.restricted(keys_of(space, extra)),
             networks_text(spread(latencies.networks())),
         )
         if carried is None and (begun_elsewhere := table_of(storage, named.name)) is not None:
             # Of machines that began it together one has given the layers.
             table = latencies.table(space, extra, begun_elsewhere)
-            budget_ms = _budget_ms(settings.budget_ms, table, space, resolution, limits)
+            budget_ms = _budget_ms(budget, table, space, timed, limits)
+        if timed:
+            record(opened, foreign, timed)
+            _journal(folder).unlink(missing_ok=True)
         if named.storage:
             _check_agreement(opened, table, latencies, folder)
         write_atomically(folder / "config.yaml", masked(OmegaConf.to_yaml(config, resolve=True)))
@@ -234,18 +245,17 @@ def _search(config: Any) -> None:
         if isinstance(accuracy, TrainedAccuracy):
             measure_seed_scatter(opened, accuracy, config.accuracy.scatter)
         table = _measure_front(opened, table, latencies)
-        if foreign:
-            journal = folder / "torchvision.jsonl"
+        if foreign and not timed:
             try:
-                record(opened, foreign, measure_end_to_end(foreign, table, runtime, journal))
-                journal.unlink()
+                record(opened, foreign, _time_foreign(foreign, {}, table, runtime, folder))
+                _journal(folder).unlink(missing_ok=True)
             except (MeasurementError, TorchvisionReferenceError) as error:
                 names = ", ".join(each.name for each in foreign)
                 warn(f"warning: {names} are not in the report: {error}")
         if published:
             record_tables(opened, published, table)
         # Measuring the front changed the table: from now on this one is the study's.
-        known = provenance(config, table, card, budget_ms, classes)
+        known = provenance(config, table, card, budget, budget_ms, classes)
         end_to_end = _time_best(opened, table, latencies, settings, folder)
         if end_to_end:
             known["end_to_end"] = end_to_end
@@ -262,7 +272,7 @@ def _search(config: Any) -> None:
         else:
             refresh_study(
                 opened,
-                fingerprint(config, table, space, references),
+                fingerprint(config, table, space, references, budget),
                 known,
                 table.restricted(keys_of(space, extra)),
             )
@@ -327,41 +337,81 @@ def _check_task(
     warn(f"  mind: accuracies are of classification, a proxy for {task.name}; latencies are of whole models")
 
 
+def _start(name: str, space: SearchSpace, resolution: int | None) -> tuple[str, Architecture]:
+    """The network that NetAdapt is to begin with, by name or file.
+
+    Raises:
+        InputError: if it is none that can be shrunk.
+    """
+    try:
+        ((found, network),) = reference_architectures(space, [name], resolution).items()
+    except UnknownReferenceError as error:
+        raise InputError(
+            f"search.refine_from={name} is neither the id of a network on the front, nor a block table's "
+            f"file, nor a reference: {error}"
+        ) from None
+    try:
+        space.encode(network)
+    except NotInSpaceError as error:
+        raise InputError(
+            f"search.refine_from={name} is not in the space {space.name!r}, within which NetAdapt goes step "
+            f"by step: {error}"
+        ) from None
+    return found, network
+
+
 def _budget_ms(
-    budget: str | None, table: LatencyTable, space: SearchSpace, resolution: int | None, limits: Limits
+    budget: LatencyBudget,
+    table: LatencyTable,
+    space: SearchSpace,
+    timed: Mapping[str, float],
+    limits: Limits,
 ) -> float | None:
-    """A number of milliseconds, or the latency of the reference of that name or file.
+    """What a network may take, None without a budget.
 
     Raises:
         BudgetError: if nothing in the space meets it: said before anything is written.
-        UnknownReferenceError: if it is neither a number nor a reference.
     """
-    if budget is None:
-        if limits.any:
-            Neighbourhood(space, table, None, limits).fastest()
+    budget_ms = budget.bound_ms(table, timed.get(budget.name) if budget.name else None)
+    if budget_ms is None and not limits.any:
         return None
-    budget_ms = milliseconds(budget)
-    if budget_ms is None:
-        (architecture,) = _budget_network(budget, space, resolution)
-        budget_ms = table.latency(architecture).latency_ms
-    Neighbourhood(space, table, budget_ms, limits).fastest()
+    fastest_ms = Neighbourhood(space, table, None, limits).fastest().latency.latency_ms
+    if budget_ms is not None and fastest_ms > budget_ms:
+        asked_ms, margin = budget_ms / (1 - budget.margin_on(table)), budget.margin_on(table)
+        kept = f" ({100 * margin:.3g} % of it kept free, search.budget_margin)" if margin else ""
+        raise BudgetError(
+            f"nothing in the space {space.name!r} meets search.budget_ms={asked_ms:.6g}{kept}: the fastest "
+            f"network takes {fastest_ms:.3g} ms"
+        )
     return budget_ms
 
 
-def _budget_network(budget: str | None, space: SearchSpace, resolution: int | None) -> list[Architecture]:
-    """The network that a budget names, none where it is a number.
+def _journal(folder: Path) -> Path:
+    """Rounds of networks that torchvision or timm build, until what follows from them is saved."""
+    return folder / "torchvision.jsonl"
 
-    Raises:
-        UnknownReferenceError: if it is neither a number nor a network.
-    """
-    if budget is None or milliseconds(budget) is not None:
-        return []
-    try:
-        return list(reference_architectures(space, [budget], resolution).values())
-    except UnknownReferenceError as error:
-        raise UnknownReferenceError(
-            f"search.budget_ms={budget} is neither a number of milliseconds (write 20) nor a network: {error}"
-        ) from None
+
+def _recorded(storage: optuna.storages.BaseStorage | None, name: str) -> dict[str, float]:
+    """Latencies of such networks that a study knows already, by name; a budget must not change."""
+    if storage is None or name not in optuna.get_all_study_names(storage):
+        return {}
+    return recorded(optuna.load_study(study_name=name, storage=storage))
+
+
+def _time_foreign(
+    foreign: Sequence[TorchvisionReference],
+    known: Mapping[str, float],
+    table: LatencyTable,
+    runtime: Runtime,
+    folder: Path,
+) -> dict[str, float]:
+    """Latencies of networks that torchvision or timm build, those that are known as they are."""
+    missing = [each for each in foreign if each.name not in known]
+    if not missing:
+        return {each.name: known[each.name] for each in foreign}
+    console.print(f"timing {', '.join(each.name for each in missing)} end to end")
+    found = measure_end_to_end(missing, table, runtime, _journal(folder))
+    return {each.name: known.get(each.name) or found[each.name] for each in foreign}
 
 
 def _check_card(

@@ -535,7 +535,9 @@ class SearchSettings:
     Attributes:
         trials: completed candidates wanted in the study.
         minutes: start no further trial after so long.
-        budget_ms: milliseconds, or the name of a reference.
+        budget_ms: milliseconds; or a network that takes so long: a reference, a file, torchvision:NAME or
+            timm:NAME.
+        budget_margin: share of it to keep free; null: of milliseconds on estimates their error, else none.
         limits: what else candidates may cost at most.
         references: names of networks to evaluate like candidates.
         caution: standard deviations subtracted from an uncertain accuracy.
@@ -558,6 +560,7 @@ class SearchSettings:
     trials: int = 1000
     minutes: float | None = None
     budget_ms: str | None = None
+    budget_margin: float | None = None
     limits: LimitsConfig = field(default_factory=LimitsConfig)
     references: list[str] = field(default_factory=list)
     caution: float = 1.0
@@ -581,6 +584,11 @@ class SearchSettings:
         _at_least("search.screen", self.screen, 0)
         _at_least("search.seed", self.seed, 0)
         _at_least("search.end_to_end", self.end_to_end, 0)
+        if self.budget_margin is not None and not 0 <= self.budget_margin < 1:
+            raise InputError(
+                f"search.budget_margin must be a share from 0 to below 1 (0.1 keeps 10 % free), not "
+                f"{self.budget_margin:g}"
+            )
         if self.percentile not in (50, 90, 99):
             raise InputError(f"search.percentile must be 50, 90 or 99, not {self.percentile}")
         if self.train_best and self.task != "classification":

@@ -11,6 +11,7 @@ import csv
 import hashlib
 import io
 import json
+import statistics
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -157,6 +158,13 @@ class LatencyTable:
         self.header = header
         self.entries = dict(entries)
         self.profile_command = profile_command
+
+    @property
+    def estimate_error(self) -> float | None:
+        """Error of estimated latencies of whole networks as a share, None where layers were measured."""
+        if self.header.statistic != "estimate" or not self.entries:
+            return None
+        return statistics.median(each.spread_ms / each.latency_ms for each in self.entries.values())
 
     def missing(self, keys: Iterable[LayerKey]) -> list[LayerKey]:
         """Those of ``keys`` the table does not hold."""

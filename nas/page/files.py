@@ -211,6 +211,8 @@ def summary(report: Report) -> str:
     if report.published_wins:
         lines += ["", markdown_text(report.published_wins)]
     budget = "no latency budget" if report.bound_ms is None else f"budget {report.bound_ms:.2f} ms"
+    if report.bound_ms is not None and report.budget_margin:
+        budget += f" ({report.margin_note})"
     lines += [
         "",
         f"{len(report.candidates):,} candidates, {len(report.front)} networks on the front, {budget}.",

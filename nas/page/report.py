@@ -427,6 +427,20 @@ class Report:
                 return network.percentile_ms(self.percentile)
         return self.budget_ms
 
+    @property
+    def budget_margin(self) -> float:
+        """Share of the budget that was kept free."""
+        found = self.provenance.get("budget_margin")
+        return float(found) if isinstance(found, float | int) and 0 < found < 1 else 0.0
+
+    @property
+    def margin_note(self) -> str:
+        """What became of a budget that is kept a share free, in words; empty where none is."""
+        margin = self.budget_margin
+        if not margin or self.budget_ms is None:
+            return ""
+        return f"{self.budget_ms / (1 - margin):.4g} ms less {100 * margin:.3g} % kept free"
+
     def is_within_budget(self, network: NetworkResult) -> bool:
         """Whether a network is as fast as it must be at the percentile that counts, and within all limits."""
         if any(network.cost(name) > most for name, most in self.limits.items()):

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from nas.page.torchvision_reference import TorchvisionReference, TorchvisionReferenceError
+from search_spaces.references import canonical_name
 
 PREFIX = "timm:"
 # Model, checkpoint, ImageNet top-1 in percent, side in pixels at which it was judged.
@@ -75,7 +76,7 @@ def timm_references(name: str) -> list[TimmReference]:
     Raises:
         TorchvisionReferenceError: if timm is not installed, or there is no such network here.
     """
-    model = name.removeprefix(PREFIX)
+    model = canonical_name(name.removeprefix(PREFIX))
     if model != "all" and model not in _PUBLISHED:
         near = difflib.get_close_matches(model, _PUBLISHED, 1)
         guess = f"did you mean {PREFIX}{near[0]}? " if near else ""

@@ -11,6 +11,8 @@ enters the front.
 
 from __future__ import annotations
 
+import difflib
+import importlib.util
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,11 +44,14 @@ from nas.runtimes.runtime import Runtime
 from nas.runtimes.subject import RuntimeUnavailableError
 from search_spaces.architecture import Architecture
 from search_spaces.errors import InputError
-from search_spaces.references import published_top1
+from search_spaces.references import canonical_name, published_top1
 
 _RUNTIMES = (("onnxruntime", "fp32"), ("torch", "fp32"), ("torch_compile", "fp32"))
 PREFIX = "torchvision:"
 _METRICS = "ImageNet-1K"
+_NO_EXPORTER = (
+    "torchvision references in ONNX Runtime need onnxscript: pip install 'mobilenet-nas[torchvision]'"
+)
 
 
 class TorchvisionReferenceError(InputError):
@@ -98,11 +103,13 @@ def torchvision_reference(name: str) -> TorchvisionReference:
     Raises:
         TorchvisionReferenceError: if torchvision has no such classifier with published weights.
     """
-    model = name.removeprefix(PREFIX)
+    model = canonical_name(name.removeprefix(PREFIX))
     known = models.list_models(module=models)
     if model not in known:
+        near = difflib.get_close_matches(model, known, 1)
+        guess = f"did you mean {PREFIX}{near[0]}? " if near else ""
         raise TorchvisionReferenceError(
-            f"unknown reference {name!r}: torchvision's classifiers are {', '.join(known)}"
+            f"unknown reference {name!r}: {guess}torchvision's classifiers are {', '.join(known)}"
         )
     weights = models.get_model_weights(model).DEFAULT
     metrics = weights.meta["_metrics"].get(_METRICS)
@@ -116,6 +123,29 @@ def torchvision_reference(name: str) -> TorchvisionReference:
         parameters=int(weights.meta["num_params"]),
         resolution=int(weights.transforms().crop_size[0]),
     )
+
+
+def check_runnable(
+    references: Sequence[TorchvisionReference], hardware: str, measured_here: bool, runtime: Runtime
+) -> None:
+    """Say before anything is measured what :func:`measure_end_to_end` could not do.
+
+    Raises:
+        TorchvisionReferenceError: if the hardware is not this machine, or the runtime cannot run them.
+    """
+    names = ", ".join(each.name for each in references)
+    if references and not measured_here:
+        raise TorchvisionReferenceError(
+            f"{names} can be timed on this machine only, and hardware={hardware} is another: leave it out, "
+            "and give a budget in milliseconds"
+        )
+    if references and (runtime.name, runtime.precision) not in _RUNTIMES:
+        raise TorchvisionReferenceError(
+            f"torchvision references run with runtime=onnxruntime (fp32) or torch, not {runtime.name} "
+            f"({runtime.precision}); leave {names} out"
+        )
+    if references and runtime.name == "onnxruntime" and importlib.util.find_spec("onnxscript") is None:
+        raise RuntimeUnavailableError(_NO_EXPORTER)
 
 
 def check_measurable(
@@ -239,6 +269,18 @@ def record_tables(study: optuna.Study, references: Mapping[str, Architecture], l
     study.set_user_attr(PUBLISHED, found)
 
 
+def recorded(study: optuna.Study) -> dict[str, float]:
+    """Latencies in milliseconds that :func:`record` kept, by name."""
+    found = study.user_attrs.get(PUBLISHED)
+    return {
+        name: float(each["latency_ms"])
+        for name, each in (found.items() if isinstance(found, dict) else ())
+        if isinstance(each, dict)
+        and isinstance(each.get("latency_ms"), float | int)
+        and each["latency_ms"] > 0
+    }
+
+
 def _no_auxiliary(model: str) -> dict[str, bool]:
     # These two build auxiliary classifiers for training unless told not to.
     return {"aux_logits": False, "init_weights": False} if model in ("googlenet", "inception_v3") else {}
@@ -267,10 +309,7 @@ def _onnx(module: nn.Module, image: torch.Tensor) -> bytes:
             module, (image,), dynamo=True, input_names=[INPUT_NAME], verbose=False, optimize=True
         )
     except ImportError as error:
-        raise RuntimeUnavailableError(
-            "torchvision references in ONNX Runtime need onnxscript: "
-            f"pip install 'mobilenet-nas[torchvision]' ({error})"
-        ) from None
+        raise RuntimeUnavailableError(f"{_NO_EXPORTER} ({error})") from None
     assert program is not None
     exported: bytes = program.model_proto.SerializeToString()
     return exported
