@@ -7,7 +7,7 @@ post-processing. Which maps they take is said in :mod:`search_spaces.tasks`.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TypeAlias
 
@@ -22,6 +22,7 @@ from nas.network import Layer, Network, layers_of
 from search_spaces.layers import layer_keys
 from search_spaces.ops import Conv
 from search_spaces.tasks import (
+    ANCHORS,
     DEFAULT_CLASSES,
     STRIDES,
     Task,
@@ -202,6 +203,14 @@ def task_model(network: Network, task: Task) -> TaskModel:
     """What a task makes of a network: see :func:`segmenter` and :func:`detector`."""
     build = segmenter if task.name == "segmentation" else detector
     return build(network, task.classes)
+
+
+def head_classes(task: Task, weights: Mapping[str, Tensor]) -> int | None:
+    """How many classes the head in a whole model's weights tells apart, None where they hold no such head."""
+    segmentation = task.name == "segmentation"
+    name = "low_classifier.bias" if segmentation else "classification_head.module_list.0.1.bias"
+    found = [values for key, values in weights.items() if key.endswith(name)]
+    return found[0].numel() // (1 if segmentation else ANCHORS) if found else None
 
 
 def raw_outputs(model: TaskModel, images: Tensor) -> dict[str, Tensor]:

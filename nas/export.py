@@ -27,7 +27,7 @@ from nas import data
 from nas.accuracy.source import Judgement
 from nas.accuracy.train import Recipe, calibration_images, fit, judge, judge_quantized
 from nas.assembly import dataset_settings, recipe_of
-from nas.backbones import TaskModel, raw_outputs, task_model
+from nas.backbones import TaskModel, head_classes, raw_outputs, task_model
 from nas.bundle import bundle, check_folder
 from nas.command import command
 from nas.console import console, print_summary
@@ -76,7 +76,8 @@ class ExportSettings:
         resolution: side of the input in pixels; null: 224 of a reference, a table's own.
         classes: null: those of the dataset or the weights; else 1000 of a reference, a table's own.
         task: classification; or segmentation or detection, with a head in place of the classifier.
-        task_classes: that this head tells apart, the background included; null: torchvision's 21 or 91.
+        task_classes: that this head tells apart, the background included; null: those of the weights, or
+            torchvision's 21 or 91.
         batch: pictures at once, or dynamic for any number; onnx only.
         bundle: write a folder too that works without this project: ONNX in fp32 and int8, weights, code that
             rebuilds the network, model card.
@@ -242,6 +243,13 @@ def main(config: Any) -> None:
 def _export_task(settings: ExportSettings, task: Task, output: Path, trained: _Trained | None) -> None:
     """Write a network with a task's head instead of its classifier."""
     architecture, name = _architecture(settings, trained, None)
+    known = head_classes(task, trained.tensors) if trained else None
+    if known is not None and settings.task_classes not in (None, known):
+        raise InputError(
+            f"export.task_classes={settings.task_classes}, but the head in {settings.weights} has {known} "
+            "classes: leave it out"
+        )
+    task = dataclasses.replace(task, classes=known or task.classes)
     whole = TaskNetwork(architecture, task)
     network = Network(architecture)
     model = task_model(network, task)

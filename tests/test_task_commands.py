@@ -57,7 +57,8 @@ def test_a_trained_model_is_written_with_all_its_weights(run: Run, tmp_path: Pat
         wanted = raw_outputs(model.eval(), images)
     save_file(model.state_dict(), tmp_path / "net.safetensors")
     (tmp_path / "small.yaml").write_text(SMALL.to_yaml())
-    asked = ["export.architecture=small.yaml", f"export.task={name}", "export.task_classes=4"]
+    # Its number of classes is that of the weights.
+    asked = ["export.architecture=small.yaml", f"export.task={name}"]
     code, out, err = run("export", *asked, "export.weights=net.safetensors", "export.batch=2")
     assert code == 0, err
     assert "random:" not in out
@@ -69,6 +70,16 @@ def test_a_trained_model_is_written_with_all_its_weights(run: Run, tmp_path: Pat
     for output, tensor in wanted.items():
         (found,) = session.run([output], {"input": images.numpy()})
         np.testing.assert_allclose(found, tensor.numpy(), atol=1e-4, rtol=1e-3)
+
+
+def test_weights_of_another_head_are_one_line(run: Run, tmp_path: Path) -> None:
+    save_file(task_model(Network(SMALL), Task("detection", 3)).state_dict(), tmp_path / "net.safetensors")
+    asked = ["export.architecture=mobilenet_v3_small_050", "export.resolution=64"]
+    asked += ["export.task=detection", "export.weights=net.safetensors"]
+    code, _, err = run("export", *asked, "export.task_classes=4")
+    assert (code, "task_classes=4, but the head in net.safetensors has 3 classes" in err) == (2, True)
+    code, _, err = run("export", *asked, "export.task=segmentation")
+    assert (code, "does not hold the weights" in err) == (2, True)
 
 
 @pytest.mark.slow
