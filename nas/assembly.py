@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-from omegaconf import OmegaConf
+from typing import cast
 
 from nas import data
 from nas.accuracy.csv import read_extra
 from nas.accuracy.features import uncovered_choices
 from nas.accuracy.imagenet import SHIPPED_PARAMETERS, Predictor
-from nas.accuracy.proxy import ProxyAccuracy
+from nas.accuracy.proxy import ProxyAccuracy, ProxyName
 from nas.accuracy.source import Int8Penalty, SearchSource
 from nas.accuracy.supernet import SupernetAccuracy
 from nas.accuracy.table import AccuracyTable
@@ -23,16 +22,20 @@ from nas.cost import BYTES_PER_VALUE, Limits
 from nas.data import DatasetSettings
 from nas.latency.hardware import Hardware
 from nas.pictures.augment import Augment
+from nas.runtimes.runtime import Runtime, RuntimeName
+from nas.runtimes.subject import Precision
 from nas.settings import (
     DatasetConfig,
     HardwareConfig,
     ImagenetConfig,
     LimitsConfig,
     ObjectiveConfig,
-    SearchSettings,
+    ProxyConfig,
+    RuntimeConfig,
+    SearchConfig,
     SupernetAccuracyConfig,
+    TableConfig,
     TrainConfig,
-    plain,
 )
 from nas.study.objective import THIRD_COSTS, Budget, MnasNet, Objective, Pareto
 from nas.training.pretrained import pretrained
@@ -83,9 +86,13 @@ def recipe_of(config: TrainConfig, seed: int) -> Recipe:
     return Recipe(**{name: getattr(config, name) for name in names}, seed=seed)
 
 
-def read_space(config: Any) -> SearchSpace:
-    """The search space of a composed config."""
-    return SearchSpace.from_dict(OmegaConf.to_container(config, resolve=True))
+def runtime_of(config: RuntimeConfig) -> Runtime:
+    """The runtime a config describes.
+
+    Raises:
+        InputError: if there is no such runtime, or it lacks the precision.
+    """
+    return Runtime(cast(RuntimeName, config.name), cast(Precision, config.precision), config.threads)
 
 
 def limits_of(config: LimitsConfig, precision: str) -> Limits:
@@ -117,51 +124,92 @@ def objective_of(config: ObjectiveConfig, caution: float, precision: str = "fp32
     return MnasNet(config.target_ms, config.exponent, caution)
 
 
-def accuracy_of(
-    config: Any, space: SearchSpace, settings: SearchSettings
+def accuracy_of(config: SearchConfig, space: SearchSpace) -> tuple[SearchSpace, SearchSource, int | None]:
+    """The source of accuracy, the space as it suits it, and the references' resolution.
+
+    Args:
+        config: of the search; ``accuracy`` decides.
+        space: as it was asked for.
+
+    Raises:
+        InputError: if a setting is wrong or what the source needs is not there.
+    """
+    return _source(config.accuracy, config, space)
+
+
+# A source of accuracy is a schema among nas.settings.ACCURACY_SCHEMAS and a function here.
+@functools.singledispatch
+def _source(
+    chosen: object, config: SearchConfig, space: SearchSpace
 ) -> tuple[SearchSpace, SearchSource, int | None]:
-    """The source of accuracy, the space as it suits it, and the references' resolution."""
-    if config.accuracy.name == "imagenet":
-        predictor = _predictor(plain(config.accuracy, ImagenetConfig))
-        if unknown := uncovered_choices(space):
-            warn(
-                f"the ImageNet predictor cannot judge {'; '.join(unknown)}: networks with these are left out"
-            )
-        penalty = dict(config.accuracy.int8_penalty)
-        _check_penalty(penalty)
-        if any(penalty.values()) and config.runtime.precision == "int8":
-            return space, Int8Penalty(predictor, penalty), None
-        return space, predictor, None
-    if config.accuracy.name == "proxy":
-        return space, ProxyAccuracy(config.accuracy.score, config.accuracy.resolution), None
-    if config.accuracy.name == "table":
-        known = AccuracyTable(space, Path(config.accuracy.path))
-        lacking = space.size - len(known)
-        if lacking > 0:
-            warn(
-                f"{config.accuracy.path} holds {len(known):,} of the space's {space.size:,} networks: "
-                "the others, and references it lacks, are left out"
-            )
-        return space, known, None
-    dataset = plain(config.dataset, DatasetConfig)
-    images = dataset_settings(dataset)
-    console.print(data.check(images), markup=False)
-    space = space.restricted(dataset.resolutions, data.class_count(images))
-    load = data.Splits(images)
-    if config.accuracy.name == "supernet":
-        wanted = plain(config.accuracy, SupernetAccuracyConfig)
-        source = SupernetAccuracy(Path(wanted.checkpoint), load, wanted.batches, wanted.threads)
-        source.check(space)
-        return space, source, dataset.resolutions[-1]
-    load(dataset.resolutions[-1])  # a missing or broken dataset is said before anything is measured
-    training = plain(config.accuracy, TrainConfig)
-    recipe = recipe_of(training, settings.seed)
+    raise TypeError(f"no source of accuracy is made of {type(chosen).__name__}")
+
+
+@_source.register
+def _imagenet(
+    chosen: ImagenetConfig, config: SearchConfig, space: SearchSpace
+) -> tuple[SearchSpace, SearchSource, int | None]:
+    predictor = _predictor(chosen)
+    if unknown := uncovered_choices(space):
+        warn(f"the ImageNet predictor cannot judge {'; '.join(unknown)}: networks with these are left out")
+    penalty = dataclasses.asdict(chosen.int8_penalty)
+    _check_penalty(penalty)
+    if any(penalty.values()) and config.runtime.precision == "int8":
+        return space, Int8Penalty(predictor, penalty), None
+    return space, predictor, None
+
+
+@_source.register
+def _proxy(
+    chosen: ProxyConfig, config: SearchConfig, space: SearchSpace
+) -> tuple[SearchSpace, SearchSource, int | None]:
+    return space, ProxyAccuracy(cast(ProxyName, chosen.score), chosen.resolution), None
+
+
+@_source.register
+def _table(
+    chosen: TableConfig, config: SearchConfig, space: SearchSpace
+) -> tuple[SearchSpace, SearchSource, int | None]:
+    known = AccuracyTable(space, Path(chosen.path))
+    lacking = space.size - len(known)
+    if lacking > 0:
+        warn(
+            f"{chosen.path} holds {len(known):,} of the space's {space.size:,} networks: "
+            "the others, and references it lacks, are left out"
+        )
+    return space, known, None
+
+
+@_source.register
+def _supernet(
+    chosen: SupernetAccuracyConfig, config: SearchConfig, space: SearchSpace
+) -> tuple[SearchSpace, SearchSource, int | None]:
+    space, load = _with_images(config, space)
+    source = SupernetAccuracy(Path(chosen.checkpoint), load, chosen.batches, chosen.threads)
+    source.check(space)
+    return space, source, config.dataset.resolutions[-1]
+
+
+@_source.register
+def _train(
+    chosen: TrainConfig, config: SearchConfig, space: SearchSpace
+) -> tuple[SearchSpace, SearchSource, int | None]:
+    space, load = _with_images(config, space)
+    resolution = config.dataset.resolutions[-1]
+    load(resolution)  # a missing or broken dataset is said before anything is measured
+    recipe = recipe_of(chosen, config.search.seed)
     if recipe.init != "scratch":
         pretrained(recipe.init)  # so are weights that cannot be had
     quantised = config.runtime.precision == "int8"
     kept = Path(config.study.folder) / config.study.name / "candidates"
-    accuracy = TrainedAccuracy(load, recipe, quantised, training.halving, kept)
-    return space, accuracy, dataset.resolutions[-1]
+    return space, TrainedAccuracy(load, recipe, quantised, chosen.halving, kept), resolution
+
+
+def _with_images(config: SearchConfig, space: SearchSpace) -> tuple[SearchSpace, data.Splits]:
+    """The space as it suits the images, and what loads them."""
+    images = dataset_settings(config.dataset)
+    console.print(data.check(images), markup=False)
+    return space.restricted(config.dataset.resolutions, data.class_count(images)), data.Splits(images)
 
 
 def _check_penalty(points: Mapping[str, float]) -> None:

@@ -7,13 +7,14 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable
-from typing import Any
+from typing import TypeVar
 
 import hydra
 import optuna
 import yaml
 from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
@@ -21,8 +22,10 @@ from nas.console import print_in_any_locale
 from nas.help import CONFIG_FOLDER, help_text
 from nas.measuring.rounds import MeasurementError
 from nas.overrides import overrides_of
-from nas.settings import ACCURACY_SCHEMAS
+from nas.settings import ACCURACY_SCHEMAS, settings_of
 from search_spaces.errors import InputError, masked, shorten
+
+_Settings = TypeVar("_Settings")
 
 # What a disk says: anything else that the system refuses is a fault of ours, with its traceback.
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG)
@@ -36,13 +39,13 @@ def store_schemas(config_name: str, schema: type) -> None:
         store.store(group="accuracy", name=f"{name}_schema", node=node)
 
 
-def command(config_name: str, schema: type, main: Callable[[Any], None]) -> None:
+def command(config_name: str, schema: type[_Settings], main: Callable[[_Settings], None]) -> None:
     """Run a command: compose its config, hand it over, and turn errors into one line and an exit code.
 
     Args:
         config_name: YAML file in ``conf/``, without its ending.
         schema: dataclass the file is checked against; its defaults list names it ``<config_name>_schema``.
-        main: what to do with the composed config.
+        main: what to do with the settings, an object of this dataclass.
     """
     print_in_any_locale()
     if {"--help", "-h"} & set(sys.argv[1:]):
@@ -57,7 +60,7 @@ def command(config_name: str, schema: type, main: Callable[[Any], None]) -> None
         # A sweep's own folder holds nothing but Hydra's notes.
         with tempfile.TemporaryDirectory() as notes:
             sys.argv[1:] = [f"hydra.sweep.dir='{notes}'", *overrides_of(config_name, schema, sys.argv[1:])]
-            _compose_and_run(config_name, main)
+            _compose_and_run(config_name, schema, main)
     except (InputError, MeasurementError) as error:
         errors.print(f"error: {_one_line(error)}", style="red", markup=False)
         sys.exit(2)
@@ -76,13 +79,13 @@ def command(config_name: str, schema: type, main: Callable[[Any], None]) -> None
         sys.exit(130)
 
 
-def _compose_and_run(config_name: str, main: Callable[[Any], None]) -> None:
+def _compose_and_run(config_name: str, schema: type[_Settings], main: Callable[[_Settings], None]) -> None:
     # Hydra announces every exception of a job on several lines; errors meant for people go around it.
     failures: list[BaseException] = []
 
-    def guarded(config: Any) -> None:
+    def guarded(config: DictConfig) -> None:
         try:
-            main(config)
+            main(settings_of(config, schema))
         except (InputError, MeasurementError, OmegaConfBaseException, OSError, KeyboardInterrupt) as error:
             failures.append(error)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 from rich.table import Table
@@ -15,7 +15,6 @@ from nas.latency.deployment import best_of_each, matrix, measure_deployments, sa
 from nas.page.report import read_study, report_of
 from nas.runtimes.runtime import TASK_RUNTIMES, Runtime, RuntimeName, installed
 from nas.runtimes.subject import Precision
-from nas.settings import plain
 from search_spaces.architecture import Architecture
 from search_spaces.errors import InputError
 from search_spaces.references import UnknownReferenceError, reference
@@ -63,9 +62,9 @@ class CompareConfig:
     compare: CompareSettings = field(default_factory=CompareSettings)
 
 
-def main(config: Any) -> None:
+def main(config: CompareConfig) -> None:
     """Measure, write the figures, name the fastest deployment of each network."""
-    settings = plain(config.compare, CompareSettings)
+    settings = config.compare
     task = task_of(settings.task, settings.task_classes, "compare")
     architectures: dict[str, Architecture] = {}
     for text in settings.networks:

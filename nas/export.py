@@ -13,14 +13,14 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import onnx
 import onnxruntime
 import torch
 from numpy.typing import NDArray
-from omegaconf import MISSING, OmegaConf
+from omegaconf import MISSING
 from torch import Tensor, nn
 
 from nas import data
@@ -42,7 +42,7 @@ from nas.quantize import activation_ranges, quantize
 from nas.runtimes.runtime import Runtime, RuntimeName
 from nas.runtimes.subject import Precision
 from nas.saving import SaveError, check_output, write_atomically
-from nas.settings import LEAST_RESOLUTION, DatasetConfig, TrainConfig, plain
+from nas.settings import LEAST_RESOLUTION, Chosen, DatasetConfig, TrainConfig
 from nas.shell import shell_line
 from nas.task_graph import OUTPUTS, task_graph
 from nas.tensors import read_tensors, write_tensors
@@ -138,7 +138,7 @@ class ExportSettings:
 class ExportConfig:
     """Everything ``python -m nas.export`` can be told."""
 
-    accuracy: Any = None
+    accuracy: Chosen = None
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
     export: ExportSettings = field(default_factory=ExportSettings)
 
@@ -158,9 +158,9 @@ class _Trained:
     images: DatasetSettings | None
 
 
-def main(config: Any) -> None:
+def main(config: ExportConfig) -> None:
     """Read, train or load weights, write."""
-    settings = plain(config.export, ExportSettings)
+    settings = config.export
     if settings.format != "onnx":
         # Said before anything is trained.
         Runtime(cast(RuntimeName, settings.format), cast(Precision, settings.precision)).version()
@@ -193,7 +193,7 @@ def main(config: Any) -> None:
         assert split is not None
         assert images is not None
         check_output(weights, "export.output", settings.overwrite)
-        recipe = recipe_of(plain(config.accuracy, TrainConfig), seed=0)
+        recipe = _recipe(config)
         network = fit(architecture, split, recipe)
         judged = judge(network, split, recipe)
         notes = {**_notes(split.recognition, images), **table_note(network.architecture)}
@@ -211,9 +211,7 @@ def main(config: Any) -> None:
         assert judged is not None
         assert images is not None
         recipe_rows = (
-            dataclasses.asdict(recipe_of(plain(config.accuracy, TrainConfig), seed=0))
-            if settings.train
-            else {"weights": str(settings.weights)}
+            dataclasses.asdict(_recipe(config)) if settings.train else {"weights": str(settings.weights)}
         )
         known = {"images that rank candidates": judged}
         rows |= bundle(bundled, network, split, images, recipe_rows, known, title=name)
@@ -331,13 +329,22 @@ def _outputs(settings: ExportSettings) -> tuple[Path, Path]:
     return output, output.with_name(output.name.removesuffix(ending) + ".safetensors")
 
 
-def _images(config: Any, settings: ExportSettings, trained: _Trained | None) -> DatasetSettings | None:
+def _recipe(config: ExportConfig) -> Recipe:
+    """How ``export.train=true`` trains."""
+    if not isinstance(config.accuracy, TrainConfig):
+        raise InputError("export.train=true trains by the settings of accuracy=train: leave accuracy= out")
+    return recipe_of(config.accuracy, seed=0)
+
+
+def _images(
+    config: ExportConfig, settings: ExportSettings, trained: _Trained | None
+) -> DatasetSettings | None:
     """The images that are needed: those that were named, or those that the weights were trained on.
 
     Raises:
         InputError: if images are needed and none are known.
     """
-    if OmegaConf.is_missing(config.dataset, "name"):
+    if not config.dataset.name:
         if config.dataset.root is not None:
             raise InputError("dataset.root needs the kind of dataset too, e.g. dataset=imagefolder")
         if settings.train:
@@ -353,7 +360,7 @@ def _images(config: Any, settings: ExportSettings, trained: _Trained | None) -> 
         return None
     # Images are only read for what needs them.
     needed = settings.train or trained
-    return dataset_settings(plain(config.dataset, DatasetConfig)) if needed else None
+    return dataset_settings(config.dataset) if needed else None
 
 
 def _architecture(

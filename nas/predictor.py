@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from omegaconf import MISSING
@@ -27,7 +26,6 @@ from nas.accuracy.networks import TrainedNetwork, read_networks
 from nas.accuracy.recipes import TARGETS
 from nas.command import command
 from nas.console import console, print_summary
-from nas.settings import plain
 from search_spaces.errors import InputError
 
 _USAGE = "usage: python -m nas.predictor fit data=FOLDER [extra=FILE] [output=FILE] [evaluate=false] [--help]"
@@ -206,9 +204,9 @@ def _cells(left_out: LeftOut) -> list[str]:
     ]
 
 
-def main(config: Any) -> None:
+def main(config: FitConfig) -> None:
     """Read the files named in the configuration, evaluate, fit and save."""
-    fit(plain(config, FitConfig))
+    fit(config)
 
 
 if __name__ == "__main__":

@@ -7,9 +7,8 @@ import shlex
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from nas.assembly import hardware_of, read_space
+from nas.assembly import hardware_of, runtime_of
 from nas.command import command
 from nas.console import console, measuring_progress, print_summary, print_table_summary, warn
 from nas.devices.device import Target
@@ -22,7 +21,7 @@ from nas.latency.sessions import TABLE, profile
 from nas.measuring.conditions import PACKAGES
 from nas.runtimes.runtime import Runtime
 from nas.saving import hold
-from nas.settings import HardwareConfig, ProfileSettings, RuntimeConfig, plain
+from nas.settings import Chosen, HardwareConfig, ProfileSettings, RuntimeConfig
 from search_spaces.errors import InputError
 from search_spaces.layers import layer_keys, reachable_layer_keys
 from search_spaces.space import SearchSpace
@@ -34,16 +33,16 @@ class ProfileConfig:
 
     hardware: HardwareConfig = field(default_factory=HardwareConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
-    search_space: Any = None
+    search_space: Chosen = None
     profile: ProfileSettings = field(default_factory=ProfileSettings)
 
 
-def main(config: Any) -> None:
+def main(config: ProfileConfig) -> None:
     """Measure, predict, calibrate and write the table; or say what that would take."""
-    hardware = plain(config.hardware, HardwareConfig)
-    settings = plain(config.profile, ProfileSettings)
-    runtime = Runtime(config.runtime.name, config.runtime.precision, config.runtime.threads)
-    space = read_space(config.search_space)
+    hardware = config.hardware
+    settings = config.profile
+    runtime = runtime_of(config.runtime)
+    space = SearchSpace.from_dict(config.search_space)
     folder = table_folder(Path(settings.folder), hardware.name, runtime)
     board = hardware_of(hardware)
     if settings.import_file:

@@ -11,8 +11,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from nas.accuracy.csv import read_extra
 from nas.accuracy.imagenet import SHIPPED_PARAMETERS
 from nas.budget import LatencyBudget
@@ -21,7 +19,18 @@ from nas.latency.table import LatencyTable
 from nas.latency.validation import Card, card_problem
 from nas.page.report import Report
 from nas.pictures.folders import read_folder
-from nas.settings import milliseconds
+from nas.settings import (
+    AccuracyConfig,
+    ImagenetConfig,
+    LimitsConfig,
+    SearchConfig,
+    SupernetAccuracyConfig,
+    TableConfig,
+    TrainConfig,
+    accuracy_settings,
+    as_dict,
+    milliseconds,
+)
 from nas.shell import command_line
 from search_spaces.architecture import Architecture
 from search_spaces.blocks import Block, Head, Stem
@@ -32,7 +41,7 @@ _VERSIONS_OF = ("mobilenet-nas", "torch", "torchvision", "optuna", "onnxruntime"
 
 
 def fingerprint(
-    config: Any,
+    config: SearchConfig,
     table: LatencyTable,
     space: SearchSpace,
     references: Mapping[str, Architecture],
@@ -40,9 +49,9 @@ def fingerprint(
 ) -> dict[str, Any]:
     """What must not change while a study goes on."""
     keys = reachable_layer_keys(space).union(*(layer_keys(each) for each in references.values()))
-    header = table.header
+    header, accuracy = table.header, accuracy_settings(config.accuracy)
     settings: dict[str, Any] = {
-        "accuracy": OmegaConf.to_container(config.accuracy, resolve=True),
+        "accuracy": as_dict(accuracy),
         "latency table": {
             "hardware": header.hardware,
             "device": header.device,
@@ -55,7 +64,7 @@ def fingerprint(
         "search.caution": config.search.caution,
         "search.seed": config.search.seed,
         **_limits(config.search.limits),
-        "objective": OmegaConf.to_container(config.objective, resolve=True),
+        "objective": as_dict(config.objective),
     }
     if header.head:
         # Studies of classifiers say nothing of it, as those that were begun before there were tasks.
@@ -64,9 +73,9 @@ def fingerprint(
         settings["search.budget_margin"] = round(margin, 6)
     for name in ("trials", "minutes"):
         settings["accuracy"].pop(name, None)
-    settings["accuracy"]["content"] = _content(config.accuracy)
-    if config.accuracy.name in ("train", "supernet"):
-        settings["dataset"] = OmegaConf.to_container(config.dataset, resolve=True)
+    settings["accuracy"]["content"] = _content(accuracy)
+    if isinstance(accuracy, TrainConfig | SupernetAccuracyConfig):
+        settings["dataset"] = as_dict(config.dataset)
         # How pictures are read changes nothing about them; what lies in the folder does.
         for name in ("workers", "download"):
             settings["dataset"].pop(name, None)
@@ -92,9 +101,9 @@ def folder_digest(folder: Path) -> str:
     return hashlib.sha256("\n".join(sorted(found)).encode(errors="surrogateescape")).hexdigest()[:16]
 
 
-def _limits(limits: Any) -> dict[str, Any]:
+def _limits(limits: LimitsConfig) -> dict[str, float | int]:
     # Only those that are set: studies without any stay what they were.
-    return {f"search.limits.{name}": value for name, value in limits.items() if value is not None}
+    return {f"search.limits.{name}": value for name, value in as_dict(limits).items() if value is not None}
 
 
 def _budget(budget: str | None) -> str | None:
@@ -103,23 +112,23 @@ def _budget(budget: str | None) -> str | None:
     return budget if number is None else f"{number:g}"
 
 
-def _content(accuracy: Any) -> dict[str, str]:
+def _content(accuracy: AccuracyConfig) -> dict[str, str]:
     """Digests of the files that accuracies come from, by the key that names them."""
     found: dict[str, bytes] = {}
-    if accuracy.name == "imagenet":
+    if isinstance(accuracy, ImagenetConfig):
         found["parameters"] = Path(accuracy.parameters or SHIPPED_PARAMETERS).read_bytes()
         if accuracy.extra:
             # The networks themselves: the CSV may only name their files.
             found["extra"] = repr(read_extra(Path(accuracy.extra), None, accuracy.recipe)).encode()
-    elif accuracy.name == "supernet":
+    elif isinstance(accuracy, SupernetAccuracyConfig):
         found["checkpoint"] = Path(accuracy.checkpoint).read_bytes()
-    elif accuracy.name == "table":
+    elif isinstance(accuracy, TableConfig):
         found["path"] = Path(accuracy.path).read_bytes()
     return {key: hashlib.sha256(content).hexdigest()[:16] for key, content in found.items()}
 
 
 def provenance(
-    config: Any,
+    config: SearchConfig,
     table: LatencyTable,
     card: Card | None,
     budget: LatencyBudget,
@@ -136,7 +145,7 @@ def provenance(
         budget_ms: what a network may take.
         classes: names of what trained networks tell apart.
     """
-    header = table.header
+    header, accuracy = table.header, accuracy_settings(config.accuracy)
     counts: dict[str, int] = {}
     for entry in table.entries.values():
         counts[entry.source] = counts.get(entry.source, 0) + 1
@@ -156,8 +165,10 @@ def provenance(
             "warning": _warning(card, table),
             "error_percent": _error_percent(card, table),
         },
-        "accuracy": OmegaConf.to_container(config.accuracy, resolve=True),
-        "dataset": config.dataset.name if config.accuracy.name in ("train", "supernet") else None,
+        "accuracy": as_dict(accuracy),
+        "dataset": config.dataset.name
+        if isinstance(accuracy, TrainConfig | SupernetAccuracyConfig)
+        else None,
         "classes": list(classes),
         "budget_ms": budget_ms,
         "budget_name": budget.name,

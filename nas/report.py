@@ -6,13 +6,11 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from nas.command import command
 from nas.console import print_report_summary, print_summary, warn
 from nas.page.files import comparison_rows, write_comparison, write_report
 from nas.page.report import ReportError, read_study
-from nas.settings import plain
 
 
 @dataclass
@@ -32,9 +30,9 @@ class ReportConfig:
     output: str | None = None
 
 
-def main(config: Any) -> None:
+def main(config: ReportConfig) -> None:
     """Write the report and say where it is."""
-    settings = plain(config, ReportConfig)
+    settings = config
     if settings.study is None:
         raise ReportError("name the folder of a study, e.g.: python -m nas.report results/digits")
     folder = Path(settings.study)

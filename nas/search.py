@@ -7,7 +7,7 @@ import math
 import re
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from nas.accuracy.features import not_covered
 from nas.accuracy.imagenet import Predictor
 from nas.accuracy.source import AccuracyEstimator, Int8Penalty
 from nas.accuracy.train import TrainedAccuracy
-from nas.assembly import accuracy_of, dataset_settings, hardware_of, limits_of, objective_of, read_space
+from nas.assembly import accuracy_of, dataset_settings, hardware_of, limits_of, objective_of, runtime_of
 from nas.budget import LatencyBudget, foreign_references, is_foreign
 from nas.command import command
 from nas.console import console, measuring_progress, print_report_summary, search_progress, warn
@@ -52,16 +52,9 @@ from nas.provenance import fingerprint, layers, provenance
 from nas.runtimes.runtime import Runtime
 from nas.saving import write_atomically
 from nas.settings import (
-    DatasetConfig,
-    FinalRecipeSettings,
-    HardwareConfig,
-    ObjectiveConfig,
-    ProfileSettings,
-    RuntimeConfig,
-    SamplerConfig,
+    SearchConfig,
     SearchSettings,
-    StudyConfig,
-    plain,
+    TrainConfig,
 )
 from nas.study import loop
 from nas.study.database import StorageError
@@ -93,24 +86,7 @@ _FRONT_PASSES = 3
 _SCREENED_SHARE = 4
 
 
-@dataclass
-class SearchConfig:
-    """Everything ``python -m nas.search`` can be told."""
-
-    hardware: HardwareConfig = field(default_factory=HardwareConfig)
-    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
-    search_space: Any = None
-    accuracy: Any = None
-    dataset: DatasetConfig = field(default_factory=DatasetConfig)
-    sampler: SamplerConfig = field(default_factory=SamplerConfig)
-    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
-    study: StudyConfig = field(default_factory=StudyConfig)
-    search: SearchSettings = field(default_factory=SearchSettings)
-    train: FinalRecipeSettings = field(default_factory=FinalRecipeSettings)
-    profile: ProfileSettings = field(default_factory=ProfileSettings)
-
-
-def main(config: Any) -> None:
+def main(config: SearchConfig) -> None:
     """Measure what is missing, search, measure the front, report."""
     # Sums over several threads come in another order with another number of them: one thread gives the same
     # trials everywhere. Training has a setting of its own (accuracy.threads).
@@ -119,24 +95,23 @@ def main(config: Any) -> None:
         _search(config)
 
 
-def _search(config: Any) -> None:
-    settings = plain(config.search, SearchSettings)
-    precision = config.runtime.precision
-    objective = objective_of(plain(config.objective, ObjectiveConfig), settings.caution, precision)
-    limits = limits_of(settings.limits, precision)
-    board = hardware_of(plain(config.hardware, HardwareConfig))
-    profiling = plain(config.profile, ProfileSettings)
-    runtime = Runtime(config.runtime.name, config.runtime.precision, config.runtime.threads)
+def _search(config: SearchConfig) -> None:
+    settings = replace(config.search)  # those without foreign references; the file keeps what was asked for
+    runtime = runtime_of(config.runtime)
+    objective = objective_of(config.objective, settings.caution, runtime.precision)
+    limits = limits_of(settings.limits, runtime.precision)
+    board = hardware_of(config.hardware)
+    profiling = config.profile
     task = task_of(settings.task, settings.task_classes, "search")
     foreign = foreign_references(settings.references)
     settings.references = [name for name in settings.references if not is_foreign(name)]
-    space, accuracy, resolution = accuracy_of(config, read_space(config.search_space), settings)
+    space, accuracy, resolution = accuracy_of(config, SearchSpace.from_dict(config.search_space))
     budget = LatencyBudget.read(settings.budget_ms, settings.budget_margin, space, resolution)
     if budget.foreign is not None and budget.name not in [each.name for each in foreign]:
         foreign.append(budget.foreign)
     check_runnable(foreign, board.name, board.measured_here and not board.hosts, runtime)
-    images = dataset_settings(plain(config.dataset, DatasetConfig))
-    final = plain(config.train, FinalRecipeSettings)
+    images = dataset_settings(config.dataset)
+    final = config.train
     if settings.train_best:
         check_trainable(space, images, final)
     classes: tuple[str, ...] = ()
@@ -150,7 +125,7 @@ def _search(config: Any) -> None:
     judged, published = _judged(references, accuracy)
     if task:
         _check_task(task, board, runtime, space, references.values(), [each.name for each in foreign])
-    named = plain(config.study, StudyConfig)
+    named = config.study
     folder = Path(named.folder) / named.name
     tables = table_folder(Path(profiling.folder), board.name, runtime)
     latencies = LatencySource(
@@ -216,7 +191,7 @@ def _search(config: Any) -> None:
             _journal(folder).unlink(missing_ok=True)
         if named.storage:
             _check_agreement(opened, table, latencies, folder)
-        write_atomically(folder / "config.yaml", masked(OmegaConf.to_yaml(config, resolve=True)))
+        write_atomically(folder / "config.yaml", masked(OmegaConf.to_yaml(OmegaConf.structured(config))))
         with search_progress(settings.trials) as show:
             result = loop.run_search(
                 opened,
@@ -242,7 +217,7 @@ def _search(config: Any) -> None:
         )
         if settings.refine:
             _refine(opened, space, objective, accuracy, table, settings, references, budget_ms)
-        if isinstance(accuracy, TrainedAccuracy):
+        if isinstance(accuracy, TrainedAccuracy) and isinstance(config.accuracy, TrainConfig):
             measure_seed_scatter(opened, accuracy, config.accuracy.scatter)
         table = _measure_front(opened, table, latencies)
         if foreign and not timed:

@@ -7,17 +7,23 @@ typed arguments, which :mod:`nas.assembly` makes of them. Importing this imports
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 
-from omegaconf import MISSING, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
 
 from search_spaces.errors import InputError
 
 _C = TypeVar("_C")
+if TYPE_CHECKING:
+    # A section whose schema is chosen by its name: to be looked at before it is used.
+    Chosen: TypeAlias = object
+else:
+    Chosen = Any
 # Of a network's input; search_spaces refuses less.
 LEAST_RESOLUTION = 8
 
@@ -425,7 +431,7 @@ class DatasetConfig:
     """Which images; see :class:`nas.data.DatasetSettings`.
 
     Attributes:
-        name: which dataset, and part of the study's name.
+        name: which dataset, and part of the study's name; empty: none.
         root: folder of the images.
         resolutions: sides candidates choose among, in pixels; references take the last.
         validation_share: share of images kept from training where the dataset has no split of its own.
@@ -436,7 +442,7 @@ class DatasetConfig:
         balanced: training shows all classes equally often, rare ones again and again.
     """
 
-    name: str = MISSING
+    name: str = ""
     root: str | None = None
     resolutions: list[int] = field(default_factory=lambda: [32])
     validation_share: float = 0.25
@@ -604,6 +610,24 @@ class SearchSettings:
             raise InputError("search.refine=netadapt needs search.refine_to_ms or search.budget_ms")
 
 
+@dataclass
+class SearchConfig:
+    """Everything ``python -m nas.search`` can be told."""
+
+    hardware: HardwareConfig = field(default_factory=HardwareConfig)
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    search_space: Chosen = None
+    accuracy: Chosen = None
+    dataset: DatasetConfig = field(default_factory=DatasetConfig)
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    study: StudyConfig = field(default_factory=StudyConfig)
+    search: SearchSettings = field(default_factory=SearchSettings)
+    train: FinalRecipeSettings = field(default_factory=FinalRecipeSettings)
+    profile: ProfileSettings = field(default_factory=ProfileSettings)
+
+
+AccuracyConfig = ImagenetConfig | ProxyConfig | SupernetAccuracyConfig | TableConfig | TrainConfig
 ACCURACY_SCHEMAS: dict[str, type] = {
     "imagenet": ImagenetConfig,
     "proxy": ProxyConfig,
@@ -638,8 +662,24 @@ def milliseconds(budget: str) -> float | None:
     return value
 
 
-def plain(config: Any, schema: type[_C]) -> _C:
-    """A config node as an object of its dataclass."""
+def settings_of(config: DictConfig, schema: type[_C]) -> _C:
+    """A composed configuration as an object of its dataclass, its sections as objects of theirs.
+
+    Raises:
+        OmegaConfBaseException: if a setting is missing or of a wrong kind.
+        InputError: if one cannot be.
+    """
     made = OmegaConf.to_object(config)
     assert isinstance(made, schema)
     return made
+
+
+def accuracy_settings(chosen: object) -> AccuracyConfig:
+    """What a command was told of its source of accuracy: an object of one of :data:`ACCURACY_SCHEMAS`."""
+    assert isinstance(chosen, tuple(ACCURACY_SCHEMAS.values()))
+    return cast(AccuracyConfig, chosen)
+
+
+def as_dict(section: AccuracyConfig | DatasetConfig | LimitsConfig | ObjectiveConfig) -> dict[str, Any]:
+    """A section as plain values, as studies keep it."""
+    return dataclasses.asdict(section)

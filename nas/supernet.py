@@ -12,11 +12,11 @@ import torch
 from rich.progress import Progress, TaskID
 
 from nas import data
-from nas.assembly import dataset_settings, read_space
+from nas.assembly import dataset_settings
 from nas.command import command
 from nas.console import console, print_summary, progress_bars
 from nas.network import Network
-from nas.settings import DatasetConfig, SupernetSettings, plain
+from nas.settings import Chosen, DatasetConfig, SupernetSettings
 from nas.shell import shell_line
 from nas.tensors import read_tensors
 from nas.training.processes import Processes, joined
@@ -32,21 +32,23 @@ from search_spaces.space import NotInSpaceError, SearchSpace
 class SupernetConfig:
     """Everything ``python -m nas.supernet`` can be told."""
 
-    search_space: Any = None
+    search_space: Chosen = None
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
     supernet: SupernetSettings = field(default_factory=SupernetSettings)
 
 
-def main(config: Any) -> None:
+def main(config: SupernetConfig) -> None:
     """Read the images, train or go on training, say what came of it."""
-    settings = plain(config.supernet, SupernetSettings)
+    settings = config.supernet
     torch.set_num_threads(settings.threads)
-    dataset = plain(config.dataset, DatasetConfig)
+    dataset = config.dataset
     images = dataset_settings(dataset)
     with joined(settings.device) as processes:
         if processes.is_first:
             console.print(data.check(images))
-        space = read_space(config.search_space).restricted(dataset.resolutions, data.class_count(images))
+        space = SearchSpace.from_dict(config.search_space).restricted(
+            dataset.resolutions, data.class_count(images)
+        )
         split = data.load(images, max(space.resolutions))
         # The same in all processes.
         torch.manual_seed(settings.seed)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -15,7 +14,7 @@ from nas.bundle import bundle, check_folder
 from nas.command import command
 from nas.console import console, print_summary
 from nas.finish import finish
-from nas.settings import DatasetConfig, FinalTrainSettings, plain
+from nas.settings import DatasetConfig, FinalTrainSettings
 from nas.shell import shell_line
 from nas.tensors import write_tensors
 from nas.training.pretrained import table_note
@@ -34,11 +33,11 @@ class FinalTrainConfig:
     train: FinalTrainSettings = field(default_factory=FinalTrainSettings)
 
 
-def main(config: Any) -> None:
+def main(config: FinalTrainConfig) -> None:
     """Read the images, train or go on training, judge, write the weights."""
-    settings = plain(config.train, FinalTrainSettings)
+    settings = config.train
     torch.set_num_threads(settings.threads)
-    images = dataset_settings(plain(config.dataset, DatasetConfig))
+    images = dataset_settings(config.dataset)
     checkpoint = Path(settings.checkpoint)
     if settings.bundle:
         # A training that goes on may have written its bundle already.

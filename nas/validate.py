@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from rich.table import Table
 
-from nas.assembly import hardware_of, read_space
+from nas.assembly import hardware_of, runtime_of
 from nas.command import command
 from nas.console import console, measuring_progress, print_summary
 from nas.latency.plan import CALIBRATION_REFERENCES
 from nas.latency.provision import Effort, profile_command, ready_table, reference_architectures, table_folder
 from nas.latency.sessions import load_networks
 from nas.latency.validation import FAMILY_COLUMNS, family_rows, fresh_networks, save, validate
-from nas.runtimes.runtime import Runtime
-from nas.settings import HardwareConfig, ProfileSettings, RuntimeConfig, plain
+from nas.settings import Chosen, HardwareConfig, ProfileSettings, RuntimeConfig
 from search_spaces.errors import InputError
 from search_spaces.references import FAMILIES
+from search_spaces.space import SearchSpace
 
 
 @dataclass
@@ -42,20 +41,20 @@ class ValidateConfig:
 
     hardware: HardwareConfig = field(default_factory=HardwareConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
-    search_space: Any = None
+    search_space: Chosen = None
     profile: ProfileSettings = field(default_factory=ProfileSettings)
     validate: ValidationSettings = field(default_factory=ValidationSettings)
 
 
-def main(config: Any) -> None:
+def main(config: ValidateConfig) -> None:
     """Measure fresh networks, write the card, print the family on this device."""
-    settings = plain(config.validate, ValidationSettings)
-    profiling = plain(config.profile, ProfileSettings)
-    runtime = Runtime(config.runtime.name, config.runtime.precision, config.runtime.threads)
-    space = read_space(config.search_space)
+    settings = config.validate
+    profiling = config.profile
+    runtime = runtime_of(config.runtime)
+    space = SearchSpace.from_dict(config.search_space)
     folder = table_folder(Path(profiling.folder), config.hardware.name, runtime)
     references = reference_architectures(space, dict.fromkeys([*FAMILIES, *CALIBRATION_REFERENCES]))
-    board = hardware_of(plain(config.hardware, HardwareConfig))
+    board = hardware_of(config.hardware)
     target = board.target(runtime, profiling.seed, console.print)
     if target is None:
         raise InputError(

@@ -11,11 +11,11 @@ from hydra import compose, initialize_config_dir
 from nas.accuracy.imagenet import shipped_predictor
 from nas.accuracy.proxy import ProxyAccuracy
 from nas.accuracy.source import Accuracy, AccuracyEstimator, Int8Penalty
-from nas.assembly import accuracy_of, read_space
+from nas.assembly import accuracy_of
 from nas.command import store_schemas
 from nas.help import CONFIG_FOLDER, choices_of
 from nas.search import SearchConfig, _judged
-from nas.settings import SearchSettings, plain
+from nas.settings import settings_of
 from nas.study.workers import Workers
 from nas.training.supernet import Supernet
 from nas.training.supernet_checkpoint import Checkpoint, save
@@ -36,8 +36,8 @@ def source(*overrides: str) -> tuple[SearchSpace, AccuracyEstimator]:
     store_schemas("search", SearchConfig)
     with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
         config: Any = compose("search", [*overrides])
-    settings = plain(config.search, SearchSettings)
-    space, estimator, _ = accuracy_of(config, read_space(config.search_space), settings)
+    settings = settings_of(config, SearchConfig)
+    space, estimator, _ = accuracy_of(settings, SearchSpace.from_dict(settings.search_space))
     return space, estimator
 
 

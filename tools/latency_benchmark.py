@@ -11,11 +11,10 @@ import datetime
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from nas.assembly import read_space
+from nas.assembly import runtime_of
 from nas.command import command
 from nas.console import console, measuring_progress, print_summary
 from nas.devices.device import LocalTarget
@@ -35,7 +34,7 @@ from nas.latency.validation import fresh_networks
 from nas.runtimes.runtime import Runtime
 from nas.runtimes.subject import Precision, graph
 from nas.saving import write_atomically
-from nas.settings import HardwareConfig, RuntimeConfig, plain
+from nas.settings import Chosen, HardwareConfig, RuntimeConfig
 from search_spaces.architecture import Architecture
 from search_spaces.layers import layer_keys
 from search_spaces.references import FAMILIES, reference
@@ -74,16 +73,16 @@ class BenchmarkConfig:
 
     hardware: HardwareConfig = field(default_factory=HardwareConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
-    search_space: Any = None
+    search_space: Chosen = None
     benchmark: BenchmarkSettings = field(default_factory=BenchmarkSettings)
 
 
-def main(config: Any) -> None:
+def main(config: BenchmarkConfig) -> None:
     """Measure, answer both questions, write the figures with their conditions."""
-    settings = plain(config.benchmark, BenchmarkSettings)
+    settings = config.benchmark
     hardware = config.hardware.name
-    runtime = Runtime(config.runtime.name, config.runtime.precision, config.runtime.threads)
-    space = read_space(config.search_space)
+    runtime = runtime_of(config.runtime)
+    space = SearchSpace.from_dict(config.search_space)
     kept = _kept_aside(space, settings)
     calibrating = _calibrating(space, settings, kept)
     references = [*reference_architectures(space).values(), *calibrating[: len(_CALIBRATING_V1)]]

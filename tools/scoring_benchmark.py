@@ -5,21 +5,20 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from threadpoolctl import threadpool_limits
 
 from nas.accuracy.imagenet import shipped_predictor
-from nas.assembly import hardware_of, read_space
+from nas.assembly import hardware_of, runtime_of
 from nas.command import command
 from nas.console import print_summary
 from nas.latency.hardware import table_without_measuring
 from nas.latency.provision import table_folder
-from nas.runtimes.runtime import Runtime
-from nas.settings import HardwareConfig, RuntimeConfig, plain
+from nas.settings import Chosen, HardwareConfig, RuntimeConfig
 from nas.study.scorer import BatchScorer, layer_latency
 from search_spaces.layers import reachable_layer_keys
+from search_spaces.space import SearchSpace
 
 
 @dataclass
@@ -35,18 +34,18 @@ class ScoringConfig:
 
     hardware: HardwareConfig = field(default_factory=HardwareConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
-    search_space: Any = None
+    search_space: Chosen = None
     tables: str = "results/latency"
     networks: int = 100_000
     repeats: int = 5
     seed: int = 0
 
 
-def main(config: Any) -> None:
+def main(config: ScoringConfig) -> None:
     """Score many random members of a space for accuracy and latency on one core, and say how fast."""
-    space = read_space(config.search_space)
-    board = hardware_of(plain(config.hardware, HardwareConfig))
-    runtime = Runtime(config.runtime.name, config.runtime.precision, config.runtime.threads)
+    space = SearchSpace.from_dict(config.search_space)
+    board = hardware_of(config.hardware)
+    runtime = runtime_of(config.runtime)
     keys = sorted(reachable_layer_keys(space), key=str)
     table = table_without_measuring(
         board, keys, runtime, table_folder(Path(config.tables), board.name, runtime)
