@@ -73,6 +73,7 @@ def dataset_settings(config: DatasetConfig) -> DatasetSettings:
         download=config.download,
         augment=Augment(**dataclasses.asdict(config.augment)),
         balanced=config.balanced,
+        skip_unreadable=config.skip_unreadable,
     )
 
 

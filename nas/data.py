@@ -22,6 +22,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, RandomSampler, Sampler, WeightedRandomSampler
 
 from nas.pictures.augment import Augment
+from nas.pictures.decode import PictureError
 from nas.pictures.folders import (
     DatasetError,
     PictureFolder,
@@ -69,6 +70,7 @@ class DatasetSettings:
         download: let torchvision download CIFAR into ``root``.
         augment: what is done to training pictures; None: :data:`USUAL_AUGMENT`.
         balanced: training shows all classes equally often, rare ones again and again.
+        skip_unreadable: leave out pictures that cannot be read, instead of stopping at the first.
     """
 
     name: DatasetName
@@ -80,6 +82,7 @@ class DatasetSettings:
     download: bool = False
     augment: Augment | None = None
     balanced: bool = False
+    skip_unreadable: bool = False
 
     def __post_init__(self) -> None:
         if self.name not in DATASETS:
@@ -109,6 +112,8 @@ class DatasetSettings:
         Raises:
             InputError: of the gate's kind, if it is something else.
         """
+        if isinstance(data, dict):
+            data = {"skip_unreadable": False, **data}  # of older files
         fields = gate.fields("dataset", data, [each.name for each in dataclass_fields(cls)])
         augment = fields["augment"]
         with gate.reading():
@@ -122,6 +127,7 @@ class DatasetSettings:
                 download=False,
                 augment=None if augment is None else Augment(**gate.mapping(augment, "augment")),
                 balanced=fields["balanced"] is True,
+                skip_unreadable=fields["skip_unreadable"] is True,
             )
 
 
@@ -332,7 +338,7 @@ def class_count(settings: DatasetSettings) -> int:
     }
     if settings.name in known:
         return known[settings.name]
-    return len(read_folder(_root(settings)).classes)
+    return len(read_folder(_root(settings), settings.skip_unreadable).classes)
 
 
 def check(settings: DatasetSettings) -> str:
@@ -347,8 +353,12 @@ def check(settings: DatasetSettings) -> str:
     """
     if settings.name != "imagefolder":
         return f"{settings.name}: {class_count(settings)} classes"
-    found = read_folder(_root(settings))
-    check_pictures(found.files)
+    found = read_folder(_root(settings), settings.skip_unreadable)
+    if not settings.skip_unreadable:
+        try:
+            check_pictures(found.files)
+        except PictureError as error:
+            raise PictureError(f"{error}; dataset.skip_unreadable=true leaves such pictures out") from None
     mirrored = "; mirrored in training: dataset.augment.flip=false where left is not right"
     return f"{settings.root}: {found.summary()}" + (mirrored if _augment(settings).flip else "")
 
@@ -459,7 +469,7 @@ def _idx(root: Path, name: str, dimensions: int) -> NDArray[np.uint8]:
 
 def _image_folder(settings: DatasetSettings, resolution: int) -> Split:
     """A folder of class folders, or of ``train`` and ``val`` folders of class folders."""
-    found = read_folder(_root(settings))
+    found = read_folder(_root(settings), settings.skip_unreadable)
     if found.validation is None:
         labels = torch.tensor(found.train.labels)
         train, validation = _stratified(labels, found.classes, settings, found.copies)

@@ -77,12 +77,15 @@ def fingerprint(
     if isinstance(accuracy, TrainConfig | SupernetAccuracyConfig):
         settings["dataset"] = as_dict(config.dataset)
         # How pictures are read changes nothing about them; what lies in the folder does.
-        for name in ("workers", "download"):
+        for name in ("workers", "download", "skip_unreadable"):
             settings["dataset"].pop(name, None)
         if config.dataset.root:
             root = Path(config.dataset.root)
-            pictures = config.dataset.name == "imagefolder"
-            settings["dataset"]["content"] = read_folder(root).digest() if pictures else folder_digest(root)
+            if config.dataset.name == "imagefolder":
+                found = read_folder(root, config.dataset.skip_unreadable).digest()
+            else:
+                found = folder_digest(root)
+            settings["dataset"]["content"] = found
     return settings
 
 

@@ -440,6 +440,7 @@ class DatasetConfig:
         download: let torchvision fetch CIFAR into ``root``.
         augment: what training does to images.
         balanced: training shows all classes equally often, rare ones again and again.
+        skip_unreadable: leave out pictures that cannot be read, instead of stopping at the first.
     """
 
     name: str = ""
@@ -451,6 +452,7 @@ class DatasetConfig:
     download: bool = False
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     balanced: bool = False
+    skip_unreadable: bool = False
 
     def __post_init__(self) -> None:
         if not self.resolutions:

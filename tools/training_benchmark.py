@@ -75,7 +75,8 @@ _SOURCE = "efficientnet_lite0"
 _TRANSFER_IMAGES, _TRANSFER_SIDE, _TRANSFER_EPOCHS = 2_000, 48, 10
 _TRANSFER_SHARE = 0.7
 # equal and transfer: a member much faster than the bound is no answer to it.
-_LEAST_SHARE, _CANDIDATES, _BRIEF_EPOCHS = 0.8, 10, 3
+_LEAST_SHARE = {"equal": 0.6, "transfer": 0.8}
+_CANDIDATES, _BRIEF_EPOCHS = 10, 3
 CHOSEN = "chosen"
 
 
@@ -169,7 +170,7 @@ def equal_latency(images: Path, runs: Runs, folder: Path, seeds: int) -> None:
     timed = runs.get("latencies", latencies_ms, {**known, **drawn}, folder)
     bound_ms = timed[_BOUND]
     recipe = FinalRecipe(epochs=_EQUAL_EPOCHS, warmup_epochs=0.5, ema=0.98, augment="none")
-    candidates = within(timed, list(drawn), bound_ms)
+    candidates = within(timed, list(drawn), bound_ms, _LEAST_SHARE["equal"])
     best = _best(runs, candidates, lambda name: Network(drawn[name]), split, recipe)
     finalists = {CHOSEN: best, _BOUND: _BOUND}
     finalists |= {name: name for family in _SCALED for name in [nearest(timed, family, bound_ms)]}
@@ -203,7 +204,7 @@ def transfer(images: Path, runs: Runs, folder: Path, seeds: int) -> None:
         inherit(network, source, _SOURCE)
         return network
 
-    candidates = within(timed, list(drawn), bound_ms)
+    candidates = within(timed, list(drawn), bound_ms, _LEAST_SHARE["transfer"])
     best = _best(runs, candidates, lambda name: inherited(drawn[name]), split, recipe)
     narrow = max((name for name in scaled if timed[name] <= bound_ms), key=lambda name: timed[name])
     arms: dict[str, tuple[str, Callable[[], Network]]] = {
@@ -254,9 +255,11 @@ def nearest(latencies: Mapping[str, float], family: str, bound_ms: float) -> str
     return min(widths, key=lambda name: abs(latencies[name] - bound_ms))
 
 
-def within(latencies: Mapping[str, float], drawn: Sequence[str], bound_ms: float) -> list[str]:
-    """The first members that are not slower than a bound, and not much faster."""
-    fitting = [each for each in drawn if _LEAST_SHARE * bound_ms <= latencies[each] <= bound_ms]
+def within(
+    latencies: Mapping[str, float], drawn: Sequence[str], bound_ms: float, least_share: float
+) -> list[str]:
+    """The first members that are not slower than a bound, and not faster than a share of it."""
+    fitting = [each for each in drawn if least_share * bound_ms <= latencies[each] <= bound_ms]
     print(f"bound {bound_ms:.3f} ms: {len(fitting)} of {len(drawn)} drawn members fit", flush=True)
     if not fitting:
         raise SystemExit("no drawn member fits the bound")

@@ -14,6 +14,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from statistics import median
 
@@ -127,14 +128,19 @@ class PictureFolder:
         return "; ".join([*parts, *self.notes])
 
 
-def read_folder(root: Path) -> PictureFolder:
-    """The classes and pictures below a folder; no picture is opened.
+def read_folder(root: Path, skip_unreadable: bool = False) -> PictureFolder:
+    """The classes and pictures below a folder.
+
+    Args:
+        root: the folder.
+        skip_unreadable: open every picture, and leave out and name those that cannot be read; otherwise none
+            is opened.
 
     Raises:
         DatasetError: if it is no such folder, has another layout, or a class without pictures; the message
             names the folders found.
     """
-    scan = _Scan(root)
+    scan = _Scan(root, skip_unreadable)
     folders = scan.class_candidates(root)
     by_name = {each.name: each for each in folders}
     if "train" in by_name and scan.is_nested(by_name["train"]):
@@ -188,11 +194,19 @@ def listed(names: Sequence[str]) -> str:
 class _Scan:
     """Reads folders and counts what it leaves out."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, skip_unreadable: bool = False) -> None:
         self.ignored: Counter[str] = Counter()
-        self.notes: list[str] = []
+        self._notes: list[str] = []
+        self._unreadable: list[str] | None = [] if skip_unreadable else None
         self._root = root
         self._listings: dict[Path, list[os.DirEntry[str]]] = {}
+
+    @property
+    def notes(self) -> list[str]:
+        """What else to know, each a short phrase."""
+        if not self._unreadable:
+            return self._notes
+        return [*self._notes, f"left out, as they cannot be read: {listed(self._unreadable)}"]
 
     def class_candidates(self, folder: Path) -> list[Path]:
         """Folders in a folder that may be classes, by name."""
@@ -269,6 +283,9 @@ class _Scan:
                 if not entry.is_file() and not entry.is_symlink():
                     self._leave_out("special files")
                     continue
+                if self._unreadable is not None and not _readable(path, path.stat().st_mtime_ns):
+                    self._unreadable.append(str(path.relative_to(self._root)))
+                    continue
                 yield path
             else:
                 self._leave_out(_kind(path))
@@ -296,11 +313,21 @@ class _Scan:
         real = path.resolve()
         if real not in path.absolute().parents and real not in path.parent.resolve().joinpath("-").parents:
             return False
-        self.notes.append(f"the link {path} leads back to a folder above it: not followed")
+        self._notes.append(f"the link {path} leads back to a folder above it: not followed")
         return True
 
     def _leave_out(self, kind: str) -> None:
         self.ignored[kind] += 1
+
+
+@cache
+def _readable(path: Path, changed_ns: int) -> bool:
+    """Whether a picture can be read; asked for the same file several times in a command."""
+    try:
+        check_picture(path)
+    except PictureError:
+        return False
+    return True
 
 
 def _left_behind(name: str) -> str | None:

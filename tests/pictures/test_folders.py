@@ -1,9 +1,11 @@
 import shutil
 import unicodedata
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from nas.data import DatasetSettings, check, load
 from nas.pictures.decode import PictureError
 from nas.pictures.folders import DatasetError, check_pictures, read_folder
 from tests.pictures.shapes import NAMES, folder
@@ -226,3 +228,25 @@ def test_every_picture_is_looked_at_and_the_first_bad_one_named(tmp_path: Path) 
         (root / "square" / name).write_bytes((root / "square" / name).read_bytes()[:-900])
     with pytest.raises(PictureError, match=r"square/img002\.png is damaged.*\(1 more like it\)"):
         check_pictures(read_folder(root).files)
+
+
+def test_pictures_that_cannot_be_read_are_left_out_when_asked(tmp_path: Path) -> None:
+    pictures = folder(tmp_path / "pictures")
+    (pictures / "square" / "img002.png").write_bytes(b"")
+    (pictures / "circle" / "img000.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    assert len(read_folder(pictures).train) == 18
+    found = read_folder(pictures, skip_unreadable=True)
+    assert len(found.train) == 16
+    assert "left out, as they cannot be read: circle/img000.png, square/img002.png" in found.summary()
+    settings = DatasetSettings("imagefolder", pictures, workers=0)
+    with pytest.raises(PictureError, match=r"img000\.png .*; dataset\.skip_unreadable=true leaves"):
+        check(settings)
+    asked = replace(settings, skip_unreadable=True)
+    assert "left out" in check(asked)
+    split = load(asked, 32)
+    assert len(split.train) + len(split.validation) == 16
+    assert sum(len(labels) for _, labels in split.train.batches(4, False, 0)) == len(split.train)
+    for each in (pictures / "square").iterdir():
+        each.write_bytes(b"")
+    with pytest.raises(DatasetError, match=r"square holds no image"):
+        read_folder(pictures, skip_unreadable=True)
