@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from nas import data
 from nas.accuracy.csv import read_extra
@@ -22,7 +21,7 @@ from nas.cost import BYTES_PER_VALUE, Limits
 from nas.data import DatasetSettings
 from nas.latency.hardware import Hardware
 from nas.pictures.augment import Augment
-from nas.runtimes.runtime import Runtime, RuntimeName
+from nas.runtimes.runtime import Runtime
 from nas.runtimes.subject import Precision
 from nas.settings import (
     DatasetConfig,
@@ -36,11 +35,15 @@ from nas.settings import (
     SupernetAccuracyConfig,
     TableConfig,
     TrainConfig,
+    accuracy_settings,
 )
 from nas.study.objective import THIRD_COSTS, Budget, MnasNet, Objective, Pareto
 from nas.training.pretrained import pretrained
 from search_spaces.errors import InputError
 from search_spaces.space import SearchSpace
+
+# The source, the space as it suits it, and the references' resolution (None: that of their papers).
+Source = tuple[SearchSpace, SearchSource, int | None]
 
 
 def hardware_of(config: HardwareConfig) -> Hardware:
@@ -65,7 +68,7 @@ def dataset_settings(config: DatasetConfig) -> DatasetSettings:
         DatasetError: if a setting is wrong.
     """
     return DatasetSettings(
-        name=config.name,  # type: ignore[arg-type]  # DatasetSettings checks it
+        name=config.name,
         root=Path(config.root) if config.root else None,
         validation_share=config.validation_share,
         limit=config.limit,
@@ -93,7 +96,7 @@ def runtime_of(config: RuntimeConfig) -> Runtime:
     Raises:
         InputError: if there is no such runtime, or it lacks the precision.
     """
-    return Runtime(cast(RuntimeName, config.name), cast(Precision, config.precision), config.threads)
+    return Runtime(config.name, cast(Precision, config.precision), config.threads)
 
 
 def limits_of(config: LimitsConfig, precision: str) -> Limits:
@@ -125,7 +128,7 @@ def objective_of(config: ObjectiveConfig, caution: float, precision: str = "fp32
     return MnasNet(config.target_ms, config.exponent, caution)
 
 
-def accuracy_of(config: SearchConfig, space: SearchSpace) -> tuple[SearchSpace, SearchSource, int | None]:
+def accuracy_of(config: SearchConfig, space: SearchSpace) -> Source:
     """The source of accuracy, the space as it suits it, and the references' resolution.
 
     Args:
@@ -135,21 +138,11 @@ def accuracy_of(config: SearchConfig, space: SearchSpace) -> tuple[SearchSpace, 
     Raises:
         InputError: if a setting is wrong or what the source needs is not there.
     """
-    return _source(config.accuracy, config, space)
+    chosen = accuracy_settings(config.accuracy)
+    return SOURCES[type(chosen)](chosen, config, space)
 
 
-# A source of accuracy is a schema among nas.settings.ACCURACY_SCHEMAS and a function here.
-@functools.singledispatch
-def _source(
-    chosen: object, config: SearchConfig, space: SearchSpace
-) -> tuple[SearchSpace, SearchSource, int | None]:
-    raise TypeError(f"no source of accuracy is made of {type(chosen).__name__}")
-
-
-@_source.register
-def _imagenet(
-    chosen: ImagenetConfig, config: SearchConfig, space: SearchSpace
-) -> tuple[SearchSpace, SearchSource, int | None]:
+def _imagenet(chosen: ImagenetConfig, config: SearchConfig, space: SearchSpace) -> Source:
     predictor = _predictor(chosen)
     if unknown := uncovered_choices(space):
         warn(f"the ImageNet predictor cannot judge {'; '.join(unknown)}: networks with these are left out")
@@ -160,17 +153,11 @@ def _imagenet(
     return space, predictor, None
 
 
-@_source.register
-def _proxy(
-    chosen: ProxyConfig, config: SearchConfig, space: SearchSpace
-) -> tuple[SearchSpace, SearchSource, int | None]:
+def _proxy(chosen: ProxyConfig, config: SearchConfig, space: SearchSpace) -> Source:
     return space, ProxyAccuracy(cast(ProxyName, chosen.score), chosen.resolution), None
 
 
-@_source.register
-def _table(
-    chosen: TableConfig, config: SearchConfig, space: SearchSpace
-) -> tuple[SearchSpace, SearchSource, int | None]:
+def _table(chosen: TableConfig, config: SearchConfig, space: SearchSpace) -> Source:
     known = AccuracyTable(space, Path(chosen.path))
     lacking = space.size - len(known)
     if lacking > 0:
@@ -181,20 +168,14 @@ def _table(
     return space, known, None
 
 
-@_source.register
-def _supernet(
-    chosen: SupernetAccuracyConfig, config: SearchConfig, space: SearchSpace
-) -> tuple[SearchSpace, SearchSource, int | None]:
+def _supernet(chosen: SupernetAccuracyConfig, config: SearchConfig, space: SearchSpace) -> Source:
     space, load = _with_images(config, space)
     source = SupernetAccuracy(Path(chosen.checkpoint), load, chosen.batches, chosen.threads)
     source.check(space)
     return space, source, config.dataset.resolutions[-1]
 
 
-@_source.register
-def _train(
-    chosen: TrainConfig, config: SearchConfig, space: SearchSpace
-) -> tuple[SearchSpace, SearchSource, int | None]:
+def _train(chosen: TrainConfig, config: SearchConfig, space: SearchSpace) -> Source:
     space, load = _with_images(config, space)
     resolution = config.dataset.resolutions[-1]
     load(resolution)  # a missing or broken dataset is said before anything is measured
@@ -211,6 +192,16 @@ def _with_images(config: SearchConfig, space: SearchSpace) -> tuple[SearchSpace,
     images = dataset_settings(config.dataset)
     console.print(data.check(images), markup=False)
     return space.restricted(config.dataset.resolutions, data.class_count(images)), data.Splits(images)
+
+
+# A source of accuracy: a schema among ACCURACY_SCHEMAS, a function, a line here, a YAML in conf/accuracy.
+SOURCES: dict[type, Callable[[Any, SearchConfig, SearchSpace], Source]] = {
+    ImagenetConfig: _imagenet,
+    ProxyConfig: _proxy,
+    SupernetAccuracyConfig: _supernet,
+    TableConfig: _table,
+    TrainConfig: _train,
+}
 
 
 def _check_penalty(points: Mapping[str, float]) -> None:

@@ -13,7 +13,7 @@ from nas.command import command
 from nas.console import console, measuring_progress, print_summary, warn
 from nas.latency.deployment import best_of_each, matrix, measure_deployments, save
 from nas.page.report import read_study, report_of
-from nas.runtimes.runtime import TASK_RUNTIMES, Runtime, RuntimeName, installed
+from nas.runtimes.runtime import TASK_RUNTIMES, Runtime, installed
 from nas.runtimes.subject import Precision
 from search_spaces.architecture import Architecture
 from search_spaces.errors import InputError
@@ -137,7 +137,7 @@ def _runtimes(settings: CompareSettings, task: Task | None) -> list[Runtime]:
     for precision in precisions:
         Runtime(precision=precision)  # refuses one that does not exist
     if settings.runtimes:
-        names = [cast(RuntimeName, each) for each in settings.runtimes]
+        names = list(settings.runtimes)
     else:
         here = dict.fromkeys(name for precision in precisions for name in installed(precision))
         names = [name for name in here if name not in _NOT_DEPLOYED and (not task or name in TASK_RUNTIMES)]

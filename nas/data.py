@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from dataclasses import fields as dataclass_fields
 from pathlib import Path
-from typing import Any, Literal, Protocol, cast, get_args
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -37,22 +37,6 @@ from nas.pictures.recognition import Recognition
 from nas.pictures.views import PictureView, Plain
 from search_spaces.gate import Gate
 
-DatasetName = Literal[
-    "digits", "cifar10", "cifar100", "fashion_mnist", "imagefolder", "imagenet", "synthetic"
-]
-DATASETS: tuple[str, ...] = get_args(DatasetName)
-
-# What is usual for each: photos may be mirrored, digits may not.
-USUAL_AUGMENT: dict[str, Augment] = {
-    "cifar10": Augment(flip=True, shift=1 / 16),
-    "cifar100": Augment(flip=True, shift=1 / 16),
-    "digits": Augment(shift=1 / 16),
-    "fashion_mnist": Augment(flip=True, shift=1 / 16),
-    "imagefolder": Augment(flip=True, crop=0.2),
-    "imagenet": Augment(flip=True, crop=0.2),
-    "synthetic": Augment(shift=1 / 16),
-}
-
 Batch = tuple[Tensor, Tensor]
 
 
@@ -68,12 +52,12 @@ class DatasetSettings:
         workers: processes that read image files.
         seed: of the split.
         download: let torchvision download CIFAR into ``root``.
-        augment: what is done to training pictures; None: :data:`USUAL_AUGMENT`.
+        augment: what is done to training pictures; None: what is usual for the dataset.
         balanced: training shows all classes equally often, rare ones again and again.
         skip_unreadable: leave out pictures that cannot be read, instead of stopping at the first.
     """
 
-    name: DatasetName
+    name: str
     root: Path | None = None
     validation_share: float = 0.25
     limit: int | None = None
@@ -95,8 +79,11 @@ class DatasetSettings:
             raise DatasetError(f"dataset.limit must be at least 1, or null for all, not {self.limit}")
         if self.workers < 0:
             raise DatasetError(f"dataset.workers must be at least 0, not {self.workers}")
-        files = self.name in ("imagefolder", "imagenet")
-        if self.augment and not files and (self.augment.crop is not None or self.augment.colour):
+        if (
+            self.augment
+            and not DATASETS[self.name].files
+            and (self.augment.crop is not None or self.augment.colour)
+        ):
             raise DatasetError(
                 f"dataset.augment.crop and colour are for files of pictures; {self.name} has flip and shift"
             )
@@ -118,7 +105,7 @@ class DatasetSettings:
         augment = fields["augment"]
         with gate.reading():
             return cls(
-                name=cast(DatasetName, gate.choice("dataset", fields["name"], DATASETS)),
+                name=gate.choice("dataset", fields["name"], tuple(DATASETS)),
                 root=None if fields["root"] is None else Path(gate.string("root", fields["root"], 4096)),
                 validation_share=gate.number("validation_share", fields["validation_share"], 0, 1),
                 limit=None if fields["limit"] is None else gate.integer("limit", fields["limit"]),
@@ -265,16 +252,7 @@ def load(settings: DatasetSettings, resolution: int) -> Split:
     Raises:
         DatasetError: if it is missing, empty, or too small to split; the message names the folder.
     """
-    readers: dict[str, Callable[[DatasetSettings, int], Split]] = {
-        "digits": _digits,
-        "cifar10": _cifar,
-        "cifar100": _cifar,
-        "fashion_mnist": _fashion_mnist,
-        "imagefolder": _image_folder,
-        "imagenet": _imagenet,
-        "synthetic": _synthetic,
-    }
-    return readers[settings.name](settings, resolution)
+    return DATASETS[settings.name].read(settings, resolution)
 
 
 class Splits:
@@ -328,17 +306,8 @@ def class_count(settings: DatasetSettings) -> int:
     Raises:
         DatasetError: if the dataset's folder is missing or a class folder is empty.
     """
-    known = {
-        "digits": 10,
-        "cifar10": 10,
-        "cifar100": 100,
-        "fashion_mnist": 10,
-        "imagenet": 1000,
-        "synthetic": 4,
-    }
-    if settings.name in known:
-        return known[settings.name]
-    return len(read_folder(_root(settings), settings.skip_unreadable).classes)
+    kind = DATASETS[settings.name]
+    return kind.classes or len(read_folder(_root(settings), settings.skip_unreadable).classes)
 
 
 def check(settings: DatasetSettings) -> str:
@@ -351,7 +320,7 @@ def check(settings: DatasetSettings) -> str:
         DatasetError: if it cannot be used.
         PictureError: if a picture of ``imagefolder`` cannot be read.
     """
-    if settings.name != "imagefolder":
+    if DATASETS[settings.name].classes:
         return f"{settings.name}: {class_count(settings)} classes"
     found = read_folder(_root(settings), settings.skip_unreadable)
     if not settings.skip_unreadable:
@@ -544,7 +513,7 @@ def _tensor_split(
 
 
 def _augment(settings: DatasetSettings) -> Augment:
-    return settings.augment or USUAL_AUGMENT[settings.name]
+    return settings.augment or DATASETS[settings.name].augment
 
 
 def _tensor_images(
@@ -617,3 +586,32 @@ def _root(settings: DatasetSettings, must_exist: bool = True) -> Path:
             f"there is no folder {settings.root}; set dataset.root to where {settings.name} lies"
         )
     return settings.root
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """A kind of images.
+
+    Attributes:
+        read: reads it at a resolution.
+        augment: what is usual for it: photos may be mirrored, digits may not.
+        classes: how many it has; None where its folders tell.
+        files: whether it is files of pictures of any size, which may be cut out and coloured.
+    """
+
+    read: Callable[[DatasetSettings, int], Split]
+    augment: Augment
+    classes: int | None
+    files: bool = False
+
+
+# A dataset is a line here and a YAML in conf/dataset.
+DATASETS: dict[str, Dataset] = {
+    "digits": Dataset(_digits, Augment(shift=1 / 16), 10),
+    "cifar10": Dataset(_cifar, Augment(flip=True, shift=1 / 16), 10),
+    "cifar100": Dataset(_cifar, Augment(flip=True, shift=1 / 16), 100),
+    "fashion_mnist": Dataset(_fashion_mnist, Augment(flip=True, shift=1 / 16), 10),
+    "imagefolder": Dataset(_image_folder, Augment(flip=True, crop=0.2), None, files=True),
+    "imagenet": Dataset(_imagenet, Augment(flip=True, crop=0.2), 1000, files=True),
+    "synthetic": Dataset(_synthetic, Augment(shift=1 / 16), 4),
+}

@@ -39,7 +39,7 @@ from nas.onnx_graph import onnx_model
 from nas.pictures.folders import listed
 from nas.pictures.recognition import PREPROCESSING, Recognition, versions
 from nas.quantize import activation_ranges, quantize
-from nas.runtimes.runtime import Runtime, RuntimeName
+from nas.runtimes.runtime import Runtime
 from nas.runtimes.subject import Precision
 from nas.saving import SaveError, check_output, write_atomically
 from nas.settings import LEAST_RESOLUTION, Chosen, DatasetConfig, TrainConfig
@@ -163,7 +163,7 @@ def main(config: ExportConfig) -> None:
     settings = config.export
     if settings.format != "onnx":
         # Said before anything is trained.
-        Runtime(cast(RuntimeName, settings.format), cast(Precision, settings.precision)).version()
+        Runtime(settings.format, cast(Precision, settings.precision)).version()
     output, weights = _outputs(settings)
     trained = _read_weights(Path(settings.weights)) if settings.weights else None
     if task := task_of(settings.task, settings.task_classes, "export"):

@@ -11,7 +11,6 @@ import importlib.metadata
 from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Literal, get_args
 
 from nas.measuring.rounds import Runner
 from nas.runtimes import executorch, litert, ncnn, onnxruntime, openvino, pytorch
@@ -20,16 +19,13 @@ from search_spaces.errors import InputError
 from search_spaces.layers import LayerKey
 from search_spaces.tasks import Task, TaskNetwork
 
-RuntimeName = Literal[
-    "onnxruntime", "litert", "litert_split", "openvino", "ncnn", "executorch", "torch", "torch_compile"
-]
-RUNTIMES: tuple[str, ...] = get_args(RuntimeName)
+RuntimeName = str
 # Those that run networks with a head for segmentation or detection, in fp32.
-TASK_RUNTIMES: tuple[RuntimeName, ...] = ("onnxruntime", "openvino")
+TASK_RUNTIMES: tuple[str, ...] = ("onnxruntime", "openvino")
 
 
 @dataclass(frozen=True, slots=True)
-class _Engine:
+class Engine:
     """What a file of this package offers.
 
     Attributes:
@@ -47,26 +43,28 @@ class _Engine:
     model: Callable[[Subject, Precision], Model] | None = None
 
 
-_ENGINES: dict[str, _Engine] = {
-    "onnxruntime": _Engine(
+# A runtime is a line here, a file of this package and a YAML in conf/runtime.
+ENGINES: dict[str, Engine] = {
+    "onnxruntime": Engine(
         onnxruntime.PACKAGE,
         onnxruntime.EXTRA,
         onnxruntime.PRECISIONS,
         onnxruntime.runner,
         onnxruntime.model,
     ),
-    "litert": _Engine(litert.PACKAGE, litert.EXTRA, litert.PRECISIONS, litert.runner, litert.model),
-    "litert_split": _Engine(
+    "litert": Engine(litert.PACKAGE, litert.EXTRA, litert.PRECISIONS, litert.runner, litert.model),
+    "litert_split": Engine(
         litert.PACKAGE, litert.EXTRA, litert.SPLIT_PRECISIONS, litert.split_runner, litert.split_model
     ),
-    "openvino": _Engine(
+    "openvino": Engine(
         openvino.PACKAGE, openvino.EXTRA, openvino.PRECISIONS, openvino.runner, openvino.model
     ),
-    "ncnn": _Engine(ncnn.PACKAGE, ncnn.EXTRA, ncnn.PRECISIONS, ncnn.runner, ncnn.model),
-    "executorch": _Engine(executorch.PACKAGE, executorch.EXTRA, executorch.PRECISIONS, executorch.runner),
-    "torch": _Engine(pytorch.PACKAGE, pytorch.EXTRA, pytorch.PRECISIONS, pytorch.runner),
-    "torch_compile": _Engine(pytorch.PACKAGE, pytorch.EXTRA, pytorch.PRECISIONS, pytorch.compiled_runner),
+    "ncnn": Engine(ncnn.PACKAGE, ncnn.EXTRA, ncnn.PRECISIONS, ncnn.runner, ncnn.model),
+    "executorch": Engine(executorch.PACKAGE, executorch.EXTRA, executorch.PRECISIONS, executorch.runner),
+    "torch": Engine(pytorch.PACKAGE, pytorch.EXTRA, pytorch.PRECISIONS, pytorch.runner),
+    "torch_compile": Engine(pytorch.PACKAGE, pytorch.EXTRA, pytorch.PRECISIONS, pytorch.compiled_runner),
 }
+RUNTIMES: tuple[str, ...] = tuple(ENGINES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,21 +82,21 @@ class Runtime:
     threads: int = 1
 
     def __post_init__(self) -> None:
-        if self.name not in RUNTIMES:
-            near = get_close_matches(str(self.name), RUNTIMES, 1)
+        if self.name not in ENGINES:
+            near = get_close_matches(str(self.name), ENGINES, 1)
             guess = f"did you mean {near[0]}? " if near else ""
             raise RuntimeUnavailableError(
-                f"unknown runtime {self.name!r}; {guess}known are {', '.join(RUNTIMES)}"
+                f"unknown runtime {self.name!r}; {guess}known are {', '.join(ENGINES)}"
             )
         if self.precision not in PRECISIONS:
             raise RuntimeUnavailableError(
                 f"unknown precision {self.precision!r}; known are {', '.join(PRECISIONS)}"
             )
-        if self.precision not in _ENGINES[self.name].precisions:
-            able = [name for name, engine in _ENGINES.items() if self.precision in engine.precisions]
+        if self.precision not in ENGINES[self.name].precisions:
+            able = [name for name, engine in ENGINES.items() if self.precision in engine.precisions]
             raise RuntimeUnavailableError(
                 f"runtime {self.name} has no {self.precision} here; use runtime={' or runtime='.join(able)} "
-                f"for {self.precision}, or precision {_ENGINES[self.name].precisions[0]}"
+                f"for {self.precision}, or precision {ENGINES[self.name].precisions[0]}"
             )
         if type(self.threads) is not int or self.threads < 1:
             raise RuntimeUnavailableError(f"threads must be a positive integer, not {self.threads!r}")
@@ -106,7 +104,7 @@ class Runtime:
     @staticmethod
     def precisions_of(name: str) -> tuple[Precision, ...]:
         """What a runtime can run; nothing where there is no such runtime."""
-        return _ENGINES[name].precisions if name in _ENGINES else ()
+        return ENGINES[name].precisions if name in ENGINES else ()
 
     def version(self) -> str:
         """Version of the installed runtime.
@@ -114,7 +112,7 @@ class Runtime:
         Raises:
             RuntimeUnavailableError: with the command that installs it.
         """
-        engine = _ENGINES[self.name]
+        engine = ENGINES[self.name]
         try:
             return importlib.metadata.version(engine.package)
         except importlib.metadata.PackageNotFoundError:
@@ -145,7 +143,7 @@ class Runtime:
         if isinstance(subject, TaskNetwork):
             self.check_task(subject.task)
         try:
-            return _ENGINES[self.name].runner(subject, self.precision, self.threads)
+            return ENGINES[self.name].runner(subject, self.precision, self.threads)
         except InputError:
             raise
         except Exception as error:  # every runtime has exceptions of its own
@@ -162,9 +160,9 @@ class Runtime:
         Raises:
             RuntimeUnavailableError: if boards cannot run it, or the runtime is not installed here.
         """
-        make = _ENGINES[self.name].model
+        make = ENGINES[self.name].model
         if make is None:
-            able = [name for name, engine in _ENGINES.items() if engine.model is not None]
+            able = [name for name, engine in ENGINES.items() if engine.model is not None]
             raise RuntimeUnavailableError(
                 f"runtime={self.name} cannot be sent to a board; use runtime={' or runtime='.join(able)}"
             )
@@ -177,8 +175,8 @@ class Runtime:
 def installed(precision: Precision = "fp32") -> tuple[RuntimeName, ...]:
     """The runtimes that are installed here and have a precision."""
     found: list[RuntimeName] = []
-    for name in get_args(RuntimeName):
-        if precision in _ENGINES[name].precisions:
+    for name in ENGINES:
+        if precision in ENGINES[name].precisions:
             with contextlib.suppress(RuntimeUnavailableError):
                 Runtime(name, precision).version()
                 found.append(name)

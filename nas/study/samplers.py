@@ -44,15 +44,6 @@ def _nsga3(seed: int) -> BaseSampler:
         return NSGAIIISampler(seed=seed)
 
 
-_OPTUNA_SAMPLERS: dict[str, Callable[[int], BaseSampler]] = {
-    "nsga2": lambda seed: NSGAIISampler(seed=seed),
-    "nsga3": _nsga3,
-    "tpe": lambda seed: TPESampler(seed=seed, multivariate=True),
-    "gp": lambda seed: GPSampler(seed=seed),
-    "random": lambda seed: RandomSampler(seed=seed),
-}
-SAMPLERS: tuple[str, ...] = ("evolution", *_OPTUNA_SAMPLERS)
-
 # So many proposals of an Optuna sampler may be too slow or known before a feasible one is drawn for it.
 # A Gaussian process takes seconds for each and, with nothing learned from a rejection, repeats itself.
 _PATIENCE = 50
@@ -257,11 +248,34 @@ def make_proposer(
     Raises:
         SamplerError: if there is no such sampler.
     """
-    if name == "evolution":
-        return Evolution(neighbourhood, objective, seed, expensive)
-    if name not in _OPTUNA_SAMPLERS:
+    if name not in SAMPLERS:
         raise SamplerError(f"unknown sampler {name!r}: known are {', '.join(SAMPLERS)}")
-    return OptunaProposer(_OPTUNA_SAMPLERS[name](seed), objective, neighbourhood, seed)
+    return SAMPLERS[name](objective, neighbourhood, seed, expensive)
+
+
+def _evolution(objective: Objective, neighbourhood: Neighbourhood, seed: int, expensive: bool) -> Proposer:
+    return Evolution(neighbourhood, objective, seed, expensive)
+
+
+def optuna_sampler(make: Callable[[int], BaseSampler]) -> MakesProposer:
+    """What makes proposers of an Optuna sampler, which is made of a seed."""
+
+    def proposer(objective: Objective, neighbourhood: Neighbourhood, seed: int, expensive: bool) -> Proposer:
+        return OptunaProposer(make(seed), objective, neighbourhood, seed)
+
+    return proposer
+
+
+MakesProposer = Callable[[Objective, Neighbourhood, int, bool], Proposer]
+# A sampler is a line here and a YAML in conf/sampler.
+SAMPLERS: dict[str, MakesProposer] = {
+    "evolution": _evolution,
+    "nsga2": optuna_sampler(lambda seed: NSGAIISampler(seed=seed)),
+    "nsga3": optuna_sampler(_nsga3),
+    "tpe": optuna_sampler(lambda seed: TPESampler(seed=seed, multivariate=True)),
+    "gp": optuna_sampler(lambda seed: GPSampler(seed=seed)),
+    "random": optuna_sampler(lambda seed: RandomSampler(seed=seed)),
+}
 
 
 def distributions(

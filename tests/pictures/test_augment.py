@@ -7,7 +7,7 @@ import torch
 import yaml
 from PIL import Image
 
-from nas.data import USUAL_AUGMENT, DatasetError, DatasetSettings, load
+from nas.data import DATASETS, DatasetError, DatasetSettings, load
 from nas.pictures.augment import Augment
 from nas.pictures.preprocessing import Preprocessing
 from search_spaces.errors import InputError
@@ -75,7 +75,7 @@ def test_what_cannot_be_is_refused() -> None:
 
 def test_the_settings_of_the_commands_are_the_usual_ones() -> None:
     for path in (CONF / "dataset").glob("*.yaml"):
-        assert yaml.safe_load(path.read_text())["augment"] == asdict(USUAL_AUGMENT[path.stem]), path
+        assert yaml.safe_load(path.read_text())["augment"] == asdict(DATASETS[path.stem].augment), path
 
 
 @pytest.mark.parametrize("name", ["imagefolder", "digits"])

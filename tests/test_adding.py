@@ -1,0 +1,119 @@
+"""A sampler, a source of accuracy, a runtime, a dataset: each is added by a line in its mapping."""
+
+import warnings
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from optuna.exceptions import ExperimentalWarning
+from optuna.samplers import BaseSampler, QMCSampler
+
+from nas import assembly, data
+from nas.accuracy.source import Accuracy
+from nas.command import store_schemas
+from nas.cost import cost
+from nas.help import CONFIG_FOLDER
+from nas.runtimes import onnxruntime
+from nas.runtimes.runtime import ENGINES, Engine, Runtime
+from nas.settings import ACCURACY_SCHEMAS, SearchConfig, settings_of
+from nas.study.loop import run_search
+from nas.study.objective import Pareto
+from nas.study.samplers import SAMPLERS, optuna_sampler
+from nas.study.storage import open_storage, open_study
+from search_spaces.architecture import Architecture
+from search_spaces.references import reference
+from search_spaces.space import SearchSpace
+from tests.study.search_cases import MadeUpLatency, small_space
+
+
+@dataclass
+class MacsConfig:
+    """What the new source of accuracy can be told."""
+
+    name: str = "mine"
+    label: str = "mine"
+    trials: int = 5
+    minutes: float | None = None
+    scale: float = 1.0
+
+
+class Macs:
+    """The new source of accuracy."""
+
+    expensive = False
+
+    def __init__(self, scale: float) -> None:
+        self.scale = scale
+
+    def accuracy(self, architecture: Architecture) -> Accuracy:
+        return Accuracy(min(100.0, self.scale * cost(architecture).macs / 1e6), "proxy")
+
+
+def composed(*overrides: str) -> SearchConfig:
+    store_schemas("search", SearchConfig)
+    with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
+        return settings_of(compose("search", [*overrides]), SearchConfig)
+
+
+def add_yaml(group: str, **settings: object) -> None:
+    """What a file ``conf/GROUP/mine.yaml`` is to Hydra."""
+    ConfigStore.instance().store(group=group, name="mine", node={"name": "mine", **settings})
+
+
+def made(chosen: MacsConfig, config: SearchConfig, space: SearchSpace) -> assembly.Source:
+    return space, Macs(chosen.scale), None
+
+
+def quasi_random(seed: int) -> BaseSampler:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        return QMCSampler(seed=seed)
+
+
+def test_a_source_of_accuracy_and_a_sampler_make_a_search(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(ACCURACY_SCHEMAS, "mine", MacsConfig)
+    monkeypatch.setitem(assembly.SOURCES, MacsConfig, made)
+    monkeypatch.setitem(SAMPLERS, "mine", optuna_sampler(quasi_random))
+    store_schemas("search", SearchConfig)
+    ConfigStore.instance().store(group="accuracy", name="mine", node=MacsConfig)
+    add_yaml("sampler")
+    config = composed("accuracy=mine", "accuracy.scale=0.5", "sampler=mine")
+    space, accuracy, _ = assembly.accuracy_of(config, small_space())
+    study = open_study(open_storage(str(tmp_path / "study.journal")), "s", Pareto(), space, {})
+    result = run_search(
+        study,
+        space,
+        Pareto(),
+        accuracy,
+        MadeUpLatency(),
+        {"mobilenet_v1": reference("mobilenet_v1", 32, 10)},
+        sampler=config.sampler.name,
+        trials=config.search.trials,
+    )
+    assert result.evaluated == 5
+    for trial in study.trials:
+        assert trial.user_attrs["top1"] == pytest.approx(trial.user_attrs["macs"] / 2e6)
+
+
+def test_a_runtime_times_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Engine(onnxruntime.PACKAGE, onnxruntime.EXTRA, ("fp32",), onnxruntime.runner)
+    monkeypatch.setitem(ENGINES, "mine", engine)
+    add_yaml("runtime", precision="fp32", threads=1)
+    runtime = assembly.runtime_of(composed("runtime=mine").runtime)
+    assert runtime.name == "mine"
+    assert runtime.version() == Runtime("onnxruntime").version()
+    runtime.runner(reference("mobilenet_v3_small_050", 32, 10))()
+
+
+def test_a_dataset_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    synthetic = data.DATASETS["synthetic"]
+    monkeypatch.setitem(data.DATASETS, "mine", synthetic)
+    add_yaml("dataset", resolutions=[16], limit=40)
+    images = assembly.dataset_settings(composed("dataset=mine").dataset)
+    expected = data.load(replace(images, name="synthetic"), 16)
+    assert data.class_count(images) == len(expected.classes)
+    assert data.load(images, 16).classes == expected.classes
