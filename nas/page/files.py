@@ -13,8 +13,6 @@ architectures/<id>.yaml  each front member, for `python -m nas.export` and Archi
 
 from __future__ import annotations
 
-import csv
-import io
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,27 +33,6 @@ from nas.page.report import (
 from nas.pictures.recognition import LABELS, labels
 from nas.saving import markdown_text, spreadsheet_cell, write_atomically
 from nas.shell import shell_line
-
-_COLUMNS = (
-    "id",
-    "name",
-    "kind",
-    "top1",
-    "deviation",
-    "class_mean",
-    "accuracy_source",
-    "published",
-    "latency_ms",
-    "latency_source",
-    "latency_error_ms",
-    "p90_ms",
-    "p99_ms",
-    "macs",
-    "parameters",
-    "model_size_mb",
-    "peak_memory_mb",
-    "resolution",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,12 +158,10 @@ def comparison_rows(first: Report, second: Report) -> dict[str, str]:
 
 def pareto_csv(report: Report) -> str:
     """One line for each front member and reference, by latency."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(_COLUMNS)
-    for network in _front_and_references(report):
-        writer.writerow(_cell(getattr(network, column)) for column in _COLUMNS)
-    return text.getvalue()
+    rows = report.frame(_front_and_references(report)).drop(columns="on_front")
+    cells = rows.astype(object).where(rows.notna(), "").map(_cell)
+    text: str = cells.to_csv(index=False, lineterminator="\n")
+    return text
 
 
 def summary(report: Report) -> str:
@@ -259,7 +234,7 @@ def _front_and_references(report: Report) -> list[NetworkResult]:
 def _cell(value: object) -> object:
     if isinstance(value, str):
         return spreadsheet_cell(value)
-    return f"{value:.6g}" if isinstance(value, float) else "" if value is None else value
+    return f"{value:.6g}" if isinstance(value, float) else value
 
 
 def _accuracy(network: NetworkResult) -> str:

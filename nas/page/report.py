@@ -19,7 +19,7 @@ from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 import optuna
@@ -44,7 +44,11 @@ from search_spaces.references import UnknownReferenceError, published_top1
 from search_spaces.space import SearchSpace
 from search_spaces.tasks import DEFAULT_CLASSES
 
+if TYPE_CHECKING:
+    import pandas
+
 _log = logging.getLogger(__name__)
+_TEXTS = frozenset(("id", "name", "kind", "accuracy_source", "latency_source"))
 STUDY_FILE = "study.journal"
 # Study attribute with references that are no trials: networks of other families, measured end to end,
 # with the accuracy their authors publish; see nas.page.torchvision_reference.
@@ -56,6 +60,27 @@ _JOINT_NETWORKS = 100
 MIXED_KINDS = (
     "A predicted accuracy is for one recipe of training, a published one for its authors': they are not "
     "compared, as recipes differ by more than networks do."
+)
+# Of :meth:`Report.frame`, besides whether a network is on the front.
+COLUMNS = (
+    "id",
+    "name",
+    "kind",
+    "top1",
+    "deviation",
+    "class_mean",
+    "accuracy_source",
+    "published",
+    "latency_ms",
+    "latency_source",
+    "latency_error_ms",
+    "p90_ms",
+    "p99_ms",
+    "macs",
+    "parameters",
+    "model_size_mb",
+    "peak_memory_mb",
+    "resolution",
 )
 # fANOVA on this many trials takes a few seconds; on all of a long study it would take minutes.
 _TRIALS_FOR_IMPORTANCE = 300
@@ -368,6 +393,28 @@ class Report:
     third: str | None = None
     limits: Mapping[str, float] = field(default_factory=dict)
     seed_scatter: float = 0.0
+
+    def frame(self, networks: Sequence[NetworkResult] | None = None) -> pandas.DataFrame:
+        """Networks as a table to calculate with: a row each, numbers as numbers.
+
+        Args:
+            networks: which, in this order; None: all, in the order of the study.
+
+        Returns:
+            The columns :data:`COLUMNS` and ``on_front``, by number of the trial. Accuracies are in percent,
+            latencies in milliseconds, sizes in megabytes; what is not known is missing.
+        """
+        import pandas  # of a report that is only drawn nobody needs it
+
+        chosen = self.networks if networks is None else networks
+        on_front = {each.trial for each in self.front}
+        trials = pandas.Index([each.trial for each in chosen], name="trial")
+        columns = {name: [getattr(each, name) for each in chosen] for name in COLUMNS}
+        frame = pandas.DataFrame(columns, index=trials)
+        numbers = [name for name in COLUMNS if name not in _TEXTS]
+        whole = dict.fromkeys(("macs", "parameters", "resolution"), "Int64")
+        frame = frame.astype({name: whole.get(name, "float64") for name in numbers})
+        return frame.assign(on_front=[each in on_front for each in trials])
 
     @cached_property
     def references(self) -> tuple[NetworkResult, ...]:

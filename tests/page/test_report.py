@@ -12,6 +12,7 @@ from optuna.trial import FrozenTrial
 from nas.accuracy.source import Judgement
 from nas.page.files import pareto_csv, summary
 from nas.page.report import (
+    COLUMNS,
     NetworkResult,
     ReportError,
     _hypervolume_over_trials,
@@ -331,3 +332,19 @@ def test_what_is_above_a_limit_is_not_recommended_be_it_a_reference() -> None:
     small = network(70, 2, 2)
     assert report(large, small).front == (large,)
     assert report(large, small, limits={"model_size_mb": 20.0}).front == (small,)
+
+
+def test_the_frame_holds_numbers_and_what_is_unknown_is_missing(tmp_path: Path) -> None:
+    made_up_study(tmp_path / "s")
+    found = report_of(read_study(tmp_path / "s"), importances=False)
+    frame = found.frame()
+    assert list(frame.columns) == [*COLUMNS, "on_front"]
+    assert list(frame.index) == [each.trial for each in found.networks]
+    assert set(frame[frame.on_front].index) == {each.trial for each in found.front} != set()
+    assert frame.macs.sum() == sum(each.macs for each in found.networks)
+    assert frame.latency_ms.dtype == "float64"
+    assert frame.p99_ms.isna().all()
+    assert frame.name.isna().sum() == len(found.candidates)
+    best = frame[frame.on_front].nlargest(1, "top1").iloc[0]
+    assert best.top1 == max(each.top1 for each in found.front)
+    assert list(found.frame(found.front).id) == [each.id for each in found.front]
