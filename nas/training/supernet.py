@@ -23,7 +23,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, distributed, nn
-from torch.distributed.nn import functional as collectives
 from torch.nn import functional
 from torch.optim.swa_utils import update_bn
 
@@ -156,6 +155,8 @@ class _BorrowingLayer:
                 norm = _Norm(module.eps)
                 self._norms.append(norm)
                 layer.body[number] = norm
+            elif isinstance(module, nn.Dropout):
+                layer.body[number] = _Dropout(module.p)
         # What is borrowed: (module, name), in the order of the layer's parameters.
         self._borrowed: list[tuple[nn.Module, str]] = []
         for module in layer.modules():
@@ -219,9 +220,36 @@ class _Norm(nn.Module):
         return (centred * scale.reshape(shape) + self.shift.reshape(shape)).to(features.dtype)
 
 
-def _sum_of_all(own: Tensor) -> Tensor:
+class _Dropout(nn.Dropout):
+    """Dropout that does not depend on how a batch is shared among processes, given one seed for all."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(N, ...), single values set to zero."""
+        if not self.training or not self.p:
+            return features
+        count, rank = world_size(), distributed.get_rank() if world_size() > 1 else 0
+        whole = torch.rand(len(features) * count, *features.shape[1:], device=features.device)
+        return features * (whole[rank::count] >= self.p) / (1 - self.p)
+
+
+class _SumOfAll(torch.autograd.Function):
     """The sum over all processes; gradients flow back to each of them."""
-    total: Tensor = collectives.all_reduce(own)  # type: ignore[no-untyped-call]
+
+    @staticmethod
+    def forward(context: Any, own: Tensor) -> Tensor:
+        total = own.clone()
+        distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(context: Any, *gradients: Tensor) -> Tensor:
+        total = gradients[0].clone()
+        distributed.all_reduce(total)
+        return total
+
+
+def _sum_of_all(own: Tensor) -> Tensor:
+    total: Tensor = _SumOfAll.apply(own)
     return total
 
 

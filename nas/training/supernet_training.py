@@ -293,7 +293,8 @@ class SupernetTraining:
         recipe = self.recipe
         generator = random.Random(f"{recipe.seed}/{self.step}")
         drawn = [self.supernet.space.sample(generator) for _ in range(recipe.random_members)]
-        torch.manual_seed(recipe.seed * 1_000_003 + self.step * self._processes.count + self._processes.rank)
+        # The same in all processes: dropout draws for the whole batch, and takes its share.
+        torch.manual_seed(recipe.seed * 1_000_003 + self.step)
         losses = torch.zeros(3, device=images.device)
         logits = self._logits(self._largest, images, dropout=True)
         loss = functional.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)

@@ -1,5 +1,8 @@
 import json
+import os
 import pickle
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -255,3 +258,25 @@ def test_another_space_or_class_count_is_named(checkpoint: Path) -> None:
         check_fits(checkpoint, found, SPACE.restricted(classes=10))
     with pytest.raises(CheckpointError, match=r"another search space \(stripes: resolutions differ\)"):
         check_fits(checkpoint, found, SPACE.restricted([16]))
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_with_the_same_batch(tmp_path: Path) -> None:
+    (tmp_path / "space.yaml").write_text(json.dumps(SPACE.to_dict()))
+    images = ["search_space=space.yaml", "dataset=synthetic", "dataset.resolutions=[16]"]
+    recipe = ["supernet.epochs=2", "supernet.batch_size=32", "supernet.threads=1"]
+    curves = []
+    for count in (1, 2):
+        started = ["-m", "torch.distributed.run", "--nproc-per-node", str(count), "-m", "nas.supernet"]
+        path = tmp_path / f"{count}.safetensors"
+        done = subprocess.run(
+            [sys.executable, *started, *images, *recipe, f"supernet.checkpoint={path}"],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
+        )
+        assert done.returncode == 0, done.stderr
+        curves.append(read(path).curve)
+    for one, two in zip(*curves, strict=True):
+        assert two == pytest.approx(one, abs=2e-5)
