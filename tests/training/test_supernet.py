@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from nas.network import Network
+from nas.training import supernet as supernet_module
 from nas.training.supernet import Supernet, calibrate, extreme_member
 from search_spaces.architecture import Architecture
 from search_spaces.layers import network_operators
@@ -219,3 +220,14 @@ def test_extremes_have_the_most_and_the_fewest_weights() -> None:
         counts = [sum(each.numel() for each in Network(m).parameters()) for m in members(space, 40)]
         assert counts[0] == max(counts)
         assert counts[1] == min(counts)
+
+
+@pytest.mark.parametrize("shape", [(6, 5, 4, 4), (6, 5)], ids=["maps", "pooled"])
+def test_sums_over_processes_normalise_like_one_process(
+    monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...]
+) -> None:
+    norm = supernet_module._Norm(1e-3)
+    norm.scale, norm.shift = torch.rand(5), torch.rand(5)
+    features = torch.randn(shape)
+    monkeypatch.setattr(supernet_module, "_sum_of_all", lambda own: own)
+    assert torch.allclose(norm._together(features), norm(features), atol=1e-6)
