@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Callable
@@ -23,6 +24,7 @@ from nas.help import CONFIG_FOLDER, help_text
 from nas.measuring.rounds import MeasurementError
 from nas.overrides import overrides_of
 from nas.settings import ACCURACY_SCHEMAS, settings_of
+from search_spaces.blocks import SQUARE, is_oblong
 from search_spaces.errors import InputError, masked, shorten
 
 _Settings = TypeVar("_Settings")
@@ -113,4 +115,6 @@ def _config_error(error: Exception) -> str:
         )
     ]
     kept = " ".join(line for line in lines if not line.startswith(("provider=", "Did you mean")))
+    if (value := re.search(r"resolutions?=\S* Value '([^']*)'", kept)) and is_oblong(value[1]):
+        kept += f": {SQUARE}"
     return shorten(kept, 1_000)

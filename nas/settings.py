@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 
+from search_spaces.blocks import SQUARE, is_oblong
 from search_spaces.errors import InputError
 
 _C = TypeVar("_C")
@@ -458,6 +459,8 @@ class DatasetConfig:
         if not self.resolutions:
             raise InputError("dataset.resolutions is empty: write the pixels a side, e.g. [128]")
         for side in self.resolutions:
+            if is_oblong(side):
+                raise InputError(f"dataset.resolutions: {side!r}: {SQUARE}")
             _at_least("dataset.resolutions", side, LEAST_RESOLUTION)
 
 

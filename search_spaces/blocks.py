@@ -5,6 +5,7 @@ A new kind of block is one function from a block to operators and one line of :d
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -383,6 +384,16 @@ def _block_operators(block: Block, size: int) -> Operators:
 # -- checks ----------------------------------------------------------------------------------------
 
 
+SQUARE = "images are square here: write one side in pixels, e.g. 224"
+
+
+def is_oblong(value: object) -> bool:
+    """Whether somebody means an image of two sides: ``[224, 160]`` or ``224x160``."""
+    if isinstance(value, str):
+        return re.fullmatch(r"\s*\d+\s*[x×*,/]\s*\d+\s*", value.lower()) is not None
+    return isinstance(value, list | tuple) and len(value) == 2
+
+
 def check_positive(where: str, most: int, **values: object) -> None:
     """Refuse what is no positive integer, or a larger one than anybody means.
 
@@ -390,6 +401,8 @@ def check_positive(where: str, most: int, **values: object) -> None:
         ArchitectureError: naming the value.
     """
     for name, value in values.items():
+        if name == "resolution" and is_oblong(value):
+            raise ArchitectureError(f"{where}: resolution {value!r}: {SQUARE}")
         if type(value) is not int or value < 1:
             raise ArchitectureError(f"{where}: {name} must be a positive integer, not {value!r}")
         if value > most:

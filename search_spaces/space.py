@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from search_spaces.architecture import MAX_CLASSES, MAX_RESOLUTION, Architecture
-from search_spaces.blocks import MAX_CHANNELS, Block, Head, Stem
+from search_spaces.blocks import MAX_CHANNELS, SQUARE, Block, Head, Stem, is_oblong
 from search_spaces.errors import InputError
 from search_spaces.gate import MAX_YAML_BYTES, Gate
 from search_spaces.ops import halve
@@ -107,6 +107,11 @@ class SearchSpace:
         values["stems"] = read_list(f"{where}: stems", values["stems"], read_stem)
         values["heads"] = read_list(f"{where}: heads", values["heads"], read_head)
         values["stages"] = read_list(f"{where}: stages", values["stages"], read_stage)
+        offered = values["resolutions"]
+        # Two numbers in a list are two choices; a list within it is a height and a width.
+        for each in offered if isinstance(offered, list | tuple) else [offered]:
+            if is_oblong(each):
+                raise SpaceError(f"{where}: resolutions: {each!r}: {SQUARE}")
         values["resolutions"] = candidates_of(
             f"{where}: resolutions", values["resolutions"], int, 8, MAX_RESOLUTION
         )

@@ -134,6 +134,10 @@ def _refused(outcome: Outcome, *parts: str) -> None:
         (["hardware=rpi4", "objective=mnasnet"], ["objective.target_ms"]),
         (["hardware=rpi4", "objective.third=colour"], ["macs", "colour"]),
         (["hardware=rpi4", "study.name=../elsewhere"], ["../elsewhere", "study.folder"]),
+        (["hardware=rpi4", "search_space.resolutions=[[224,160]]"], ["[224, 160]", "images are square here"]),
+        (["hardware=rpi4", "search_space.resolutions=[224x160]"], ["224x160", "images are square here"]),
+        (["accuracy=train", "dataset.resolutions=[[32,16]]"], ["[32, 16]", "images are square here"]),
+        (["accuracy=train", "dataset.resolutions=[32x16]"], ["32x16", "images are square here"]),
         (["profile.rounds=0"], ["profile.rounds must be at least 1"]),
     ],
 )

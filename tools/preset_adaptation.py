@@ -6,6 +6,8 @@ others with what was measured; beside it a shipped estimate with one factor for 
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +20,8 @@ from nas.command import command
 from nas.console import console, print_summary
 from nas.latency.predictor import LayerPredictor
 from nas.latency.preset import EstimatedLayers
-from nas.latency.table import LatencyTable
+from nas.latency.table import MAX_BYTES, LatencyTable, TableError
+from search_spaces.gate import Gate
 from search_spaces.layers import LayerKey
 
 
@@ -27,7 +30,7 @@ class AdaptationConfig:
     """Everything ``python -m tools.preset_adaptation`` can be told.
 
     Attributes:
-        table: folder of a measured latency table.
+        table: folder of a measured latency table, or a CSV of layers (``key``, ``mean_ms``).
         estimate: name of a shipped estimate, for comparison.
         counts: numbers of layers to know.
         draws: random choices of layers to average over.
@@ -103,10 +106,9 @@ def adaptation_errors(
 
 def main(config: AdaptationConfig) -> None:
     """Print the error on layers kept aside against the number of layers used."""
-    table = LatencyTable.load(Path(config.table))
-    measured = {key: each.latency_ms for key, each in table.entries.items() if each.source == "measured"}
+    title, measured = _measured(Path(config.table))
     heads = ("layers", "predicted", "worst", "one factor only")
-    shown = Table(*heads, title=table.header.title, title_justify="left")
+    shown = Table(*heads, title=title, title_justify="left")
     estimate = EstimatedLayers.load(config.estimate)
     for error in adaptation_errors(estimate, measured, config.counts, config.draws):
         percents = (error.predicted_percent, error.worst_percent, error.factor_percent)
@@ -119,8 +121,29 @@ def main(config: AdaptationConfig) -> None:
     print_summary(
         f"layers predicted from few, and the estimate of {config.estimate}",
         rows,
-        f"python -m nas.profile hardware={table.header.hardware} profile.max_keys=30",
+        f"python -m nas.profile hardware={config.estimate} hardware.host=USER@BOARD profile.max_keys=30",
     )
+
+
+def _measured(path: Path) -> tuple[str, dict[LayerKey, float]]:
+    """What was measured, and latencies in milliseconds by layer.
+
+    Args:
+        path: folder of a latency table, or a CSV with the columns ``key`` and ``mean_ms``.
+
+    Raises:
+        InputError: if it is neither.
+    """
+    if path.suffix != ".csv":
+        table = LatencyTable.load(path)
+        entries = table.entries.items()
+        return table.header.title, {
+            key: each.latency_ms for key, each in entries if each.source == "measured"
+        }
+    gate = Gate(str(path), TableError)
+    rows = list(csv.DictReader(io.StringIO(gate.text(path, MAX_BYTES))))
+    with gate.reading():
+        return path.stem, {LayerKey.parse(row["key"]): float(row["mean_ms"]) for row in rows if row["key"]}
 
 
 if __name__ == "__main__":

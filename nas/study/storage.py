@@ -361,11 +361,12 @@ def _agree(study: optuna.Study, objective: Objective, space: SearchSpace, wanted
     if _LAYERS in attributes:
         # What the shared table holds by now is nothing to a study that carries its own layers.
         kept, wanted = _without_content(kept), _without_content(wanted)
-    for key, old, new in _differences(kept, wanted):
-        raise StudyMismatchError(_changed(name, key, old, new))
     plain_space = json.loads(json.dumps(space.to_dict()))
     for key, old, new in _differences(attributes["space"], plain_space):
         raise StudyMismatchError(_changed(name, f"search space: {key}", old, new))
+    # What somebody set comes before what follows from it.
+    for key, old, new in sorted(_differences(kept, wanted), key=lambda each: "content" in each[0]):
+        raise StudyMismatchError(_changed(name, key, old, new))
 
 
 def table_of(storage: BaseStorage, name: str) -> LatencyTable | None:
@@ -418,6 +419,19 @@ def _without_content(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _changed(name: str, key: str, old: object, new: object) -> str:
+    # Digests say nothing to people.
+    what = None
+    if key == "latency table.content":
+        what = "the latencies of its layers"
+    elif key == "dataset.content":
+        what = "the files in dataset.root"
+    elif key.startswith("accuracy.content."):
+        what = f"the content of the file accuracy.{key.removeprefix('accuracy.content.')}"
+    if what is not None:
+        return (
+            f"study {name!r} was started with another state of {what}; restore it or give the new study "
+            "another name"
+        )
     return (
         f"study {name!r} was started with {key} = {_short(old)}, now it is {_short(new)}: "
         "restore the setting or give the new study another name"

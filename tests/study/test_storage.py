@@ -3,6 +3,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import optuna
@@ -140,6 +141,39 @@ def test_changed_settings_are_refused_by_name(tmp_path: Path) -> None:
         StudyMismatchError, match="holds the study 's', not 'another': was its folder renamed"
     ):
         open_study(storage, "another", Budget(), small_space(), fingerprint)
+
+
+@pytest.mark.parametrize(
+    ("begun", "now", "said"),
+    [
+        ({"latency table": {"content": "1c73"}}, {"latency table": {"content": "10ff"}}, "latencies of its"),
+        (
+            {"accuracy": {"content": {"path": "1c73"}}},
+            {"accuracy": {"content": {"path": "a"}}},
+            "accuracy.path",
+        ),
+        ({"dataset": {"content": "1c73"}}, {"dataset": {"content": "10ff"}}, "the files in dataset.root"),
+        (
+            {"latency table": {"content": "1c73"}, "search.caution": 1.0},
+            {"latency table": {"content": "10ff"}, "search.caution": 2.0},
+            "search.caution = 1.0, now it is 2.0",
+        ),
+    ],
+)
+def test_a_change_is_said_in_words_not_in_digests(
+    tmp_path: Path, begun: dict[str, object], now: dict[str, object], said: str
+) -> None:
+    storage = open_storage(str(tmp_path / "study.journal"))
+    open_study(storage, "s", Pareto(), small_space(), begun).add_trial(
+        optuna.create_trial(values=[50.0, 1.0])
+    )
+    with pytest.raises(StudyMismatchError, match=said) as refused:
+        open_study(storage, "s", Pareto(), small_space(), now)
+    assert "1c73" not in str(refused.value)
+    # What follows from another space is not what somebody changed.
+    with pytest.raises(StudyMismatchError, match=r"search space: "):
+        open_study(storage, "s", Pareto(), replace(small_space(), resolutions=(64,)), now)
+    close_storage(storage)
 
 
 def test_a_study_without_a_complete_trial_binds_nobody(tmp_path: Path) -> None:
