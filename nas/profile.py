@@ -14,13 +14,14 @@ from nas.console import console, measuring_progress, print_summary, print_table_
 from nas.devices.device import Target
 from nas.devices.kit import groups_of, read_result, write_kit
 from nas.latency.hardware import Hardware, import_result
+from nas.latency.once_for_all import once_for_all
 from nas.latency.plan import Plan, calibration_networks, make_plan, seconds_needed
 from nas.latency.provision import load_table, profile_command, reference_architectures, table_folder
 from nas.latency.recovery import resumed
 from nas.latency.sessions import TABLE, profile
 from nas.measuring.conditions import PACKAGES
 from nas.runtimes.runtime import Runtime
-from nas.saving import hold
+from nas.saving import check_output, hold, write_atomically
 from nas.settings import Chosen, HardwareConfig, ProfileSettings, RuntimeConfig
 from search_spaces.errors import InputError
 from search_spaces.layers import layer_keys, reachable_layer_keys
@@ -47,6 +48,9 @@ def main(config: ProfileConfig) -> None:
     board = hardware_of(hardware)
     if settings.import_file:
         _import(Path(settings.import_file), board, runtime, space, folder)
+        return
+    if settings.export:
+        _export(Path(settings.export), board, runtime, folder)
         return
     target = None if settings.kit else board.target(runtime, settings.seed, console.print)
     if target is None and not settings.kit:
@@ -131,6 +135,28 @@ def _write_kit(path: Path, board: Hardware, runtime: Runtime, plan: Plan, settin
         ),
     }
     print_summary("measuring kit", rows, f"python3 {shlex.quote(path.name)}    on the board")
+
+
+def _export(path: Path, board: Hardware, runtime: Runtime, folder: Path) -> None:
+    """Write the table there is in once-for-all's form."""
+    table = load_table(folder, board.name, runtime, say=console.print)
+    if table is None:
+        raise InputError(
+            f"there is no latency table in {folder} yet; measure it with: {board.how_to_measure(runtime)}"
+        )
+    made = once_for_all(table)
+    if path.is_file():
+        raise InputError(f"profile.export={path} exists already: name another file")
+    check_output(path, "profile.export", size_bytes=len(made.text))
+    write_atomically(path, made.text)
+    rows = {
+        "table": table.header.title,
+        "layers": f"{made.layers:,}; {made.left_out:,} have no name there and are left out",
+        "file": str(path),
+    }
+    print_summary(
+        "once-for-all's latency table", rows, f"MBv3LatencyTable(url={str(path)!r})    in once-for-all"
+    )
 
 
 def _import(path: Path, board: Hardware, runtime: Runtime, space: SearchSpace, folder: Path) -> None:

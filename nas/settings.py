@@ -115,6 +115,7 @@ class ProfileSettings:
         dry_run: only say what would be measured and how long it would take.
         kit: write a portable measuring kit to this zip file instead of measuring.
         import_file: turn a board's result file into a table instead of measuring; ``profile.import=``.
+        export: write the table there is to this file, in once-for-all's YAML form, instead of measuring.
     """
 
     folder: str = "results/latency"
@@ -125,6 +126,7 @@ class ProfileSettings:
     dry_run: bool = False
     kit: str | None = None
     import_file: str | None = None
+    export: str | None = None
 
     def __post_init__(self) -> None:
         if self.max_keys is not None:
