@@ -41,7 +41,7 @@ _LISTED = re.compile(r"\[(.*)\]", re.DOTALL)
 # Of another machine: its home folder is not this one's.
 _ELSEWHERE = ("hardware.python", "hardware.host")
 # What a dataclass cannot call a field.
-_RENAMED = {"profile.import": "profile.import_file"}
+_RENAMED = {"profile.import": "profile.import_file", "validate.import": "validate.import_file"}
 
 _numbers = itertools.count(1)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,12 +12,27 @@ from rich.table import Table
 from nas.assembly import hardware_of, runtime_of
 from nas.command import command
 from nas.console import console, measuring_progress, print_summary
+from nas.devices.kit import MeasuredTarget, read_result, write_kit
+from nas.latency.end_to_end import timing_subjects
+from nas.latency.hardware import Hardware
 from nas.latency.plan import CALIBRATION_REFERENCES
-from nas.latency.provision import Effort, profile_command, ready_table, reference_architectures, table_folder
-from nas.latency.sessions import load_networks
-from nas.latency.validation import FAMILY_COLUMNS, family_rows, fresh_networks, save, validate
+from nas.latency.provision import (
+    Effort,
+    load_table,
+    profile_command,
+    ready_table,
+    reference_architectures,
+    table_folder,
+)
+from nas.latency.sessions import NetworkRecord, fill_gaps, load_networks
+from nas.latency.table import LatencyTable
+from nas.latency.validation import FAMILY_COLUMNS, Validation, family_rows, fresh_networks, save, validate
+from nas.measuring.conditions import PACKAGES
+from nas.runtimes.runtime import Runtime
 from nas.settings import Chosen, HardwareConfig, ProfileSettings, RuntimeConfig
+from search_spaces.architecture import Architecture
 from search_spaces.errors import InputError
+from search_spaces.layers import layer_keys
 from search_spaces.references import FAMILIES
 from search_spaces.space import SearchSpace
 
@@ -28,11 +45,15 @@ class ValidationSettings:
         networks: fresh random members besides the references.
         rounds: steady rounds wanted.
         seed: of the random members.
+        kit: write what is to be measured to this zip file instead, for a board without network.
+        import_file: validate with what the kit's runner wrote; ``validate.import=``.
     """
 
     networks: int = 60
     rounds: int = 40
     seed: int = 1
+    kit: str | None = None
+    import_file: str | None = None
 
 
 @dataclass
@@ -55,11 +76,16 @@ def main(config: ValidateConfig) -> None:
     folder = table_folder(Path(profiling.folder), config.hardware.name, runtime)
     references = reference_architectures(space, dict.fromkeys([*FAMILIES, *CALIBRATION_REFERENCES]))
     board = hardware_of(config.hardware)
+    if settings.kit or settings.import_file:
+        _by_kit(settings, board, runtime, space, references, folder, profiling.seed)
+        return
     target = board.target(runtime, profiling.seed, console.print)
     if target is None:
+        over_ssh = profile_command(board.name, runtime, "validate", hardware__host="USER@BOARD")
+        by_kit = profile_command(board.name, runtime, "validate", validate__kit=f"{board.name}-check.zip")
         raise InputError(
-            f"hardware={board.name} is not this machine; validate it with: "
-            f"{profile_command(board.name, runtime, 'validate', hardware__host='USER@BOARD')}"
+            f"hardware={board.name} is not this machine; validate it with: {over_ssh}, or without network: "
+            f"{by_kit}"
         )
     effort = Effort(profiling.max_keys, profiling.networks, profiling.rounds, profiling.seed)
     with measuring_progress() as progress:
@@ -75,13 +101,88 @@ def main(config: ValidateConfig) -> None:
             console.print,
         )
         known = load_networks(folder)
-        used = [record.architecture for record in known]
-        fresh = fresh_networks(space, settings.networks, settings.seed, used)
-        # References are shown; those the calibration was fitted on do not count as fresh.
-        judged = {each.id: each for each in fresh}
-        judged |= {name: each for name, each in references.items() if each not in used}
-        shown = {name: each for name, each in references.items() if each in used}
+        judged, shown = _networks(space, references, settings, known)
         validation = validate(table, judged, shown, target, folder, settings.rounds, progress, known)
+    _finish(validation, table, board.name, runtime, folder)
+
+
+def _networks(
+    space: SearchSpace,
+    references: Mapping[str, Architecture],
+    settings: ValidationSettings,
+    known: Sequence[NetworkRecord],
+) -> tuple[dict[str, Architecture], dict[str, Architecture]]:
+    """Networks that a table is judged by, and those that are shown beside them."""
+    used = [record.architecture for record in known]
+    fresh = fresh_networks(space, settings.networks, settings.seed, used)
+    # References are shown; those the calibration was fitted on do not count as fresh.
+    judged = {each.id: each for each in fresh}
+    judged |= {name: each for name, each in references.items() if each not in used}
+    return judged, {name: each for name, each in references.items() if each in used}
+
+
+def _by_kit(
+    settings: ValidationSettings,
+    board: Hardware,
+    runtime: Runtime,
+    space: SearchSpace,
+    references: Mapping[str, Architecture],
+    folder: Path,
+    seed: int,
+) -> None:
+    """Write the kit of a validation, or read what came back.
+
+    Raises:
+        InputError: if the board has no table yet, or the result is of another validation.
+    """
+    table = load_table(folder, board.name, runtime, say=console.print)
+    if table is None:
+        raise InputError(
+            f"there is no latency table in {folder} to validate yet; measure one: "
+            f"{board.how_to_measure(runtime)}"
+        )
+    known = load_networks(folder)
+    judged, shown = _networks(space, references, settings, known)
+    networks = [*judged.values(), *shown.values()]
+    table = fill_gaps(
+        table, table.missing(dict.fromkeys(key for each in networks for key in layer_keys(each)))
+    )
+    if settings.kit:
+        path = Path(settings.kit)
+        subjects = timing_subjects(networks, table, known)
+        with measuring_progress() as progress:
+            kit = board.kit_settings(runtime, settings.rounds, seed)
+            write_kit(path, kit, [subjects], progress.prepared)
+        result = str(path.with_name(f"{path.stem}-result.jsonl"))
+        rows = {
+            "kit": f"{path}: {len(networks)} networks, {settings.rounds} rounds",
+            "it needs": f"Python 3.9, pip install numpy {PACKAGES[runtime.name]}",
+            "then here": profile_command(
+                board.name,
+                runtime,
+                "validate",
+                validate__import=result,
+                validate__networks=str(settings.networks),
+                validate__seed=str(settings.seed),
+            ),
+        }
+        print_summary("validation kit", rows, f"python3 {shlex.quote(path.name)}    on the board")
+        return
+    result_of_board = read_result(Path(str(settings.import_file)), board.name, runtime)
+    if result_of_board.device != table.header.device:
+        raise InputError(
+            f"{settings.import_file} is of {result_of_board.device}, the latency table of "
+            f"{table.header.device}"
+        )
+    target = MeasuredTarget(result_of_board)
+    validation = validate(table, judged, shown, target, folder, settings.rounds, known=known)
+    _finish(validation, table, board.name, runtime, folder)
+
+
+def _finish(
+    validation: Validation, table: LatencyTable, hardware: str, runtime: Runtime, folder: Path
+) -> None:
+    """Write the card and print it with the family."""
     save(validation, folder)
     family = Table(title=f"the MobileNets on {table.header.title}", title_justify="left")
     for column in FAMILY_COLUMNS:
@@ -103,7 +204,7 @@ def main(config: ValidateConfig) -> None:
     print_summary(
         f"validation on {card.calibrated.networks} fresh networks",
         rows,
-        profile_command(config.hardware.name, runtime, "search"),
+        profile_command(hardware, runtime, "search"),
     )
 
 

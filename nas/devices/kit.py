@@ -210,6 +210,48 @@ class Result:
         return str(self.header["board"]["runtime_version"])
 
 
+@dataclass(frozen=True, slots=True)
+class MeasuredTarget:
+    """What a board measured, in place of the board: it gives what was asked of its kit and nothing else."""
+
+    result: Result
+
+    @property
+    def device(self) -> str:
+        """The board's own name."""
+        return self.result.device
+
+    @property
+    def runtime_version(self) -> str:
+        """Version of the runtime on the board."""
+        return self.result.runtime_version
+
+    @property
+    def session_subjects(self) -> int:
+        """How many subjects the result holds."""
+        return sum(len(each.measurement.subjects) for each in self.result.groups)
+
+    def measure(
+        self,
+        subjects: Sequence[Subject],
+        rounds: int,
+        journal: Path,
+        on_prepared: Callable[[int, int], None],
+        on_round: Callable[[int, int], None],
+    ) -> Measurement:
+        """The measurement of these subjects.
+
+        Raises:
+            ResultError: if the board measured others.
+        """
+        for group in self.result.groups:
+            if set(group.measurement.subjects) == set(subjects):
+                return group.measurement
+        raise ResultError(
+            "the result is of another kit than the one these settings and this table make: make a new one"
+        )
+
+
 def read_result(path: Path, hardware: str, runtime: Runtime) -> Result:
     """Read a result file; groups that are whole are used even if others are missing.
 

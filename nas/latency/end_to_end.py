@@ -84,11 +84,8 @@ def time_networks(
         nas.measuring.rounds.MeasurementError: if the machine did not hold still.
     """
     links = spread(known)
-    # Networks tell the level: among so many of them lone layers find colder caches than among a table's
-    # layers, and ran 15 % slower where networks ran 7 % slower. Layers run along to tell drift within rounds.
-    again = [each.architecture for each in links]
     whole = [TaskNetwork(each, task) if task else each for each in architectures]
-    subjects: list[Subject] = list(dict.fromkeys([*whole, *again, *link_keys(table)]))
+    subjects = timing_subjects(whole, table, known)
     journal = folder / journal_name(subjects, "timing")
     measured = target.measure(subjects, rounds, journal, progress.prepared, progress.measured)
     statistic = table.header.statistic
@@ -109,6 +106,16 @@ def time_networks(
         measured.record,
         journal,
     )
+
+
+def timing_subjects(
+    networks: Sequence[Subject], table: LatencyTable, known: Sequence[NetworkRecord]
+) -> list[Subject]:
+    """What :func:`time_networks` measures: the networks, beside what tells the level and the drift."""
+    # Networks tell the level: among so many of them lone layers find colder caches than among a table's
+    # layers, and ran 15 % slower where networks ran 7 % slower. Layers run along to tell drift within rounds.
+    again = [each.architecture for each in spread(known)]
+    return list(dict.fromkeys([*networks, *again, *link_keys(table)]))
 
 
 def _half_differences(measured: Measurement, statistic: str) -> dict[Subject, float]:

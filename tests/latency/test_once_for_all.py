@@ -1,7 +1,6 @@
 """Latency tables in once-for-all's form, read back as its MBv3LatencyTable reads them."""
 
 import math
-from pathlib import Path
 
 import pytest
 import yaml
@@ -11,7 +10,6 @@ from nas.latency.table import Entry, LatencyTable, TableError, TableHeader
 from search_spaces.architecture import Architecture
 from search_spaces.layers import layer_keys
 from search_spaces.references import reference
-from tests.test_commands import Run, _refused, run  # noqa: F401 - a fixture
 
 HEADER = TableHeader("host", "cpu", "onnxruntime", "1", "fp32", 1, "2026-01-01T00:00:00+00:00")
 
@@ -73,16 +71,3 @@ def test_what_has_no_name_there_is_counted_not_renamed() -> None:
     estimate = _table(large).with_entries({}, statistic="estimate")
     with pytest.raises(TableError, match="nothing measured"):
         once_for_all(estimate)
-
-
-def test_the_command_writes_the_table_there_is(run: Run, tmp_path: Path) -> None:  # noqa: F811
-    asked = ["hardware=rpi5", "profile.export=ofa.yaml"]
-    _refused(run("profile", *asked), "there is no latency table in", "nas.profile hardware=rpi5")
-    network = reference("mobilenet_v3_small")
-    table = _table(network).with_entries({}, hardware="rpi5")
-    table.save(tmp_path / "results" / "latency" / "rpi5-onnxruntime-fp32-1t")
-    outcome = run("profile", *asked)
-    assert outcome.code == 0, outcome
-    lut = yaml.safe_load((tmp_path / "ofa.yaml").read_text())
-    assert math.isclose(_their_sum(lut, network), table.raw_ms(network), rel_tol=1e-7)
-    _refused(run("profile", *asked), "ofa.yaml exists already")
