@@ -186,7 +186,7 @@ def test_networks_of_ones_own_are_learnt_from_and_part_of_the_study(run: Run, tm
     assert all(new > old + 1 for new, old in zip(top1s("with"), top1s("without"), strict=True))
     assert run("search", *mine).code == 0
     extra.write_text(extra.read_text().replace("75.0", "74.0"))
-    _refused(run("search", *mine), "accuracy.content.extra")
+    _refused(run("search", *mine), "the content of the file accuracy.extra")
     extra.write_text(extra.read_text().replace("74.0", "740"))
     _refused(run("search", *mine), "mine.csv, line 2: top1 must be between 0 and 100, not 740")
 

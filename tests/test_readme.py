@@ -240,7 +240,10 @@ def test_options_in_the_text_exist() -> None:
     assert "profile.max_keys=30" in options
     with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
         for option in sorted(options):
-            compose("export" if option.startswith("export.") else "search", [option])
+            group = option.partition(".")[0]
+            # What may be written as import is a key of another name: the word is reserved in Python.
+            known = option.replace(".import=", ".import_file=")
+            compose(group if group in ("export", "validate", "compare") else "search", [known])
 
 
 def test_links_lead_somewhere() -> None:
