@@ -76,7 +76,7 @@ def _check(folder: Path, whole: LatencyTable) -> None:
     assert not again
 
 
-@pytest.mark.parametrize("step", [9, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("step", [9, pytest.param(1, marks=[pytest.mark.slow, pytest.mark.minute])])
 def test_a_profile_that_dies_before_any_file_operation_ends_whole(tmp_path: Path, step: int) -> None:
     whole = _command(tmp_path / "whole")
     _check(tmp_path / "whole", whole)

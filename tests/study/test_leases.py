@@ -105,7 +105,7 @@ def check(url: str, log: Path, trials: int) -> Counter[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("count", "trials"), [(3, 60), (8, 100)])
+@pytest.mark.parametrize(("count", "trials"), [(3, 60), pytest.param(8, 100, marks=pytest.mark.minute)])
 def test_many_workers_lose_no_trial_and_repeat_none(
     url: str, tmp_path: Path, count: int, trials: int
 ) -> None:
@@ -118,7 +118,7 @@ def test_many_workers_lose_no_trial_and_repeat_none(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", ["fast", "immediate"])
+@pytest.mark.parametrize("mode", [pytest.param("fast", marks=pytest.mark.minute), "immediate"])
 def test_a_server_that_is_stopped_and_started_twice_is_waited_for(
     server: PostgresServer, url: str, tmp_path: Path, mode: str
 ) -> None:
