@@ -22,6 +22,8 @@ from nas.training.bundle import FP32, INT8, Parity, write_bundle
 from search_spaces.architecture import Architecture
 
 _ROUNDS = 40
+# What a trained network is judged on.
+RANKING, TEST = "images that rank candidates", "test images that ranked none"
 
 
 def check_folder(folder: Path, setting: str, overwrite: bool) -> None:
@@ -76,7 +78,7 @@ def bundle(
     facts = {
         "Accuracy": {
             **{f"top-1, {name}": shown(each) for name, each in judged.items()},
-            "top-1 in int8, images that rank candidates": shown(quantized),
+            f"top-1 in int8, {RANKING}": shown(quantized),
         },
         "Latency": dict(latency) if latency is not None else latency_rows(architecture, folder),
         "Network": {

@@ -28,7 +28,7 @@ from nas.accuracy.source import Judgement
 from nas.accuracy.train import Recipe, calibration_images, fit, judge, judge_quantized
 from nas.assembly import dataset_settings, recipe_of
 from nas.backbones import TaskModel, head_classes, raw_outputs, task_model
-from nas.bundle import bundle, check_folder
+from nas.bundle import RANKING, bundle, check_folder
 from nas.command import command
 from nas.console import console, print_summary
 from nas.cost import cost
@@ -213,7 +213,7 @@ def main(config: ExportConfig) -> None:
         recipe_rows = (
             dataclasses.asdict(_recipe(config)) if settings.train else {"weights": str(settings.weights)}
         )
-        known = {"images that rank candidates": judged}
+        known = {RANKING: judged}
         rows |= bundle(bundled, network, split, images, recipe_rows, known, title=name)
     if split and judged:
         rows["top-1"] = _shown(judged)

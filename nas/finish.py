@@ -17,10 +17,10 @@ from torch import nn
 
 from nas import data
 from nas.accuracy.source import Judgement
-from nas.accuracy.train import TrainedAccuracy, answers
-from nas.bundle import bundle, shown
+from nas.accuracy.train import TrainedAccuracy, judge_on
+from nas.bundle import RANKING, TEST, bundle, shown
 from nas.console import console, progress_bars, warn
-from nas.data import DatasetSettings, ImageSource, Split
+from nas.data import DatasetSettings, Split
 from nas.network import Network, WeightsError
 from nas.page.report import NetworkResult, Report, report_of
 from nas.settings import FinalRecipeSettings
@@ -37,7 +37,7 @@ from search_spaces.space import SearchSpace
 _TORCHVISION = "torchvision:"
 # Enough to tell a scatter from chance, when several networks have so many.
 _SEEDS = 3
-RANKING, TEST = "images that rank candidates", "test images that ranked none"
+_JUDGED_AT_ONCE = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,12 +99,11 @@ def finish(
         return None
     found = training.result
     rows["trained"] = f"{training.step:,} steps, {begun:,} of them before; last loss {training.curve[-1]:.3f}"
-    judged = {RANKING: _judged(found, split, split.validation)}
+    judged = {RANKING: judge_on(found, split.validation, split.classes, _JUDGED_AT_ONCE)}
     if split.test is not None:
-        judged[TEST] = _judged(found, split, split.test)
+        judged[TEST] = judge_on(found, split.test, split.classes, _JUDGED_AT_ONCE)
     rows |= {f"top-1, {name}": shown(each) for name, each in judged.items()}
-    recipe = {**asdict(training.recipe), "init": settings.init, "teacher": settings.teacher}
-    return Finished(found, split, recipe, judged, rows)
+    return Finished(found, split, _described(settings), judged, rows)
 
 
 def final_recipe(settings: FinalRecipeSettings) -> FinalRecipe:
@@ -114,6 +113,11 @@ def final_recipe(settings: FinalRecipeSettings) -> FinalRecipe:
         InputError: if a setting is wrong.
     """
     return FinalRecipe(**{each.name: getattr(settings, each.name) for each in fields(FinalRecipe)})
+
+
+def _described(settings: FinalRecipeSettings) -> dict[str, Any]:
+    """How networks are trained, for people and for telling whether that has changed."""
+    return {**asdict(final_recipe(settings)), "init": settings.init, "teacher": settings.teacher}
 
 
 def check_trainable(space: SearchSpace, images: DatasetSettings, settings: FinalRecipeSettings) -> None:
@@ -156,7 +160,7 @@ def train_best(
         What the report has to know of it.
     """
     report = report_of(study, importances=False)
-    recipe = {**asdict(final_recipe(settings)), "init": settings.init, "teacher": settings.teacher}
+    recipe = _described(settings)
     trials = sum(each.trial >= 0 for each in report.networks)
     known = {
         name: each
@@ -299,10 +303,6 @@ def _teacher(name: str, architecture: Architecture) -> nn.Module:
             f"the teacher {name} knows {classes} classes, the dataset has {architecture.classes}"
         )
     return found
-
-
-def _judged(network: nn.Module, split: Split, images: ImageSource) -> Judgement:
-    return Judgement.of(answers(network, images, 256).tolist(), images.labels.tolist(), split.classes)
 
 
 @contextmanager

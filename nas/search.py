@@ -352,7 +352,8 @@ def _budget_ms(
         return None
     fastest_ms = Neighbourhood(space, table, None, limits).fastest().latency.latency_ms
     if budget_ms is not None and fastest_ms > budget_ms:
-        asked_ms, margin = budget_ms / (1 - budget.margin_on(table)), budget.margin_on(table)
+        margin = budget.margin_on(table)
+        asked_ms = budget_ms / (1 - margin)
         kept = f" ({100 * margin:.3g} % of it kept free, search.budget_margin)" if margin else ""
         raise BudgetError(
             f"nothing in the space {space.name!r} meets search.budget_ms={asked_ms:.6g}{kept}: the fastest "

@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -68,21 +69,15 @@ def test_a_pyramid_takes_them() -> None:
     assert [each.shape for each in maps.values()] == [(2, 32, side, side) for side in (16, 8, 4, 2)]
 
 
-@pytest.mark.parametrize("name", ["mobilenet_v1_025", "mobilenet_v2_035", "mobilenet_v3_small_050"])
-def test_segmentation_trains_the_network_itself(name: str) -> None:
-    torch.manual_seed(0)
-    network = Network(reference(name, 64))
-    model = segmenter(network, classes=5).train()
+def _check_training(
+    network: Network, model: nn.Module, loss_of: Callable[[], Tensor], rate: float, steps: int
+) -> None:
+    """A few steps lower the loss and change the network itself."""
     before = [each.detach().clone() for each in network.layers[1].parameters()]
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    images = torch.randn(2, 3, 64, 64)
-    # Left half and right half: something that can be learnt in a few steps.
-    labels = torch.arange(64).ge(32).long().expand(2, 64, 64)
+    optimizer = torch.optim.SGD(model.parameters(), lr=rate)
     losses = []
-    for _ in range(4):
-        logits = model(images)["out"]
-        assert logits.shape == (2, 5, 64, 64)
-        loss = nn.functional.cross_entropy(logits, labels)
+    for _ in range(steps):
+        loss = loss_of()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -91,6 +86,23 @@ def test_segmentation_trains_the_network_itself(name: str) -> None:
     assert all(
         not torch.equal(old, new) for old, new in zip(before, network.layers[1].parameters(), strict=True)
     )
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v1_025", "mobilenet_v2_035", "mobilenet_v3_small_050"])
+def test_segmentation_trains_the_network_itself(name: str) -> None:
+    torch.manual_seed(0)
+    network = Network(reference(name, 64))
+    model = segmenter(network, classes=5).train()
+    images = torch.randn(2, 3, 64, 64)
+    # Left half and right half: something that can be learnt in a few steps.
+    labels = torch.arange(64).ge(32).long().expand(2, 64, 64)
+
+    def loss_of() -> Tensor:
+        logits = model(images)["out"]
+        assert logits.shape == (2, 5, 64, 64)
+        return nn.functional.cross_entropy(logits, labels)
+
+    _check_training(network, model, loss_of, 0.1, 4)
     assert model.eval()(torch.randn(1, 3, 96, 96))["out"].shape == (1, 5, 96, 96)
 
 
@@ -99,25 +111,18 @@ def test_detection_trains_the_network_itself(name: str) -> None:
     torch.manual_seed(0)
     network = Network(reference(name, 96))
     model = detector(network, classes=4).train()
-    before = [each.detach().clone() for each in network.layers[1].parameters()]
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.005)
     images = [torch.rand(3, 96, 96), torch.rand(3, 80, 100)]
     targets: list[dict[str, Tensor]] = [
         {"boxes": torch.tensor([[10.0, 10.0, 60.0, 60.0]]), "labels": torch.tensor([label])}
         for label in (1, 3)
     ]
-    losses = []
-    for _ in range(3):
+
+    def loss_of() -> Tensor:
         found = model(images, targets)
-        loss = found["bbox_regression"] + found["classification"]
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    assert losses[-1] < losses[0]
-    assert all(
-        not torch.equal(old, new) for old, new in zip(before, network.layers[1].parameters(), strict=True)
-    )
+        loss: Tensor = found["bbox_regression"] + found["classification"]
+        return loss
+
+    _check_training(network, model, loss_of, 0.005, 3)
     boxes = model.eval()(images)
     assert len(boxes) == 2
     assert boxes[1]["boxes"][:, 2].max() <= 100

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -228,8 +228,13 @@ def _run(training: FinalTraining, epochs: int) -> None:
 
 def judge(network: nn.Module, split: Split, recipe: Recipe) -> Judgement:
     """How well a network does on the validation images."""
-    found = answers(network, split.validation, recipe.batch_size * 2)
-    return Judgement.of(found.tolist(), split.validation.labels.tolist(), split.classes)
+    return judge_on(network, split.validation, split.classes, recipe.batch_size * 2)
+
+
+def judge_on(network: nn.Module, images: ImageSource, classes: Sequence[str], batch_size: int) -> Judgement:
+    """How well a network does on any images."""
+    found = answers(network, images, batch_size)
+    return Judgement.of(found.tolist(), images.labels.tolist(), classes)
 
 
 def evaluate(network: nn.Module, images: ImageSource, batch_size: int) -> float:

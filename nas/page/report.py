@@ -36,8 +36,8 @@ from nas.study.journal import JournalReader, storage_of
 from nas.study.objective import THIRD_COSTS
 from nas.study.pareto import cost_bounds, dominated_share, front
 from nas.study.storage import open_storage
-from nas.study.trial import Trial, checked_top1, remeasured, scatter_of, trained
-from search_spaces.architecture import MAX_RESOLUTION, Architecture
+from nas.study.trial import Trial, checked_resolution, checked_top1, remeasured, scatter_of, trained
+from search_spaces.architecture import Architecture
 from search_spaces.errors import InputError, shorten
 from search_spaces.gate import Gate
 from search_spaces.references import UnknownReferenceError, published_top1
@@ -950,7 +950,6 @@ def _published(gate: Gate, references: Any, known: _Known) -> tuple[NetworkResul
     for number, (name, data) in enumerate(gate.mapping(references, PUBLISHED).items(), start=1):
         each = gate.mapping(data, name)
         top1 = checked_top1(gate, each["top1"], "published")
-        resolution = each["resolution"]
         # Of block tables of ours, which are timed like any other.
         architecture = Architecture.from_dict(each["table"]) if each.get("table") else None
         identity = architecture.id if architecture else name
@@ -967,9 +966,7 @@ def _published(gate: Gate, references: Any, known: _Known) -> tuple[NetworkResul
                 accuracy_source="published",
                 macs=gate.integer("macs", each["macs"]),
                 parameters=gate.integer("parameters", each["parameters"]),
-                resolution=None
-                if resolution is None
-                else gate.integer("resolution", resolution, 1, MAX_RESOLUTION),
+                resolution=checked_resolution(gate, each["resolution"]),
                 architecture=architecture,
                 **_latency(gate, latency),
                 **_percentiles(gate, latency, known.error_percent),

@@ -123,7 +123,6 @@ class Trial:
         if not _ID.fullmatch(gate.string("architecture", attributes["architecture"])):
             gate.fail(f"holds an architecture {attributes['architecture']!r}, which is no id")
         name, table, error = (attributes.get(each) for each in ("name", "table", "error"))
-        resolution = attributes.get("resolution")
         return cls(
             architecture=attributes["architecture"],
             kind=cast(Kind, gate.choice("kind", attributes["kind"], get_args(Kind))),
@@ -136,9 +135,7 @@ class Trial:
             accuracy=_accuracy(attributes, gate, trial.state == TrialState.PRUNED),
             error=None if error is None else str(error),
             abandoned="abandoned" in attributes,
-            resolution=None
-            if resolution is None
-            else gate.integer("resolution", resolution, 1, MAX_RESOLUTION),
+            resolution=checked_resolution(gate, attributes.get("resolution")),
         )
 
 
@@ -170,6 +167,15 @@ def checked_top1(gate: Gate, value: object, source: str) -> float:
     return gate.number("top1", value, -limit, limit)
 
 
+def checked_resolution(gate: Gate, value: object) -> int | None:
+    """The side of a network's images in pixels, None where it is not known.
+
+    Raises:
+        InputError: of the gate's kind, if it is no such number.
+    """
+    return None if value is None else gate.integer("resolution", value, 1, MAX_RESOLUTION)
+
+
 # Prefix of the study's attributes, one a network: machines that share a study do not overwrite what others
 # measured.
 _REMEASURED = "remeasured:"
@@ -191,8 +197,7 @@ def remeasure(study: optuna.Study, latencies: Mapping[str, Mapping[str, Any]]) -
 
 def remeasured(attributes: Mapping[str, Any]) -> dict[str, Any]:
     """What :func:`remeasure` kept among a study's attributes, by architecture id."""
-    start = len(_REMEASURED)
-    return {name[start:]: value for name, value in attributes.items() if name.startswith(_REMEASURED)}
+    return _by_network(attributes, _REMEASURED)
 
 
 def train_to_the_end(
@@ -211,8 +216,11 @@ def train_to_the_end(
 
 def trained(attributes: Mapping[str, Any]) -> dict[str, Any]:
     """What :func:`train_to_the_end` kept among a study's attributes, by architecture id."""
-    start = len(_TRAINED)
-    return {name[start:]: value for name, value in attributes.items() if name.startswith(_TRAINED)}
+    return _by_network(attributes, _TRAINED)
+
+
+def _by_network(attributes: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    return {name.removeprefix(prefix): value for name, value in attributes.items() if name.startswith(prefix)}
 
 
 def record_scatter(study: optuna.Study, points: float, top1: Mapping[str, Sequence[float]]) -> None:
