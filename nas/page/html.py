@@ -30,6 +30,7 @@ from nas.page.markup import (
     table,
 )
 from nas.page.report import (
+    JOINT,
     MIXED_KINDS,
     Answer,
     LayerLatency,
@@ -471,7 +472,8 @@ def _error(field: str, value: object) -> str:
 def _provenance_card(report: Report, title: str = "Where this comes from") -> Markup:
     provenance = dict(report.provenance)
     command = provenance.pop("command", None)
-    hidden = {"layers"}
+    # Said elsewhere, or no words: layers of the front, and how errors of predictions go together, a matrix.
+    hidden = {"layers", JOINT}
     latency = {
         name: value
         for name, value in section(provenance, "latency").items()

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from nas.page.html import comparison_page, report_page
-from nas.page.report import MIXED_KINDS, Report, equal_budgets
+from nas.page.report import JOINT, MIXED_KINDS, Report, equal_budgets
 from search_spaces.references import reference
 from tests.page.report_cases import network, report
 
@@ -129,6 +129,15 @@ def test_the_validation_card_begins_with_a_sentence() -> None:
         ({}, "Nobody knows"),
     ):
         assert sentence in report_page(report(network(75.0, 10.0, 1), provenance={"latency": latency}))
+
+
+def test_provenance_is_words_and_no_matrix() -> None:
+    joint = {"recipe": "scratch", "ids": ["0123456789"], "covariance": [[0.123456]]}
+    page = report_page(report(network(75.0, 10.0, 1), provenance={JOINT: joint, "sampler": "nsga2"}))
+    text = re.sub(r"<[^>]+>", " ", page)
+    assert re.search(r"sampler\s+nsga2", text)
+    assert "0.123456" not in text
+    assert "0123456789" not in text
 
 
 def test_predicted_and_published_accuracies_are_not_compared() -> None:
