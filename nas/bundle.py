@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from nas.accuracy.source import Judgement
 from nas.accuracy.train import calibration_images, judge_quantized
@@ -43,7 +42,7 @@ def bundle(
     network: Network,
     split: Split,
     images: DatasetSettings,
-    recipe: Mapping[str, Any],
+    recipe: Mapping[str, object],
     judged: Mapping[str, Judgement],
     latency: Mapping[str, str] | None = None,
     title: str | None = None,

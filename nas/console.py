@@ -24,6 +24,7 @@ from rich.table import Column, Table
 
 from nas.measuring.progress import ProfileProgress
 from nas.page.files import ReportFiles, answer_rows, next_command, summary_rows
+from search_spaces.gate import Gate
 
 if TYPE_CHECKING:  # a report is rebuilt without what searches and measures
     from nas.latency.table import LatencyTable
@@ -141,9 +142,11 @@ def print_table_summary(table: LatencyTable, folder: Path, next_step: str) -> No
         "device": table.header.title,
         "layers": ", ".join(f"{count:,} {source}" for source, count in counts.items() if count),
     }
-    left = {
-        key: kinds for each in table.header.sessions for key, kinds in each.get("undelegated", {}).items()
-    }
+    left: dict[str, list[str]] = {}
+    gate = Gate("the latency table")
+    for session in table.header.sessions:
+        for name, found in gate.mapping(session.get("undelegated", {}), "undelegated").items():
+            left[name] = [gate.string("an operator", each) for each in gate.sequence(found, "operators")]
     if left:
         kinds = ", ".join(sorted({kind for each in left.values() for kind in each}))
         rows["not accelerated"] = f"operators in {len(left):,} layers and networks: {kinds}"

@@ -35,7 +35,7 @@ from nas.pictures.folders import (
 from nas.pictures.preprocessing import DEVIATION, MEAN, Preprocessing
 from nas.pictures.recognition import Recognition
 from nas.pictures.views import PictureView, Plain
-from search_spaces.gate import Gate
+from search_spaces.gate import Gate, made
 
 Batch = tuple[Tensor, Tensor]
 
@@ -88,12 +88,12 @@ class DatasetSettings:
                 f"dataset.augment.crop and colour are for files of pictures; {self.name} has flip and shift"
             )
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Plain values; the folder is absolute, so that they mean the same elsewhere on this machine."""
         return {**asdict(self), "root": str(self.root.absolute()) if self.root else None}
 
     @classmethod
-    def from_dict(cls, data: Any, gate: Gate) -> DatasetSettings:
+    def from_dict(cls, data: object, gate: Gate) -> DatasetSettings:
         """What :meth:`to_dict` gave.
 
         Raises:
@@ -112,7 +112,7 @@ class DatasetSettings:
                 workers=gate.integer("workers", fields["workers"], 0, 1024),
                 seed=gate.integer("seed", fields["seed"]),
                 download=False,
-                augment=None if augment is None else Augment(**gate.mapping(augment, "augment")),
+                augment=None if augment is None else made(Augment, gate.mapping(augment, "augment")),
                 balanced=fields["balanced"] is True,
                 skip_unreadable=fields["skip_unreadable"] is True,
             )

@@ -32,6 +32,7 @@ from nas.training.processes import Processes, joined
 from nas.training.supernet_training import TrainingError
 from search_spaces.architecture import Architecture
 from search_spaces.errors import InputError
+from search_spaces.gate import Gate
 from search_spaces.space import SearchSpace
 
 _TORCHVISION = "torchvision:"
@@ -54,7 +55,7 @@ class Finished:
 
     network: Network
     split: Split
-    recipe: Mapping[str, Any]
+    recipe: Mapping[str, object]
     judged: Mapping[str, Judgement]
     rows: Mapping[str, str]
 
@@ -115,7 +116,7 @@ def final_recipe(settings: FinalRecipeSettings) -> FinalRecipe:
     return FinalRecipe(**{each.name: getattr(settings, each.name) for each in fields(FinalRecipe)})
 
 
-def _described(settings: FinalRecipeSettings) -> dict[str, Any]:
+def _described(settings: FinalRecipeSettings) -> dict[str, object]:
     """How networks are trained, for people and for telling whether that has changed."""
     return {**asdict(final_recipe(settings)), "init": settings.init, "teacher": settings.teacher}
 
@@ -143,7 +144,7 @@ def train_best(
     images: DatasetSettings,
     settings: FinalRecipeSettings,
     folder: Path,
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Train the best networks of a search and its references to the end, and write a bundle of each.
 
     What was trained is in the study; the same command trains no network again, and goes on with one that was
@@ -162,10 +163,12 @@ def train_best(
     report = report_of(study, importances=False)
     recipe = _described(settings)
     trials = sum(each.trial >= 0 for each in report.networks)
+    gate = Gate(f"the study {study.study_name!r}")
+    kept = {name: gate.mapping(each, name) for name, each in trained(study.user_attrs).items()}
     known = {
         name: each
-        for name, each in trained(study.user_attrs).items()
-        if each.get("recipe") == recipe and (folder / "bundles" / each.get("label", name)).exists()
+        for name, each in kept.items()
+        if each.get("recipe") == recipe and (folder / "bundles" / str(each.get("label", name))).exists()
     }
     # Timed anew, a front is a little different: that alone is no reason to train others.
     wanted = finalists(report, count, [name for name, each in known.items() if each.get("trials") == trials])
@@ -173,7 +176,7 @@ def train_best(
     with joined(settings.device) as processes:
         for number, (name, found) in enumerate(wanted.items(), start=1):
             if found.id in known:
-                judged_on = known[found.id]["judged_on"]
+                judged_on = gate.string("judged_on", known[found.id]["judged_on"])
                 continue
             assert found.architecture is not None
             checkpoint = folder / "training" / f"{name}.safetensors"

@@ -10,7 +10,6 @@ import re
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -152,7 +151,7 @@ def _overrides(arguments: Sequence[str]) -> dict[str, str]:
     return {name: value for name, equals, value in (each.partition("=") for each in arguments) if equals}
 
 
-def _dotted(loaded: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+def _dotted(loaded: Mapping[str, object], prefix: str = "") -> Iterator[str]:
     for name, value in loaded.items():
         if name == "defaults":
             continue

@@ -28,7 +28,7 @@ from nas.help import FILE_GROUPS, choices_of, groups_of
 from nas.settings import ACCURACY_SCHEMAS, HardwareConfig
 from nas.shell import remember
 from search_spaces.errors import InputError
-from search_spaces.gate import MAX_YAML_BYTES, Gate
+from search_spaces.gate import MAX_YAML_BYTES, Gate, JsonObject
 from search_spaces.space import SearchSpace
 
 _ENDINGS = (".yaml", ".yml")
@@ -110,7 +110,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {close[0]}?" if close else ""
 
 
-def read_own_file(group: str, path: Path) -> dict[str, Any]:
+def read_own_file(group: str, path: Path) -> JsonObject:
     """A search space or a board of one's own, as plain data that fits its group.
 
     Raises:
@@ -253,7 +253,7 @@ def _literal(value: str) -> str:
     return "'" + re.sub(r"(\\*)\$\{", r"\1\1\\${", escaped) + "'"
 
 
-def _texts(data: Any) -> Iterable[str]:
+def _texts(data: object) -> Iterable[str]:
     if isinstance(data, str):
         yield data
     elif isinstance(data, Mapping):

@@ -9,7 +9,6 @@ import importlib.metadata
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from nas.accuracy.csv import read_extra
 from nas.accuracy.imagenet import SHIPPED_PARAMETERS
@@ -46,12 +45,15 @@ def fingerprint(
     space: SearchSpace,
     references: Mapping[str, Architecture],
     budget: LatencyBudget,
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """What must not change while a study goes on."""
     keys = reachable_layer_keys(space).union(*(layer_keys(each) for each in references.values()))
     header, accuracy = table.header, accuracy_settings(config.accuracy)
-    settings: dict[str, Any] = {
-        "accuracy": as_dict(accuracy),
+    estimator = as_dict(accuracy)
+    for name in ("trials", "minutes"):
+        estimator.pop(name, None)
+    settings: dict[str, object] = {
+        "accuracy": {**estimator, "content": _content(accuracy)},
         "latency table": {
             "hardware": header.hardware,
             "device": header.device,
@@ -71,21 +73,18 @@ def fingerprint(
         settings["search.task"] = f"{header.head.task.name} of {header.head.task.classes} classes"
     if margin := budget.margin_on(table):
         settings["search.budget_margin"] = round(margin, 6)
-    for name in ("trials", "minutes"):
-        settings["accuracy"].pop(name, None)
-    settings["accuracy"]["content"] = _content(accuracy)
     if isinstance(accuracy, TrainConfig | SupernetAccuracyConfig):
-        settings["dataset"] = as_dict(config.dataset)
+        settings["dataset"] = dataset = as_dict(config.dataset)
         # How pictures are read changes nothing about them; what lies in the folder does.
         for name in ("workers", "download", "skip_unreadable"):
-            settings["dataset"].pop(name, None)
+            dataset.pop(name, None)
         if config.dataset.root:
             root = Path(config.dataset.root)
             if config.dataset.name == "imagefolder":
                 found = read_folder(root, config.dataset.skip_unreadable).digest()
             else:
                 found = folder_digest(root)
-            settings["dataset"]["content"] = found
+            dataset["content"] = found
     return settings
 
 
@@ -104,7 +103,7 @@ def folder_digest(folder: Path) -> str:
     return hashlib.sha256("\n".join(sorted(found)).encode(errors="surrogateescape")).hexdigest()[:16]
 
 
-def _limits(limits: LimitsConfig) -> dict[str, float | int]:
+def _limits(limits: LimitsConfig) -> dict[str, object]:
     # Only those that are set: studies without any stay what they were.
     return {f"search.limits.{name}": value for name, value in as_dict(limits).items() if value is not None}
 
@@ -137,7 +136,7 @@ def provenance(
     budget: LatencyBudget,
     budget_ms: float | None,
     classes: Sequence[str] = (),
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """What else a report should say.
 
     Args:
@@ -185,7 +184,7 @@ def provenance(
     }
 
 
-def _task(head: HeadCost) -> dict[str, Any]:
+def _task(head: HeadCost) -> dict[str, object]:
     left_out = head.left_out
     return {
         "name": head.task.name,
@@ -233,7 +232,7 @@ def _version(package: str) -> str | None:
         return None
 
 
-def layers(report: Report, table: LatencyTable) -> dict[str, list[dict[str, Any]]]:
+def layers(report: Report, table: LatencyTable) -> dict[str, list[dict[str, object]]]:
     """Where the time goes in the front and the references, layer by layer."""
     # A task's head takes the classifier's place, and depends on more than one layer.
     shown = (Stem, Block) if table.header.head else (Stem, Block, Head)

@@ -106,16 +106,21 @@ def finish(folder: Path) -> None:
     changes = gate.mapping(gate.json(gate.text(path, MEGABYTE)))
     moves = gate.mapping(changes.get("moved"), "moved")
     removed = gate.sequence(changes.get("removed"), "removed", 100)
-    for name in (*moves, *moves.values(), *removed):
+
+    def checked(name: object) -> Path:
         # It may have come with a folder from elsewhere.
         if not isinstance(name, str) or not is_plain_name(name.removeprefix(".")):
             gate.fail(f"names {name!r}, which is no file of this folder")
+        return folder / name
+
+    moving = [(checked(name), checked(new_name)) for name, new_name in moves.items()]
+    removing = [checked(name) for name in removed]
     with saving(folder):
-        for name, new_name in moves.items():
+        for before, after in moving:
             with suppress(FileNotFoundError):
-                (folder / name).replace(folder / new_name)
-        for name in removed:
-            (folder / name).unlink(missing_ok=True)
+                before.replace(after)
+        for each in removing:
+            each.unlink(missing_ok=True)
         _synchronise(folder)
         path.unlink(missing_ok=True)
         _synchronise(folder)

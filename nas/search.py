@@ -9,7 +9,6 @@ import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import optuna
@@ -545,7 +544,7 @@ def _time_best(
     latencies: LatencySource,
     settings: SearchSettings,
     folder: Path,
-) -> dict[str, Any] | None:
+) -> dict[str, object] | None:
     """Time the networks that are going to be recommended, and the references, end to end.
 
     Returns:

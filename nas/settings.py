@@ -687,6 +687,6 @@ def accuracy_settings(chosen: object) -> AccuracyConfig:
     return cast(AccuracyConfig, chosen)
 
 
-def as_dict(section: AccuracyConfig | DatasetConfig | LimitsConfig | ObjectiveConfig) -> dict[str, Any]:
+def as_dict(section: AccuracyConfig | DatasetConfig | LimitsConfig | ObjectiveConfig) -> dict[str, object]:
     """A section as plain values, as studies keep it."""
     return dataclasses.asdict(section)

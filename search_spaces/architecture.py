@@ -11,12 +11,12 @@ import json
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import yaml
 
 from search_spaces.blocks import BLOCKS, ArchitectureError, Block, Head, Stem, check_positive
-from search_spaces.gate import MAX_YAML_BYTES, Gate
+from search_spaces.gate import MAX_YAML_BYTES, Gate, made
 from search_spaces.ops import Conv, Linear, Pool, halve
 
 _Row = TypeVar("_Row")
@@ -77,7 +77,7 @@ class Architecture:
             result.append(size)
         return tuple(result)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Plain types only; the inverse of :meth:`from_dict`."""
         return {
             "resolution": self.resolution,
@@ -88,36 +88,31 @@ class Architecture:
         }
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Architecture:
+    def from_dict(cls, data: object) -> Architecture:
         """Read what :meth:`to_dict` wrote.
 
         Raises:
             ArchitectureError: on a missing or unknown field, a wrong value or a broken chain.
         """
-        check_fields("architecture", cls, data)
-        if not isinstance(data["blocks"], list | tuple) or len(data["blocks"]) > MAX_ROWS:
+        data = check_fields("architecture", cls, data)
+        rows = data["blocks"]
+        if not isinstance(rows, list | tuple) or len(rows) > MAX_ROWS:
             raise ArchitectureError(f"architecture: blocks must be a list of at most {MAX_ROWS} rows")
         blocks = []
-        for number, row in enumerate(data["blocks"], start=1):
+        for number, row in enumerate(rows, start=1):
             try:
                 blocks.append(_from_fields("block", Block, row))
             except ArchitectureError as error:
                 raise ArchitectureError(f"row {number}: {error}") from None
-        return cls(
-            resolution=data["resolution"],
-            stem=_from_fields("stem", Stem, data["stem"]),
-            blocks=tuple(blocks),
-            head=_from_fields("head", Head, data["head"]),
-            classes=data.get("classes", 1000),
-        )
+        stem, head = _from_fields("stem", Stem, data["stem"]), _from_fields("head", Head, data["head"])
+        return made(cls, {**data, "stem": stem, "blocks": tuple(blocks), "head": head})
 
     def to_yaml(self) -> str:
         """A YAML document with one table row a line."""
-        plain = self.to_dict()
         lines = [f"resolution: {self.resolution}", f"classes: {self.classes}"]
-        lines += [f"{part}: {_flow(plain[part])}" for part in ("stem", "head")]
+        lines += [f"stem: {_flow(self.stem)}", f"head: {_flow(self.head)}"]
         lines += ["blocks:" if self.blocks else "blocks: []"]
-        lines += [f"- {_flow(row)}" for row in plain["blocks"]]
+        lines += [f"- {_flow(row)}" for row in self.blocks]
         return "\n".join(lines) + "\n"
 
     @classmethod
@@ -190,25 +185,23 @@ class Architecture:
         return "\n".join(lines) + "\n"
 
 
-def _plain(part: Stem | Block | Head) -> dict[str, Any]:
+def _plain(part: Stem | Block | Head) -> dict[str, object]:
     # Nothing in a part is nested; dataclasses.asdict copies every value and takes ten times as long.
     plain = {name: getattr(part, name) for name in part.__slots__}
     # Fields that came later are left out where they say nothing: ids of older tables stay what they are.
     return {name: value for name, value in plain.items() if value or name not in _LATER_FIELDS}
 
 
-def _flow(mapping: Mapping[str, Any]) -> str:
-    return yaml.safe_dump(dict(mapping), default_flow_style=True, sort_keys=False, width=10_000).strip()
+def _flow(part: Stem | Block | Head) -> str:
+    return yaml.safe_dump(_plain(part), default_flow_style=True, sort_keys=False, width=10_000).strip()
 
 
 def _from_fields(where: str, cls: type[_Row], data: object) -> _Row:
-    check_fields(where, cls, data)
-    assert isinstance(data, Mapping)
-    return cls(**data)
+    return made(cls, check_fields(where, cls, data))
 
 
-def check_fields(where: str, cls: type, data: object) -> None:
-    """Refuse a mapping whose fields are not those of the dataclass ``cls``.
+def check_fields(where: str, cls: type, data: object) -> Mapping[str, object]:
+    """A mapping whose fields are those of the dataclass ``cls``.
 
     Raises:
         ArchitectureError: naming the field that is unknown or missing.
@@ -224,3 +217,4 @@ def check_fields(where: str, cls: type, data: object) -> None:
         required = field.default is MISSING and field.default_factory is MISSING
         if required and field.name not in data:
             raise ArchitectureError(f"{where}: field {field.name!r} is missing")
+    return data

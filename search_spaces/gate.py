@@ -17,15 +17,21 @@ import math
 import os
 import re
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, BinaryIO, NoReturn, TypeAlias, TypeVar, cast
 
 import yaml
 
 from search_spaces.errors import InputError, shorten
+
+# What a file holds once it is behind the gate.
+Json: TypeAlias = "dict[str, Json] | list[Json] | str | int | float | bool | None"
+JsonObject: TypeAlias = dict[str, Json]
+
+_T = TypeVar("_T")
 
 MEGABYTE = 1_000_000
 # Larger than anything the project writes of that kind.
@@ -72,6 +78,11 @@ def inside(folder: Path, name: str) -> Path:
     if not is_plain_name(name) or path.resolve().parent != folder.resolve():
         raise InputError(f"{name!r} is no name of a file in {folder}")
     return path
+
+
+def made(cls: Callable[..., _T], fields: Mapping[str, object]) -> _T:
+    """An object of a class that checks its own fields, of fields by name as a file has them."""
+    return cls(**fields)
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +178,7 @@ class Gate:
 
     # -- formats -------------------------------------------------------------------------------
 
-    def json(self, text: str) -> Any:
+    def json(self, text: str) -> Json:
         """Plain values of a JSON text."""
         if len(text) > MAX_JSON_BYTES:
             self.fail(f"is too large: {len(text) / MEGABYTE:,.1f} MB in one piece")
@@ -181,7 +192,7 @@ class Gate:
             self.fail(f"is no JSON: {error}")
         return self.plain(data)
 
-    def yaml(self, text: str) -> Any:
+    def yaml(self, text: str) -> Json:
         """Plain values of a YAML text: no tags of programs, no bombs of aliases."""
         if len(text) > MAX_YAML_BYTES:
             self.fail(f"is too large for a YAML file of this kind: {len(text):,} characters")
@@ -202,7 +213,7 @@ class Gate:
             self.fail(f"is not valid YAML: {reason}")
         return self.plain(data, MAX_YAML_VALUES)
 
-    def plain(self, data: Any, most: int = MAX_VALUES, longest_text: int = MAX_TEXT) -> Any:
+    def plain(self, data: object, most: int = MAX_VALUES, longest_text: int = MAX_TEXT) -> Json:
         """The same data, which holds nothing but bounded plain values."""
         left = most
         stack: list[tuple[Any, int]] = [(data, 0)]
@@ -232,7 +243,7 @@ class Gate:
                 stack += [(each, depth + 1) for each in value]
             elif kind is not bool and value is not None:
                 self.fail(f"holds a {kind.__name__}, which does not belong there")
-        return data
+        return cast(Json, data)
 
     def no_number(self, text: str) -> NoReturn:
         """Refuse NaN and infinity, for ``json.loads(..., parse_constant=...)``."""
@@ -240,14 +251,14 @@ class Gate:
 
     # -- values --------------------------------------------------------------------------------
 
-    def mapping(self, data: Any, what: str = "") -> dict[str, Any]:
+    def mapping(self, data: object, what: str = "") -> JsonObject:
         """A mapping."""
         if not isinstance(data, dict):
             where = f"{what}: expected" if what else "must hold"
             self.fail(f"{where} a mapping, not {type(data).__name__}")
         return data
 
-    def sequence(self, data: Any, what: str = "", most: int = 1_000_000) -> list[Any]:
+    def sequence(self, data: object, what: str = "", most: int = 1_000_000) -> list[Json]:
         """A list of bounded length."""
         if not isinstance(data, list):
             where = f"{what}: expected" if what else "must hold"
@@ -256,33 +267,33 @@ class Gate:
             self.fail(f"has {len(data):,} entries {what}, at most {most:,}")
         return data
 
-    def number(self, what: str, value: Any, low: float = -1e300, high: float = 1e300) -> float:
+    def number(self, what: str, value: object, low: float = -1e300, high: float = 1e300) -> float:
         """A finite number within bounds."""
-        if type(value) not in (int, float) or not low <= value <= high:
+        if not (type(value) is int or type(value) is float) or not low <= value <= high:
             self.fail(f"{what} must be a number from {low:g} to {high:g}, not {_shown(value)}")
         return float(value)
 
-    def integer(self, what: str, value: Any, low: int = 0, high: int = 2**53) -> int:
+    def integer(self, what: str, value: object, low: int = 0, high: int = 2**53) -> int:
         """A whole number within bounds."""
         if type(value) is not int or not low <= value <= high:
             self.fail(f"{what} must be a whole number from {low} to {high}, not {_shown(value)}")
         return value
 
-    def string(self, what: str, value: Any, most: int = 1_000) -> str:
+    def string(self, what: str, value: object, most: int = 1_000) -> str:
         """A text of bounded length."""
         if type(value) is not str or len(value) > most:
             self.fail(f"{what} must be a text of at most {most} characters, not {_shown(value)}")
         return value
 
-    def choice(self, what: str, value: Any, choices: Sequence[str]) -> str:
+    def choice(self, what: str, value: object, choices: Sequence[str]) -> str:
         """One of some texts."""
         if type(value) is not str or value not in choices:
             self.fail(f"{what} must be one of {', '.join(choices)}, not {_shown(value)}")
         return value
 
     def fields(
-        self, what: str, data: Any, required: Sequence[str], optional: Sequence[str] = ()
-    ) -> Mapping[str, Any]:
+        self, what: str, data: object, required: Sequence[str], optional: Sequence[str] = ()
+    ) -> JsonObject:
         """A mapping that has all required fields, and none that is not known."""
         found = self.mapping(data, what)
         for name in required:

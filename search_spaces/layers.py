@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import cast
 
 from search_spaces.architecture import MAX_CLASSES, MAX_RESOLUTION, Architecture
 from search_spaces.blocks import (
@@ -28,7 +28,7 @@ from search_spaces.blocks import (
     check_positive,
 )
 from search_spaces.errors import InputError
-from search_spaces.ops import Operators
+from search_spaces.ops import Activation, Operators
 from search_spaces.space import SearchSpace
 
 _FIELDS = {
@@ -112,7 +112,7 @@ def _parse(text: str) -> LayerKey:
     size, pairs = int(size_text), [each for each in words if _PAIRS.fullmatch(each)]
     numbers = {letter: int(digits) for each in pairs for letter, digits in _PAIR.findall(each)}
     check_positive("layer", MAX_RESOLUTION, size=size)
-    activation: Any = words[-1]  # the parts check it
+    activation = cast(Activation, words[-1])  # the parts check it
     if word == "stem":
         return LayerKey(size, IMAGE_CHANNELS, Stem(numbers["o"], activation, numbers["k"]))
     if word == "head":

@@ -6,11 +6,12 @@ Every reader raises :class:`SpaceError` with a message that names the field.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from search_spaces.architecture import check_fields
 from search_spaces.blocks import BLOCKS, MAX_CHANNELS, MAX_KERNEL, ArchitectureError, Head, Stem
 from search_spaces.errors import InputError
+from search_spaces.gate import made
 from search_spaces.ops import ACTIVATIONS
 from search_spaces.stage import (
     BLOCK_FIELDS,
@@ -37,14 +38,12 @@ class SpaceError(InputError):
     """A description that is no search space. The message names the field."""
 
 
-def read_fields(where: str, cls: type, data: object) -> dict[str, Any]:
+def read_fields(where: str, cls: type, data: object) -> dict[str, object]:
     """The entries of a mapping whose keys are fields of ``cls``; unknown and missing ones are refused."""
     try:
-        check_fields(where, cls, data)
+        return dict(check_fields(where, cls, data))
     except ArchitectureError as error:
         raise SpaceError(str(error)) from None
-    assert isinstance(data, Mapping)
-    return dict(data)
 
 
 def read_list(where: str, data: object, read: Callable[[str, object], _T]) -> tuple[_T, ...]:
@@ -98,7 +97,7 @@ def _kernel_sides(where: str, data: object) -> tuple[int, ...]:
     return kernels
 
 
-def _member_of(where: str, data: object, choices: tuple[str, ...]) -> tuple[Any, ...]:
+def _member_of(where: str, data: object, choices: tuple[str, ...]) -> tuple[str, ...]:
     values = candidates_of(where, data, str)
     for value in values:
         if value not in choices:
@@ -121,12 +120,12 @@ def read_rounding(data: object) -> Rounding:
             scalar(f"{where}: {name}", values[name], int, minimum=1, maximum=MAX_DIVISOR)
     if "expansion_conv_at_one" in values:
         scalar(f"{where}: expansion_conv_at_one", values["expansion_conv_at_one"], bool)
-    return Rounding(**values)
+    return made(Rounding, values)
 
 
 def read_stem(where: str, data: object) -> StemChoice:
     """One entry of ``stems``."""
-    choice = StemChoice(**read_fields(where, StemChoice, data))
+    choice = made(StemChoice, read_fields(where, StemChoice, data))
     try:
         Stem(choice.channels, choice.activation, choice.kernel)
     except ArchitectureError as error:
@@ -136,7 +135,7 @@ def read_stem(where: str, data: object) -> StemChoice:
 
 def read_head(where: str, data: object) -> HeadChoice:
     """One entry of ``heads``."""
-    choice = HeadChoice(**read_fields(where, HeadChoice, data))
+    choice = made(HeadChoice, read_fields(where, HeadChoice, data))
     scalar(f"{where}: conv_ratio", choice.conv_ratio, float, minimum=0, maximum=MAX_FACTOR)
     if choice.conv_ratio and choice.conv_channels:
         raise SpaceError(f"{where}: give conv_channels or conv_ratio, not both")
@@ -161,7 +160,7 @@ def read_stage(where: str, data: object) -> Stage | CandidateStage:
         data = {("kinds" if name == "kind" else name): value for name, value in data.items()}
         data["kinds"] = [data["kinds"]]
     values = read_fields(where, Stage, data)
-    readers: dict[str, Callable[[str, object], tuple[Any, ...]]] = {
+    readers: dict[str, Callable[[str, object], tuple[object, ...]]] = {
         "depths": lambda at, each: candidates_of(at, each, int, 0, MAX_DEPTH_OF_STAGE),
         "widths": lambda at, each: candidates_of(at, each, int, minimum=1),
         "kinds": lambda at, each: _member_of(at, each, kinds),
@@ -176,7 +175,7 @@ def read_stage(where: str, data: object) -> Stage | CandidateStage:
         if name in values:
             values[name] = read(f"{where}: {name}", values[name])
     _stride(where, values["stride"])
-    stage = Stage(**values)
+    stage = made(Stage, values)
     if "depthwise_separable" in stage.kinds and stage.expansions != (1.0,):
         raise SpaceError(f"{where}: a depthwise_separable stage needs expansions: [1]")
     universal = [BLOCKS[kind].universal for kind in stage.kinds]
@@ -189,16 +188,16 @@ def read_stage(where: str, data: object) -> Stage | CandidateStage:
     return stage
 
 
-def _read_candidate_stage(where: str, data: Mapping[Any, Any]) -> CandidateStage:
+def _read_candidate_stage(where: str, data: object) -> CandidateStage:
     values = read_fields(where, CandidateStage, data)
     _stride(where, values["stride"])
     scalar(f"{where}: width", values["width"], int, minimum=1)
     scalar(f"{where}: layers", values["layers"], int, minimum=1, maximum=MAX_DEPTH_OF_STAGE)
-    values["candidates"] = read_list(f"{where}: candidates", values["candidates"], _read_candidate)
-    labels = [candidate.label for candidate in values["candidates"]]
+    candidates = read_list(f"{where}: candidates", values["candidates"], _read_candidate)
+    labels = [candidate.label for candidate in candidates]
     if len(set(labels)) < len(labels):
         raise SpaceError(f"{where}: two candidates are called the same in {labels}")
-    return CandidateStage(**values)
+    return made(CandidateStage, {**values, "candidates": candidates})
 
 
 def _read_candidate(where: str, data: object) -> Candidate:
@@ -207,7 +206,7 @@ def _read_candidate(where: str, data: object) -> Candidate:
         values["expansion"] = scalar(f"{where}: expansion", values["expansion"], float, 0.1, MAX_FACTOR)
     if "name" in values:
         scalar(f"{where}: name", values["name"], str)
-    candidate = Candidate(**values)
+    candidate = made(Candidate, values)
     try:
         candidate.build(16, 16, 1, Rounding())
     except ArchitectureError as error:

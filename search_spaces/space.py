@@ -15,12 +15,12 @@ import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from search_spaces.architecture import MAX_CLASSES, MAX_RESOLUTION, Architecture
 from search_spaces.blocks import MAX_CHANNELS, SQUARE, Block, Head, Stem, is_oblong
 from search_spaces.errors import InputError
-from search_spaces.gate import MAX_YAML_BYTES, Gate
+from search_spaces.gate import MAX_YAML_BYTES, Gate, made
 from search_spaces.ops import halve
 from search_spaces.schema import (
     MAX_FACTOR,
@@ -35,6 +35,7 @@ from search_spaces.schema import (
     scalar,
 )
 from search_spaces.stage import (
+    Candidate,
     CandidateStage,
     Chooser,
     HeadChoice,
@@ -49,6 +50,10 @@ from search_spaces.stage import (
 _MAX_VISITS = 1_000_000
 
 
+# Fields that came later are left out where they say nothing: older spaces are written as they were.
+_LATER_FIELDS: dict[str, object] = {"start_kernels": [0], "start_kernel": 0, "hidden_norm": False}
+
+
 class NotInSpaceError(InputError):
     """An architecture, or a set of parameters, that the space does not contain."""
 
@@ -56,7 +61,7 @@ class NotInSpaceError(InputError):
 class SuggestsCategorical(Protocol):
     """What a space needs of an Optuna trial."""
 
-    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
+    def suggest_categorical(self, name: str, choices: Sequence[Value]) -> Value | None:
         """Choose one of ``choices``."""
 
 
@@ -125,7 +130,7 @@ class SearchSpace:
             values["rounding"] = read_rounding(values["rounding"])
         if "classes" in values:
             scalar(f"{where}: classes", values["classes"], int, 1, MAX_CLASSES)
-        space = cls(**values)
+        space = made(cls, values)
         space._check_extent()
         return space
 
@@ -143,27 +148,10 @@ class SearchSpace:
         except SpaceError as error:
             raise SpaceError(f"{path}: {error}") from None
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Plain types only; the inverse of :meth:`from_dict`."""
-
-        def plain(value: Any) -> Any:
-            if isinstance(value, dict):
-                return {key: plain(item) for key, item in value.items()}
-            return [plain(item) for item in value] if isinstance(value, list | tuple) else value
-
-        result: dict[str, Any] = plain(asdict(self))
-        # Fields that came later are left out where they say nothing: older spaces are written as they were.
-        for stage in result["stages"]:
-            for part in (stage, *stage.get("candidates", ())):
-                for name in ("start_kernels", "start_kernel"):
-                    if part.get(name) in ([0], 0):
-                        del part[name]
-            if len(stage.get("kinds", ())) == 1:
-                stage["kind"] = stage.pop("kinds")[0]
-        for head in result["heads"]:
-            if not head["hidden_norm"]:
-                del head["hidden_norm"]
-        return result
+        stages = [_stage_fields(stage) for stage in self.stages]
+        return {**_fields(self), "stages": stages, "heads": [_fields(head) for head in self.heads]}
 
     def restricted(self, resolutions: Iterable[int] | None = None, classes: int | None = None) -> SearchSpace:
         """The same space for a dataset with other resolutions or classes."""
@@ -263,7 +251,13 @@ class SearchSpace:
 
     def suggest(self, trial: SuggestsCategorical) -> Architecture:
         """The architecture an Optuna trial proposes."""
-        return self.compose(lambda name, choices: trial.suggest_categorical(name, choices))
+
+        def choose(name: str, choices: tuple[Value, ...]) -> Value:
+            value = trial.suggest_categorical(name, choices)
+            assert value is not None  # Optuna's choices may be, ours are not
+            return value
+
+        return self.compose(choose)
 
     def sample(self, generator: random.Random) -> Architecture:
         """A member, each parameter drawn uniformly."""
@@ -389,3 +383,24 @@ class SearchSpace:
                     for head in self.heads
                 }
         return ReachableParts(frozenset(stems), frozenset(blocks), frozenset(heads))
+
+
+def _fields(part: SearchSpace | Stage | CandidateStage | Candidate | HeadChoice) -> dict[str, object]:
+    plain = {name: _listed(value) for name, value in asdict(part).items()}
+    return {name: value for name, value in plain.items() if _LATER_FIELDS.get(name, plain) != value}
+
+
+def _listed(value: object) -> object:
+    if isinstance(value, dict):
+        return {key: _listed(item) for key, item in value.items()}
+    return [_listed(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _stage_fields(stage: Stage | CandidateStage) -> dict[str, object]:
+    found = _fields(stage)
+    if isinstance(stage, CandidateStage):
+        found["candidates"] = [_fields(each) for each in stage.candidates]
+    elif len(stage.kinds) == 1:
+        (found["kind"],) = stage.kinds
+        del found["kinds"]
+    return found

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import cast
 
 from search_spaces.blocks import BLOCKS, Block, Head, Stem, make_divisible
 from search_spaces.ops import Activation, halve
@@ -266,22 +266,22 @@ class Stage:
             yield self.block(values, in_channels, out, stride, rounding)
 
     def block(
-        self, values: Mapping[str, Any], in_channels: int, out: int, stride: int, rounding: Rounding
+        self, values: Mapping[str, Value], in_channels: int, out: int, stride: int, rounding: Rounding
     ) -> Block:
         """The block of chosen values, one for each of :data:`BLOCK_FIELDS`."""
-        kind = values["kind"]
-        expanded, expansion_conv = rounding.expand(kind, in_channels, values["expansion"])
+        kind = str(values["kind"])
+        expanded, expansion_conv = rounding.expand(kind, in_channels, float(values["expansion"]))
         return _block(
             kind=kind,
-            kernel=values["kernel"],
+            kernel=int(values["kernel"]),
             in_channels=in_channels,
             expanded_channels=expanded,
             out_channels=out,
             stride=stride,
-            activation=values["activation"],
-            se=values["se"],
+            activation=cast(Activation, values["activation"]),
+            se=bool(values["se"]),
             expansion_conv=expansion_conv,
-            start_kernel=values["start_kernel"] if BLOCKS[kind].universal else 0,
+            start_kernel=int(values["start_kernel"]) if BLOCKS[kind].universal else 0,
         )
 
     def _match(self, blocks: Sequence[Block], prefix: str, rounding: Rounding) -> Parameters | None:

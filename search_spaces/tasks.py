@@ -8,14 +8,15 @@ operators, once for its graph and its costs.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from search_spaces.architecture import MAX_CLASSES, Architecture, check_fields
 from search_spaces.blocks import Head, check_positive
 from search_spaces.errors import InputError
+from search_spaces.gate import made
 from search_spaces.layers import LayerKey, layer_keys, operators
 from search_spaces.ops import Conv, Operators, Pool, halve
 from search_spaces.space import SearchSpace
@@ -351,22 +352,22 @@ class TaskNetwork:
         """Name that depends on table and task alone."""
         return f"{self.architecture.id}_{self.task.name}{self.task.classes}"
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Plain types; the inverse of :meth:`from_dict`."""
         task = {"name": self.task.name, "classes": self.task.classes}
         return {"architecture": self.architecture.to_dict(), "task": task}
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> TaskNetwork:
+    def from_dict(cls, data: object) -> TaskNetwork:
         """Read what :meth:`to_dict` wrote.
 
         Raises:
             ArchitectureError: if a field is missing, unknown or wrong.
             TaskError: if there is no such task, or the network does not suit it.
         """
-        check_fields("network", cls, data)
-        check_fields("task", Task, data["task"])
-        return cls(Architecture.from_dict(data["architecture"]), Task(**data["task"]))
+        data = check_fields("network", cls, data)
+        task = made(Task, check_fields("task", Task, data["task"]))
+        return cls(Architecture.from_dict(data["architecture"]), task)
 
     @property
     def resolution(self) -> int:

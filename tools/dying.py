@@ -11,7 +11,6 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 # Renames and removals, and openings for writing.
 _CHANGES = {"os.rename", "os.remove", "os.truncate", "os.mkdir"}
@@ -22,7 +21,7 @@ def die_before(number: int, folder: Path) -> None:
     """Let this process end without a word before its ``number``-th change of files in a folder."""
     count = 0
 
-    def watch(event: str, arguments: tuple[Any, ...]) -> None:
+    def watch(event: str, arguments: tuple[object, ...]) -> None:
         nonlocal count
         writes = event in _CHANGES or (event == "open" and _for_writing(arguments[1], arguments[2]))
         if writes and _path(arguments[0]).startswith(str(folder)):
@@ -33,10 +32,11 @@ def die_before(number: int, folder: Path) -> None:
     sys.addaudithook(watch)
 
 
-def _path(given: Any) -> str:
+def _path(given: object) -> str:
     """Where an operation takes place; of a file that is open already, where that one lies."""
     if isinstance(given, int):
         given = Path("/proc/self/fd", str(given)).readlink()
+    assert isinstance(given, str | bytes | os.PathLike)
     return str(Path(os.fsdecode(given)).absolute())
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -130,7 +129,7 @@ def _described(errors: Rates) -> dict[str, float]:
     }
 
 
-def _estimate(device: str, rates: Rates, details: Mapping[str, Any]) -> EstimatedLayers:
+def _estimate(device: str, rates: Rates, details: Mapping[str, object]) -> EstimatedLayers:
     return EstimatedLayers(device, tuple(map(float, rates)), {"threads": 1, "precision": "fp32", **details})
 
 

@@ -10,7 +10,6 @@ import hashlib
 import json
 import random
 from pathlib import Path
-from typing import Any
 
 from nas.cost import cost
 from nas.help import CONFIG_FOLDER
@@ -31,7 +30,7 @@ def networks() -> list[Architecture]:
     return [*map(reference, FAMILIES), *(space.sample(generator) for _ in range(_MEMBERS))]
 
 
-def described(network: Architecture) -> dict[str, Any]:
+def described(network: Architecture) -> dict[str, object]:
     """What must stay as it is while code moves."""
     counted = cost(network)
     keys = " ".join(map(str, layer_keys(network)))

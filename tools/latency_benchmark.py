@@ -29,7 +29,7 @@ from nas.latency.sessions import (
     load_networks,
     profile,
 )
-from nas.latency.table import LatencyTable
+from nas.latency.table import LatencyTable, recorded
 from nas.latency.validation import fresh_networks
 from nas.runtimes.runtime import Runtime
 from nas.runtimes.subject import Precision, graph
@@ -166,10 +166,10 @@ def _markdown(
     records: Mapping[Architecture, NetworkRecord],
 ) -> str:
     header = table.header
-    preparing_s = sum(session["preparing_s"] for session in header.sessions)
-    measuring_s = sum(session["measuring_s"] for session in header.sessions)
-    subjects = sum(session["subjects"] for session in header.sessions)
-    discarded = sum(session["discarded_rounds"] for session in header.sessions)
+    preparing_s = sum(recorded(each, "preparing_s") for each in header.sessions)
+    measuring_s = sum(recorded(each, "measuring_s") for each in header.sessions)
+    subjects = sum(recorded(each, "subjects") for each in header.sessions)
+    discarded = sum(recorded(each, "discarded_rounds") for each in header.sessions)
     references = len(FAMILIES) * len(_WIDTHS) * len({each.resolution for each in kept})
     lines = [
         f"# Latency benchmark: {header.title}",
@@ -196,8 +196,8 @@ def _markdown(
         f"- Predicted layers: {few.header.gap_filling.get('mean_error', 0):.1%} mean error in "
         "cross-validation.",
         f"- Statistic: {header.statistic}, the most stable between odd and even rounds. "
-        f"Rounds measured again because the anchor moved: {discarded}.",
-        f"- Cost: {subjects:,} layers and networks in {preparing_s + measuring_s:.0f} s, "
+        f"Rounds measured again because the anchor moved: {discarded:.0f}.",
+        f"- Cost: {subjects:,.0f} layers and networks in {preparing_s + measuring_s:.0f} s, "
         f"{subjects / (preparing_s + measuring_s):.1f} a second with all {settings.rounds} rounds. "
         f"{measuring_s / (preparing_s + measuring_s):.0%} of the time ({measuring_s:.0f} s) is measuring, "
         f"the rest ({preparing_s:.0f} s) building graphs and sessions.",

@@ -16,7 +16,6 @@ import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -109,7 +108,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "long"
         rows = grow(folder, arguments.trials)
-        found: dict[str, Any] = {
+        found: dict[str, object] = {
             "rows": rows,
             "journal_mb": (folder / "study.journal").stat().st_size / 1e6,
             "report": report_seconds(folder),

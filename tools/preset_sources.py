@@ -15,7 +15,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from nas.latency.preset import EstimateError, work
 from search_spaces.architecture import Architecture
 from search_spaces.blocks import Block, Head, Stem
+from search_spaces.gate import Gate, JsonObject, made
 from search_spaces.layers import LayerKey, layer_keys
 from search_spaces.references import reference
 
@@ -218,16 +219,32 @@ def _ncnn(folder: Path) -> Iterator[tuple[tuple[str, str], Timed]]:
             yield ("ncnn", device), Timed(row["network"], networks[row["network"]], float(row["min_ms"]))
 
 
-def _of_300m(tables: Sequence[Mapping[str, Any]], pattern: str) -> Mapping[str, Any]:
+_GATE = Gate("imagenet_networks.jsonl", EstimateError)
+_Part = TypeVar("_Part", Stem, Block, Head)
+# Of a row of a block table there.
+_CELLS = (
+    "kind",
+    "kernel",
+    "in_channels",
+    "expanded_channels",
+    "out_channels",
+    "stride",
+    "activation",
+    "se",
+    "expansion_conv",
+)
+
+
+def _of_300m(tables: Sequence[Mapping[str, object]], pattern: str) -> Mapping[str, object]:
     """The first network of a family at 224 px with the 300 to 330M MACs that ncnn's model has."""
     for table in tables:
-        at_224 = pattern in table["name"].lower() and table["resolution"] == 224
-        if at_224 and 300 < table["macs_exact_m"] < 330:
+        at_224 = pattern in str(table["name"]).lower() and table["resolution"] == 224
+        if at_224 and 300 < _GATE.number("macs_exact_m", table["macs_exact_m"]) < 330:
             return table
     raise EstimateError(f"imagenet_networks.jsonl holds no {pattern} of 300 to 330M MACs at 224 px")
 
 
-def _tables(path: Path) -> list[Mapping[str, Any]]:
+def _tables(path: Path) -> list[Mapping[str, object]]:
     try:
         return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     except OSError as error:
@@ -236,23 +253,18 @@ def _tables(path: Path) -> list[Mapping[str, Any]]:
         raise EstimateError(f"{path}: {error}") from None
 
 
-def _architecture(table: Mapping[str, Any]) -> Architecture:
-    def known(activation: str) -> Any:
-        return activation if activation in ("relu", "relu6", "hswish") else "hswish"
+def _architecture(table: Mapping[str, object]) -> Architecture:
+    def part(cls: Callable[..., _Part], given: JsonObject) -> _Part:
+        known = given["activation"] if given["activation"] in ("relu", "relu6", "hswish") else "hswish"
+        return made(cls, {**given, "activation": known})
 
-    stem, head = table["stem"], table["head"]
-    blocks = tuple(
-        Block(kind, kernel, in_channels, expanded, out, stride, known(activation), se, expansion_conv)
-        for kind, kernel, in_channels, expanded, out, stride, activation, se, expansion_conv, *_ in table[
-            "blocks"
-        ]
-    )
-    return Architecture(
-        table["resolution"],
-        Stem(stem["channels"], known(stem["activation"]), stem["kernel"]),
-        blocks,
-        Head(head.get("conv_channels", 0), head.get("hidden_channels", 0), known(head["activation"])),
-    )
+    rows = [_GATE.sequence(row, "a row") for row in _GATE.sequence(table["blocks"], "blocks")]
+    blocks = tuple(part(Block, dict(zip(_CELLS, row, strict=False))) for row in rows)
+    stem, head = _GATE.mapping(table["stem"], "stem"), _GATE.mapping(table["head"], "head")
+    stem = {name: stem[name] for name in ("channels", "kernel", "activation")}
+    head = {name: head.get(name, 0) for name in ("conv_channels", "hidden_channels", "activation")}
+    resolution = _GATE.integer("resolution", table["resolution"])
+    return Architecture(resolution, part(Stem, stem), blocks, part(Head, head))
 
 
 def _own_name(published: str) -> str:

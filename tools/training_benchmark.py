@@ -90,7 +90,7 @@ class Runs:
     def __init__(self, path: Path) -> None:
         self._path = path
         lines = path.read_text().splitlines() if path.exists() else []
-        self._known: dict[str, Any] = dict(json.loads(line) for line in lines)
+        self._known: dict[str, object] = dict(json.loads(line) for line in lines)
 
     def get(self, name: str, compute: Callable[..., Any], *arguments: Any) -> Any:
         """What is known under a name, computed and kept where it is not."""

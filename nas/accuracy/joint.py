@@ -7,12 +7,13 @@ difference of two predictions is known better than either.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from search_spaces.gate import Gate
 
 Floats = NDArray[np.float64]
 
@@ -94,7 +95,7 @@ class JointPrediction:
         best = (self.top1[numbers] - caution * spread + errors).argmax(1)
         return float(max(errors[np.arange(_SAMPLES), best].mean(), 0.0))
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Plain types only; the inverse of :meth:`from_dict`, to a millionth."""
         return {
             "recipe": self.recipe,
@@ -105,12 +106,20 @@ class JointPrediction:
         }
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> JointPrediction:
-        """Read what :meth:`to_dict` wrote."""
+    def from_dict(cls, data: object) -> JointPrediction:
+        """Read what :meth:`to_dict` wrote.
+
+        Raises:
+            InputError: if a field is missing.
+            ValueError: if a value is no number.
+        """
+        gate = Gate("the joint prediction")
+        data = gate.fields("it", data, ("recipe", "ids", "top1", "covariance", "noise"))
+        ids = tuple(gate.string("an id", each) for each in gate.sequence(data["ids"], "ids"))
         return cls(
             str(data["recipe"]),
-            tuple(data["ids"]),
-            np.array(data["top1"], float),
-            np.array(data["covariance"], float).reshape(len(data["ids"]), -1),
-            np.array(data["noise"], float),
+            ids,
+            np.array(data["top1"], np.float64),
+            np.array(data["covariance"], np.float64).reshape(len(ids), -1),
+            np.array(data["noise"], np.float64),
         )

@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 from search_spaces.architecture import Architecture
 from search_spaces.errors import InputError
@@ -62,12 +62,12 @@ class Judgement:
         """Whether it did better than the most frequent class, by more than two standard deviations."""
         return self.top1 - 2 * self.deviation > self.majority
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Plain values."""
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, data: Any, gate: Gate) -> Judgement:
+    def from_dict(cls, data: object, gate: Gate) -> Judgement:
         """What :meth:`to_dict` gave.
 
         Raises:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,7 +52,7 @@ class Measurement:
     subjects: tuple[Subject, ...]
     samples_ms: NDArray[np.float64]
     anchor_ms: NDArray[np.float64]
-    record: dict[str, Any]
+    record: dict[str, object]
     orders: tuple[tuple[int, ...], ...] | None = None
 
     def steadied(self) -> NDArray[np.float64]:
@@ -190,7 +190,7 @@ def measurement(
     subjects: Sequence[Subject],
     kept: Sequence[Round],
     all_rounds: Sequence[Round],
-    machine: Mapping[str, Any],
+    machine: Mapping[str, object],
 ) -> Measurement:
     """Put rounds together into a :class:`Measurement` with its record of conditions."""
     anchors = np.array([np.median(each.anchor_ms) for each in kept])

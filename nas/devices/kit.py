@@ -11,10 +11,9 @@ from __future__ import annotations
 import hashlib
 import json
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -25,7 +24,7 @@ from nas.runtimes.runtime import Runtime
 from nas.runtimes.subject import Subject
 from search_spaces.architecture import Architecture
 from search_spaces.errors import InputError
-from search_spaces.gate import Gate
+from search_spaces.gate import Gate, JsonObject
 from search_spaces.layers import LayerKey
 from search_spaces.tasks import TaskNetwork
 
@@ -125,8 +124,8 @@ def write_kit(
     """
     settings.runtime.model(ANCHOR)  # a runtime that boards lack is refused before anything is written
     subjects = {subject_name(subject): subject for group in groups for subject in (*group, ANCHOR)}
-    described: dict[str, Any] = {}
-    manifest: dict[str, Any] = {
+    described: dict[str, object] = {}
+    manifest = {
         "hardware": settings.hardware,
         "runtime": settings.runtime.name,
         "precision": settings.runtime.precision,
@@ -153,8 +152,9 @@ def write_kit(
                     {"name": each, "shape": list(values.shape), "type": str(values.dtype)}
                     for each, values in model.weights.items()
                 ]
-                described[name] = {"graph": f"graphs/{number:05}", "weights": weights}
-                kit.writestr(described[name]["graph"], model.skeleton)
+                graph = f"graphs/{number:05}"
+                described[name] = {"graph": graph, "weights": weights}
+                kit.writestr(graph, model.skeleton)
                 on_prepared(number + 1, len(subjects))
             kit.writestr(board.MANIFEST, json.dumps(manifest | {"subjects": described}))
             for package in ("nas", "nas/measuring"):
@@ -186,6 +186,60 @@ class Group:
 
 
 @dataclass(frozen=True, slots=True)
+class ResultHeader:
+    """The first line of a result: the kit's settings and the board.
+
+    Attributes:
+        kit: identity of the kit.
+        hardware: name of the hardware config.
+        runtime: its name.
+        precision: ``fp32`` or ``int8``.
+        threads: within an operator.
+        rounds: that were wanted of each group.
+        groups: how many the kit has.
+        protocol: how layers were timed, see :data:`nas.measuring.models.PROTOCOL`.
+        networks: those among the subjects, by name, as their ``to_dict`` gave them.
+        board: as it described itself.
+    """
+
+    kit: str
+    hardware: str
+    runtime: str
+    precision: str
+    threads: int
+    rounds: int
+    groups: int
+    protocol: int
+    networks: JsonObject
+    board: JsonObject
+
+    @classmethod
+    def read(cls, gate: Gate, data: JsonObject) -> ResultHeader:
+        """A header from plain values.
+
+        Raises:
+            InputError: of the gate's kind, if something is missing or no such thing.
+        """
+        texts = {
+            name: gate.string(name, data[name], 100) for name in ("kit", "hardware", "runtime", "precision")
+        }
+        described = gate.mapping(data["board"], "board")
+        # Kits made when boards ran ONNX Runtime only say so in another word.
+        described.setdefault("runtime_version", described.get("onnxruntime"))
+        for name in ("cpu", "runtime_version"):
+            gate.string(name, described[name], 200)
+        return cls(
+            **texts,
+            threads=gate.integer("threads", data["threads"], 1, 1024),
+            rounds=gate.integer("rounds", data["rounds"], 1, 1_000_000),
+            groups=gate.integer("groups", data["groups"], 1, _MOST_GROUPS),
+            protocol=gate.integer("protocol", data.get("protocol", 1)),
+            networks=gate.mapping(data["networks"], "networks"),
+            board=described,
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Result:
     """What a board measured.
 
@@ -195,19 +249,19 @@ class Result:
         problems: one line for each thing that is missing or cannot be used.
     """
 
-    header: Mapping[str, Any]
+    header: ResultHeader
     groups: tuple[Group, ...]
     problems: tuple[str, ...]
 
     @property
     def device(self) -> str:
         """The board's own name."""
-        return str(self.header["board"]["cpu"])
+        return str(self.header.board["cpu"])
 
     @property
     def runtime_version(self) -> str:
         """Version of the runtime on the board."""
-        return str(self.header["board"]["runtime_version"])
+        return str(self.header.board["runtime_version"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,40 +326,39 @@ def parse_result(text: str, where: str, hardware: str, runtime: Runtime) -> Resu
     gate = Gate(where, ResultError)
     lines = text[: text.rfind("\n") + 1].split("\n")[:-1]
     try:
-        header, *rest = (gate.mapping(gate.json(line)) for line in lines)
-        schema = header["result"]
+        first, *rest = (gate.mapping(gate.json(line)) for line in lines)
+        schema = first["result"]
     except (ValueError, LookupError, TypeError):
         raise ResultError(f"{where} is no result file of a kit, or is damaged") from None
     if schema != board.RESULT_SCHEMA:
         raise ResultError(f"{where} is of result schema {schema}, this program reads {board.RESULT_SCHEMA}")
     with gate.reading():
-        _check_header(gate, header)
+        header = ResultHeader.read(gate, first)
         _check_kit(header, where, hardware, runtime)
         groups, problems = [], []
         seen: set[int] = set()
-        for journal, group in _journals(gate, rest, header["kit"]):
-            names = journal["names"]
-            subjects = [_subject(name, header["networks"]) for name in names]
-            number = gate.integer("the number of a group", journal["identity"]["group"], 0, _MOST_GROUPS)
-            if number in seen or len(set(names)) < len(names):
+        for journal in _journals(gate, rest, header.kit):
+            group, number = journal.rounds, journal.group
+            subjects = [_subject(name, header.networks) for name in journal.names]
+            if number in seen or len(set(journal.names)) < len(journal.names):
                 gate.fail(f"is damaged: group {number + 1} holds something twice")
             seen.add(number)
             label = f"group {number + 1}"
             steady = rounds.steady(group)
-            if len(steady) < (header["rounds"] + 1) // 2:
+            if len(steady) < (header.rounds + 1) // 2:
                 throttled = sum(map(rounds.is_throttled, group))
                 problems.append(
-                    f"{label}: {len(steady)} usable rounds of {header['rounds']} wanted "
+                    f"{label}: {len(steady)} usable rounds of {header.rounds} wanted "
                     f"({throttled} of {len(group)} were throttled)"
                 )
                 continue
-            measured = _measurement(subjects, steady, group, {**header, "group": number})
-            lines_of_group = [journal, *(each.__dict__ for each in group)]
+            measured = _measurement(subjects, steady, group, header, number)
+            lines_of_group = [journal.header, *(each.__dict__ for each in group)]
             text_of_group = "".join(json.dumps(line) + "\n" for line in lines_of_group)
             groups.append(Group(number, measured, text_of_group))
-        missing = header["groups"] - len(groups) - len(problems)
+        missing = header.groups - len(groups) - len(problems)
         if missing > 0:
-            problems.append(f"{missing} of {header['groups']} groups are missing")
+            problems.append(f"{missing} of {header.groups} groups are missing")
     if not groups:
         raise ResultError(
             f"nothing in {where} can be used: {'; '.join(problems)}; run the kit again on the board to go on"
@@ -313,71 +366,66 @@ def parse_result(text: str, where: str, hardware: str, runtime: Runtime) -> Resu
     return Result(header, tuple(groups), tuple(problems))
 
 
-def _check_header(gate: Gate, header: Mapping[str, Any]) -> None:
-    for name in ("hardware", "runtime", "precision", "kit"):
-        gate.string(name, header[name], 100)
-    gate.integer("threads", header["threads"], 1, 1024)
-    gate.integer("rounds", header["rounds"], 1, 1_000_000)
-    gate.integer("groups", header["groups"], 1, _MOST_GROUPS)
-    gate.mapping(header["networks"], "networks")
-    described = gate.mapping(header["board"], "board")
-    # Kits made when boards ran ONNX Runtime only say so in another word.
-    described.setdefault("runtime_version", described.get("onnxruntime"))
-    for name in ("cpu", "runtime_version"):
-        gate.string(name, described[name], 200)
-
-
-def _check_kit(header: Mapping[str, Any], where: str, hardware: str, runtime: Runtime) -> None:
-    made_for = (header["hardware"], header["runtime"], header["precision"], header["threads"])
+def _check_kit(header: ResultHeader, where: str, hardware: str, runtime: Runtime) -> None:
+    made_for = (header.hardware, header.runtime, header.precision, header.threads)
     wanted = (hardware, runtime.name, runtime.precision, runtime.threads)
     if made_for != wanted:
         raise ResultError(
             f"{where} comes from another kit: it is for {_listed(made_for)}, not for {_listed(wanted)}"
         )
-    if header.get("protocol", 1) != models.PROTOCOL:
+    if header.protocol != models.PROTOCOL:
         raise ResultError(
             f"{where} is of a kit that timed layers in another way, made by another version of this program: "
             "make a new kit"
         )
 
 
-def _listed(settings: tuple[Any, ...]) -> str:
+def _listed(settings: tuple[str, str, str, int]) -> str:
     hardware, runtime, precision, threads = settings
     return f"hardware={hardware}, {runtime}, {precision}, {threads} thread{'s' if threads != 1 else ''}"
 
 
-def _journals(
-    gate: Gate, lines: Sequence[Mapping[str, Any]], kit: str
-) -> list[tuple[Mapping[str, Any], list[rounds.Round]]]:
-    found: list[tuple[Mapping[str, Any], list[rounds.Round]]] = []
+@dataclass(frozen=True, slots=True)
+class _Journal:
+    """A board's journal of one group: its first line, and what that says, and its rounds."""
+
+    header: JsonObject
+    group: int
+    names: list[str]
+    rounds: list[rounds.Round]
+
+
+def _journals(gate: Gate, lines: Sequence[JsonObject], kit: str) -> list[_Journal]:
+    found: list[_Journal] = []
     for line in lines:
         if "names" in line:
             identity = gate.mapping(line["identity"], "identity")
             if identity["kit"] != kit:
                 raise ResultError(f"the result mixes kits {kit} and {identity['kit']}")
-            for name in gate.sequence(line["names"], "names", _MOST_SUBJECTS):
-                gate.string("a name", name, 200)
-            found.append((line, []))
+            group = gate.integer("the number of a group", identity["group"], 0, _MOST_GROUPS)
+            names = gate.sequence(line["names"], "names", _MOST_SUBJECTS)
+            found.append(_Journal(line, group, [gate.string("a name", name, 200) for name in names], []))
         elif "samples_ms" in line:
-            journal, group = found[-1]
-            group.append(rounds.read_round(line, len(journal["names"])))
+            journal = found[-1]
+            journal.rounds.append(rounds.read_round(line, len(journal.names)))
     return found
 
 
-def _subject(name: str, networks: Mapping[str, Any]) -> Subject:
-    if name not in networks:
+def _subject(name: str, networks: JsonObject) -> Subject:
+    described = networks.get(name)
+    if described is None:
         return LayerKey.parse(name)
-    described = networks[name]
-    return (TaskNetwork if "task" in described else Architecture).from_dict(described)
+    of_task = isinstance(described, dict) and "task" in described
+    return (TaskNetwork if of_task else Architecture).from_dict(described)
 
 
 def _measurement(
     subjects: Sequence[Subject],
     steady: Sequence[rounds.Round],
     measured: Sequence[rounds.Round],
-    header: Mapping[str, Any],
+    header: ResultHeader,
+    group: int,
 ) -> Measurement:
-    machine = header["board"]
     plain = [
         rounds.Round(
             each.samples_ms,
@@ -387,8 +435,8 @@ def _measurement(
         for each in measured
     ]
     throttled = sum(map(rounds.is_throttled, measured))
-    described = {**machine, "throttled_rounds": throttled}
-    return measurement(subjects, steady, plain, {"kit": header["kit"], "group": header["group"], **described})
+    described = {"kit": header.kit, "group": group, **header.board, "throttled_rounds": throttled}
+    return measurement(subjects, steady, plain, described)
 
 
 def agreement(measured: Sequence[Measurement], names: Sequence[str]) -> list[float]:

@@ -17,12 +17,11 @@ import tempfile
 import threading
 import time
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -38,7 +37,7 @@ from nas.devices.kit import (
 )
 from nas.measuring import conditions
 from nas.measuring.board import MANIFEST
-from nas.measuring.rounds import MeasurementError
+from nas.measuring.rounds import MeasurementError, Samples
 from nas.runtimes.subject import Subject
 from search_spaces.gate import Gate
 
@@ -126,7 +125,7 @@ class Board:
             self._check(process.returncode, errors.read())
 
     @cached_property
-    def description(self) -> dict[str, Any]:
+    def description(self) -> Mapping[str, object]:
         """The board as it describes itself; checks that it can measure.
 
         Raises:
@@ -434,7 +433,7 @@ def joined(subjects: Sequence[Subject], parts: Sequence[Measurement]) -> Measure
     Subjects that several boards measured are averaged. The rounds kept are those that all boards have.
     """
     rounds = min(len(part.samples_ms) for part in parts)
-    found: dict[str, list[Any]] = {}
+    found: dict[str, list[Samples]] = {}
     for part in parts:
         samples = part.steadied()[:rounds]
         for column, subject in enumerate(part.subjects):

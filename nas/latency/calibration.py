@@ -18,12 +18,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from search_spaces.blocks import Head, Stem
+from search_spaces.gate import Gate
 from search_spaces.layers import LayerKey, operators
 from search_spaces.ops import Add, Conv, Linear, SqueezeExcitation, convolutions
 
@@ -199,7 +199,7 @@ class Calibration:
         first, *rest = self.coefficients
         return first * layer_ms + sum(a * b for a, b in zip(rest, layer_features(key), strict=True))
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Plain types; the inverse of :meth:`from_dict`."""
         return {
             "features": dict(zip(FEATURES, self.coefficients, strict=True)),
@@ -208,18 +208,16 @@ class Calibration:
         }
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Calibration:
+    def from_dict(cls, data: object, gate: Gate) -> Calibration:
         """Read what :meth:`to_dict` wrote.
 
         Raises:
-            KeyError: if a field is missing.
-            ValueError: if a value is no finite number.
+            InputError: of the gate's kind, if a field is missing or no finite number.
         """
-        coefficients = tuple(float(data["features"][name]) for name in FEATURES)
-        if not all(abs(each) <= _LARGEST for each in coefficients):
-            raise ValueError("a coefficient is no number")
+        data = gate.fields("calibration", data, ("features", "left_out", "uncorrected"))
+        features = gate.fields("features", data["features"], FEATURES)
         return cls(
-            coefficients=coefficients,
+            coefficients=tuple(gate.number(name, features[name], -_LARGEST, _LARGEST) for name in FEATURES),
             left_out=ErrorSummary.from_dict(data["left_out"]),
             uncorrected=ErrorSummary.from_dict(data["uncorrected"]),
         )

@@ -135,7 +135,7 @@ def import_result(
         imported = (
             {(each.get("kit"), each.get("group")) for each in table.header.sessions} if table else set()
         )
-        groups = [each for each in result.groups if (result.header["kit"], each.number) not in imported]
+        groups = [each for each in result.groups if (result.header.kit, each.number) not in imported]
         if not groups:
             raise NothingNewError(f"everything in this result is in the table of {hardware} already")
         networks = load_networks(folder) if table is not None else []
@@ -192,21 +192,23 @@ def estimated_table(hardware: Hardware, keys: Sequence[LayerKey], runtime: Runti
     """
     assert hardware.estimate is not None
     estimate = EstimatedLayers.load(hardware.estimate)
-    details = estimate.details
-    if (runtime.precision, runtime.threads) != (details["precision"], details["threads"]):
+    if (runtime.precision, runtime.threads) != (estimate.precision, estimate.threads):
         raise NoTableError(
-            f"the estimate for {hardware.estimate} is for {details['precision']} and {details['threads']} "
+            f"the estimate for {hardware.estimate} is for {estimate.precision} and {estimate.threads} "
             f"thread, not for {runtime.precision} and {runtime.threads}; measure instead: "
             f"{hardware.how_to_measure(runtime)}"
         )
     error = estimate.error_percent
     header = TableHeader(
         hardware=hardware.name,
-        device=f"{details['board']} (ESTIMATED, {error:.0f} % off, at worst {estimate.worst_percent:.0f} %)",
+        device=(
+            f"{estimate.details['board']} (ESTIMATED, {error:.0f} % off, "
+            f"at worst {estimate.worst_percent:.0f} %)"
+        ),
         runtime="/".join(estimate.runtimes),
         runtime_version="(published latencies)",
-        precision=details["precision"],
-        threads=details["threads"],
+        precision=estimate.precision,
+        threads=estimate.threads,
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         statistic="estimate",
     )

@@ -13,10 +13,9 @@ takes, the rest to the stem.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +23,7 @@ from numpy.typing import NDArray
 from nas.latency.calibration import ErrorSummary
 from search_spaces.architecture import Architecture
 from search_spaces.blocks import Head, Stem
+from search_spaces.gate import Gate
 from search_spaces.layers import LayerKey, operators
 from search_spaces.ops import Operators, Pool, convolutions
 from search_spaces.tasks import Task, strided_keys
@@ -122,7 +122,7 @@ class HeadCost:
         added = sum(a * b for a, b in zip(self.coefficients, features, strict=True))
         return added + (0.0 if isinstance(key.part, Head) else alone_ms)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Plain types; the inverse of :meth:`from_dict`."""
         return {
             "task": asdict(self.task),
@@ -131,18 +131,21 @@ class HeadCost:
         }
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> HeadCost:
+    def from_dict(cls, data: object, gate: Gate) -> HeadCost:
         """Read what :meth:`to_dict` wrote.
 
         Raises:
-            KeyError: if a field is missing.
-            ValueError: if a value is no finite number, or there is no such task.
+            InputError: of the gate's kind, if a field is missing or no finite number.
+            search_spaces.tasks.TaskError: if there is no such task.
         """
-        coefficients = tuple(float(data["features"][name]) for name in HEAD_FEATURES)
-        if not all(0 <= each <= _LARGEST for each in coefficients):
-            raise ValueError("a coefficient is no number")
-        task = Task(str(data["task"]["name"]), data["task"]["classes"])
-        return cls(task, coefficients, ErrorSummary.from_dict(data["left_out"]))
+        data = gate.fields("head", data, ("task", "features", "left_out"))
+        task = gate.fields("task", data["task"], ("name", "classes"))
+        features = gate.fields("features", data["features"], HEAD_FEATURES)
+        return cls(
+            Task(gate.string("task", task["name"]), gate.integer("classes", task["classes"])),
+            tuple(gate.number(name, features[name], 0, _LARGEST) for name in HEAD_FEATURES),
+            ErrorSummary.from_dict(data["left_out"]),
+        )
 
 
 def _fitted(

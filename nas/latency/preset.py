@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from search_spaces.errors import InputError
+from search_spaces.gate import Gate
 from search_spaces.layers import LayerKey, operators
 from search_spaces.ops import Pool, SqueezeExcitation, convolutions
 
@@ -78,6 +78,9 @@ def _work(key: LayerKey) -> tuple[float, ...]:
     return (pointwise / 1e6, depthwise / 1e6, *(each * _BYTES / 1e6 for each in values), float(count))
 
 
+_GATE = Gate("the estimate", EstimateError)
+
+
 @dataclass(frozen=True, slots=True)
 class EstimatedLayers:
     """Estimated latency of any layer on one board.
@@ -90,7 +93,7 @@ class EstimatedLayers:
 
     device: str
     coefficients: tuple[float, ...]
-    details: Mapping[str, Any]
+    details: Mapping[str, object]
 
     def layer_ms(self, key: LayerKey) -> float:
         """Latency of one layer in milliseconds."""
@@ -99,17 +102,30 @@ class EstimatedLayers:
     @property
     def error_percent(self) -> float:
         """Mean absolute error in percent on networks or blocks left out of the fit."""
-        return float(self.details["cross_validation"]["mean_absolute_percent"])
+        return self._left_out("mean_absolute_percent")
 
     @property
     def worst_percent(self) -> float:
         """The largest of those errors."""
-        return float(self.details["cross_validation"]["worst_percent"])
+        return self._left_out("worst_percent")
 
     @property
     def runtimes(self) -> tuple[str, ...]:
         """Runtimes whose latencies it was fitted to or agrees with; no other is meant."""
-        return tuple(self.details["runtimes"])
+        return tuple(str(each) for each in _GATE.sequence(self.details["runtimes"], "runtimes"))
+
+    @property
+    def precision(self) -> str:
+        """Precision of the published latencies."""
+        return _GATE.string("precision", self.details["precision"])
+
+    @property
+    def threads(self) -> int:
+        """Threads of the published latencies."""
+        return _GATE.integer("threads", self.details["threads"], 1)
+
+    def _left_out(self, name: str) -> float:
+        return _GATE.number(name, _GATE.mapping(self.details["cross_validation"], "cross_validation")[name])
 
     @classmethod
     def load(cls, device: str) -> EstimatedLayers:

@@ -11,13 +11,12 @@ samples, which hold everything that was measured.
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from nas.devices.device import Measurement, Target, measurement, subject_name
+from nas.devices.device import ANCHOR, Measurement, Target, measurement, subject_name
 from nas.latency.sessions import (
     FEWEST_NETWORKS,
     NETWORKS,
@@ -33,7 +32,7 @@ from nas.latency.sessions import (
     network_records,
     networks_text,
 )
-from nas.latency.table import LatencyTable, TableError, read_header
+from nas.latency.table import LatencyTable, TableError, TableHeader, read_header, recorded
 from nas.measuring.progress import ProfileProgress
 from nas.measuring.rounds import JournalError, Round, read_round, steady
 from nas.runtimes.runtime import Runtime
@@ -64,7 +63,7 @@ class _Samples:
 
     path: Path
     names: tuple[str, ...]
-    identity: dict[str, Any]
+    identity: Mapping[str, object]
     rounds: tuple[Round, ...]
 
 
@@ -222,7 +221,7 @@ def _with_last_session(folder: Path, table: LatencyTable, networks: Networks) ->
         layers = [each for each in measured.subjects if isinstance(each, LayerKey)] if measured else []
         if measured is None or not layers or not all(is_measured(table, each) for each in layers):
             continue
-        level = float(table.header.sessions[-1].get("scaled_by", 1.0))
+        level = recorded(table.header.sessions[-1], "scaled_by", 1.0)
         records = load_networks(folder)
         known = {each.architecture for each in records}
         for each in network_records(measured, table.header.statistic):
@@ -244,26 +243,24 @@ def _with_last_session(folder: Path, table: LatencyTable, networks: Networks) ->
 
 def _measurement(samples: _Samples, candidates: dict[str, Architecture]) -> Measurement | None:
     """What samples say of the subjects that can be named; None without enough steady rounds."""
-    columns: list[int] = []
-    subjects: list[Subject] = []
+    known: dict[int, Subject] = {}
     for column, name in enumerate(samples.names):
         with suppress(InputError):
-            subjects.append(_subject(name, candidates))
-            columns.append(column)
+            known[column] = _subject(name, candidates)
     kept = steady(samples.rounds)
-    if not subjects or 2 * len(kept) < len(samples.rounds) or not kept:
+    if not known or 2 * len(kept) < len(samples.rounds) or not kept:
         return None
-    group: dict[str, Any] = {
+    group: dict[str, object] = {
         name: samples.identity[name] for name in ("kit", "group") if name in samples.identity
     }
-    # The names stand for all subjects, also for networks that nobody knows any longer.
-    everything: list[Any] = [*samples.names]
+    # A stand-in for networks that nobody knows any longer: they were part of the rounds.
+    everything = [known.get(column, ANCHOR) for column in range(len(samples.names))]
     found = measurement(everything, kept, samples.rounds, {"rebuilt_from": samples.path.name, **group})
     return Measurement(
-        tuple(subjects),
-        found.steadied()[:, columns],
+        tuple(known.values()),
+        found.steadied()[:, list(known)],
         found.anchor_ms,
-        {**found.record, "subjects": len(subjects)},
+        {**found.record, "subjects": len(known)},
     )
 
 
@@ -271,7 +268,7 @@ def _samples(path: Path) -> _Samples:
     gate = Gate(str(path), TableError, "delete it to go on without that session")
     lines = gate.text(path, _MOST_BYTES).splitlines()
     names: list[str] | None = None
-    identity: dict[str, Any] = {}
+    identity: Mapping[str, object] = {}
     rounds = []
     for number, line in enumerate(lines, start=1):
         try:
@@ -294,7 +291,7 @@ def _samples(path: Path) -> _Samples:
     return _Samples(path, tuple(names or ()), identity, tuple(rounds))
 
 
-def _header(folder: Path) -> Any:
+def _header(folder: Path) -> TableHeader | None:
     """The header of a table that does not load, as far as it can be read."""
     with suppress(InputError):
         gate = Gate("table.json", TableError)

@@ -21,7 +21,7 @@ from nas.devices.device import Measurement, Target, deal_out, subject_name
 from nas.latency.calibration import Calibration, network_features
 from nas.latency.plan import Plan
 from nas.latency.predictor import LayerPredictor
-from nas.latency.table import MAX_MS, LatencyTable, TableError, TableHeader, entry
+from nas.latency.table import MAX_MS, LatencyTable, TableError, TableHeader, entry, recorded
 from nas.measuring.progress import ProfileProgress
 from nas.measuring.rounds import STATISTIC, STATISTICS, instability
 from nas.runtimes.runtime import Runtime, pays_at_borders
@@ -252,8 +252,8 @@ def read_networks(gate: Gate, text: str) -> list[NetworkRecord]:
         InputError: if it is damaged.
     """
     records: dict[Architecture, NetworkRecord] = {}
-    for row in gate.sequence(gate.json(text), "networks", MAX_NETWORKS):
-        gate.fields("a network", row, ("architecture", *_TIMES))
+    for each in gate.sequence(gate.json(text), "networks", MAX_NETWORKS):
+        row = gate.fields("a network", each, ("architecture", *_TIMES))
         times = [gate.number(name, row[name], 1e-9, MAX_MS) for name in _TIMES]
         with gate.reading():
             record = NetworkRecord(Architecture.from_dict(row["architecture"]), *times)
@@ -312,7 +312,7 @@ def table_level(table: LatencyTable, measured: Measurement) -> float:
         return float(np.median(ratios))
     if not table.header.sessions:
         return 1.0
-    return float(table.header.sessions[0]["anchor_ms"] / measured.record["anchor_ms"])
+    return recorded(table.header.sessions[0], "anchor_ms") / recorded(measured.record, "anchor_ms")
 
 
 def is_measured(table: LatencyTable, key: LayerKey) -> bool:

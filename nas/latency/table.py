@@ -32,6 +32,7 @@ SCHEMA_VERSION = 1
 LatencySource = Literal["measured", "predicted", "estimated"]
 # From best to worst.
 SOURCES: tuple[LatencySource, ...] = get_args(LatencySource)
+_SOURCES_BY_NAME: dict[str, LatencySource] = {each: each for each in SOURCES}
 # Of a whole network: only what was timed end to end is called measured. What a calibrated sum of measured
 # layers says is of the table.
 NetworkLatencySource = Literal["measured", "table", "predicted", "estimated"]
@@ -124,9 +125,9 @@ class TableHeader:
     threads: int
     created: str
     statistic: str = "fastest_two_thirds"
-    sessions: tuple[dict[str, Any], ...] = ()
+    sessions: tuple[Mapping[str, object], ...] = ()
     calibration: Calibration | None = None
-    gap_filling: dict[str, Any] = field(default_factory=dict)
+    gap_filling: Mapping[str, float] = field(default_factory=dict)
     head: HeadCost | None = None
     protocol: int = PROTOCOL
     schema_version: int = SCHEMA_VERSION
@@ -233,7 +234,7 @@ class LatencyTable:
             lines.append(repr((head.task, head.coefficients)))
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> dict[str, object]:
         """What a statement about this table holds for: its calibration and the sessions it rests on."""
         calibration = self.header.calibration
         coefficients = repr(calibration.coefficients) if calibration else "uncalibrated"
@@ -245,7 +246,7 @@ class LatencyTable:
             "measured": _digest("\n".join(sessions))[:16],
         }
 
-    def changed_since(self, state: Mapping[str, Any]) -> str | None:
+    def changed_since(self, state: Mapping[str, object]) -> str | None:
         """In what this table differs from the one that had a :meth:`state`, in words; None if in nothing.
 
         A table that only grew, by layers measured later, is still the same.
@@ -341,7 +342,7 @@ class LatencyTable:
         return cls(read_header(gate, header), entries, profile_command)
 
 
-def read_header(gate: Gate, data: Mapping[str, Any]) -> TableHeader:
+def read_header(gate: Gate, data: Mapping[str, object]) -> TableHeader:
     """A table's header from plain values.
 
     Raises:
@@ -351,32 +352,45 @@ def read_header(gate: Gate, data: Mapping[str, Any]) -> TableHeader:
     optional = ("statistic", "calibration", "gap_filling", "head", "protocol", "entries", "sha256")
     gate.fields("the header", data, [name for name in names if name not in optional], optional)
     texts = ("hardware", "device", "runtime", "runtime_version", "precision", "created", "statistic")
-    for name in texts:
-        gate.string(name, data.get(name, ""), 300)
+    strings = {name: gate.string(name, data[name], 300) for name in texts if name in data}
     if not is_plain_name(data["hardware"]):
         gate.fail(f"hardware {data['hardware']!r} is no plain name")
-    sessions = gate.sequence(data["sessions"], "sessions", 10_000)
+    sessions = [
+        gate.mapping(each, "a session") for each in gate.sequence(data["sessions"], "sessions", 10_000)
+    ]
     for session in sessions:
-        gate.number("anchor_ms", gate.mapping(session, "a session").get("anchor_ms", 1.0), 1e-9, 1e9)
+        gate.number("anchor_ms", session.get("anchor_ms", 1.0), 1e-9, 1e9)
     calibration = data.get("calibration")
     with gate.reading():
-        read = Calibration.from_dict(gate.mapping(calibration, "calibration")) if calibration else None
+        read = Calibration.from_dict(calibration, gate) if calibration else None
     head = data.get("head")
     with gate.reading():
-        head_cost = HeadCost.from_dict(gate.mapping(head, "head")) if head else None
+        head_cost = HeadCost.from_dict(head, gate) if head else None
     gap_filling = gate.mapping(data.get("gap_filling", {}), "gap_filling")
-    for name, value in gap_filling.items():
-        gate.number(f"gap_filling: {name}", value)
     return TableHeader(
-        **{name: data[name] for name in texts if name in data},
+        **strings,
         threads=gate.integer("threads", data["threads"], 1, 1024),
         sessions=tuple(sessions),
         calibration=read,
-        gap_filling=gap_filling,
+        gap_filling={name: gate.number(f"gap_filling: {name}", each) for name, each in gap_filling.items()},
         head=head_cost,
         protocol=gate.integer("protocol", data.get("protocol", 1), 1, 1000),
-        schema_version=data["schema_version"],
+        schema_version=gate.integer("schema_version", data["schema_version"]),
     )
+
+
+def recorded(session: Mapping[str, object], name: str, default: float | None = None) -> float:
+    """A number in a session's record.
+
+    Args:
+        session: the record, one of :attr:`TableHeader.sessions`.
+        name: of the number.
+        default: where the record does not hold it.
+
+    Raises:
+        TableError: if it holds none and there is no default, or something else.
+    """
+    return Gate("the record of a session", TableError).number(name, session.get(name, default))
 
 
 def worst_source(sources: Iterable[LatencySource]) -> LatencySource:
@@ -398,7 +412,11 @@ def _read_entries(path: str, content: str) -> dict[LayerKey, Entry]:
     try:
         if tuple(next(rows, ())) != _COLUMNS:
             raise TableError(f"{path}: the first line must be {','.join(_COLUMNS)}")
-        _read_rows(path, rows, entries)
+        for row in rows:
+            key, read = _read_row(f"{path}, line {rows.line_num}", row)
+            if key in entries:
+                raise TableError(f"{path}, line {rows.line_num}: {key} is listed twice")
+            entries[key] = read
     except csv.Error as error:
         raise TableError(f"{path}, line {rows.line_num}: {error}") from None
     if not entries:
@@ -406,22 +424,19 @@ def _read_entries(path: str, content: str) -> dict[LayerKey, Entry]:
     return entries
 
 
-def _read_rows(path: str, rows: Any, entries: dict[LayerKey, Entry]) -> None:
-    for row in rows:
-        where = f"{path}, line {rows.line_num}"
-        if len(row) != len(_COLUMNS):
-            raise TableError(f"{where}: {len(row)} values instead of {len(_COLUMNS)}; the file is cut short")
-        try:
-            key = LayerKey.parse(row[0])
-            latency_ms, spread_ms, samples = float(row[1]), float(row[2]), int(row[3][:12])
-        except (LayerKeyError, ValueError) as error:
-            raise TableError(f"{where}: {error}") from None
-        if not _is_latency(latency_ms, spread_ms):
-            raise TableError(f"{where}: {row[1]} ms (spread {row[2]}) is no latency")
-        if not 0 <= samples <= MAX_SAMPLES:
-            raise TableError(f"{where}: {row[3]} is no number of samples")
-        if row[4] not in SOURCES:
-            raise TableError(f"{where}: source {row[4]!r} is not one of {', '.join(SOURCES)}")
-        if key in entries:
-            raise TableError(f"{where}: {key} is listed twice")
-        entries[key] = Entry(latency_ms, spread_ms, samples, row[4])
+def _read_row(where: str, row: list[str]) -> tuple[LayerKey, Entry]:
+    if len(row) != len(_COLUMNS):
+        raise TableError(f"{where}: {len(row)} values instead of {len(_COLUMNS)}; the file is cut short")
+    try:
+        key = LayerKey.parse(row[0])
+        latency_ms, spread_ms, samples = float(row[1]), float(row[2]), int(row[3][:12])
+    except (LayerKeyError, ValueError) as error:
+        raise TableError(f"{where}: {error}") from None
+    if not _is_latency(latency_ms, spread_ms):
+        raise TableError(f"{where}: {row[1]} ms (spread {row[2]}) is no latency")
+    if not 0 <= samples <= MAX_SAMPLES:
+        raise TableError(f"{where}: {row[3]} is no number of samples")
+    source = _SOURCES_BY_NAME.get(row[4])
+    if source is None:
+        raise TableError(f"{where}: source {row[4]!r} is not one of {', '.join(SOURCES)}")
+    return key, Entry(latency_ms, spread_ms, samples, source)

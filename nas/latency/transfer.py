@@ -7,7 +7,7 @@ the table; what it measures besides is stated at the table's level.
 from __future__ import annotations
 
 import datetime
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from nas.latency.sessions import (
     link_keys,
     network_records,
 )
-from nas.latency.table import Entry, LatencyTable, entry
+from nas.latency.table import Entry, LatencyTable, entry, recorded
 from nas.measuring.progress import ProfileProgress
 from nas.measuring.rounds import STATISTICS
 from nas.runtimes.runtime import Runtime
@@ -64,7 +64,7 @@ def is_from(table: LatencyTable, local: LatencyTable | None) -> bool:
     return not its or (bool(mine) and _plain(mine[0]) == _plain(its[0]))
 
 
-def _plain(session: dict[str, object]) -> tuple[str, ...]:
+def _plain(session: Mapping[str, object]) -> tuple[str, ...]:
     return tuple(
         f"{name}={session.get(name)}" for name in ("anchor_ms", "anchor_spread", "rounds", "subjects")
     )
@@ -142,7 +142,9 @@ def at_level_of(table: LatencyTable, local: LatencyTable) -> dict[LayerKey, Entr
     common = [key for key in local.entries if is_measured(local, key) and is_measured(table, key)]
     ratios = [table.entries[key].latency_ms / local.entries[key].latency_ms for key in common]
     if len(ratios) < _FEWEST_LINKS:
-        ratios = [table.header.sessions[0]["anchor_ms"] / local.header.sessions[0]["anchor_ms"]]
+        ratios = [
+            recorded(table.header.sessions[0], "anchor_ms") / recorded(local.header.sessions[0], "anchor_ms")
+        ]
     level = float(np.median(ratios))
     return {
         key: entry(each.latency_ms * level, each.spread_ms * level, each.samples, each.source)

@@ -14,7 +14,6 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +28,7 @@ from nas.measuring.progress import ProfileProgress
 from nas.measuring.rounds import MeasurementError
 from nas.saving import spreadsheet_cell, write_together
 from search_spaces.architecture import Architecture
-from search_spaces.gate import Gate
+from search_spaces.gate import Gate, made
 from search_spaces.references import published_top1
 from search_spaces.space import SearchSpace
 
@@ -63,8 +62,8 @@ class Card:
     calibrated: ErrorSummary
     uncorrected: ErrorSummary
     predicted_layers: float
-    conditions: Mapping[str, Any]
-    state: Mapping[str, Any]
+    conditions: Mapping[str, object]
+    state: Mapping[str, object]
 
     @property
     def is_good(self) -> bool:
@@ -84,7 +83,7 @@ class Card:
             found.append(f"the machine ran {abs(self.drift):.0%} {'slower' if self.drift > 0 else 'faster'}")
         return found
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Plain types."""
         return asdict(self)
 
@@ -237,9 +236,8 @@ def load_card(folder: Path) -> Card | None:
     gate.mapping(content["conditions"], "conditions")
     gate.mapping(content["state"], "state")
     with gate.reading():
-        for name in ("calibrated", "uncorrected"):
-            content[name] = ErrorSummary.from_dict(content[name])
-        return Card(**content)
+        errors = {name: ErrorSummary.from_dict(content[name]) for name in ("calibrated", "uncorrected")}
+        return made(Card, {**content, **errors})
 
 
 def card_problem(card: Card | None, table: LatencyTable) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -80,7 +79,7 @@ class Preprocessing:
         values = (pixels.astype(np.float32) / np.float32(255) - mean) / std
         return np.ascontiguousarray(values.transpose(2, 0, 1))
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Plain values, with a word for each step."""
         return {
             "resize": self.resize,
@@ -91,7 +90,7 @@ class Preprocessing:
         }
 
     @classmethod
-    def from_dict(cls, data: Any, gate: Gate) -> Preprocessing:
+    def from_dict(cls, data: object, gate: Gate) -> Preprocessing:
         """What :meth:`to_dict` gave.
 
         Raises:

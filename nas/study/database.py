@@ -11,7 +11,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
 
 from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.storages import RDBStorage
@@ -62,7 +62,7 @@ class PatientStorage(RDBStorage):
     """
 
     def __init__(
-        self, url: str, engine: dict[str, Any], wait_s: float = 1800.0, say: Callable[[str], None] = print
+        self, url: str, engine: dict[str, object], wait_s: float = 1800.0, say: Callable[[str], None] = print
     ) -> None:
         self.answers_since = -math.inf
         self._name = masked(url.replace("+psycopg:", ":"))

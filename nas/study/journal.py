@@ -69,7 +69,7 @@ class JournalReader(BaseJournalBackend):
         self._path, self._error = path, error
         self._count, self._offset = 0, 0
 
-    def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:
+    def read_logs(self, log_number_from: int) -> Iterator[dict[str, object]]:
         """The records from the given number on; a last line that was cut off does not count.
 
         Raises:
@@ -91,7 +91,7 @@ class JournalReader(BaseJournalBackend):
                 self._offset += len(line)
                 yield line
 
-    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+    def append_logs(self, logs: list[dict[str, object]]) -> None:
         """Refuse to write.
 
         Raises:
@@ -122,7 +122,7 @@ def storage_of(backend: BaseJournalBackend, gate: Gate) -> JournalStorage:
         gate.fail(f"is damaged: {type(error).__name__}: {error}")
 
 
-def records(gate: Gate, lines: Iterable[bytes], first: int = 1) -> Iterator[dict[str, Any]]:
+def records(gate: Gate, lines: Iterable[bytes], first: int = 1) -> Iterator[dict[str, object]]:
     """Journal lines as records that Optuna can replay.
 
     Args:
@@ -188,5 +188,5 @@ def _check(gate: Gate, record: Any, distributions: set[str]) -> None:
             distributions.add(text)
 
 
-def _is(value: Any, kind: type | tuple[type, ...]) -> bool:
+def _is(value: object, kind: type | tuple[type, ...]) -> bool:
     return isinstance(value, kind) and not isinstance(value, bool)

@@ -19,7 +19,7 @@ import threading
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import Any, Protocol
+from typing import Protocol
 
 import optuna
 from optuna.exceptions import UpdateFinishedTrialError
@@ -182,7 +182,7 @@ class SharedLedger:
                     self._storage.set_trial_user_attr(trial_id, "lease", count)
 
 
-def _clash(claimed: Mapping[str, Any], held: Mapping[str, Any]) -> bool:
+def _clash(claimed: Mapping[str, object], held: Mapping[str, object]) -> bool:
     """Whether a claim is void because of an earlier one."""
     if claimed["name"] is not None and claimed["name"] == held.get("name"):
         return True

@@ -175,7 +175,7 @@ class EvolutionSampler(BaseSampler):
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> dict[str, Any]:
+    ) -> dict[str, object]:
         """The parameters of a network within the budget that the study does not hold.
 
         Raises:
@@ -279,7 +279,7 @@ SAMPLERS: dict[str, MakesProposer] = {
 
 
 def distributions(
-    neighbourhood: Neighbourhood, parameters: Mapping[str, Any] | None = None
+    neighbourhood: Neighbourhood, parameters: Mapping[str, object] | None = None
 ) -> dict[str, BaseDistribution]:
     """Optuna's distributions of the parameters of a space, of all or of those given."""
     return {

@@ -19,7 +19,6 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import optuna
 from optuna.exceptions import DuplicatedStudyError, ExperimentalWarning
@@ -99,7 +98,7 @@ class JournalFile(BaseJournalBackend):
         self._read_count, self._read_offset = 0, 0
         self._synchronised = time.monotonic()
 
-    def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:
+    def read_logs(self, log_number_from: int) -> Iterator[dict[str, object]]:
         """The records from the given number on.
 
         Raises:
@@ -115,7 +114,7 @@ class JournalFile(BaseJournalBackend):
             if self._read_count > log_number_from:
                 yield record
 
-    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+    def append_logs(self, logs: list[dict[str, object]]) -> None:
         """Append records.
 
         Raises:
@@ -194,7 +193,7 @@ def open_storage(
     # psycopg (version 3) is the driver of the extra `postgres`; SQLAlchemy's default is psycopg2.
     if scheme in ("postgres", "postgresql"):
         url = "postgresql+psycopg://" + location.split("://", 1)[1]
-    engine: dict[str, Any] = {"pool_pre_ping": True}
+    engine: dict[str, object] = {"pool_pre_ping": True}
     if url.startswith("postgresql"):
         engine["connect_args"] = {"connect_timeout": _CONNECT_TIMEOUT_S}
     for attempt in range(1, _OPENINGS + 1):
@@ -230,8 +229,8 @@ def open_study(
     name: str,
     objective: Objective,
     space: SearchSpace,
-    fingerprint: Mapping[str, Any],
-    provenance: Mapping[str, Any] | None = None,
+    fingerprint: Mapping[str, object],
+    provenance: Mapping[str, object] | None = None,
     table: LatencyTable | None = None,
     networks: str | None = None,
 ) -> optuna.Study:
@@ -261,7 +260,7 @@ def open_study(
                 f"the study file holds the study {', '.join(map(repr, there))}, not {name!r}: was its folder "
                 f"renamed? Name it {there[0]} again, or begin in another folder"
             )
-    wanted: dict[str, Any] = json.loads(json.dumps(dict(fingerprint)))
+    wanted: dict[str, object] = json.loads(json.dumps(dict(fingerprint)))
     wanted["objective_names"] = list(names(objective))
     begin = functools.partial(_begin, storage, name, objective, space, wanted, table, networks)
     try:
@@ -289,7 +288,7 @@ def _begin(
     name: str,
     objective: Objective,
     space: SearchSpace,
-    fingerprint: Mapping[str, Any],
+    fingerprint: Mapping[str, object],
     table: LatencyTable | None,
     networks: str | None,
 ) -> optuna.Study:
@@ -307,7 +306,7 @@ def _describe(
     study: optuna.Study,
     objective: Objective,
     space: SearchSpace,
-    fingerprint: Mapping[str, Any],
+    fingerprint: Mapping[str, object],
     table: LatencyTable | None,
     networks: str | None,
 ) -> None:
@@ -343,7 +342,9 @@ def _is_begun(study: optuna.Study) -> bool:
         time.sleep(0.2)
 
 
-def _agree(study: optuna.Study, objective: Objective, space: SearchSpace, wanted: Mapping[str, Any]) -> None:
+def _agree(
+    study: optuna.Study, objective: Objective, space: SearchSpace, wanted: Mapping[str, object]
+) -> None:
     """Check that a study is the one wanted.
 
     Raises:
@@ -396,8 +397,8 @@ def networks_of(study: optuna.Study) -> str | None:
 
 def refresh_study(
     study: optuna.Study,
-    fingerprint: Mapping[str, Any],
-    provenance: Mapping[str, Any],
+    fingerprint: Mapping[str, object],
+    provenance: Mapping[str, object],
     table: LatencyTable | None = None,
 ) -> None:
     """Replace layers, fingerprint and provenance after the study's own run changed what they describe.
@@ -411,7 +412,7 @@ def refresh_study(
     study.set_user_attr("provenance", dict(provenance))
 
 
-def _without_content(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
+def _without_content(fingerprint: Mapping[str, object]) -> dict[str, object]:
     latency = fingerprint.get("latency table")
     if not isinstance(latency, dict):
         return dict(fingerprint)

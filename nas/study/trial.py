@@ -19,7 +19,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, cast, get_args
+from typing import Literal, cast, get_args
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
@@ -73,9 +73,9 @@ class Trial:
     abandoned: bool = False
     resolution: int | None = None
 
-    def attributes(self) -> dict[str, Any]:
+    def attributes(self) -> dict[str, object]:
         """As user attributes: the inverse of :meth:`read`."""
-        found: dict[str, Any] = {
+        found: dict[str, object] = {
             "architecture": self.architecture,
             "kind": self.kind,
             "name": self.name,
@@ -139,7 +139,7 @@ class Trial:
         )
 
 
-def _accuracy(attributes: Mapping[str, Any], gate: Gate, stopped: bool) -> Accuracy | None:
+def _accuracy(attributes: Mapping[str, object], gate: Gate, stopped: bool) -> Accuracy | None:
     if "top1" not in attributes or "accuracy_source" not in attributes:
         return None
     source = gate.string("accuracy_source", attributes["accuracy_source"], 30)
@@ -151,7 +151,8 @@ def _accuracy(attributes: Mapping[str, Any], gate: Gate, stopped: bool) -> Accur
         deviation=None if deviation is None else gate.number("deviation", deviation, 0, 1_000),
         judgement=None if judgement is None else Judgement.from_dict(judgement, gate),
         curve=tuple(
-            (gate.integer("epochs", epochs), checked_top1(gate, top1, source)) for epochs, top1 in curve
+            (gate.integer("epochs", epochs), checked_top1(gate, top1, source))
+            for epochs, top1 in (gate.sequence(each, "a rung") for each in curve)
         ),
         stopped=stopped,
     )
@@ -183,7 +184,7 @@ _TRAINED = "trained:"
 _SCATTER = "seed_scatter"
 
 
-def remeasure(study: optuna.Study, latencies: Mapping[str, Mapping[str, Any]]) -> None:
+def remeasure(study: optuna.Study, latencies: Mapping[str, Mapping[str, object]]) -> None:
     """Record better latencies of networks than their trials hold; reports put these in their place.
 
     Args:
@@ -195,13 +196,13 @@ def remeasure(study: optuna.Study, latencies: Mapping[str, Mapping[str, Any]]) -
         study.set_user_attr(_REMEASURED + name, dict(each))
 
 
-def remeasured(attributes: Mapping[str, Any]) -> dict[str, Any]:
+def remeasured(attributes: Mapping[str, object]) -> dict[str, object]:
     """What :func:`remeasure` kept among a study's attributes, by architecture id."""
     return _by_network(attributes, _REMEASURED)
 
 
 def train_to_the_end(
-    study: optuna.Study, architecture: str, judged: Judgement, made: Mapping[str, Any]
+    study: optuna.Study, architecture: str, judged: Judgement, made: Mapping[str, object]
 ) -> None:
     """Record how well a network does that was trained to the end; reports put it in the trial's place.
 
@@ -214,12 +215,12 @@ def train_to_the_end(
     study.set_user_attr(_TRAINED + architecture, {"judgement": judged.to_dict(), **made})
 
 
-def trained(attributes: Mapping[str, Any]) -> dict[str, Any]:
+def trained(attributes: Mapping[str, object]) -> dict[str, object]:
     """What :func:`train_to_the_end` kept among a study's attributes, by architecture id."""
     return _by_network(attributes, _TRAINED)
 
 
-def _by_network(attributes: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+def _by_network(attributes: Mapping[str, object], prefix: str) -> dict[str, object]:
     return {name.removeprefix(prefix): value for name, value in attributes.items() if name.startswith(prefix)}
 
 
@@ -236,6 +237,6 @@ def record_scatter(study: optuna.Study, points: float, top1: Mapping[str, Sequen
     )
 
 
-def scatter_of(attributes: Mapping[str, Any]) -> dict[str, Any]:
+def scatter_of(attributes: Mapping[str, object]) -> dict[str, object]:
     """What :func:`record_scatter` kept; empty if nothing."""
-    return dict(attributes.get(_SCATTER) or {})
+    return dict(Gate("the study").mapping(attributes.get(_SCATTER) or {}, _SCATTER))

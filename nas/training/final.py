@@ -367,7 +367,7 @@ class FinalTraining:
         write_tensors(self._path, tensors, {_NOTE: json.dumps(note)})
         self._saved = time.monotonic()
 
-    def _identity(self) -> dict[str, Any]:
+    def _identity(self) -> dict[str, object]:
         return {
             "architecture": self.network.architecture.to_dict(),
             "classes": list(self._split.classes),
@@ -408,7 +408,7 @@ def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     }
 
 
-def _difference(old: Any, new: Any) -> str:
+def _difference(old: object, new: object) -> str:
     if isinstance(old, dict) and isinstance(new, dict):
         for key in {**old, **new}:
             if old.get(key) != new.get(key):

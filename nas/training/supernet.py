@@ -306,7 +306,7 @@ def extreme_member(space: SearchSpace, end: Literal["largest", "smallest"]) -> A
         if isinstance(stage, Stage)
         for place, kind in enumerate(stage.kinds)
     }
-    ranks: dict[str, Any] = {**stems, **heads, **candidates, **kinds}
+    ranks: dict[str, object] = {**stems, **heads, **candidates, **kinds}
 
     def choose(name: str, choices: tuple[Value, ...]) -> Value:
         if all(not isinstance(each, str) for each in choices):

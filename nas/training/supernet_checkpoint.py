@@ -6,7 +6,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
@@ -45,7 +44,7 @@ class Checkpoint:
 
     space: SearchSpace
     classes: tuple[str, ...]
-    made: Mapping[str, Any]
+    made: Mapping[str, object]
     epoch: int
     batch: int
     epochs: int

@@ -121,7 +121,7 @@ class SupernetTraining:
         recipe: SupernetRecipe,
         processes: Processes,
         checkpoint: Path | None = None,
-        made: Mapping[str, Any] | None = None,
+        made: Mapping[str, object] | None = None,
         save_interval_s: float = 600.0,
     ) -> None:
         if len(split.classes) < 2:
@@ -345,13 +345,13 @@ class SupernetTraining:
         self.curve = list(found.curve)
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> Any:
     if isinstance(value, Mapping):
         return {key: _plain(each) for key, each in value.items()}
     return [_plain(each) for each in value] if isinstance(value, list | tuple) else value
 
 
-def _detail(old: Any, new: Any) -> str:
+def _detail(old: object, new: object) -> str:
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         for key in {**old, **new}:
             if _plain(old.get(key)) != _plain(new.get(key)):
@@ -372,7 +372,7 @@ def cosine_rate(peak: float, warmup_epochs: float, step: int, steps: int, per_ep
     return peak * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup))) / 2
 
 
-def _groups(supernet: Supernet, weight_decay: float) -> list[dict[str, Any]]:
+def _groups(supernet: Supernet, weight_decay: float) -> list[dict[str, object]]:
     # Norms and biases are not decayed, as in the MobileNet papers' training code.
     decayed = [each for each in supernet.parameters() if each.ndim > 1]
     plain = [each for each in supernet.parameters() if each.ndim <= 1]

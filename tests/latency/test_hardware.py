@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from nas.devices.device import LocalTarget, Measurement
-from nas.devices.kit import Group, Result, groups_of, read_result, write_kit
+from nas.devices.kit import Group, Result, ResultHeader, groups_of, read_result, write_kit
 from nas.devices.ssh import SshTarget
 from nas.latency.hardware import (
     Hardware,
@@ -24,6 +24,7 @@ from nas.runtimes.runtime import Runtime
 from nas.runtimes.subject import Subject
 from search_spaces.architecture import Architecture
 from search_spaces.errors import InputError
+from search_spaces.gate import JsonObject
 from search_spaces.layers import LayerKey, layer_keys
 from search_spaces.references import reference
 from tests.fake_device import layer_ms
@@ -76,7 +77,8 @@ def test_groups_of_a_kit_are_tied_together_by_layers_both_measured(tmp_path: Pat
         samples_ms = np.tile([layer_ms(key) * speed for key in group], (4, 1))
         record = {"kit": "k", "group": number, "anchor_ms": 5.0}
         made.append(Group(number, Measurement(tuple(group), samples_ms, np.full(4, 5.0), record), ""))
-    header = {"kit": "k", "rounds": 4, "board": {"cpu": "board", "runtime_version": "1"}}
+    board: JsonObject = {"cpu": "board", "runtime_version": "1"}
+    header = ResultHeader("k", "rpi4", "onnxruntime", "fp32", 1, 4, len(groups), 1, {}, board)
     table = import_result(Result(header, tuple(made), ()), RUNTIME, "rpi4", tmp_path, [])
     for key in KEYS:
         assert table.entries[key].latency_ms == pytest.approx(layer_ms(key))

@@ -12,6 +12,7 @@ from nas.latency.table import Entry, LatencyTable, TableError, TableHeader
 from nas.study.scorer import BatchScorer, layer_latency
 from search_spaces.architecture import Architecture
 from search_spaces.blocks import Head
+from search_spaces.gate import Gate
 from search_spaces.layers import layer_keys, operators, reachable_layer_keys
 from search_spaces.ops import Pool, convolutions
 from search_spaces.references import reference
@@ -80,7 +81,7 @@ def test_a_head_is_found_again_in_whole_models(task: Task) -> None:
     assert head.left_out.mape < 0.02
     assert features @ np.array(head.coefficients) == pytest.approx(features @ truth, rel=0.1)
     assert min(head.coefficients) >= 0
-    assert HeadCost.from_dict(json.loads(json.dumps(head.to_dict()))) == head
+    assert HeadCost.from_dict(json.loads(json.dumps(head.to_dict())), Gate("table")) == head
     with pytest.raises(ValueError, match="at least 10 whole models, not 3"):
         HeadCost.fit(task, networks[:3], backbones_ms[:3], measured_ms[:3])
 

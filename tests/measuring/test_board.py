@@ -206,7 +206,7 @@ def test_a_kit_is_measured_on_the_cores_it_names(tmp_path: Path) -> None:
     done = _run(kit)
     assert done.returncode == 0, done.stderr
     result = read_result(_result(kit), "rpi4", RUNTIME)
-    assert result.header["board"]["affinity"] == [core]
+    assert result.header.board["affinity"] == [core]
     write_kit(kit, KitSettings("rpi4", RUNTIME, 4, affinity=(4096,)), [SUBJECTS[:2]])
     done = _run(kit)
     assert done.returncode == 1
