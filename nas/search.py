@@ -165,7 +165,7 @@ def _search(config: SearchConfig) -> None:
                 + " (search.budget_margin)"
             )
         first: list[Parameters] = []
-        if settings.screen and config.sampler.name == "evolution" and isinstance(accuracy, Predictor):
+        if settings.screen and isinstance(accuracy, Predictor):
             # A study that was begun keeps its table; so do machines that share one.
             begun = named.storage is not None or carried is not None
             measuring = None if begun else latencies

@@ -1,12 +1,15 @@
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+from nas.command import command
 from nas.devices import kit
 from nas.measuring import rounds
 from search_spaces.space import SearchSpace
+from tests.cases import Outcome, Run, command_of
 
 CONF = Path(__file__).parent.parent / "conf"
 
@@ -33,3 +36,24 @@ def unsteady_machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
         patch.setattr(rounds, "STEADY_TOLERANCE", 1e9)
         patch.setitem(kit._MODULES, "measuring/rounds.py", SimpleNamespace(__file__=str(lenient)))
         yield
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
+    """Runs ``python -m nas.<name>`` in this process, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "400")
+
+    def run_command(name: str, *arguments: str) -> Outcome:
+        module, schema = command_of(name)
+        monkeypatch.setattr(sys, "argv", [f"nas.{name}", *arguments])
+        capfd.readouterr()
+        try:
+            command(name, schema, module.main)
+            code = 0
+        except SystemExit as error:
+            code = int(error.code or 0)
+        found = capfd.readouterr()
+        return Outcome(code, found.out, found.err)
+
+    return run_command

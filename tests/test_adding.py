@@ -25,7 +25,7 @@ from nas.study.storage import open_storage, open_study
 from search_spaces.architecture import Architecture
 from search_spaces.references import reference
 from search_spaces.space import SearchSpace
-from tests.study.search_cases import MadeUpLatency, small_space
+from tests.cases import MadeUpLatency, small_space
 
 
 @dataclass

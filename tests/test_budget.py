@@ -15,7 +15,7 @@ from search_spaces.errors import InputError
 from search_spaces.layers import layer_keys
 from search_spaces.references import UnknownReferenceError, reference
 from search_spaces.space import SearchSpace
-from tests.test_commands import QUICK, TINY_SPACE, Run, _refused, run  # noqa: F401 - a fixture
+from tests.cases import QUICK, TINY_SPACE, Run, refused
 
 SPACE = SearchSpace.from_dict({**TINY_SPACE, "classes": 1000})
 # As deep as the ImageNet predictor needs it.
@@ -88,7 +88,7 @@ def test_what_cannot_be_timed_is_said_before_anything_is_measured() -> None:
 
 
 @pytest.mark.slow
-def test_a_search_says_the_margin_it_keeps(run: Run, tmp_path: Path) -> None:  # noqa: F811
+def test_a_search_says_the_margin_it_keeps(run: Run, tmp_path: Path) -> None:
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(SMALL_SPACE))
     largest = SearchSpace.from_dict(SMALL_SPACE).compose(lambda _, choices: choices[-1])
     (tmp_path / "my_net.yaml").write_text(largest.to_yaml())
@@ -100,9 +100,9 @@ def test_a_search_says_the_margin_it_keeps(run: Run, tmp_path: Path) -> None:  #
     report = report_of(read_study(tmp_path / "results" / "a"))
     assert report.budget_ms == pytest.approx(20 * (1 - report.budget_margin))
     assert "20 ms less 5." in (tmp_path / "results" / "a" / "summary.md").read_text()
-    _refused(run("search", *asked, "search.budget_ms=20", "search.budget_margin=1"), "search.budget_margin")
+    refused(run("search", *asked, "search.budget_ms=20", "search.budget_margin=1"), "search.budget_margin")
     timed = ["search.budget_ms=torchvision:resnet18", "study.name=b"]
-    _refused(run("search", *asked, *timed), "torchvision:resnet18", "hardware=rpi4 is another")
+    refused(run("search", *asked, *timed), "torchvision:resnet18", "hardware=rpi4 is another")
     assert not (tmp_path / "results" / "b").exists()
     own = ["search.budget_ms=my_net.yaml", "study.name=c", "search.refine=netadapt"]
     outcome = run("search", *asked, *own, "search.refine_from=my_net.yaml", "search.refine_to_ms=5")
@@ -111,13 +111,13 @@ def test_a_search_says_the_margin_it_keeps(run: Run, tmp_path: Path) -> None:  #
     report = report_of(read_study(tmp_path / "results" / "c"))
     assert report.answers[0].reference.name == "my_net"
     outside = [*own, "search.refine_from=mobilenet_v2"]
-    _refused(run("search", *asked, *outside), "search.refine_from=mobilenet_v2 is not in the space 'small'")
+    refused(run("search", *asked, *outside), "search.refine_from=mobilenet_v2 is not in the space 'small'")
     wrong = [*own, "search.refine_from=torchvision:resnet18"]
-    _refused(run("search", *asked, *wrong), "search.refine_from=torchvision:resnet18", "block table's file")
+    refused(run("search", *asked, *wrong), "search.refine_from=torchvision:resnet18", "block table's file")
 
 
 @pytest.mark.slow
-def test_a_network_of_torchvision_is_timed_once_and_bounds_the_search(run: Run, tmp_path: Path) -> None:  # noqa: F811
+def test_a_network_of_torchvision_is_timed_once_and_bounds_the_search(run: Run, tmp_path: Path) -> None:
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(TINY_SPACE))
     asked = [*QUICK, "search_space=tiny.yaml", "study.name=a", "runtime=torch", "search.end_to_end=0"]
     asked += ["search.budget_ms=torchvision:squeezenet1_1"]

@@ -1,9 +1,5 @@
 import csv
-import importlib
 import json
-import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,92 +10,17 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from nas.command import command
 from nas.network import Network
 from nas.page.report import read_study, report_of
 from nas.pictures.preprocessing import Preprocessing
 from nas.pictures.recognition import Recognition
 from nas.runtimes.runtime import installed
+from nas.study.samplers import SAMPLERS
 from nas.tensors import write_tensors
 from search_spaces.architecture import Architecture
 from search_spaces.references import reference
 from search_spaces.space import SearchSpace
-
-COMMANDS = {
-    "search": "SearchConfig",
-    "profile": "ProfileConfig",
-    "validate": "ValidateConfig",
-    "export": "ExportConfig",
-    "latency_benchmark": "BenchmarkConfig",
-    "compare": "CompareConfig",
-    "supernet": "SupernetConfig",
-    "train": "FinalTrainConfig",
-}
-
-TINY_SPACE = {
-    "name": "tiny",
-    "resolutions": [16],
-    "stems": [{"channels": 8}],
-    "stages": [
-        {"stride": 2, "depths": [1, 2], "widths": [8, 16], "expansions": [2, 3], "se": [False, True]},
-        {"stride": 2, "depths": [0, 1], "widths": [24], "kernels": [3, 5], "activations": ["hswish"]},
-    ],
-    "heads": [{"conv_channels": 64}],
-}
-QUICK = [
-    "accuracy=train",
-    "dataset=synthetic",
-    "dataset.resolutions=[16]",
-    "accuracy.epochs=1",
-    "accuracy.threads=1",
-    "search.references=[mobilenet_v1_025,mobilenet_v3_small_050]",
-    "search.trials=5",
-    "search.seed=3",
-    "profile.max_keys=40",
-    "profile.networks=4",
-    "profile.rounds=4",
-]
-
-
-@dataclass
-class Outcome:
-    code: int
-    out: str
-    err: str
-
-
-Run = Callable[..., Outcome]
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
-    """Runs ``python -m nas.<name>`` in this process, in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "400")
-
-    def run_command(name: str, *arguments: str) -> Outcome:
-        module = importlib.import_module(f"nas.{name}")
-        monkeypatch.setattr(sys, "argv", [f"nas.{name}", *arguments])
-        capfd.readouterr()
-        try:
-            command(name, getattr(module, COMMANDS[name]), module.main)
-            code = 0
-        except SystemExit as error:
-            code = int(error.code or 0)
-        found = capfd.readouterr()
-        return Outcome(code, found.out, found.err)
-
-    return run_command
-
-
-def _refused(outcome: Outcome, *parts: str) -> None:
-    """One clear line on the error output, an exit code, no traceback, nothing written."""
-    assert outcome.code == 2, outcome
-    (line,) = [each for each in outcome.err.splitlines() if each.strip()]
-    assert line.startswith("error: ")
-    assert "Traceback" not in outcome.out + outcome.err
-    for part in parts:
-        assert part in line, line
+from tests.cases import QUICK, TINY_SPACE, Run, refused
 
 
 @pytest.mark.parametrize(
@@ -144,14 +65,14 @@ def _refused(outcome: Outcome, *parts: str) -> None:
 def test_bad_input_is_one_clear_line(
     run: Run, tmp_path: Path, arguments: list[str], parts: list[str]
 ) -> None:
-    _refused(run("search", *arguments), *parts)
+    refused(run("search", *arguments), *parts)
     assert not list(tmp_path.rglob("*"))
 
 
 def test_an_empty_class_folder_is_named(run: Run, tmp_path: Path) -> None:
     for name in ("cats", "dogs"):
         (tmp_path / "images" / name).mkdir(parents=True)
-    _refused(
+    refused(
         run("search", "accuracy=train", "dataset=imagefolder", "dataset.root=images"),
         "cats",
         "holds no image",
@@ -159,9 +80,9 @@ def test_an_empty_class_folder_is_named(run: Run, tmp_path: Path) -> None:
 
 
 def test_a_space_of_ones_own_with_a_wrong_field_is_named(run: Run, tmp_path: Path) -> None:
-    stages = [{**TINY_SPACE["stages"][0], "depth": [1]}]  # type: ignore[index]
+    stages = [{**TINY_SPACE["stages"][0], "depth": [1]}]
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump({**TINY_SPACE, "stages": stages}))
-    _refused(run("search", "search_space=mine.yaml"), "stages: entry 1: unknown field 'depth'")
+    refused(run("search", "search_space=mine.yaml"), "stages: entry 1: unknown field 'depth'")
     (tmp_path / "mine.yaml").write_text("stages: [")
     outcome = run("search", "search_space=mine.yaml")
     assert outcome.code == 2
@@ -186,9 +107,9 @@ def test_networks_of_ones_own_are_learnt_from_and_part_of_the_study(run: Run, tm
     assert all(new > old + 1 for new, old in zip(top1s("with"), top1s("without"), strict=True))
     assert run("search", *mine).code == 0
     extra.write_text(extra.read_text().replace("75.0", "74.0"))
-    _refused(run("search", *mine), "the content of the file accuracy.extra")
+    refused(run("search", *mine), "the content of the file accuracy.extra")
     extra.write_text(extra.read_text().replace("74.0", "740"))
-    _refused(run("search", *mine), "mine.csv, line 2: top1 must be between 0 and 100, not 740")
+    refused(run("search", *mine), "mine.csv, line 2: top1 must be between 0 and 100, not 740")
 
 
 def test_a_dry_run_says_how_many_layers_and_how_long(run: Run, tmp_path: Path) -> None:
@@ -238,7 +159,7 @@ def test_a_search_ends_in_a_report_and_continues(run: Run, tmp_path: Path) -> No
     assert more.code == 0, more
     report = report_of(read_study(study), importances=False)
     assert len(report.candidates) == len({each.id for each in report.candidates}) == 7
-    _refused(run("search", f"search_space={space}", *QUICK, "accuracy.epochs=2"), "epochs", "another name")
+    refused(run("search", f"search_space={space}", *QUICK, "accuracy.epochs=2"), "epochs", "another name")
     trained = study / "architectures"
     architecture = next(iter(trained.glob("*.yaml")))
     exported = run(
@@ -256,7 +177,7 @@ def test_a_search_ends_in_a_report_and_continues(run: Run, tmp_path: Path) -> No
 
 def test_a_budget_nothing_can_meet_names_the_fastest_latency(run: Run) -> None:
     outcome = run("search", "hardware=rpi4", "search.budget_ms=0.5", "search.trials=1")
-    _refused(outcome, "ms")
+    refused(outcome, "ms")
 
 
 @pytest.mark.skipif("litert" not in installed(), reason="litert is not installed")
@@ -278,17 +199,17 @@ def test_litert_files_run_on_their_own(run: Run, tmp_path: Path, form: str, prec
     interpreter.invoke()
     assert np.isfinite(interpreter.get_tensor(given["index"])).all()
     onnx = run("export", "export.architecture=small.yaml", "export.format=tflite")
-    _refused(onnx, "export.format must be one of onnx, litert, litert_split")
+    refused(onnx, "export.format must be one of onnx, litert, litert_split")
     fp32 = ["export.format=litert_split", "export.precision=fp32"]
-    _refused(run("export", "export.architecture=small.yaml", *fp32), "litert_split has no fp32")
+    refused(run("export", "export.architecture=small.yaml", *fp32), "litert_split has no fp32")
 
 
 def test_exports_refuse_what_they_cannot_read(run: Run, tmp_path: Path) -> None:
-    _refused(run("export", "export.architecture=nowhere.yaml"), "nowhere.yaml")
-    _refused(run("export", "export.architecture=mobilenet_v9"), "mobilenet_v9")
-    _refused(run("export"), "architecture")
+    refused(run("export", "export.architecture=nowhere.yaml"), "nowhere.yaml")
+    refused(run("export", "export.architecture=mobilenet_v9"), "mobilenet_v9")
+    refused(run("export"), "architecture")
     (tmp_path / "weights.safetensors").write_bytes(b"no weights")
-    _refused(
+    refused(
         run("export", "export.architecture=mobilenet_v3_small", "export.weights=weights.safetensors"),
         "weights.safetensors",
     )
@@ -308,13 +229,29 @@ def test_resolution_and_classes_of_a_table_of_ones_own_are_those_asked_for(run: 
     about = Recognition(tuple("abcdefghij"), Preprocessing.of_photos(64))
     write_tensors(tmp_path / "ten.safetensors", weights, about.notes())
     trained = [*chosen, "export.weights=ten.safetensors", "export.overwrite=true"]
-    _refused(run("export", *trained, "export.classes=4"), "export.classes=4", "10 classes")
+    refused(run("export", *trained, "export.classes=4"), "export.classes=4", "10 classes")
     assert run("export", *trained, "export.resolution=32").code == 0
     described = json.loads((tmp_path / "preprocessing.json").read_text())
     assert described["crop"] == 32
     assert described["resize"] == pytest.approx(Preprocessing.of_photos(32).resize, abs=1)
-    _refused(run("export", *chosen, "export.resolution=4"), "export.resolution must be at least 8 px")
-    _refused(run("export", *chosen, "export.classes=0"), "export.classes must be at least 1")
+    refused(run("export", *chosen, "export.resolution=4"), "export.resolution must be at least 8 px")
+    refused(run("export", *chosen, "export.classes=0"), "export.classes must be at least 1")
+
+
+@pytest.mark.slow
+def test_every_sampler_begins_with_the_same_screened_networks(run: Run, tmp_path: Path) -> None:
+    asked = ["hardware=rpi4", "search_space=benchmark_stages", "search.references=[]", "search.trials=8"]
+    first = {}
+    for name in SAMPLERS:
+        outcome = run("search", *asked, "search.screen=2000", f"sampler={name}", f"study.name={name}")
+        assert outcome.code == 0, outcome
+        assert "screened 2,000 networks" in outcome.out
+        report = report_of(read_study(tmp_path / "results" / name), importances=False)
+        assert report.provenance["sampler"] == name
+        assert len({each.id for each in report.candidates}) == 8
+        in_order = sorted(report.candidates, key=lambda each: each.trial)
+        first[name] = [each.id for each in in_order[:4]]
+    assert len({tuple(each) for each in first.values()}) == 1, first
 
 
 @pytest.mark.slow
@@ -361,14 +298,14 @@ def test_networks_are_timed_on_every_runtime_and_the_fastest_is_named(run: Run, 
 
 
 def test_what_cannot_be_compared_is_said_before_anything_is_measured(run: Run) -> None:
-    _refused(run("compare"), "compare.networks=[")
-    _refused(run("compare", "compare.networks=[mobilenet_v9]"), "mobilenet_v9")
-    _refused(run("compare", "compare.networks=[nowhere.yaml]"), "nowhere.yaml")
+    refused(run("compare"), "compare.networks=[")
+    refused(run("compare", "compare.networks=[mobilenet_v9]"), "mobilenet_v9")
+    refused(run("compare", "compare.networks=[nowhere.yaml]"), "nowhere.yaml")
     named = "compare.networks=[mobilenet_v2]"
-    _refused(run("compare", named, "compare.runtimes=[litter]"), "did you mean litert?")
-    _refused(run("compare", named, "compare.precisions=[int4]"), "int4")
+    refused(run("compare", named, "compare.runtimes=[litter]"), "did you mean litert?")
+    refused(run("compare", named, "compare.precisions=[int4]"), "int4")
     only = ["compare.runtimes=[torch]", "compare.precisions=[int8]"]
-    _refused(run("compare", named, *only), "runtime torch has no int8")
+    refused(run("compare", named, *only), "runtime torch has no int8")
 
 
 @pytest.mark.slow
@@ -382,8 +319,8 @@ def test_netadapt_shrinks_a_network_of_the_front(run: Run, tmp_path: Path) -> No
     steps = [each for each in report.networks if each.kind == "refinement"]
     assert steps
     assert min(each.latency_ms for each in steps) <= 20
-    _refused(run("search", *arguments, "search.refine=netadapt"), "refine_to_ms")
-    _refused(run("search", *arguments, *shrink, "search.refine_from=nobody"), "refine_from=nobody")
+    refused(run("search", *arguments, "search.refine=netadapt"), "refine_to_ms")
+    refused(run("search", *arguments, *shrink, "search.refine_from=nobody"), "refine_from=nobody")
 
 
 @pytest.mark.slow
@@ -429,8 +366,8 @@ def test_the_best_of_a_search_are_trained_to_the_end_and_bundled(run: Run, tmp_p
 
 
 def test_networks_of_other_classes_are_not_trained_to_the_end(run: Run) -> None:
-    _refused(run("search", "search.train_best=3"), "1,000 classes", "dataset=digits has 10")
-    _refused(
+    refused(run("search", "search.train_best=3"), "1,000 classes", "dataset=digits has 10")
+    refused(
         run("search", "accuracy=train", "search.train_best=3", "train.optimizer=adagrad"),
         "train.optimizer must be sgd",
     )
@@ -443,7 +380,7 @@ def test_proxies_are_labelled(run: Run, tmp_path: Path) -> None:
     assert outcome.code == 0, outcome
     rows = list(csv.DictReader((tmp_path / "results/rpi4-mobilenet-proxy/pareto.csv").open()))
     assert {row["accuracy_source"] for row in rows} == {"proxy"}
-    _refused(run("search", "hardware=rpi4", "accuracy=proxy", "accuracy.score=luck"), "luck", "synflow")
+    refused(run("search", "hardware=rpi4", "accuracy=proxy", "accuracy.score=luck"), "luck", "synflow")
 
 
 def test_a_supernet_is_trained_goes_on_and_judges_candidates(run: Run, tmp_path: Path) -> None:
@@ -457,7 +394,7 @@ def test_a_supernet_is_trained_goes_on_and_judges_candidates(run: Run, tmp_path:
     again = run("supernet", *quick)
     assert "6 steps, 6 of them before" in again.out
     assert (tmp_path / "supernet.safetensors").read_bytes() == before
-    _refused(run("supernet", *quick[:-1], "supernet.epochs=2"), "recipe", "supernet.checkpoint")
+    refused(run("supernet", *quick[:-1], "supernet.epochs=2"), "recipe", "supernet.checkpoint")
     judging = ["hardware=rpi4", "accuracy=supernet", "accuracy.checkpoint=supernet.safetensors"]
     search = [*judging, *images, "search.trials=4", "search.references=[mobilenet_v1_025]"]
     outcome = run("search", *search)
@@ -468,8 +405,8 @@ def test_a_supernet_is_trained_goes_on_and_judges_candidates(run: Run, tmp_path:
     # A reference outside the space has no weights in the supernet: it is left out with its reason.
     assert report.failures[0][0].startswith("the supernet supernet.safetensors has no weights for it")
     other = ["search_space.heads=[{conv_channels: 32}]", "study.name=other"]
-    _refused(run("search", *search, *other), "another search space", "heads")
-    _refused(run("search", *judging[:2], "accuracy.checkpoint=none.safetensors", *images), "none.safetensors")
+    refused(run("search", *search, *other), "another search space", "heads")
+    refused(run("search", *judging[:2], "accuracy.checkpoint=none.safetensors", *images), "none.safetensors")
 
 
 @pytest.mark.slow
@@ -481,7 +418,7 @@ def test_a_network_is_trained_to_the_end_and_exported_with_its_weights(run: Run,
     assert outcome.code == 0, outcome
     assert "12 steps, 0 of them before" in outcome.out
     weights = load_file(tmp_path / "trained.safetensors")
-    _refused(
+    refused(
         run("train", "train.architecture=net.yaml", "train.bundle=net.yaml", *quick), "net.yaml is a file"
     )
     again = run("train", "train.architecture=net.yaml", "train.bundle=bundle", *quick)
@@ -511,7 +448,7 @@ def test_a_network_is_trained_to_the_end_and_exported_with_its_weights(run: Run,
         tmp_path / "bundle" / "network.py"
     ).read_bytes()
     untrained = run("export", "export.architecture=net.yaml", "export.bundle=true", "export.output=x.onnx")
-    _refused(untrained, "export.bundle=true needs a trained network")
+    refused(untrained, "export.bundle=true needs a trained network")
     labels = (tmp_path / "net-labels.txt", tmp_path / "labels.txt")
     assert any(each.exists() for each in labels), list(tmp_path.iterdir())
     inherited = run(
@@ -524,7 +461,7 @@ def test_a_network_is_trained_to_the_end_and_exported_with_its_weights(run: Run,
         *quick,
     )
     assert "from trained.safetensors" in inherited.out, inherited
-    _refused(
+    refused(
         run("train", "train.architecture=net.yaml", "train.init=nothing", *quick), "no weights of 'nothing'"
     )
-    _refused(run("train", "train.architecture=missing.yaml", *quick), "missing.yaml")
+    refused(run("train", "train.architecture=missing.yaml", *quick), "missing.yaml")

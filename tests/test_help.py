@@ -1,7 +1,6 @@
 """The YAML files document every key, and help and completion are made of them."""
 
 import dataclasses
-import importlib
 import inspect
 import os
 import re
@@ -10,7 +9,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any, get_type_hints
 
 import pytest
@@ -23,35 +21,16 @@ from nas.command import store_schemas
 from nas.data import DatasetSettings
 from nas.help import CONFIG_FOLDER, choices_of, commands, completions, groups_of, help_text
 from nas.report import with_named_studies
+from tests.cases import COMMANDS, command_of
 
 FILES = sorted(path.relative_to(CONFIG_FOLDER) for path in CONFIG_FOLDER.rglob("*.yaml"))
 ROOT = CONFIG_FOLDER.parent
-SCHEMAS = {
-    "search": "SearchConfig",
-    "profile": "ProfileConfig",
-    "validate": "ValidateConfig",
-    "export": "ExportConfig",
-    "report": "ReportConfig",
-    "predictor": "FitConfig",
-    "compare": "CompareConfig",
-    "supernet": "SupernetConfig",
-    "train": "FinalTrainConfig",
-    "preset_adaptation": "AdaptationConfig",
-    "fit_preset": "FitConfig",
-    "latency_benchmark": "BenchmarkConfig",
-    "scoring_benchmark": "ScoringConfig",
-}
-
-
-def _module(name: str) -> ModuleType:
-    folder = "nas" if (ROOT / "nas" / f"{name}.py").is_file() else "tools"
-    return importlib.import_module(f"{folder}.{name}")
 
 
 @pytest.fixture(scope="module", autouse=True)
 def schemas() -> None:
-    for name, schema in SCHEMAS.items():
-        store_schemas(name, getattr(_module(name), schema))
+    for name in COMMANDS:
+        store_schemas(name, command_of(name)[1])
 
 
 def _leaves(node: yaml.Node) -> Iterator[tuple[str, int, int]]:
@@ -114,7 +93,7 @@ def test_every_file_is_headed_by_commands_that_compose(path: Path) -> None:
 @pytest.mark.parametrize("path", [each for each in FILES if len(each.parts) == 1], ids=str)
 def test_every_command_file_composes(path: Path) -> None:
     with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
-        if path.stem in SCHEMAS:
+        if path.stem in COMMANDS:
             assert set(compose(path.stem)) >= set(groups_of(path.stem))
         else:
             assert path.stem == "hydra_base"
@@ -130,7 +109,7 @@ def test_every_choice_composes(path: Path) -> None:
 
 
 def test_every_field_of_the_schemas_is_explained() -> None:
-    modules = [settings, *(_module(name) for name in SCHEMAS)]
+    modules = [settings, *(command_of(name)[0] for name in COMMANDS)]
     classes = {
         found
         for module in modules
@@ -146,10 +125,10 @@ def test_every_field_of_the_schemas_is_explained() -> None:
             assert f"        {each.name}: " in explained, f"{found.__name__}.{each.name}"
 
 
-@pytest.mark.parametrize("name", sorted(SCHEMAS))
+@pytest.mark.parametrize("name", sorted(COMMANDS))
 def test_help_names_every_choice_and_key(name: str) -> None:
     text = help_text(name)
-    folder = _module(name).__name__.split(".")[0]
+    folder = command_of(name)[0].__name__.split(".")[0]
     assert f"python -m {folder}.{name}" in text
     assert "--cfg job" in text
     assert max(len(line) for line in text.splitlines()) <= 120
@@ -169,7 +148,7 @@ def test_help_names_every_choice_and_key(name: str) -> None:
 
 
 def test_every_command_is_known_here() -> None:
-    assert sorted(SCHEMAS) == commands()
+    assert sorted(COMMANDS) == commands()
 
 
 def test_help_shows_the_keys_of_a_choice() -> None:

@@ -1,19 +1,17 @@
 """``python -m nas.predictor`` from the command line."""
 
 import csv
+import functools
 import json
 import random
-import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from nas.accuracy.imagenet import SHIPPED_PARAMETERS, Predictor
-from nas.command import command
-from nas.predictor import FitConfig, main
 from search_spaces.references import reference
+from tests.cases import Run, refused
 
 Rows = list[dict[str, object]]
 CHOICES = {"expansion": (1, 4, 6), "kernel": (3, 5), "layers": (1, 2, 3), "se": (0, 1)}
@@ -100,34 +98,10 @@ FIT = [
 ]
 
 
-@dataclass
-class Outcome:
-    code: int
-    out: str
-    err: str
-
-
-Run = Callable[..., Outcome]
-
-
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
-    """Runs ``python -m nas.predictor fit`` in this process, in a folder of the test's."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def run_fit(*arguments: str) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["nas.predictor", *arguments])
-        capfd.readouterr()
-        code = 0
-        try:
-            command("predictor", FitConfig, main)
-        except SystemExit as error:
-            code = int(error.code or 0)
-        found = capfd.readouterr()
-        return Outcome(code, found.out, found.err)
-
-    return run_fit
+def fit(run: Run) -> Run:
+    """Runs ``python -m nas.predictor`` with these arguments."""
+    return functools.partial(run, "predictor")
 
 
 @pytest.fixture
@@ -140,9 +114,9 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_fit_writes_parameters_that_a_search_can_use(run: Run, folder: Path) -> None:
+def test_fit_writes_parameters_that_a_search_can_use(fit: Run, folder: Path) -> None:
     shipped = SHIPPED_PARAMETERS.read_bytes()
-    done = run(*FIT, "extra=extra.csv", "output=mine.safetensors")
+    done = fit(*FIT, "extra=extra.csv", "output=mine.safetensors")
     assert done.code == 0, done.err
     assert "4 published networks of 2 recipes" in " ".join(done.out.replace("│", " ").split())
     assert SHIPPED_PARAMETERS.read_bytes() == shipped
@@ -184,31 +158,24 @@ def _changed(name: str, old: str, new: str) -> Callable[[Path], None]:
     ],
 )
 def test_bad_files_are_one_clear_line(
-    run: Run, folder: Path, spoil: Callable[[Path], None], message: str
+    fit: Run, folder: Path, spoil: Callable[[Path], None], message: str
 ) -> None:
     spoil(folder)
-    _refused(run(*FIT, "extra=extra.csv", "output=mine.safetensors"), message)
+    refused(fit(*FIT, "extra=extra.csv", "output=mine.safetensors"), message)
     assert not (folder / "mine.safetensors").exists()
 
 
-def _refused(done: Outcome, message: str) -> None:
-    assert done.code == 2
-    (line,) = [each for each in done.err.splitlines() if each]
-    assert line.startswith("error: ")
-    assert message in line
+def test_settings_are_checked(fit: Run, folder: Path) -> None:
+    refused(fit(*FIT, "inducing=0"), "inducing must be at least 1, not 0")
+    refused(fit(*FIT, "steps=-1"), "steps must be at least 1, not -1")
+    refused(fit(*FIT, "own_inducing=[1]"), "own_inducing must be two positive numbers")
+    refused(fit(*FIT, "colour=blue"), "colour")
+    refused(fit("evaluate=false"), "data")
 
 
-def test_settings_are_checked(run: Run, folder: Path) -> None:
-    _refused(run(*FIT, "inducing=0"), "inducing must be at least 1, not 0")
-    _refused(run(*FIT, "steps=-1"), "steps must be at least 1, not -1")
-    _refused(run(*FIT, "own_inducing=[1]"), "own_inducing must be two positive numbers")
-    _refused(run(*FIT, "colour=blue"), "colour")
-    _refused(run("evaluate=false"), "data")
-
-
-def test_help_and_composed_settings_are_shown(run: Run, tmp_path: Path) -> None:
+def test_help_and_composed_settings_are_shown(fit: Run, tmp_path: Path) -> None:
     for arguments in (["--help"], ["--cfg", "job"]):
-        shown = run(*arguments)
+        shown = fit(*arguments)
         assert shown.code == 0, shown.err
         assert "inducing" in shown.out
     assert not list(tmp_path.iterdir())

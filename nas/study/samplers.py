@@ -26,7 +26,15 @@ import optuna
 from optuna import Study
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.exceptions import ExperimentalWarning, TrialPruned
-from optuna.samplers import BaseSampler, GPSampler, NSGAIIISampler, NSGAIISampler, RandomSampler, TPESampler
+from optuna.samplers import (
+    BaseGASampler,
+    BaseSampler,
+    GPSampler,
+    NSGAIIISampler,
+    NSGAIISampler,
+    RandomSampler,
+    TPESampler,
+)
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
@@ -125,11 +133,13 @@ class OptunaProposer:
             state = TrialState.FAIL if values is None else TrialState.COMPLETE
             self._study.tell(trial, values, state=state)
         elif values is not None:
-            self._study.add_trial(
-                optuna.create_trial(
-                    params=dict(candidate.genes), distributions=self._distributions, values=list(values)
-                )
-            )
+            self._study.enqueue_trial(dict(candidate.genes))
+            trial = self._study.ask(fixed_distributions=self._distributions)
+            if isinstance(self._study.sampler, BaseGASampler):
+                # Only members of a generation become parents.
+                frozen = self._study.get_trials(deepcopy=False)[trial.number]
+                self._study.sampler.get_trial_generation(self._study, frozen)
+            self._study.tell(trial, values)
 
 
 class EvolutionSampler(BaseSampler):

@@ -27,7 +27,7 @@ from search_spaces.errors import InputError
 from search_spaces.gate import JsonObject
 from search_spaces.layers import LayerKey, layer_keys
 from search_spaces.references import reference
-from tests.fake_device import layer_ms
+from tests.cases import layer_ms
 
 pytestmark = pytest.mark.usefixtures("unsteady_machine")
 

@@ -8,7 +8,7 @@ from nas.latency.predictor import GapFillingError, LayerPredictor
 from nas.latency.preset import EstimatedLayers
 from search_spaces.layers import LayerKey, reachable_layer_keys
 from search_spaces.space import SearchSpace
-from tests.fake_device import layer_ms
+from tests.cases import layer_ms
 from tools.preset_adaptation import adaptation_errors
 
 

@@ -21,8 +21,7 @@ from nas.saving import HeldError, hold
 from search_spaces.architecture import Architecture
 from search_spaces.layers import LayerKey, layer_keys
 from search_spaces.references import reference
-from tests.fake_device import FakeTarget
-from tests.study.search_cases import small_space
+from tests.cases import FakeTarget, small_space
 from tools.dying import run_dying
 
 RUNTIME = Runtime()

@@ -21,7 +21,7 @@ from search_spaces.errors import InputError
 from search_spaces.layers import layer_keys, reachable_layer_keys
 from search_spaces.references import reference
 from search_spaces.space import SearchSpace
-from tests.fake_device import FakeTarget, layer_ms, network_ms
+from tests.cases import FakeTarget, layer_ms, network_ms
 
 SILENT = ProfileProgress()
 

@@ -12,7 +12,7 @@ from nas.runtimes.runtime import Runtime
 from search_spaces.layers import LayerKey, layer_keys
 from search_spaces.references import reference
 from search_spaces.space import SearchSpace
-from tests.fake_device import FakeTarget, layer_ms
+from tests.cases import FakeTarget, layer_ms
 
 HEADER = TableHeader(
     hardware="board",

@@ -24,8 +24,7 @@ from search_spaces.errors import InputError
 from search_spaces.gate import Gate
 from search_spaces.layers import layer_keys
 from search_spaces.references import reference
-from tests.fake_device import FakeTarget, layer_ms, network_ms
-from tests.study.search_cases import small_space
+from tests.cases import FakeTarget, layer_ms, network_ms, small_space
 
 EFFORT = Effort(max_keys=30, networks=20, rounds=8)
 

@@ -13,7 +13,7 @@ from nas.study.objective import Pareto
 from nas.study.storage import close_storage, open_storage, open_study
 from search_spaces.layers import layer_keys
 from search_spaces.references import reference
-from tests.study.search_cases import MadeUpAccuracy, MadeUpLatency, small_space
+from tests.cases import MadeUpAccuracy, MadeUpLatency, small_space
 
 BUDGET_MS = 2.5
 REFERENCES = {

@@ -27,8 +27,8 @@ from nas.study.pareto import hypervolume
 from nas.study.storage import close_storage, open_storage, open_study
 from nas.study.trial import record_scatter
 from search_spaces.references import reference
+from tests.cases import small_space
 from tests.page.report_cases import BUDGET_MS, REFERENCES, made_up_study, network, report, writable
-from tests.study.search_cases import small_space
 
 
 def test_answers_name_the_best_as_fast_and_the_fastest_as_accurate() -> None:

@@ -18,8 +18,8 @@ from nas.runtimes.runtime import Runtime
 from nas.study.trial import remeasure
 from search_spaces.layers import layer_keys
 from search_spaces.references import reference
+from tests.cases import MadeUpLatency
 from tests.page.report_cases import made_up_study, writable
-from tests.study.search_cases import MadeUpLatency
 
 
 def table(anchor_ms: float | None, device: str = cpu_model()) -> LatencyTable:

@@ -7,8 +7,8 @@ import yaml
 
 from nas.pictures.folders import read_folder
 from search_spaces.references import reference
+from tests.cases import Run, refused
 from tests.pictures.shapes import folder
-from tests.test_commands import Run, _refused, run  # noqa: F401 - a fixture
 
 PICTURES = ("accuracy=train", "dataset=imagefolder", "dataset.root=pictures")
 
@@ -27,34 +27,34 @@ PICTURES = ("accuracy=train", "dataset=imagefolder", "dataset.root=pictures")
     ],
 )
 def test_settings_are_refused_before_anything_is_measured(
-    run: Run,  # noqa: F811
+    run: Run,
     tmp_path: Path,
     arguments: list[str],
     parts: list[str],
 ) -> None:
     folder(tmp_path / "pictures", count=2)
-    _refused(run("search", *PICTURES, *arguments), *parts)
+    refused(run("search", *PICTURES, *arguments), *parts)
     assert [each.name for each in tmp_path.iterdir()] == ["pictures"]
 
 
 @pytest.mark.parametrize("content", [b"", b"<html>404</html>", b"\x89PNG\r\n\x1a\n"])
 def test_a_file_that_is_no_picture_is_named_before_anything_is_measured(
-    run: Run,  # noqa: F811
+    run: Run,
     tmp_path: Path,
     content: bytes,
 ) -> None:
     (folder(tmp_path / "pictures") / "square" / "img003.png").write_bytes(content)
-    _refused(run("search", *PICTURES), "pictures/square/img003.png")
+    refused(run("search", *PICTURES), "pictures/square/img003.png")
     assert [each.name for each in tmp_path.iterdir()] == ["pictures"]
 
 
-def test_training_and_test_sets_are_no_classes(run: Run, tmp_path: Path) -> None:  # noqa: F811
+def test_training_and_test_sets_are_no_classes(run: Run, tmp_path: Path) -> None:
     folder(tmp_path / "pictures" / "training_set")
     folder(tmp_path / "pictures" / "test_set", seed=1)
-    _refused(run("search", *PICTURES), "test_set/, training_set/", "wanted is a folder for each class")
+    refused(run("search", *PICTURES), "test_set/, training_set/", "wanted is a folder for each class")
 
 
-def test_a_space_of_one_network_is_trained_reported_and_gone_on_with(run: Run, tmp_path: Path) -> None:  # noqa: F811
+def test_a_space_of_one_network_is_trained_reported_and_gone_on_with(run: Run, tmp_path: Path) -> None:
     stages = [{"stride": 2, "depths": [1], "widths": [width], "expansions": [3]} for width in (16, 24)]
     space = {"name": "one", "resolutions": [32], "stems": [{"channels": 8}], "stages": stages}
     (tmp_path / "one.yaml").write_text(yaml.safe_dump({**space, "heads": [{"conv_channels": 64}]}))
@@ -86,7 +86,7 @@ def test_a_space_of_one_network_is_trained_reported_and_gone_on_with(run: Run, t
         ),
     ],
 )  # fmt: skip
-def test_any_path_works_as_typed(run: Run, tmp_path: Path, name: str) -> None:  # noqa: F811
+def test_any_path_works_as_typed(run: Run, tmp_path: Path, name: str) -> None:
     folder(tmp_path / name / "pictures")
     (tmp_path / name / "net.yaml").write_text(reference("mobilenet_v1_025", 32, 3).to_yaml())
     quick = ["dataset.workers=0", "accuracy.epochs=1", "accuracy.threads=1"]
@@ -114,7 +114,7 @@ def test_any_path_works_as_typed(run: Run, tmp_path: Path, name: str) -> None:  
     (tmp_path / name / "pictures").rename(tmp_path / "moved")
     chosen = ["export.architecture=mobilenet_v1_025", "dataset=imagefolder", "export.train=true"]
     outcome = run("export", *chosen, f"dataset.root={name}")
-    _refused(outcome, "holds 0 class folder(s)")
+    refused(outcome, "holds 0 class folder(s)")
 
 
 def test_changed_pictures_are_noticed_and_other_files_are_not(tmp_path: Path) -> None:

@@ -22,8 +22,8 @@ from search_spaces.blocks import Block, Head, Stem
 from search_spaces.errors import InputError
 from search_spaces.gate import Gate
 from search_spaces.references import reference
+from tests.cases import Run, refused
 from tests.pictures.shapes import folder, shape
-from tests.test_commands import Run, _refused, run  # noqa: F401 - a fixture
 from tests.test_readme import _files
 
 # 3:2, 2:3 and 4:3.
@@ -76,7 +76,7 @@ TRAINED = [
 
 
 def test_the_readme_s_script_finds_the_reported_accuracy_again(
-    run: Run,  # noqa: F811
+    run: Run,
     tmp_path: Path,
     pictures: Path,
 ) -> None:
@@ -177,14 +177,14 @@ def test_the_script_sees_what_the_decoder_sees(
     assert "turned.jpg: a" in capsys.readouterr().out
 
 
-def test_files_of_another_network_are_not_replaced(run: Run, tmp_path: Path, pictures: Path) -> None:  # noqa: F811
+def test_files_of_another_network_are_not_replaced(run: Run, tmp_path: Path, pictures: Path) -> None:
     (tmp_path / "labels.txt").write_text("cat\ndog\n")
-    _refused(run("export", *TRAINED), "labels.txt describes another network", "export.output")
+    refused(run("export", *TRAINED), "labels.txt describes another network", "export.output")
     assert not (tmp_path / "my_net.onnx").exists()
 
 
-def test_the_number_of_classes_is_the_images(run: Run, tmp_path: Path, pictures: Path) -> None:  # noqa: F811
-    _refused(run("export", *TRAINED, "export.classes=10"), "export.classes=10", "3 classes")
+def test_the_number_of_classes_is_the_images(run: Run, tmp_path: Path, pictures: Path) -> None:
+    refused(run("export", *TRAINED, "export.classes=10"), "export.classes=10", "3 classes")
     (tmp_path / "found.yaml").write_text(reference("mobilenet_v3_small_035", 32, 1000).to_yaml())
     outcome = run("export", *TRAINED, "export.architecture=found.yaml", "accuracy.epochs=1")
     assert outcome.code == 0, outcome
@@ -206,16 +206,16 @@ def test_the_number_of_classes_is_the_images(run: Run, tmp_path: Path, pictures:
     ],
 )
 def test_exports_that_cannot_be_are_refused(
-    run: Run,  # noqa: F811
+    run: Run,
     tmp_path: Path,
     arguments: list[str],
     parts: list[str],
 ) -> None:
-    _refused(run("export", "export.architecture=mobilenet_v3_small_035", *arguments), *parts)
+    refused(run("export", "export.architecture=mobilenet_v3_small_035", *arguments), *parts)
     assert not list(tmp_path.iterdir())
 
 
-def test_int8_of_weights_that_name_no_images_asks_for_some(run: Run, tmp_path: Path) -> None:  # noqa: F811
+def test_int8_of_weights_that_name_no_images_asks_for_some(run: Run, tmp_path: Path) -> None:
     from nas.network import Network
     from nas.tensors import write_tensors
 
@@ -224,12 +224,12 @@ def test_int8_of_weights_that_name_no_images_asks_for_some(run: Run, tmp_path: P
     )
     chosen = ["export.architecture=mobilenet_v3_small_035", "export.classes=10", "export.resolution=32"]
     outcome = run("export", *chosen, "export.weights=net.safetensors", "export.precision=int8")
-    _refused(outcome, "export.precision=int8 is quantised with images", "dataset=imagefolder")
+    refused(outcome, "export.precision=int8 is quantised with images", "dataset=imagefolder")
 
 
 @pytest.mark.parametrize("batch", ["3", "dynamic"])
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
-def test_several_pictures_at_once(run: Run, tmp_path: Path, batch: str, precision: str) -> None:  # noqa: F811
+def test_several_pictures_at_once(run: Run, tmp_path: Path, batch: str, precision: str) -> None:
     import onnxruntime
 
     chosen = ["export.architecture=mobilenet_v3_small_035", "export.resolution=32", "export.classes=4"]
@@ -248,7 +248,7 @@ def test_several_pictures_at_once(run: Run, tmp_path: Path, batch: str, precisio
 
 
 def test_weights_keep_their_whole_name_and_the_usual_mode(
-    run: Run,  # noqa: F811
+    run: Run,
     tmp_path: Path,
     pictures: Path,
 ) -> None:

@@ -21,8 +21,8 @@ from nas.pictures.preprocessing import Preprocessing
 from nas.quantize import quantize
 from search_spaces.architecture import Architecture
 from search_spaces.references import reference
+from tests.cases import Run
 from tests.pictures.test_deliverable import _photos
-from tests.test_commands import Run, run  # noqa: F401 - a fixture
 from tests.test_readme import _files
 
 pytestmark = pytest.mark.slow
@@ -138,7 +138,7 @@ def test_every_family_answers_alike(family: str, precision: str, tmp_path: Path,
 
 
 def test_the_accuracy_in_the_report_is_that_of_every_runtime(
-    run: Run,  # noqa: F811
+    run: Run,
     tmp_path: Path,
     web: Answers,
 ) -> None:

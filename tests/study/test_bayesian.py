@@ -6,7 +6,7 @@ from nas.study.neighbourhood import Neighbourhood
 from nas.study.objective import Budget, MnasNet, Objective, Pareto
 from nas.study.pareto import hypervolume
 from search_spaces.space import SearchSpace
-from tests.study.search_cases import MadeUpAccuracy, MadeUpLatency, small_space
+from tests.cases import MadeUpAccuracy, MadeUpLatency, small_space
 from tools.sampler_comparison import Problem
 
 ACCURACY = MadeUpAccuracy()

@@ -16,7 +16,7 @@ from nas.study.loop import run_search
 from nas.study.objective import Budget, Evaluation, Objective, Pareto
 from nas.study.storage import close_storage, open_storage, open_study
 from search_spaces.architecture import Architecture
-from tests.study.search_cases import MadeUpLatency, small_space
+from tests.cases import MadeUpLatency, small_space
 
 RUNGS = (1, 3, 9)
 

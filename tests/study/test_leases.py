@@ -28,8 +28,8 @@ from nas.study.storage import StudyMismatchError, open_storage, open_study, tabl
 from search_spaces.layers import layer_keys
 from search_spaces.references import reference
 from search_spaces.space import SearchSpace
+from tests.cases import MadeUpAccuracy, MadeUpLatency, small_space
 from tests.study.postgres import PostgresServer
-from tests.study.search_cases import MadeUpAccuracy, MadeUpLatency, small_space
 
 WORKER = """
 import os, sys, time
@@ -39,7 +39,7 @@ from nas.study.objective import Pareto
 from nas.study.storage import open_storage, open_study
 from nas.study.loop import run_search
 from search_spaces.references import reference
-from tests.study.search_cases import MadeUpAccuracy, MadeUpLatency, small_space
+from tests.cases import MadeUpAccuracy, MadeUpLatency, small_space
 
 optuna.logging.disable_default_handler()
 url, log, trials, seconds = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4])

@@ -13,7 +13,7 @@ from nas.study.samplers import SAMPLERS, SamplerError
 from nas.study.storage import close_storage, open_storage, open_study
 from search_spaces.references import reference
 from search_spaces.space import SearchSpace
-from tests.study.search_cases import SMALL, MadeUpAccuracy, MadeUpLatency, small_space
+from tests.cases import SMALL, MadeUpAccuracy, MadeUpLatency, small_space
 
 OUTSIDE = {"mobilenet_v1": reference("mobilenet_v1", 32, 10)}
 Search = Callable[..., SearchResult]

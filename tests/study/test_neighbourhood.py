@@ -8,7 +8,7 @@ from nas.study.neighbourhood import BudgetError, Neighbourhood
 from search_spaces.architecture import Architecture
 from search_spaces.references import reference
 from search_spaces.space import NotInSpaceError, SearchSpace
-from tests.study.search_cases import MadeUpLatency, small_space
+from tests.cases import MadeUpLatency, small_space
 
 
 def neighbourhood(budget_ms: float | None = None) -> Neighbourhood:

@@ -11,7 +11,7 @@ from nas.study.neighbourhood import BudgetError, Neighbourhood, SpaceExhaustedEr
 from nas.study.objective import Budget, Objective, Pareto
 from nas.study.samplers import SAMPLERS, EvolutionSampler, SamplerError, distributions, make_proposer
 from search_spaces.space import SearchSpace
-from tests.study.search_cases import SMALL, MadeUpAccuracy, MadeUpLatency, small_space
+from tests.cases import SMALL, MadeUpAccuracy, MadeUpLatency, small_space
 
 BUDGET_MS = 2.0
 # Blocks beyond the depth have no parameters; settings that differ only there are the same network.
@@ -179,6 +179,20 @@ def test_every_proposer_learns_of_networks_proposed_elsewhere(name: str) -> None
     proposed = {proposer.propose().architecture for _ in range(20)}
     assert len(proposed) == 20
     assert not proposed & {candidate.architecture for candidate in known}
+
+
+@pytest.mark.parametrize("name", ["nsga2", "nsga3"])
+def test_networks_proposed_elsewhere_become_parents(name: str) -> None:
+    # Screened networks, references and trials of earlier runs: a generation of 50, all of one resolution.
+    place = neighbourhood(small_space(), None)
+    proposer = make_proposer(name, Pareto(), place, seed=0)
+    known = [each for each in place.members() if each.parameters["resolution"] == 64][:200:4]
+    for candidate in known:
+        top1 = MadeUpAccuracy().accuracy(candidate.architecture).top1
+        proposer.observe(candidate, (top1, candidate.latency.latency_ms))
+    children = [proposer.propose().parameters["resolution"] for _ in range(40)]
+    # Drawn at random half of them would be of 64 pixels; mutation changes one parameter in nine.
+    assert children.count(64) >= 32
 
 
 def test_distributions_are_those_of_the_space() -> None:

@@ -25,7 +25,7 @@ from nas.study.storage import (
 from search_spaces.layers import layer_keys
 from search_spaces.references import reference
 from search_spaces.space import SearchSpace
-from tests.study.search_cases import SMALL, small_space
+from tests.cases import SMALL, small_space
 
 
 def trial(number: int) -> optuna.trial.FrozenTrial:
@@ -70,7 +70,7 @@ def test_a_killed_writer_loses_nothing_it_reported(tmp_path: Path) -> None:
 import itertools, optuna
 from nas.study.storage import *
 from nas.study.objective import Pareto
-from tests.study.search_cases import small_space
+from tests.cases import small_space
 optuna.logging.disable_default_handler()
 study = open_study(open_storage({str(path)!r}), "s", Pareto(), small_space(), {{}})
 for number in itertools.count():

@@ -5,7 +5,7 @@ import pytest
 
 from nas.study.objective import Budget, Pareto
 from nas.study.pareto import front
-from tests.study.search_cases import MadeUpAccuracy, MadeUpLatency, small_space
+from tests.cases import MadeUpAccuracy, MadeUpLatency, small_space
 from tools.sampler_comparison import SAMPLERS, Array, Problem, Runs
 
 

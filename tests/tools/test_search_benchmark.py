@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.study.search_cases import MadeUpAccuracy, MadeUpLatency, small_space
+from tests.cases import MadeUpAccuracy, MadeUpLatency, small_space
 from tools.sampler_comparison import Problem, Runs
 from tools.search_benchmark import benchmark_table, main
 

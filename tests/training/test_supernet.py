@@ -12,7 +12,7 @@ from search_spaces.architecture import Architecture
 from search_spaces.layers import network_operators
 from search_spaces.references import reference
 from search_spaces.space import NotInSpaceError, SearchSpace
-from tests.study.search_cases import small_space
+from tests.cases import small_space
 
 # Everything there is to choose: depth (an absent stage too), width, multiplier, kernel, expansion (none too),
 # squeeze-and-excitation, activation, stem, head, resolution.
