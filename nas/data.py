@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from dataclasses import fields as dataclass_fields
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -226,7 +226,7 @@ class FileImages:
     def batches(self, batch_size: int, training: bool, seed: int) -> Iterator[Batch]:
         """See :class:`ImageSource`."""
         generator = torch.Generator().manual_seed(seed)
-        loader: DataLoader[Any] = DataLoader(
+        loader = DataLoader(
             self.training_view if training else self.plain_view,
             batch_size=batch_size,
             sampler=_training_order(self.labels, self.balanced, generator) if training else None,

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
 
 import optuna
 import torch
@@ -309,7 +308,9 @@ def _teacher(name: str, architecture: Architecture) -> nn.Module:
 
 
 @contextmanager
-def _progress(processes: Processes, training: FinalTraining, label: str) -> Iterator[Any]:
+def _progress(
+    processes: Processes, training: FinalTraining, label: str
+) -> Iterator[Callable[[FinalProgress], None] | None]:
     """What reports steps, the loss and the time left; nothing in all processes but the first."""
     if not processes.is_first:
         yield None

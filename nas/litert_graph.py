@@ -19,10 +19,10 @@ from typing import Any
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from onnx import helper, numpy_helper
 
-from nas.measuring.models import ALIGNMENT, litert_content
+from nas.measuring.models import ALIGNMENT, Values, litert_content
 from nas.quantize import NOMINAL_RANGE, Borders, Range, quantized_weights
 
 _FUSED_ACTIVATIONS = {"Relu": "RELU", "Clip": "RELU6"}
@@ -61,7 +61,7 @@ class LiteRTModel:
     """
 
     skeleton: bytes
-    weights: dict[str, NDArray[Any]]
+    weights: dict[str, Values]
 
     def content(self) -> bytes:
         """The whole model, as an interpreter takes it."""
@@ -110,6 +110,7 @@ class _Writer:
     ) -> None:
         from ai_edge_litert import schema_py_generated
 
+        # Generated code without types.
         self._schema: Any = schema_py_generated
         self._graph = model.graph
         self._ranges = ranges
@@ -118,13 +119,13 @@ class _Writer:
         self._borders = borders
         self._split_hswish = split_hswish
         self._weights_outside = weights_outside
-        self._tensors: list[Any] = []
-        self._buffers: list[Any] = [self._schema.BufferT()]
-        self._operators: list[Any] = []
+        self._tensors: list[object] = []
+        self._buffers: list[object] = [self._schema.BufferT()]
+        self._operators: list[object] = []
         self._codes: dict[str, int] = {}
         # Buffers whose content lies behind the flatbuffer.
         self._outside: dict[int, str] = {}
-        self._weights_by_name: dict[str, NDArray[Any]] = {}
+        self._weights_by_name: dict[str, Values] = {}
         self._shapes: dict[int, tuple[int, ...]] = {}
         self._parameters: dict[int, tuple[float, int]] = {}
         self._values: dict[str, int] = {}
@@ -338,7 +339,7 @@ class _Writer:
             return self._constant(name, np.array([value], np.float32))
         return self._constant(name, np.array([127], np.int8), self._quantization([value / 127], [0]))
 
-    def _constant(self, name: str, values: NDArray[Any], quantization: Any = None) -> int:
+    def _constant(self, name: str, values: Values, quantization: object = None) -> int:
         buffer = self._schema.BufferT()
         if self._weights_outside and values.ndim > 1 and values.nbytes >= _SMALLEST_OUTSIDE_BYTES:
             buffer.offset, buffer.size = _PLACEHOLDER, values.nbytes
@@ -351,7 +352,7 @@ class _Writer:
         return self._tensor(name, values.shape, kind, len(self._buffers) - 1, quantization)
 
     def _tensor(
-        self, name: str, shape: tuple[int, ...], kind: str, buffer: int = 0, quantization: Any = None
+        self, name: str, shape: tuple[int, ...], kind: str, buffer: int = 0, quantization: object = None
     ) -> int:
         tensor = self._schema.TensorT()
         tensor.name, tensor.shape, tensor.buffer = name, np.array(shape, np.int32), buffer
@@ -361,12 +362,13 @@ class _Writer:
         self._shapes[len(self._tensors) - 1] = shape
         return len(self._tensors) - 1
 
-    def _quantization(self, scales: Any, zero_points: list[int], axis: int = 0) -> Any:
+    def _quantization(self, scales: ArrayLike, zero_points: list[int], axis: int = 0) -> object:
         found = self._schema.QuantizationParametersT()
         found.scale = np.asarray(scales, np.float32)
         found.zeroPoint = np.asarray(zero_points, np.int64)
         found.quantizedDimension = axis
-        return found
+        quantization: object = found
+        return quantization
 
     # -- operators and files -------------------------------------------------------------------
 
@@ -375,7 +377,7 @@ class _Writer:
         return found
 
     def _operator(
-        self, kind: str, inputs: list[int], output: int, options: str | None = None, **settings: Any
+        self, kind: str, inputs: list[int], output: int, options: str | None = None, **settings: object
     ) -> int:
         made = self._schema.OperatorT()
         made.opcodeIndex = self._codes.setdefault(kind, len(self._codes))

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
+
+from nas.measuring.models import Values
 
 _MAGIC = "7767517"
 # activation_type of a convolution, with its parameters.
@@ -39,7 +40,7 @@ class NcnnOperatorError(TypeError):
 
 def ncnn_model(
     model: onnx.ModelProto, external: Mapping[str, NDArray[np.float32]] | None = None
-) -> tuple[str, dict[str, NDArray[Any]]]:
+) -> tuple[str, dict[str, Values]]:
     """The ncnn model of an fp32 ONNX graph.
 
     Args:
@@ -55,7 +56,7 @@ def ncnn_model(
     graph, external = model.graph, external or {}
     initializers = {each.name: each for each in graph.initializer}
     known = set(initializers)
-    weights: dict[str, NDArray[Any]] = {}
+    weights: dict[str, Values] = {}
     lines: list[str] = []
     # Blobs with channels alone, after global pooling: a convolution of them is a product.
     vectors: set[str] = set()
@@ -105,7 +106,7 @@ def ncnn_model(
     return "\n".join([_MAGIC, f"{len(lines)} {blobs}", *lines]) + "\n", weights
 
 
-def _weighted(node: onnx.NodeProto, weight: NDArray[Any], of_vector: bool) -> tuple[str, str]:
+def _weighted(node: onnx.NodeProto, weight: Values, of_vector: bool) -> tuple[str, str]:
     """Kind and settings of a convolution or linear layer."""
     if node.op_type == "Gemm" or of_vector:
         return "InnerProduct", f"0={len(weight)} 1=1 2={weight.size}"

@@ -128,14 +128,14 @@ class Graph:
         self.nodes.append(helper.make_node(operator, inputs, [output], **attributes))
         return output
 
-    def weight(self, values: NDArray[Any]) -> str:
+    def weight(self, values: NDArray[np.generic]) -> str:
         """A constant; its name."""
         name = f"w{len(self.initializers)}"
         values = np.ascontiguousarray(values)
         if self._external is None or values.size < _SMALLEST_EXTERNAL_WEIGHT:
             self.initializers.append(numpy_helper.from_array(values, name))
             return name
-        self._external[name] = values
+        self._external[name] = values.astype(np.float32, copy=False)
         left_out = TensorProto(
             name=name,
             data_type=TensorProto.FLOAT,

@@ -16,7 +16,7 @@ import re
 import types
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Union, get_args, get_origin, get_type_hints
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -25,7 +25,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from nas.help import FILE_GROUPS, choices_of, groups_of
-from nas.settings import ACCURACY_SCHEMAS, HardwareConfig
+from nas.settings import ACCURACY_SCHEMAS, Chosen, HardwareConfig
 from nas.shell import remember
 from search_spaces.errors import InputError
 from search_spaces.gate import MAX_YAML_BYTES, Gate, JsonObject
@@ -91,10 +91,10 @@ def key_kinds(schema: type) -> dict[str, str]:
         hint = get_type_hints(schema)[field.name]
         if dataclasses.is_dataclass(hint) and isinstance(hint, type):
             found |= {f"{field.name}.{key}": kind for key, kind in key_kinds(hint).items()}
-        elif field.name == "accuracy" and hint is Any:
+        elif field.name == "accuracy" and hint is Chosen:
             for node in ACCURACY_SCHEMAS.values():
                 found |= {f"accuracy.{key}": kind for key, kind in key_kinds(node).items()}
-        elif hint is not Any:
+        elif hint is not Chosen:
             found[field.name] = _kind(hint)
     return found
 
@@ -143,7 +143,7 @@ def _module(command: str) -> str:
     return f"nas.{command}" if inside.is_file() else f"tools.{command}"
 
 
-def _kind(hint: Any) -> str:
+def _kind(hint: object) -> str:
     if get_origin(hint) in (Union, types.UnionType):
         kinds = {_kind(each) for each in get_args(hint) if each is not type(None)}
         return kinds.pop() if len(kinds) == 1 else "other"

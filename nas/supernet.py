@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.progress import Progress, TaskID
@@ -104,7 +103,9 @@ def _start(settings: SupernetSettings, space: SearchSpace) -> Network:
 
 
 @contextmanager
-def _progress(processes: Processes, training: SupernetTraining) -> Iterator[Any]:
+def _progress(
+    processes: Processes, training: SupernetTraining
+) -> Iterator[Callable[[SupernetProgress], None] | None]:
     """What reports steps, losses and the time left; nothing in all processes but the first."""
     if not processes.is_first:
         yield None

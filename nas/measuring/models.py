@@ -24,7 +24,9 @@ PROTOCOL = 2
 ALIGNMENT = 64
 _TENSOR_TYPES = {"float32": 1, "int8": 3}  # onnx.TensorProto.DataType
 
-Weights = Mapping[str, NDArray[Any]]
+# Numbers of any kind: fp32, or integers of an int8 model.
+Values = NDArray[np.generic]
+Weights = Mapping[str, Values]
 
 
 def random_weights(described: Sequence[Mapping[str, Any]], seed: int) -> dict[str, NDArray[Any]]:

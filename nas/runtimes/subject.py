@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from nas.measuring.models import Values
 from nas.network import Layer, Network, build_layer
 from nas.onnx_graph import onnx_graph
 from nas.quantize import Borders, quantize
@@ -39,7 +40,7 @@ class Model:
     """
 
     skeleton: bytes
-    weights: dict[str, NDArray[Any]]
+    weights: dict[str, Values]
 
 
 def input_shape(subject: Subject) -> tuple[int, int, int, int]:

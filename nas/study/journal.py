@@ -11,7 +11,7 @@ import functools
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from optuna.distributions import json_to_distribution
 from optuna.storages import JournalStorage
@@ -153,7 +153,7 @@ def records(gate: Gate, lines: Iterable[bytes], first: int = 1) -> Iterator[dict
         yield record
 
 
-def _check(gate: Gate, record: Any, distributions: set[str]) -> None:
+def _check(gate: Gate, record: object, distributions: set[str]) -> None:
     if not isinstance(record, dict) or type(record.get("op_code")) is not int:
         gate.fail("has no operation")
     wanted = _FIELDS.get(record["op_code"])

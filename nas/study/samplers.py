@@ -20,7 +20,7 @@ import random
 import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import optuna
 from optuna import Study
@@ -207,7 +207,7 @@ class EvolutionSampler(BaseSampler):
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
-    ) -> Any:
+    ) -> object:
         """A random value of a parameter that the space does not have."""
         return self._others.sample_independent(study, trial, param_name, param_distribution)
 

@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -433,7 +432,7 @@ def _optimizer(network: Network, recipe: FinalRecipe) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, lr=0.0)
 
 
-def _moving_average(decay: float) -> Callable[..., Any]:
+def _moving_average(decay: float) -> Callable[[Sequence[Tensor], Sequence[Tensor], Tensor | int], None]:
     """An exponential moving average that forgets its beginning sooner than it would by the decay alone."""
 
     @torch.no_grad()

@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, distributed, nn
@@ -236,13 +236,13 @@ class _SumOfAll(torch.autograd.Function):
     """The sum over all processes; gradients flow back to each of them."""
 
     @staticmethod
-    def forward(context: Any, own: Tensor) -> Tensor:
+    def forward(context: object, own: Tensor) -> Tensor:
         total = own.clone()
         distributed.all_reduce(total)
         return total
 
     @staticmethod
-    def backward(context: Any, *gradients: Tensor) -> Tensor:
+    def backward(context: object, *gradients: Tensor) -> Tensor:
         total = gradients[0].clone()
         distributed.all_reduce(total)
         return total
@@ -280,16 +280,21 @@ def calibrate(network: Network, batches: Iterable[Tensor]) -> Statistics:
     return found
 
 
+# What orders choices that are no numbers.
+_Ranks = dict[Value, tuple[float, ...]]
+
+
 def extreme_member(space: SearchSpace, end: Literal["largest", "smallest"]) -> Architecture:
     """The member with the largest, or the smallest, value of every parameter.
 
     Of what has no order, activations for instance, the first candidate; but of kinds of blocks, which share
     no weights, the largest has the last.
     """
-    pick: Any = max if end == "largest" else min
-    stems = {each.label: (each.channels, each.kernel) for each in space.stems}
-    heads = {each.label: (each.conv_ratio, each.conv_channels, each.hidden_channels) for each in space.heads}
-    candidates = {
+    stems: _Ranks = {each.label: (each.channels, each.kernel) for each in space.stems}
+    heads: _Ranks = {
+        each.label: (each.conv_ratio, each.conv_channels, each.hidden_channels) for each in space.heads
+    }
+    candidates: _Ranks = {
         candidate.label: (
             candidate.kind != "skip",
             candidate.expansion,
@@ -300,21 +305,21 @@ def extreme_member(space: SearchSpace, end: Literal["largest", "smallest"]) -> A
         if isinstance(stage, CandidateStage)
         for candidate in stage.candidates
     }
-    kinds = {
-        kind: place
+    kinds: _Ranks = {
+        kind: (place,)
         for stage in space.stages
         if isinstance(stage, Stage)
         for place, kind in enumerate(stage.kinds)
     }
-    ranks: dict[str, object] = {**stems, **heads, **candidates, **kinds}
+    ranks = {**stems, **heads, **candidates, **kinds}
+    largest = end == "largest"
 
     def choose(name: str, choices: tuple[Value, ...]) -> Value:
-        if all(not isinstance(each, str) for each in choices):
-            chosen: Value = pick(choices)
-            return chosen
+        numbers = [each for each in choices if not isinstance(each, str)]
+        if len(numbers) == len(choices):
+            return sorted(numbers, reverse=largest)[0]
         if all(each in ranks for each in choices):
-            chosen = pick(choices, key=lambda each: ranks[each])
-            return chosen
+            return sorted(choices, key=lambda each: ranks[each], reverse=largest)[0]
         return choices[0]
 
     return space.compose(choose)
