@@ -221,13 +221,15 @@ def main(config: ExportConfig) -> None:
             rows["top-1 in int8"] = _shown(judge_quantized(network, split))
         rows["chance"] = f"{judged.majority:.2f} %, by always answering {judged.majority_class}"
     calibrating = calibration_images(split) if split and settings.precision == "int8" else []
-    write_atomically(output, _model(network, settings, name, calibrating, recognition))
+    model = _model(network, settings, name, calibrating, recognition)
     if recognition:
         for file, content in recognition.files().items():
             write_atomically(output.with_name(file), content)
         rows["recognises"] = (
             f"{listed(recognition.classes)} ({', '.join(recognition.files())} beside the file)"
         )
+    # Last of all: while it is not there, the same command goes on.
+    write_atomically(output, model)
     counted, side = cost(architecture), architecture.resolution
     rows |= {
         "network": f"{counted.parameters / 1e6:.2f} M parameters, {counted.macs / 1e6:.0f} M MACs",

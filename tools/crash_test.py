@@ -1,44 +1,73 @@
 """Kill commands at random moments and before each of their file operations; run them again; look.
 
-    python -m tools.crash_test --folder /tmp/crashes --moments 50 --output results/crashes.json
+    python -m tools.crash_test --folder /tmp/crashes --moments 100 --output results/crashes.json
     python -m tools.crash_test --folder /tmp/full --full-disk        # needs root: mounts small file systems
 
 Each command first runs undisturbed. Then copies of it are killed, half of them at a random moment with
 SIGKILL, the others before one of their file operations (see :mod:`tools.dying`), and the same command is
 typed again until it ends. It must end normally, with as many trials as asked for, none twice, everything that
 was complete before, and files that parse.
+
+Every command is a process of its own, forked from this one, which has imported what all of them import: that
+takes longer than the commands themselves. Two things are other than a user has them. Every round of a
+measurement counts, as other work shares the machine; and a worker of a shared study is taken for dead after
+two seconds instead of sixty.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
+import gc
 import hashlib
+import importlib
 import json
 import os
 import random
 import re
+import runpy
 import shutil
 import signal
 import subprocess
 import sys
 import time
+import traceback
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import optuna
 import safetensors.numpy
+from optuna import get_all_study_names
+from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 
 from nas.latency.sessions import load_networks
 from nas.latency.table import LatencyTable
 from nas.latency.validation import load_card
+from nas.measuring import rounds
 from nas.page.report import read_study, report_of
+from nas.study import loop
+from nas.study.storage import open_storage
 from search_spaces.architecture import Architecture
-from tools.dying import DIED
+from search_spaces.errors import InputError
+from tools.dying import DIED, die_before
+from tools.postgres import PostgresServer
 
-_REPEATS = 4
-_DISK_KILOBYTES = (8, 16, 32, 48, 64, 96, 128, 192, 256)
+# What a command is, and what it imports on its way.
+_COMMAND_MODULES = ("nas.profile", "nas.search", "nas.validate", "nas.train", "nas.supernet", "nas.export")
+_LIBRARIES = ("matplotlib.pyplot", "pandas", "psycopg", "sqlalchemy.orm", "torchvision")
+_LEASE_S = 2.0
+_POLL_S = 0.002
+_TRIES = 5
+# More than any of the commands has.
+_MOST_OPERATIONS = 120
+# Stands for the URL of a database of its own.
+_DATABASE = "DATABASE"
+# Of what a command writes, that the disk has room for.
+_DISK_SHARES = (0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 0.97, 1.05)
 _SPACE = """name: tiny
 resolutions: [96, 128]
 stems: [{channels: 16, activation: hswish}]
@@ -60,6 +89,14 @@ _SEARCH = ["search.references=[mobilenet_v1_025]", "search.screen=0"]
 COMMANDS: dict[str, list[str]] = {
     "profile": ["nas.profile", *_PROFILE],
     "search": ["nas.search", *_PROFILE, *_SEARCH, "accuracy=proxy", "search.trials=30"],
+    "shared": [
+        "nas.search",
+        *_PROFILE,
+        *_SEARCH,
+        "accuracy=proxy",
+        "search.trials=30",
+        f"study.storage={_DATABASE}",
+    ],
     "train": [
         "nas.search",
         *_PROFILE,
@@ -75,7 +112,7 @@ COMMANDS: dict[str, list[str]] = {
         "train.architecture=mobilenet_v1_025",
         "train.resolution=32",
         "dataset=synthetic",
-        "train.epochs=6",
+        "train.epochs=4",
         "train.batch_size=32",
         "train.warmup_epochs=1",
         "train.threads=1",
@@ -87,12 +124,19 @@ COMMANDS: dict[str, list[str]] = {
         "search_space=space.yaml",
         "dataset=synthetic",
         "dataset.resolutions=[32]",
-        "supernet.epochs=4",
+        "supernet.epochs=3",
         "supernet.batch_size=32",
         "supernet.threads=1",
         "supernet.checkpoint=results/weights.safetensors",
     ],
     "validate": ["nas.validate", *_PROFILE, "validate.networks=6", "validate.rounds=3"],
+    "export": [
+        "nas.export",
+        "export.architecture=mobilenet_v1_025",
+        "export.resolution=32",
+        "export.weights=results/weights.safetensors",
+        "export.output=results/model.onnx",
+    ],
 }
 
 
@@ -113,39 +157,104 @@ class Outcome:
     problems: list[str] = field(default_factory=list)
 
 
-def run(words: Sequence[str], folder: Path, seconds: float | None = None) -> tuple[int, str, float]:
-    """(exit code, what it printed, seconds) of a command in a folder; killed after so many, if given."""
+def prepare() -> None:
+    """Import what the commands import, and let every round count and leases be short."""
+    os.environ["PYTHONPATH"] = str(Path.cwd())
+    for module in (*_LIBRARIES, *_COMMAND_MODULES):
+        importlib.import_module(module)
+    for module in _COMMAND_MODULES:  # runs as the main one, as it does for a user
+        del sys.modules[module]
+    rounds.STEADY_TOLERANCE = 1e9
+    loop.run_search = functools.partial(loop.run_search, lease_s=_LEASE_S)
+    gc.freeze()
+
+
+def run(
+    words: Sequence[str], folder: Path, seconds: float | None = None, dies_before: int | None = None
+) -> tuple[int, str, float]:
+    """(exit code, what it printed, seconds) of a command in a folder.
+
+    Args:
+        words: the command's module and what it is told.
+        folder: where it runs.
+        seconds: after which it is killed, if given.
+        dies_before: number of the file operation before which it dies, if given.
+    """
     start = time.monotonic()
-    process = subprocess.Popen(  # noqa: S603 - this project's own commands
-        [sys.executable, "-m", *words],
-        cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-        env={**os.environ, "PYTHONPATH": str(Path.cwd())},
-    )
+    printed = folder.with_name(f"{folder.name}.printed")
+    child = os.fork()
+    if child == 0:
+        _become(words, folder, printed, dies_before)
+    killed = False
+    while True:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            break
+        if seconds is not None and not killed and time.monotonic() - start >= seconds:
+            os.kill(child, signal.SIGKILL)
+            killed = True
+        time.sleep(_POLL_S)
+    text = printed.read_text(errors="replace")
+    printed.unlink()
+    return os.waitstatus_to_exitcode(status), text, time.monotonic() - start
+
+
+def _become(words: Sequence[str], folder: Path, printed: Path, dies_before: int | None) -> None:
+    """Be the command: never returns."""
+    code = 1
     try:
-        printed, _ = process.communicate(timeout=seconds)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        printed, _ = process.communicate()
-    return process.returncode, printed, time.monotonic() - start
-
-
-def complete_trials(folder: Path) -> set[int]:
-    """Numbers of the complete trials of the studies below a folder; empty where there is none yet."""
-    found: set[int] = set()
-    for journal in folder.glob("results/*/study.journal"):
+        output = os.open(printed, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        for descriptor in (1, 2):
+            os.dup2(output, descriptor)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        os.chdir(folder)
+        sys.argv = list(words)
+        if dies_before is not None:
+            die_before(dies_before, folder / "results")
         try:
-            trials = read_study(journal.parent).get_trials(deepcopy=False)
-        except ValueError:
-            continue
-        found |= {each.number for each in trials if each.state == TrialState.COMPLETE}
-    return found
+            runpy.run_module(words[0], run_name="__main__", alter_sys=True)
+            code = 0
+        except SystemExit as error:
+            code = error.code if isinstance(error.code, int) else int(error.code is not None)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
 
 
-def check(name: str, folder: Path, before: set[int]) -> list[str]:
+@contextmanager
+def studies(folder: Path, words: Sequence[str]) -> Iterator[list[optuna.Study]]:
+    """The studies that a command has begun in a folder, or in its database."""
+    url = next((each.partition("=")[2] for each in words if each.startswith("study.storage=")), None)
+    if url is None:
+        found = []
+        for journal in folder.glob("results/*/study.journal"):
+            with suppress(InputError):  # there is none in it yet
+                found.append(read_study(journal.parent))
+        yield found
+        return
+    storage = open_storage(url)
+    assert isinstance(storage, RDBStorage)
+    try:
+        yield [optuna.load_study(study_name=name, storage=storage) for name in get_all_study_names(storage)]
+    finally:
+        storage.remove_session()
+        storage.engine.dispose()  # no command shall inherit a connection
+
+
+def complete_trials(folder: Path, words: Sequence[str]) -> set[int]:
+    """Numbers of the complete trials of the studies of a command; empty where there is none yet."""
+    with studies(folder, words) as found:
+        return {
+            trial.number
+            for study in found
+            for trial in study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
+        }
+
+
+def check(name: str, words: Sequence[str], folder: Path, before: set[int]) -> list[str]:
     """What is wrong with the files of a command that has ended."""
     problems = []
     for path in folder.glob("results/latency/*"):
@@ -164,70 +273,93 @@ def check(name: str, folder: Path, before: set[int]) -> list[str]:
             problems.append(f"left over: {leftovers}")
         if name == "validate" and load_card(path) is None:
             problems.append("there is no card")
-    for journal in folder.glob("results/*/study.journal"):
-        study = read_study(journal.parent)
-        wanted = int(
-            next(each for each in COMMANDS[name] if each.startswith("search.trials=")).partition("=")[2]
-        )
-        report = report_of(study, importances=False)
-        candidates = [each for each in report.networks if each.kind == "candidate"]
-        if len(candidates) != wanted or len({each.id for each in candidates}) != wanted:
-            problems.append(
-                f"{len(candidates)} candidates, {len({each.id for each in candidates})} different"
-            )
-        missing = before - complete_trials(folder)
-        if missing:
-            problems.append(f"trials {sorted(missing)} were lost")
-        for path in journal.parent.glob("architectures/*.yaml"):
-            if Architecture.from_file(path).id != path.stem:
-                problems.append(f"{path.name} is another network")
+    wanted = next((int(each[14:]) for each in words if each.startswith("search.trials=")), None)
+    with studies(folder, words) as found:
+        if (wanted is not None) != bool(found):
+            problems.append(f"{len(found)} studies")
+        for study in found:
+            report = report_of(study, importances=False)
+            candidates = [each for each in report.networks if each.kind == "candidate"]
+            different = len({each.id for each in candidates})
+            if len(candidates) != wanted or different != wanted:
+                problems.append(f"{len(candidates)} candidates, {different} different")
+    missing = before - complete_trials(folder, words)
+    if missing:
+        problems.append(f"trials {sorted(missing)} were lost")
+    for path in folder.glob("results/*/architectures/*.yaml"):
+        if Architecture.from_file(path).id != path.stem:
+            problems.append(f"{path.name} is another network")
     return problems
 
 
-def crash(name: str, template: Path, work: Path, moments: int, generator: random.Random) -> Outcome:
+def crash(
+    name: str,
+    template: Path,
+    work: Path,
+    moments: int,
+    generator: random.Random,
+    server: PostgresServer | None,
+) -> Outcome:
     """Kill a command often, and see what the same command makes of what is left."""
     outcome = Outcome()
-    words = COMMANDS[name]
     whole = work / f"{name}-whole"
     shutil.copytree(template, whole)
+    words = _told(name, whole, server)
     code, printed, seconds = run(words, whole)
     if code != 0:
         return Outcome(problems=[f"undisturbed: exit code {code}: {printed[-300:]}"])
-    outcome.problems += check(name, whole, set())
+    outcome.problems += check(name, words, whole, set())
     weights = _weights(whole)
-    operations = 60
+    operations = _MOST_OPERATIONS
     for moment in range(moments):
         folder = work / f"{name}-{moment}"
         shutil.copytree(template, folder)
+        words = _told(name, folder, server)
         at_random = moment % 2 == 0
-        if at_random:
-            code, _, _ = run(words, folder, generator.uniform(0.3, 1.0) * seconds)
-            died = code == -signal.SIGKILL
-            outcome.killed_at_random += died
-        else:
-            number = str(generator.randint(1, operations))
-            code, _, _ = run(["tools.dying", number, "results", *words], folder)
-            died = code == DIED
-            outcome.killed_before_operations += died
-            if not died:
-                operations = max(8, int(number))
-        outcome.survived += not died
-        before = complete_trials(folder)
-        for _ in range(_REPEATS):
-            code, printed, _ = run(words, folder)
-            # A busy machine may not hold still; that is said, and the same command goes on.
-            if code == 0 or "did not hold still" not in printed:
+        # A moment after the end, or an operation that there is not, is no death: another one is tried.
+        for _ in range(_TRIES):
+            if at_random:
+                code, _, _ = run(words, folder, generator.uniform(0, 1) * seconds)
+                died = code == -signal.SIGKILL
+            else:
+                number = generator.randint(1, operations)
+                code, _, _ = run(words, folder, dies_before=number)
+                died = code == DIED
+                if not died:
+                    operations = max(8, number - 1)
+            if died:
                 break
+            shutil.rmtree(folder)
+            shutil.copytree(template, folder)
+            words = _told(name, folder, server)
+        outcome.killed_at_random += died and at_random
+        outcome.killed_before_operations += died and not at_random
+        outcome.survived += not died
+        before = complete_trials(folder, words)
+        code, printed, _ = run(words, folder)
+        found = []
         if code != 0 or "Traceback" in printed:
-            outcome.problems.append(f"moment {moment}: exit code {code}: {printed.strip()[-300:]}")
+            found.append(f"exit code {code}: {printed.strip()[-300:]}")
         else:
-            outcome.problems += [f"moment {moment}: {each}" for each in check(name, folder, before)]
+            found += check(name, words, folder, before)
             if _weights(folder) != weights:
-                outcome.problems.append(
-                    f"moment {moment}: other weights than those of an undisturbed training"
-                )
-        shutil.rmtree(folder)
+                found.append("other weights than those of an undisturbed training")
+        outcome.problems += [f"moment {moment}: {each}" for each in found]
+        if found:
+            (folder / "printed").write_text(printed)
+        else:
+            shutil.rmtree(folder)
+        print(f"{name} {moment}: {'died' if died else 'survived'} {found or ''}", flush=True)
     return outcome
+
+
+def _told(name: str, folder: Path, server: PostgresServer | None) -> list[str]:
+    """The words of a command, with a database of its own where it needs one."""
+    if not any(_DATABASE in each for each in COMMANDS[name]):
+        return COMMANDS[name]
+    assert server is not None
+    url = server.database(f"{folder.name}-{time.monotonic_ns()}")
+    return [each.replace(_DATABASE, url) for each in COMMANDS[name]]
 
 
 def _weights(folder: Path) -> str | None:
@@ -244,24 +376,39 @@ def _weights(folder: Path) -> str | None:
 def fill(name: str, template: Path, work: Path) -> list[str]:
     """Run a command on disks that are too small, then again when there is room; what was wrong."""
     problems = []
-    for kilobytes in _DISK_KILOBYTES:
+    words = COMMANDS[name]
+    whole = work / f"{name}-whole"
+    shutil.copytree(template, whole)
+    code, printed, _ = run(words, whole)
+    if code != 0:
+        return [f"undisturbed: exit code {code}: {printed[-300:]}"]
+    weights = _weights(whole)
+    needed = sum(each.stat().st_size for each in whole.rglob("*") if each.is_file())
+    begun = sum(each.stat().st_size for each in template.rglob("*") if each.is_file())
+    for share in _DISK_SHARES:
+        kilobytes = int((begun + share * (needed - begun)) / 1024) + 4 * len([*template.rglob("*")]) + 8
         folder = work / f"{name}-{kilobytes}k"
         folder.mkdir()
         _mount(folder, f"size={kilobytes}k")
         try:
             shutil.copytree(template, folder, dirs_exist_ok=True)
-            code, printed, _ = run(COMMANDS[name], folder)
+            code, printed, _ = run(words, folder)
             lines = [line for line in printed.splitlines() if line.startswith("error:")]
             if "Traceback" in printed or (code != 0 and len(lines) != 1):
                 problems.append(f"{kilobytes} kB: exit code {code}: {printed.strip()[-300:]}")
             print(f"{name}, {kilobytes} kB: exit code {code} {' '.join(lines)}", flush=True)
-            before = complete_trials(folder)
+            ended = code == 0
+            before = complete_trials(folder, words)
             _mount(folder, "remount,size=500m")
-            code, printed, _ = run(COMMANDS[name], folder)
+            if not ended or name not in ("export",):
+                code, printed, _ = run(words, folder)
             if code != 0 or "Traceback" in printed:
                 problems.append(f"{kilobytes} kB, with room: exit code {code}: {printed.strip()[-300:]}")
             else:
-                problems += [f"{kilobytes} kB, with room: {each}" for each in check(name, folder, before)]
+                found = check(name, words, folder, before)
+                if _weights(folder) != weights:
+                    found.append("other weights than those of an undisturbed training")
+                problems += [f"{kilobytes} kB, with room: {each}" for each in found]
         finally:
             subprocess.run(["/bin/umount", str(folder)], check=True)  # noqa: S603
     return problems
@@ -283,24 +430,32 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="JSON file of the outcomes")
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True)
-    empty, profiled = arguments.folder / "empty", arguments.folder / "profiled"
+    empty = arguments.folder / "empty"
     empty.mkdir()
     (empty / "space.yaml").write_text(_SPACE)
-    shutil.copytree(empty, profiled)
+    prepare()
+    names = arguments.commands.split(",")
+    templates = {"validate": "profile", "export": "final"}
     outcomes = {}
-    for name in arguments.commands.split(","):
-        generator = random.Random(f"{arguments.seed} {name}")
-        if name == "validate" and not (profiled / "results").exists():
-            run(COMMANDS["profile"], profiled)
-        template = profiled if name == "validate" else empty
-        if arguments.full_disk:
-            outcome = Outcome(problems=fill(name, template, arguments.folder))
-        else:
-            outcome = crash(name, template, arguments.folder, arguments.moments, generator)
-        outcomes[name] = asdict(outcome)
-        print(f"{name}: {outcome}", flush=True)
-        if arguments.output:
-            arguments.output.write_text(json.dumps(outcomes, indent=1) + "\n")
+    with ExitStack() as stack:
+        server = stack.enter_context(PostgresServer()) if "shared" in names else None
+        for name in names:
+            generator = random.Random(f"{arguments.seed} {name}")
+            template = empty
+            if first := templates.get(name):
+                template = arguments.folder / f"after-{first}"
+                if not template.exists():
+                    shutil.copytree(empty, template)
+                    code, printed, _ = run(COMMANDS[first], template)
+                    assert code == 0, printed
+            if arguments.full_disk:
+                outcome = Outcome(problems=fill(name, template, arguments.folder))
+            else:
+                outcome = crash(name, template, arguments.folder, arguments.moments, generator, server)
+            outcomes[name] = asdict(outcome)
+            print(f"{name}: {outcome}", flush=True)
+            if arguments.output:
+                arguments.output.write_text(json.dumps(outcomes, indent=1) + "\n")
     sys.exit(any(each["problems"] for each in outcomes.values()))
 
 

@@ -43,6 +43,9 @@ MAX_SAMPLES = 10_000_000
 # A hundred thousand layers.
 MAX_BYTES = 8 * MEGABYTE
 _READINGS = 4
+# Of what its layers take alone, that a network takes at least: a correction fitted on few noisy networks can
+# leave small ones nothing, or less.
+_LEAST_SHARE = 0.05
 _REREAD_S = 0.05
 _COLUMNS = ("key", "latency_ms", "spread_ms", "samples", "source")
 
@@ -186,13 +189,14 @@ class LatencyTable:
             MissingKeysError: if a layer is missing.
         """
         layers, head = self.layer_latencies(architecture), self.header.head
+        least_ms = _LEAST_SHARE * sum(entry.latency_ms for _, entry in layers)
         if head is None:
             total = sum(self.share_ms(key) for key, _ in layers)
         else:
             whole = strided_keys(architecture)
             total = sum(head.layer_ms(key, stride, self.share_ms(key)) for key, stride in whole)
         worst = worst_source(entry.source for _, entry in layers)
-        return Latency(total, "table" if worst == "measured" else worst)
+        return Latency(max(total, least_ms), "table" if worst == "measured" else worst)
 
     def share_ms(self, key: LayerKey) -> float:
         """What a layer adds to the latency of a network that classifies, calibrated where the table is."""

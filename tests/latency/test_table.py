@@ -1,6 +1,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from nas.latency.calibration import Calibration
@@ -172,3 +173,15 @@ def test_a_table_with_too_few_networks_stays_uncalibrated() -> None:
     features = features_of(table, [reference("mobilenet_v2")] * 3)
     with pytest.raises(ValueError, match="at least 4 networks"):
         Calibration.fit(features, features[:, 0])
+
+
+def test_a_correction_of_noise_makes_no_network_faster_than_nothing() -> None:
+    """Few networks timed on a busy machine can be fitted by a line that leaves small ones less than 0 ms."""
+    network = reference("mobilenet_v2")
+    table = _table("mobilenet_v2")
+    sums_ms = np.array([4.0, 8.0, 12.0, 16.0])
+    features = np.column_stack([sums_ms, [4.0, 5.0, 6.0, 7.0], np.zeros((4, 8))])
+    fitted = Calibration.fit(features, 10 * (sums_ms - 3.9))
+    table = table.with_entries({}, calibration=fitted)
+    assert sum(table.share_ms(key) for key in layer_keys(network)) < 0
+    assert table.latency(network).latency_ms > 0
