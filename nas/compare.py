@@ -37,7 +37,7 @@ class CompareSettings:
         resolution: of references, in pixels.
         task: classification, segmentation or detection: what is timed with them.
         task_classes: that it tells apart, the background included; null: torchvision's 21 or 91.
-        rounds: every network runs once per round on every runtime.
+        rounds: every network runs once per round on every runtime; at least 4.
         seed: of the order of measuring.
         output: folder of the figures.
     """

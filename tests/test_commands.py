@@ -1,5 +1,6 @@
 import csv
 import json
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +68,21 @@ def test_bad_input_is_one_clear_line(
 ) -> None:
     refused(run("search", *arguments), *parts)
     assert not list(tmp_path.rglob("*"))
+
+
+def test_log_handlers_of_others_stay_open(run: Run) -> None:
+    # absl, which OpenVINO brings along, closes the stream that was standard error when it was imported.
+    closed: list[bool] = []
+
+    class Theirs(logging.StreamHandler):  # type: ignore[type-arg]
+        def close(self) -> None:
+            closed.append(True)
+            super().close()
+
+    theirs = Theirs()
+    refused(run("search", "hardware=rpi4", "search.trials=0"), "search.trials must be at least 1")
+    assert not closed
+    theirs.close()
 
 
 def test_an_empty_class_folder_is_named(run: Run, tmp_path: Path) -> None:

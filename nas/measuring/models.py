@@ -8,6 +8,7 @@ Needs only Python 3.9, numpy and the runtime: this file also runs on boards, ins
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -143,6 +144,9 @@ class OpenVinoRunner:
     """
 
     def __init__(self, model: bytes, threads: int, seed: int = 0) -> None:
+        # When it is imported OpenVINO reports that to its maker from a process of its own, unasked and while
+        # we measure. It does without where the package that reports is not to be had.
+        sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
         import openvino
 
         settings = {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": "f32"}

@@ -1,6 +1,8 @@
 """One suite over every runtime installed."""
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import get_args
 
@@ -197,6 +199,21 @@ def test_openvino_gives_what_the_onnx_graph_gives(subject: Subject) -> None:
     runner = OpenVinoRunner(model.SerializeToString(), threads=1)
     runner.take(image)
     assert np.abs(output_of(runner) - expected).max() < 1e-4 * np.abs(expected).max()
+
+
+@pytest.mark.skipif("openvino" not in installed(), reason="openvino is not installed")
+def test_openvino_reports_nothing_to_anybody() -> None:
+    lines = [
+        "import multiprocessing.process as process, sys",
+        "process.BaseProcess.start = lambda self: sys.exit('it reports')",
+        "from nas.runtimes.runtime import Runtime",
+        "from search_spaces.layers import LayerKey",
+        f"Runtime('openvino').runner(LayerKey.parse('{LAYERS[0]}'))()",
+        "import openvino, threading",
+        "print(openvino.__version__, threading.active_count())",
+    ]
+    done = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True)
+    assert done.stdout.split()[-1] == "1", done
 
 
 @HAS_LITERT
