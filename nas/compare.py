@@ -12,7 +12,7 @@ from rich.table import Table
 from nas.command import command
 from nas.console import console, measuring_progress, print_summary, warn
 from nas.latency.deployment import best_of_each, matrix, measure_deployments, save
-from nas.page.report import read_study, report_of
+from nas.page.reading import read_study, report_of
 from nas.runtimes.runtime import TASK_RUNTIMES, Runtime, installed
 from nas.runtimes.subject import Precision
 from search_spaces.architecture import Architecture

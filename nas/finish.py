@@ -21,7 +21,9 @@ from nas.bundle import RANKING, TEST, bundle, shown
 from nas.console import console, progress_bars, warn
 from nas.data import DatasetSettings, Split
 from nas.network import Network, WeightsError
-from nas.page.report import NetworkResult, Report, report_of
+from nas.page.network_result import NetworkResult
+from nas.page.reading import report_of
+from nas.page.report import Report
 from nas.settings import FinalRecipeSettings
 from nas.study.trial import record_scatter, scatter_of, train_to_the_end, trained
 from nas.training.final import FinalProgress, FinalRecipe, FinalTraining

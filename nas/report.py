@@ -10,7 +10,7 @@ from pathlib import Path
 from nas.command import command
 from nas.console import print_report_summary, print_summary, warn
 from nas.page.files import comparison_rows, write_comparison, write_report
-from nas.page.report import ReportError, read_study
+from nas.page.reading import ReportError, read_study
 
 
 @dataclass

@@ -36,7 +36,8 @@ from nas.latency.validation import Card, card_problem, load_card
 from nas.measuring.conditions import boot_id
 from nas.measuring.rounds import MeasurementError
 from nas.page.files import write_report
-from nas.page.report import JOINT, TRAINED, recommended, report_of
+from nas.page.reading import report_of
+from nas.page.report import JOINT, TRAINED
 from nas.page.torchvision_reference import (
     TorchvisionReference,
     TorchvisionReferenceError,
@@ -553,7 +554,7 @@ def _time_best(
     if not settings.end_to_end:
         return None
     report = report_of(opened, importances=False)
-    chosen = recommended(report, settings.end_to_end)
+    chosen = report.worth_timing(settings.end_to_end)
     try:
         timed = latencies.timed(table, [*chosen.values()], folder, _carried_networks(opened))
     except MeasurementError as error:

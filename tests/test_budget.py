@@ -8,7 +8,7 @@ import yaml
 from nas.budget import LatencyBudget
 from nas.latency.hardware import Hardware, estimated_table
 from nas.latency.table import Entry, LatencyTable
-from nas.page.report import read_study, report_of
+from nas.page.reading import read_study, report_of
 from nas.page.torchvision_reference import TorchvisionReferenceError, check_runnable
 from nas.runtimes.runtime import Runtime
 from search_spaces.errors import InputError

@@ -12,7 +12,7 @@ import yaml
 from safetensors.torch import load_file
 
 from nas.network import Network
-from nas.page.report import read_study, report_of
+from nas.page.reading import read_study, report_of
 from nas.pictures.preprocessing import Preprocessing
 from nas.pictures.recognition import Recognition
 from nas.runtimes.runtime import installed

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from nas.backbones import raw_outputs, task_model
 from nas.latency.table import LatencyTable
 from nas.network import Network
-from nas.page.report import read_study, report_of
+from nas.page.reading import read_study, report_of
 from search_spaces.references import reference
 from search_spaces.tasks import Task
 from tests.cases import Run, refused

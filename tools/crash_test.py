@@ -48,7 +48,7 @@ from nas.latency.sessions import load_networks
 from nas.latency.table import LatencyTable
 from nas.latency.validation import load_card
 from nas.measuring import rounds
-from nas.page.report import read_study, report_of
+from nas.page.reading import read_study, report_of
 from nas.study import loop
 from nas.study.storage import open_storage
 from search_spaces.architecture import Architecture

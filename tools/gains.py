@@ -10,7 +10,9 @@ import sys
 from pathlib import Path
 
 from nas.console import console
-from nas.page.report import Report, read_study, report_of, signed
+from nas.page.reading import read_study, report_of
+from nas.page.report import Report
+from nas.page.sentences import signed
 from search_spaces.errors import InputError
 
 _REFERENCES = ("mobilenet_v1", "mobilenet_v2", "mobilenet_v3_large", "mobilenet_v3_small")

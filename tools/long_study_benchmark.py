@@ -24,7 +24,8 @@ from nas.help import CONFIG_FOLDER
 from nas.latency.hardware import Hardware, estimated_table
 from nas.page.files import pareto_csv, summary
 from nas.page.html import report_page
-from nas.page.report import Report, read_study, report_of
+from nas.page.reading import read_study, report_of
+from nas.page.report import Report
 from nas.runtimes.runtime import Runtime
 from nas.saving import write_atomically
 from nas.study import loop

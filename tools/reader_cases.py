@@ -28,7 +28,7 @@ from nas.measuring import board, models
 from nas.measuring.rounds import Journal, Round
 from nas.overrides import read_own_file
 from nas.page.files import write_report
-from nas.page.report import read_study, report_of
+from nas.page.reading import read_study, report_of
 from nas.runtimes.runtime import Runtime
 from nas.saving import finish
 from nas.study.objective import Pareto

@@ -6,13 +6,24 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal, Protocol, TypeVar, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
 
 from search_spaces.architecture import Architecture
 from search_spaces.errors import InputError
 from search_spaces.gate import Gate
 
+# Of one network, or of many at once.
+Values = TypeVar("Values", float, NDArray[np.floating])
+
 AccuracySource = Literal["measured", "supernet", "given", "predicted", "published", "proxy"]
+
+
+def lower_bound(top1: Values, deviation: Values, caution: float) -> Values:
+    """Accuracy in percent that a cautious search goes by: ``caution`` standard deviations less."""
+    return top1 - caution * deviation
 
 
 @dataclass(frozen=True, slots=True)

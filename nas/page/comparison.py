@@ -2,13 +2,56 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from nas.page.markup import Markup, card, chooser, element, facts, milliseconds, plain, table
-from nas.page.report import Report, equal_budgets, section, signed
+from nas.page.network_result import NetworkResult
+from nas.page.recommendation import best_within
+from nas.page.report import Report, section
+from nas.page.sentences import gain, saving, signed
 
 _CONDITIONS = ("device", "runtime", "runtime_version", "precision", "threads")
+
+
+@dataclass(frozen=True, slots=True)
+class EqualBudget:
+    """What two studies offer within the same latency budget.
+
+    Attributes:
+        budget_ms: the budget.
+        best: the best candidate of each study within it, None where there is none.
+    """
+
+    budget_ms: float
+    best: tuple[NetworkResult | None, NetworkResult | None]
+
+    @property
+    def points(self) -> float | None:
+        """How much more accurate the second one is, in percentage points."""
+        one, other = self.best
+        return None if one is None or other is None else other.top1 - one.top1
+
+
+def equal_budgets(first: Report, second: Report) -> tuple[EqualBudget, ...]:
+    """The best of two studies within equal budgets: round milliseconds between the ends of their fronts."""
+    fronts = [report.front for report in (first, second)]
+    if not all(fronts):
+        return ()
+    low = max(each[0].latency_ms for each in fronts)
+    high = max(each[-1].latency_ms for each in fronts)
+    rounds = (
+        step * 10.0**power
+        for power in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+        for step in (1, 1.5, 2, 3, 5, 7)
+    )
+    budgets = [each for each in rounds if low <= each <= high]
+    return tuple(
+        EqualBudget(each, (best_within(first.candidates, each), best_within(second.candidates, each)))
+        for each in budgets
+    )
 
 
 def comparison_card(first: Report, second: Report) -> Markup:
@@ -43,8 +86,8 @@ def comparison_card(first: Report, second: Report) -> Markup:
     rows = []
     for name in answers[0] | answers[1]:
         pair = [answer.get(name) for answer in answers]
-        rows.append((f"at {name}’s latency", *(answer.gain if answer else "–" for answer in pair)))
-        rows.append((f"at {name}’s accuracy", *(answer.saving if answer else "–" for answer in pair)))
+        rows.append((f"at {name}’s latency", *(gain(answer) if answer else "–" for answer in pair)))
+        rows.append((f"at {name}’s accuracy", *(saving(answer) if answer else "–" for answer in pair)))
     if rows:
         children.append(element("h3", "Beside the references"))
         children.append(table(("", first.name, second.name), rows))

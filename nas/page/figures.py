@@ -7,7 +7,9 @@ import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nas.page.report import NetworkResult, Report
+from nas.page.network_result import NetworkResult
+from nas.page.report import Report
+from nas.page.sentences import accuracy_label
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -115,7 +117,7 @@ def _draw(axes: Axes, report: Report) -> None:
         )
     title = textwrap.fill(report.title, _LABEL_CHARACTERS)
     axes.set_xlabel(f"latency in ms ({_sources(report, 'latency_source')})\n{title}")
-    axes.set_ylabel(f"{report.accuracy_label} ({_sources(report, 'accuracy_source')})")
+    axes.set_ylabel(f"{accuracy_label(report)} ({_sources(report, 'accuracy_source')})")
     if below:
         axes.set_ylim(bottom=floor)
     axes.grid(linewidth=0.3)

@@ -19,17 +19,14 @@ from pathlib import Path
 
 import optuna
 
+from nas.page import sentences
+from nas.page.comparison import equal_budgets
 from nas.page.figures import save_pareto_figures
 from nas.page.html import comparison_page, report_page
-from nas.page.report import (
-    MIXED_KINDS,
-    NetworkResult,
-    Report,
-    ReportError,
-    equal_budgets,
-    report_of,
-    signed,
-)
+from nas.page.network_result import NetworkResult
+from nas.page.reading import ReportError, report_of
+from nas.page.report import Report
+from nas.page.sentences import MIXED_KINDS, signed
 from nas.pictures.recognition import LABELS, labels
 from nas.saving import markdown_text, spreadsheet_cell, write_atomically
 from nas.shell import shell_line
@@ -101,16 +98,16 @@ def summary_rows(files: ReportFiles) -> dict[str, str]:
         "latency": report.title or "device unknown",
         "front": f"{len(report.front)} of {len(report.networks):,} networks",
     }
-    if report.notes:
-        rows["accuracy"] = " ".join(report.notes)
+    if sentences.notes(report):
+        rows["accuracy"] = " ".join(sentences.notes(report))
     if report.foreign:
         rows["left out"] = f"{report.foreign:,} trials that this program did not make"
     for reason, count in report.failures:
         rows[f"{count:,} failed"] = reason
     if any(answer.mixes_kinds for answer in report.answers):
         rows["mind"] = MIXED_KINDS
-    if report.published_wins:
-        rows["better"] = report.published_wins
+    if sentences.published_wins(report):
+        rows["better"] = sentences.published_wins(report)
     names = ", ".join(path.name for path in (*files.figures, files.table, files.summary))
     return rows | {
         "page": str(files.html),
@@ -124,10 +121,10 @@ def answer_rows(report: Report) -> list[tuple[str, str, str, str]]:
     rows = []
     for answer in report.answers:
         reference = answer.reference
-        gain = answer.gain
+        gain = sentences.gain(answer)
         if answer.as_fast:
-            gain += f": {answer.evidence(answer.as_fast)}"
-        rows.append((reference.label, _latency(reference), gain, answer.saving))
+            gain += f": {sentences.evidence(answer, answer.as_fast)}"
+        rows.append((reference.label, _latency(reference), gain, sentences.saving(answer)))
     return rows
 
 
@@ -173,21 +170,21 @@ def summary(report: Report) -> str:
         reference = answer.reference
         line = (
             f"- **{markdown_text(reference.label)}** has {_accuracy(reference)}, {_latency(reference)}. "
-            f"At its latency: {answer.gain}{_which(answer.as_fast)}. "
-            f"At its accuracy: {answer.saving}{_which(answer.as_accurate)}."
+            f"At its latency: {sentences.gain(answer)}{_which(answer.as_fast)}. "
+            f"At its accuracy: {sentences.saving(answer)}{_which(answer.as_accurate)}."
         )
         if answer.as_fast:
-            line += f" {answer.evidence(answer.as_fast)}."
+            line += f" {sentences.evidence(answer, answer.as_fast)}."
         lines.append(line)
-    for note in report.notes:
+    for note in sentences.notes(report):
         lines += ["", markdown_text(note)]
     if any(answer.mixes_kinds for answer in report.answers):
         lines += ["", MIXED_KINDS]
-    if report.published_wins:
-        lines += ["", markdown_text(report.published_wins)]
+    if sentences.published_wins(report):
+        lines += ["", markdown_text(sentences.published_wins(report))]
     budget = "no latency budget" if report.bound_ms is None else f"budget {report.bound_ms:.2f} ms"
     if report.bound_ms is not None and report.budget_margin:
-        budget += f" ({report.margin_note})"
+        budget += f" ({sentences.margin_note(report)})"
     lines += [
         "",
         f"{len(report.candidates):,} candidates, {len(report.front)} networks on the front, {budget}.",

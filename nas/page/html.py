@@ -16,6 +16,7 @@ from importlib import resources
 from typing import Any
 
 from nas.cost import layer_cost
+from nas.page import sentences
 from nas.page.comparison import comparison_card
 from nas.page.markup import (
     Markup,
@@ -29,16 +30,10 @@ from nas.page.markup import (
     source,
     table,
 )
-from nas.page.report import (
-    JOINT,
-    MIXED_KINDS,
-    Answer,
-    LayerLatency,
-    NetworkResult,
-    Report,
-    section,
-    signed,
-)
+from nas.page.network_result import NetworkResult
+from nas.page.recommendation import Answer
+from nas.page.report import JOINT, LayerLatency, Report, section
+from nas.page.sentences import MIXED_KINDS, accuracy_label, signed
 from search_spaces.architecture import PAPER_COLUMNS, Architecture
 from search_spaces.layers import LayerKey, layer_keys
 
@@ -160,7 +155,7 @@ def _payload(report: Report) -> dict[str, Any]:
         "columns": PAPER_COLUMNS,
         "budget_ms": report.bound_ms,
         "third": report.third,
-        "accuracy_label": report.accuracy_label,
+        "accuracy_label": accuracy_label(report),
         "sources": sources,
         "names": {position: n.name for position, n in enumerate(networks) if n.name},
         "references": [report.positions[network.trial] for network in report.references],
@@ -247,8 +242,8 @@ def _answers(report: Report) -> Markup:
         reference = answer.reference
         lines = [element("h3", reference.label), element("small", *facts(reference))]
         for what, result, found, better in (
-            ("latency", answer.gain, answer.as_fast, answer.is_gain),
-            ("accuracy", answer.saving, answer.as_accurate, (answer.latency_change or 0) < 0),
+            ("latency", sentences.gain(answer), answer.as_fast, answer.is_gain),
+            ("accuracy", sentences.saving(answer), answer.as_accurate, (answer.latency_change or 0) < 0),
         ):
             line = [f"At {reference.label}'s {what}: ", element("b", result, class_="better" * better)]
             if found is not None:
@@ -256,11 +251,11 @@ def _answers(report: Report) -> Markup:
             lines.append(element("p", *line, data_answer=what))
         cards.append(element("article", *lines, class_="answer"))
     section_ = element("section", *cards, class_="answers", aria_label="What was found")
-    notes = [*report.notes]
+    notes = [*sentences.notes(report)]
     if any(answer.mixes_kinds for answer in report.answers):
         notes.append(MIXED_KINDS)
-    if report.published_wins:
-        notes.append(report.published_wins)
+    if sentences.published_wins(report):
+        notes.append(sentences.published_wins(report))
     if notes:
         section_ = Markup(section_ + element("p", " ".join(notes), class_="quiet"))
     return section_
@@ -268,7 +263,7 @@ def _answers(report: Report) -> Markup:
 
 def _against(answer: Answer, found: NetworkResult) -> Iterator[str]:
     """The numbers behind an answer, each with its kind."""
-    yield f"{answer.evidence(found)}, "
+    yield f"{sentences.evidence(answer, found)}, "
     yield milliseconds(found)
 
 
@@ -376,7 +371,7 @@ def _front_card(report: Report, study: int = 0, title: str = "Front and referenc
                 str(network.resolution or "–"),
             )
         )
-    heads = ("network", report.accuracy_label, "latency in ms", "M MACs", "M parameters", "px")
+    heads = ("network", accuracy_label(report), "latency in ms", "M MACs", "M parameters", "px")
     return card(title, element("div", table(heads, lines), class_="tall"), class_="card long")
 
 

@@ -6,7 +6,8 @@ import html
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from nas.page.report import NetworkResult, Report
+from nas.page.network_result import NetworkResult
+from nas.page.report import Report
 
 
 class Markup(str):

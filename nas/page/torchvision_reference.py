@@ -2,7 +2,7 @@
 
     networks = [torchvision_reference("torchvision:resnet50")]
     latencies = measure_end_to_end(networks, table, runtime, journal, rounds=40)
-    record(study, networks, latencies)             # nas.page.report finds them there
+    record(study, networks, latencies)             # nas.page.reading finds them there
 
 Accuracy is what torchvision publishes with its default weights, which are not downloaded: latency does
 not depend on their values. It stands beside the study's own accuracies, labelled ``published``, and never
@@ -39,7 +39,7 @@ from nas.measuring.rounds import (
     without_drift,
 )
 from nas.onnx_graph import INPUT_NAME
-from nas.page.report import PUBLISHED
+from nas.page.reading import PUBLISHED
 from nas.runtimes.runtime import Runtime
 from nas.runtimes.subject import RuntimeUnavailableError
 from search_spaces.architecture import Architecture

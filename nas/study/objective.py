@@ -17,7 +17,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, Protocol, get_args
 
-from nas.accuracy.source import Accuracy
+from nas.accuracy.source import Accuracy, lower_bound
 from nas.cost import Cost
 from nas.latency.table import NetworkLatencySource
 
@@ -165,7 +165,7 @@ def directions(objective: Objective) -> tuple[Direction, ...]:
 
 def cautious_top1(objective: Objective, accuracy: Accuracy) -> float:
     """Accuracy in percent, less ``caution`` deviations where the source states one."""
-    return accuracy.top1 - objective.caution * (accuracy.deviation or 0.0)
+    return lower_bound(accuracy.top1, accuracy.deviation or 0.0, objective.caution)
 
 
 def values(objective: Objective, evaluation: Evaluation) -> tuple[float, ...]:

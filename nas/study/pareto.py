@@ -7,10 +7,14 @@ volume = hypervolume(points, reference=np.array([0.0, budget_ms]))
 
 from __future__ import annotations
 
+import bisect
+
 import numpy as np
 from numpy.typing import NDArray
 
 Points = NDArray[np.float64]
+# With three objectives the hypervolume over time is computed this often.
+_VOLUMES = 50
 
 
 def front(points: Points) -> NDArray[np.intp]:
@@ -84,6 +88,46 @@ def dominated_share(losses: Points, bounds: Points) -> float:
     """
     bounds = np.nextafter(bounds, np.inf)
     return hypervolume(losses, np.array([0.0, *bounds])) / (100.0 * float(np.prod(bounds)))
+
+
+def dominated_share_over_time(losses: Points, bounds: Points) -> list[tuple[int, float]]:
+    """How :func:`dominated_share` grows: (index of a point, share with all points up to it) at each change.
+
+    The last index is always among them; with three objectives, evenly spread indices are.
+    """
+    if losses.shape[1] > 2:
+        numbers = np.linspace(1, len(losses), min(len(losses), _VOLUMES)).round().astype(int)
+        return [
+            (number - 1, dominated_share(losses[:number][front(losses[:number])], bounds))
+            for number in numbers
+        ]
+    bound = float(bounds[0])
+    # The front so far, by cost and by accuracy; each point changes it only where it enters.
+    costs: list[float] = []
+    accuracies: list[float] = []
+    area = 0.0
+    steps: list[tuple[int, float]] = []
+    for index, (loss, cost) in enumerate(losses.tolist()):
+        top1 = max(0.0, -loss)
+        first = bisect.bisect_right(costs, cost)
+        before = accuracies[first - 1] if first else 0.0
+        if cost > bound or top1 <= before:
+            continue
+        start, height, last = cost, before, first
+        while last < len(costs) and accuracies[last] <= top1:
+            area += (costs[last] - start) * (top1 - height)
+            start, height = costs[last], accuracies[last]
+            last += 1
+        end = costs[last] if last < len(costs) else bound
+        area += (end - start) * (top1 - height)
+        # Of equally cheap points the more accurate one stays.
+        first -= first > 0 and costs[first - 1] == cost
+        costs[first:last] = [cost]
+        accuracies[first:last] = [top1]
+        steps.append((index, area / (100 * bound)))
+    if steps and steps[-1][0] != len(losses) - 1:
+        steps.append((len(losses) - 1, steps[-1][1]))
+    return steps
 
 
 def _area(points: Points, reference: Points) -> float:

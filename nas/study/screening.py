@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from nas.accuracy.source import lower_bound
 from nas.cost import Limits
 from nas.study.pareto import front
 from nas.study.scorer import BatchScorer, Choices, Floats
@@ -58,7 +59,7 @@ def screen(
         usable = np.isfinite(scores.top1 + scores.latency_ms) & (scores.latency_ms <= budget_ms)
         usable &= (scores.parameters <= most.all_parameters) & (scores.macs <= most.macs)
         best = np.concatenate([best, rows[usable]])
-        bounds = np.concatenate([bounds, (scores.top1 - caution * scores.deviation)[usable]])
+        bounds = np.concatenate([bounds, lower_bound(scores.top1, scores.deviation, caution)[usable]])
         latencies = np.concatenate([latencies, scores.latency_ms[usable]])
         kept = _best_by_band(bounds, latencies)
         best, bounds, latencies = best[kept], bounds[kept], latencies[kept]

@@ -7,7 +7,8 @@ from typing import Any
 
 import optuna
 
-from nas.page.report import NetworkResult, Report
+from nas.page.network_result import NetworkResult
+from nas.page.report import Report
 from nas.study.loop import SearchResult, architecture_of, run_search
 from nas.study.objective import Pareto
 from nas.study.storage import close_storage, open_storage, open_study

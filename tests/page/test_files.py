@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 
+from nas.page import sentences
 from nas.page.files import (
     ReportFiles,
     answer_rows,
@@ -14,7 +15,8 @@ from nas.page.files import (
     summary_rows,
     write_report,
 )
-from nas.page.report import MIXED_KINDS, read_study
+from nas.page.reading import read_study
+from nas.page.sentences import MIXED_KINDS
 from search_spaces.architecture import Architecture
 from tests.page.report_cases import REFERENCES, made_up_study, network, report
 
@@ -59,11 +61,11 @@ def test_summary_and_console_give_the_answers(files: ReportFiles) -> None:
     text = files.summary.read_text(encoding="utf-8")
     beside = {row[0]: row[2:] for row in answer_rows(files.report)}
     for answer in files.report.answers:
-        assert f"At its latency: {answer.gain}" in text
-        assert f"At its accuracy: {answer.saving}" in text
+        assert f"At its latency: {sentences.gain(answer)}" in text
+        assert f"At its accuracy: {sentences.saving(answer)}" in text
         gain, saving = beside[answer.reference.label]
-        assert gain.startswith(answer.gain)
-        assert saving == answer.saving
+        assert gain.startswith(sentences.gain(answer))
+        assert saving == sentences.saving(answer)
     assert summary_rows(files)["page"] == str(files.html)
     assert next_command(files).endswith(f"{files.report.front[-1].id}.yaml")
 

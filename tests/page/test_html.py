@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
+from nas.page.comparison import equal_budgets
 from nas.page.html import comparison_page, report_page
-from nas.page.report import JOINT, MIXED_KINDS, Report, equal_budgets
+from nas.page.report import JOINT, Report
+from nas.page.sentences import MIXED_KINDS
 from search_spaces.references import reference
 from tests.page.report_cases import network, report
 

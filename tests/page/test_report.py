@@ -10,17 +10,12 @@ import pytest
 from optuna.trial import FrozenTrial
 
 from nas.accuracy.source import Judgement
+from nas.page import sentences
 from nas.page.files import pareto_csv, summary
-from nas.page.report import (
-    COLUMNS,
-    NetworkResult,
-    ReportError,
-    _hypervolume_over_trials,
-    parameter_importances,
-    read_study,
-    recommended,
-    report_of,
-)
+from nas.page.importances import parameter_importances
+from nas.page.network_result import NetworkResult
+from nas.page.reading import ReportError, hypervolume_over_trials, read_study, report_of
+from nas.page.report import COLUMNS
 from nas.study.loop import architecture_of
 from nas.study.objective import Pareto
 from nas.study.pareto import hypervolume
@@ -35,21 +30,21 @@ def test_answers_name_the_best_as_fast_and_the_fastest_as_accurate() -> None:
     slow, fast, exact = network(76.0, 20.0, 1), network(75.0, 10.0, 2), network(75.0, 12.0, 3)
     (answer,) = report(slow, fast, exact, network(75.5, 16.0, 4, "r")).answers
     assert (answer.as_fast, answer.as_accurate) == (fast, slow)
-    assert answer.gain == "−0.5 points"
-    assert answer.saving == "+25 % latency"
+    assert sentences.gain(answer) == "−0.5 points"
+    assert sentences.saving(answer) == "+25 % latency"
 
 
 def test_answers_say_when_nothing_is_as_fast_or_as_accurate() -> None:
     (answer,) = report(network(70.0, 20.0, 1), network(75.0, 10.0, 2, "r")).answers
     assert answer.as_fast is None
     assert answer.as_accurate is None
-    assert answer.gain == "nothing found is as fast"
-    assert answer.saving == "nothing found is as accurate"
+    assert sentences.gain(answer) == "nothing found is as fast"
+    assert sentences.saving(answer) == "nothing found is as accurate"
 
 
 def test_the_same_network_is_no_gain_and_no_loss() -> None:
     (answer,) = report(network(75.0, 10.0, 1), network(75.0, 10.0, 2, "r")).answers
-    assert (answer.gain, answer.saving) == ("±0.0 points", "±0 % latency")
+    assert (sentences.gain(answer), sentences.saving(answer)) == ("±0.0 points", "±0 % latency")
 
 
 def test_the_reference_that_gave_the_budget_is_answered_first() -> None:
@@ -97,7 +92,7 @@ def test_what_is_going_to_be_recommended_is_timed() -> None:
     references = [replace(network(50.0, 12.05, 200, "r"), id="aaaaaaaaaa")]
     block_table = reference("mobilenet_v2")
     known = report(*(replace(each, architecture=block_table) for each in (*found, *references)))
-    chosen = list(recommended(known, 20))
+    chosen = list(known.worth_timing(20))
     assert len(chosen) < 20 + 8
     assert {"aaaaaaaaaa", found[0].id, found[-1].id, found[70].id, found[69].id} <= set(chosen)
 
@@ -107,7 +102,7 @@ def test_a_third_objective_stays_until_the_end() -> None:
     worse = replace(network(74.0, 12.0, 3), macs=2)
     assert report(heavy, light, worse).front == (heavy,)
     assert replace(report(heavy, light, worse), third="macs").front == (heavy, light)
-    volumes = _hypervolume_over_trials((heavy, light, worse), None, "macs")
+    volumes = hypervolume_over_trials((heavy, light, worse), None, "macs")
     assert [trial for trial, _ in volumes] == [1, 2, 3]
     assert volumes[0][1] < volumes[1][1] == volumes[2][1]
 
@@ -118,18 +113,18 @@ def test_scores_are_no_percentages() -> None:
         for number, (top1, name) in enumerate(((210.5, None), (180.25, "r")), start=1)
     )
     found = report(one, two)
-    assert found.accuracy_label == "training-free score"
+    assert sentences.accuracy_label(found) == "training-free score"
     (answer,) = found.answers
-    assert answer.gain == "+30.2 of the score"
-    assert "score 210.50 against score 180.25" in answer.evidence(one)
-    assert "%" not in answer.evidence(one)
+    assert sentences.gain(answer) == "+30.2 of the score"
+    assert "score 210.50 against score 180.25" in sentences.evidence(answer, one)
+    assert "%" not in sentences.evidence(answer, one)
 
 
 def test_a_published_network_that_has_more_is_named() -> None:
     foreign = replace(network(78.5, 12.0, -1, "timm:levit_128"), accuracy_source="published", deviation=None)
     found = report(network(78.4, 11.0, 1), foreign)
-    assert "timm:levit_128 (78.50 % against 78.40 ± 0.50 %)" in found.published_wins
-    assert report(network(78.6, 11.0, 1), foreign).published_wins == ""
+    assert "timm:levit_128 (78.50 % against 78.40 ± 0.50 %)" in sentences.published_wins(found)
+    assert sentences.published_wins(report(network(78.6, 11.0, 1), foreign)) == ""
 
 
 def test_a_study_becomes_a_report(tmp_path: Path) -> None:
@@ -240,7 +235,7 @@ def test_the_hypervolume_over_trials_is_that_of_the_fronts() -> None:
         ]
         losses = np.array([[-each.judged_top1, each.latency_ms] for each in networks])
         corner = np.array([0.0, 20.0])
-        steps = dict(_hypervolume_over_trials(networks, 20.0, None))
+        steps = dict(hypervolume_over_trials(networks, 20.0, None))
         share = 0.0
         for number in range(len(networks)):
             share = steps.get(number, share)
@@ -250,7 +245,7 @@ def test_the_hypervolume_over_trials_is_that_of_the_fronts() -> None:
 def test_a_front_of_thousands_takes_no_time() -> None:
     networks = [_made_up(number, 0.001 + number / 100, 1.0 + number) for number in range(5_000)]
     start = time.monotonic()
-    assert len(_hypervolume_over_trials(networks, None, None)) == 5_000
+    assert len(hypervolume_over_trials(networks, None, None)) == 5_000
     assert time.monotonic() - start < 1
 
 
@@ -259,17 +254,17 @@ def _made_up(trial: int, top1: float, latency_ms: float) -> NetworkResult:
 
 
 def test_chance_is_said_beside_trained_accuracies() -> None:
-    assert report(network(70, 5)).judgement_note == ""
+    assert sentences.judgement_note(report(network(70, 5))) == ""
     labels = [0] * 80 + [1] * 4 + [2] * 4
     names = ("round", "square", "odd")
     lazy, able = (Judgement.of(answers, labels, names) for answers in ([0] * 88, labels))
     found = report(replace(network(lazy.top1, 5), judgement=lazy))
-    assert "90.9 % of them round" in found.judgement_note
-    assert "90.9 ± 3.2 %, 33.3 % as the mean of the classes" in found.judgement_note
-    assert "not above chance" in found.judgement_note
+    assert "90.9 % of them round" in sentences.judgement_note(found)
+    assert "90.9 ± 3.2 %, 33.3 % as the mean of the classes" in sentences.judgement_note(found)
+    assert "not above chance" in sentences.judgement_note(found)
     assert "not above chance" in summary(found)
     better = report(*found.networks, replace(network(100, 6, trial=1), judgement=able))
-    assert "above chance" not in better.judgement_note
+    assert "above chance" not in sentences.judgement_note(better)
     assert "class_mean" in pareto_csv(better)
 
 
@@ -281,7 +276,7 @@ def test_networks_trained_to_the_end_are_recommended_alone() -> None:
     ]
     found = report(brief, *trained, provenance={"trained": {"trials": 4, "judged_on": "test images"}})
     assert [each.trial for each in found.front] == [3, 2]
-    assert "3 networks were trained to the end" in found.training_note
+    assert "3 networks were trained to the end" in sentences.training_note(found)
     (answer,) = found.answers
     assert answer.as_fast is not None
     assert answer.as_fast.trial == 2
@@ -308,23 +303,29 @@ def test_the_scatter_of_seeds_widens_measured_accuracies_alone(tmp_path: Path) -
     study.add_trial(optuna.trial.create_trial(user_attrs=attributes, values=trial.values, state=trial.state))
     again = report_of(study, importances=False)
     assert again.networks[-1].deviation == pytest.approx(5.0)
-    assert "scatter by 3.00 points" in " ".join(again.notes)
+    assert "scatter by 3.00 points" in " ".join(sentences.notes(again))
 
 
 def test_another_task_than_classification_is_named() -> None:
     plain = report(network(70, 5))
-    assert (plain.task, plain.task_note) == ("", "")
+    assert (plain.task, sentences.task_note(plain)) == ("", "")
     found = {"name": "detection", "classes": 91, "models": 56, "error_percent": 0.9, "worst_percent": 3.1}
     timed = report(network(70, 5), provenance={"task": found})
-    assert "whole models for detection (91 classes, boxes neither decoded nor sorted out)" in timed.task_note
-    assert "0.9 % off on average, 3.1 % at worst, on 56 timed" in timed.task_note
+    assert (
+        "whole models for detection (91 classes, boxes neither decoded nor sorted out)"
+        in sentences.task_note(timed)
+    )
+    assert "0.9 % off on average, 3.1 % at worst, on 56 timed" in sentences.task_note(timed)
     assert "of classification: a proxy" in summary(timed)
     assert timed.task_classes is None
     assert report(network(70, 5), provenance={"task": {**found, "classes": 5}}).task_classes == 5
     for damaged in ({"name": "telepathy"}, {"name": 3}, 7):
-        assert report(network(70, 5), provenance={"task": damaged}).task_note == ""
+        assert sentences.task_note(report(network(70, 5), provenance={"task": damaged})) == ""
     short = report(network(70, 5), provenance={"task": {"name": "detection", "classes": "many"}})
-    assert short.task_note == "Latencies are of whole models for detection, accuracies of classification."
+    assert (
+        sentences.task_note(short)
+        == "Latencies are of whole models for detection, accuracies of classification."
+    )
 
 
 def test_what_is_above_a_limit_is_not_recommended_be_it_a_reference() -> None:

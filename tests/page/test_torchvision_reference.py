@@ -4,7 +4,8 @@ import pytest
 
 from nas.latency.table import Entry, LatencyTable, TableHeader
 from nas.measuring.conditions import cpu_model
-from nas.page.report import recommended, report_of
+from nas.page.reading import report_of
+from nas.page.sentences import gain, saving
 from nas.page.torchvision_reference import (
     TorchvisionReference,
     TorchvisionReferenceError,
@@ -110,7 +111,7 @@ def test_stands_beside_the_front_as_published(tmp_path: Path) -> None:
     (reference,) = (each for each in after.references if each.name == "torchvision:perfect")
     assert (reference.accuracy_source, reference.latency_source) == ("published", "measured")
     (answer,) = (each for each in after.answers if each.reference == reference)
-    assert (answer.gain, answer.saving) == ("nothing found is as fast", "nothing found is as accurate")
+    assert (gain(answer), saving(answer)) == ("nothing found is as fast", "nothing found is as accurate")
 
 
 def test_tables_that_nothing_here_judges_stand_beside_the_front_and_are_timed(tmp_path: Path) -> None:
@@ -131,7 +132,7 @@ def test_tables_that_nothing_here_judges_stand_beside_the_front_and_are_timed(tm
     ours = found["mobilenetv4_conv_small"]
     assert (ours.top1, ours.parameters, ours.architecture) == (73.8, 3_774_024, small)
     assert ours.latency_ms == MadeUpLatency().latency(small).latency_ms
-    assert recommended(after, 2)[small.id] == small
+    assert after.worth_timing(2)[small.id] == small
     remeasure(study, {small.id: {"latency_ms": 4.5, "latency_source": "measured", "p90_ms": 5.0}})
     (timed,) = (each for each in report_of(study).references if each.id == small.id)
     assert (timed.latency_ms, timed.latency_source, timed.p90_ms) == (4.5, "measured", 5.0)

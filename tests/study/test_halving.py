@@ -10,7 +10,8 @@ from optuna.trial import TrialState
 
 from nas.accuracy.source import Accuracy, GoesOn
 from nas.cost import Cost
-from nas.page.report import report_of
+from nas.page.reading import report_of
+from nas.page.sentences import notes
 from nas.study.halving import Halving
 from nas.study.loop import run_search
 from nas.study.objective import Budget, Evaluation, Objective, Pareto
@@ -123,5 +124,5 @@ def test_a_search_stops_most_and_keeps_every_curve(tmp_path: Path, shared: bool)
     assert {name: source.epochs[name] for name in before} == before
     report = report_of(opened(), importances=False)
     assert report.stopped == states.count(TrialState.PRUNED)
-    assert f"{report.stopped} candidates more were stopped on their way" in " ".join(report.notes)
+    assert f"{report.stopped} candidates more were stopped on their way" in " ".join(notes(report))
     close_storage(storage)

@@ -1,0 +1,121 @@
+"""What a study knows of one network: accuracy, latency and costs, each with its source."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nas.accuracy.source import Judgement
+from nas.cost import cost
+from search_spaces.architecture import Architecture
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkResult:
+    """What the study knows of one network.
+
+    Attributes:
+        trial: number of its trial, negative for references whose accuracy is published, which are no trials.
+        id: id of its architecture.
+        kind: ``candidate`` or ``reference``.
+        name: name of a reference, else None.
+        top1: accuracy in percent.
+        judged_top1: accuracy the search went by: less where the objective is cautious.
+        deviation: one standard deviation of the accuracy in points, None where unknown.
+        accuracy_source: ``measured``, ``given``, ``predicted``, ``published`` or ``proxy``; ``trained`` after
+            the final recipe.
+        latency_ms: milliseconds for one image; the median where it was timed end to end.
+        latency_source: ``measured`` end to end, or the worst of its layers: ``table`` where all were
+            measured, ``predicted``, ``estimated``.
+        macs: multiply-accumulates.
+        parameters: trainable parameters.
+        resolution: side of the input image in pixels, None where unknown.
+        architecture: its block table, None for a network that is not of the family.
+        published: accuracy in percent that its authors report, None where there is none: it is for their
+            recipe, and stands beside a prediction without being compared with it.
+        latency_error_ms: one standard deviation of the latency, None where unknown.
+        p90_ms: 90th percentile of the runs timed end to end, None where there were none.
+        p99_ms: 99th percentile.
+        judgement: what a trained network was judged on, None for others.
+        bytes_per_value: of its weights and feature maps.
+    """
+
+    trial: int
+    id: str
+    kind: str
+    name: str | None
+    top1: float
+    judged_top1: float
+    deviation: float | None
+    accuracy_source: str
+    latency_ms: float
+    latency_source: str
+    macs: int
+    parameters: int
+    resolution: int | None
+    architecture: Architecture | None
+    published: float | None = None
+    latency_error_ms: float | None = None
+    p90_ms: float | None = None
+    p99_ms: float | None = None
+    judgement: Judgement | None = None
+    bytes_per_value: int = 4
+
+    @property
+    def latency(self) -> str:
+        """E.g. ``8.58 ± 0.17 ms``."""
+        error = self.latency_error_ms
+        return f"{self.latency_ms:.2f}{'' if not error else f' ± {error:.2f}'} ms"
+
+    def percentile_ms(self, percentile: int) -> float:
+        """Latency at a percentile, 50, 90 or 99; the latency there is where it was not timed end to end."""
+        found = {50: self.latency_ms, 90: self.p90_ms, 99: self.p99_ms}[percentile]
+        return self.latency_ms if found is None else found
+
+    def cost(self, name: str) -> float:
+        """What it costs in an objective: latency, or one of :data:`nas.study.objective.THIRD_COSTS`."""
+        return float(getattr(self, name) or 0.0)
+
+    @property
+    def model_size_mb(self) -> float:
+        """Megabytes of its weights."""
+        return self.parameters * self.bytes_per_value / 1e6
+
+    @property
+    def peak_memory_mb(self) -> float | None:
+        """Megabytes of feature maps held at once, None for a network that is not of the family."""
+        if self.architecture is None:
+            return None
+        return cost(self.architecture).peak_values * self.bytes_per_value / 1e6
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether it was timed like the candidates: all but what torchvision and timm build."""
+        return self.trial >= 0 or self.architecture is not None
+
+    @property
+    def class_mean(self) -> float | None:
+        """Mean accuracy of the classes in percent, None where the network was not judged here."""
+        return self.judgement.class_mean if self.judgement else None
+
+    @property
+    def label(self) -> str:
+        """Name of a reference, id of a candidate."""
+        return self.name or self.id
+
+    @property
+    def accuracy(self) -> str:
+        """E.g. ``76.94 ± 0.80 %``; a training-free score is no percentage: ``score 84.31``."""
+        if self.accuracy_source == "proxy":
+            return f"score {self.top1:.2f}"
+        deviation = "" if self.deviation is None else f" ± {self.deviation:.2f}"
+        return f"{self.top1:.2f}{deviation} %"
+
+
+def losses(networks: Sequence[NetworkResult], third: str | None) -> NDArray[np.float64]:
+    """What is minimised (networks, 1 + costs): negative judged accuracy, latency, a third cost."""
+    costs = ("latency_ms", third) if third else ("latency_ms",)
+    return np.array([[-network.judged_top1, *(network.cost(name) for name in costs)] for network in networks])

@@ -1,0 +1,201 @@
+"""What a report says: gains and savings in words, and what accuracies and latencies are worth."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from nas.accuracy.recipes import DESCRIPTIONS
+from nas.page.network_result import NetworkResult
+from nas.page.recommendation import Answer, Gain
+from nas.page.report import TRAINED, Report, section
+from search_spaces.errors import shorten
+
+MIXED_KINDS = (
+    "A predicted accuracy is for one recipe of training, a published one for its authors': they are not "
+    "compared, as recipes differ by more than networks do."
+)
+
+
+def signed(value: float, digits: int) -> str:
+    """A number with its sign, a real minus, and no negative zero."""
+    text = f"{value:+.{digits}f}"
+    if float(text) == 0:
+        text = "±" + text[1:]
+    return text.replace("-", "−")
+
+
+def gain_text(gained: Gain) -> str:
+    """E.g. ``at least +0.7 points``."""
+    if gained.deviation is None:
+        return f"{signed(gained.points, 1)} {gained.unit}"
+    if gained.bound > 0:
+        return f"at least {signed(gained.bound, 1)} points"
+    return f"{signed(gained.points, 1)} ± {gained.deviation:.1f} points, no sure gain"
+
+
+def gain(answer: Answer) -> str:
+    """What is gained at the reference's latency, e.g. ``at least +0.7 points``."""
+    if answer.as_fast is None:
+        return "nothing found is as fast"
+    return "not compared" if answer.gained is None else gain_text(answer.gained)
+
+
+def saving(answer: Answer) -> str:
+    """What is saved at the reference's accuracy, e.g. ``−25 % latency``."""
+    if answer.as_accurate is None:
+        return "nothing found is as accurate"
+    if answer.latency_change is None:
+        return "not compared"
+    return f"{signed(100 * answer.latency_change, 0)} % latency"
+
+
+def evidence(answer: Answer, found: NetworkResult) -> str:
+    """Which numbers stand behind a gain."""
+    reference = answer.reference
+    if answer.differs(found):
+        return f"{found.accuracy_source} {found.accuracy}; {reference.accuracy_source} {reference.accuracy}"
+    kind = found.accuracy_source + (f" for the recipe {answer.recipe}" if answer.recipe else "")
+    text = f"{found.accuracy} against {reference.accuracy}, both {kind}"
+    if answer.gained and found is answer.as_fast and answer.gained.deviation is not None:
+        gained = answer.gained
+        text += f": {signed(gained.points, 1)} ± {gained.deviation:.1f}"
+        if gained.disappointment >= 0.05:
+            text += f" after {gained.disappointment:.1f} for choosing the best of {gained.choices}"
+    if reference.published is not None and reference.accuracy_source == "predicted":
+        text += f" (published, with its authors' training: {reference.published:g} %)"
+    return text
+
+
+def notes(report: Report) -> tuple[str, ...]:
+    """Sentences on what accuracies are worth."""
+    notes = (
+        task_note(report),
+        recipe_note(report),
+        judgement_note(report),
+        training_note(report),
+        scatter_note(report),
+        stopped_note(report),
+    )
+    return tuple(each for each in notes if each)
+
+
+def task_note(report: Report) -> str:
+    """What latencies and accuracies are of, where networks are for another task than classification."""
+    if not report.task:
+        return ""
+    found = section(report.provenance, "task")
+    numbers = [found.get(name) for name in ("classes", "models", "error_percent", "worst_percent")]
+    known = [float(each) for each in numbers if isinstance(each, int | float)]
+    if len(known) < len(numbers):
+        return f"Latencies are of whole models for {report.task}, accuracies of classification."
+    classes, models, error, worst = known
+    without = ", boxes neither decoded nor sorted out" if report.task == "detection" else ""
+    return (
+        f"Latencies are of whole models for {report.task} ({classes:,.0f} classes{without}); what the "
+        f"table says of them was {error:.1f} % off on average, {worst:.1f} % at worst, on {models:,.0f} "
+        "timed end to end. Accuracies, MACs and parameters are of classification: a proxy, without the "
+        "head."
+    )
+
+
+def recipe_note(report: Report) -> str:
+    """A sentence on what predicted accuracies are for, empty where there are none."""
+    if not report.recipe:
+        return ""
+    described = DESCRIPTIONS.get(report.recipe, "")
+    return f"Predicted accuracies are for the recipe {report.recipe}" + (
+        f": {described}." if described else "."
+    )
+
+
+def judgement_note(report: Report) -> str:
+    """On how many images trained networks were judged, and what chance would get; empty without any."""
+    trained_ones = [each for each in report.networks if each.accuracy_source == TRAINED]
+    judged = [each.judgement for each in trained_ones or report.networks if each.judgement]
+    if not judged:
+        return ""
+    best = max(judged, key=lambda each: each.top1)
+    note = (
+        f"Judged on {best.images:,} images of {_few(report.classes)}{best.majority:.1f} % of them "
+        f"{best.majority_class}: always answering that is chance. The best network has {best.top1:.1f} ± "
+        f"{best.deviation:.1f} %, {best.class_mean:.1f} % as the mean of the classes."
+    )
+    if best.above_chance:
+        return note
+    return f"{note} That is not above chance: accuracies here tell nothing apart (see dataset.balanced)."
+
+
+def training_note(report: Report) -> str:
+    """A sentence on which networks were trained to the end, empty where none was."""
+    count = report.source_counts("accuracy_source").get(TRAINED, 0)
+    if not count:
+        return ""
+    known = section(report.provenance, TRAINED)
+    epochs = section(known, "recipe").get("epochs")
+    images = known.get("judged_on") or "images that training never saw"
+    return (
+        f"{count} networks were trained to the end{f', {epochs} epochs each' if epochs else ''}, and "
+        f"judged on {images}: these accuracies are called {TRAINED}, and "
+        "the front consists of these networks."
+    )
+
+
+def scatter_note(report: Report) -> str:
+    """How much accuracies scatter with the seed of training, empty where nobody knows."""
+    if not report.seed_scatter:
+        return ""
+    return (
+        f"Trained again with other seeds, networks of the front scatter by {report.seed_scatter:.2f} "
+        "points; the ± of measured accuracies holds that beside what the number of images leaves open."
+    )
+
+
+def stopped_note(report: Report) -> str:
+    """How many trainings were stopped on their way, empty if none was."""
+    if not report.stopped:
+        return ""
+    return (
+        f"{report.stopped:,} candidates more were stopped on their way, as behind most others in accuracy "
+        "and latency after as many epochs."
+    )
+
+
+def published_wins(report: Report) -> str:
+    """Which published networks have more than what was found at their latency; empty if none has.
+
+    Recipes differ, so this compares no architectures; but whoever takes the published weights has them.
+    """
+    found = [
+        f"{answer.reference.label} ({answer.reference.accuracy} against {answer.as_fast.accuracy})"
+        for answer in report.answers
+        if answer.as_fast
+        and answer.reference.accuracy_source == "published"
+        and answer.as_fast.accuracy_source != "proxy"
+        and answer.reference.top1 > answer.as_fast.top1
+    ]
+    if not found:
+        return ""
+    return (
+        "Published networks that have more, by recipes of their own, than anything found at their "
+        f"latency: {'; '.join(found)}."
+    )
+
+
+def margin_note(report: Report) -> str:
+    """What became of a budget that is kept a share free, in words; empty where none is."""
+    margin = report.budget_margin
+    if not margin or report.budget_ms is None:
+        return ""
+    return f"{report.budget_ms / (1 - margin):.4g} ms less {100 * margin:.3g} % kept free"
+
+
+def accuracy_label(report: Report) -> str:
+    """What the accuracies of this study are."""
+    scored = any(network.accuracy_source == "proxy" for network in report.networks)
+    return "training-free score" if scored else "top-1 accuracy in %"
+
+
+def _few(classes: Sequence[str]) -> str:
+    if not classes:
+        return "all classes, "
+    return f"{len(classes)} classes ({shorten(', '.join(classes), 80)}), "
