@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from rich.table import Table
@@ -151,7 +151,7 @@ def _by_kit(
         path = Path(settings.kit)
         subjects = timing_subjects(networks, table, known)
         with measuring_progress() as progress:
-            kit = board.kit_settings(runtime, settings.rounds, seed)
+            kit = replace(board.kit_settings(runtime, settings.rounds, seed), precise=tuple(networks))
             write_kit(path, kit, [subjects], progress.prepared)
         result = str(path.with_name(f"{path.stem}-result.jsonl"))
         rows = {

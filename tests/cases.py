@@ -159,6 +159,7 @@ class FakeTarget:
         journal: Path,
         on_prepared: Callable[[int, int], None] = lambda done, total: None,
         on_round: Callable[[int, int], None] = lambda done, wanted: None,
+        precise: Sequence[Subject] = (),
     ) -> Measurement:
         self.asked += len(subjects)
         kept = Journal(journal, [subject_name(each) for each in subjects], self.identity)

@@ -12,7 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nas.measuring.conditions import AffinityError, affine_to, cpu_model, describe, snapshot
-from nas.measuring.rounds import Journal, MeasurementError, Round, measure, round_order, without_drift
+from nas.measuring.rounds import (
+    Journal,
+    MeasurementError,
+    Round,
+    Runner,
+    measure,
+    round_order,
+    standard_errors,
+    without_drift,
+)
 from nas.runtimes.runtime import Runtime
 from nas.runtimes.subject import Subject
 from search_spaces.layers import LayerKey
@@ -47,6 +56,7 @@ class Measurement:
         anchor_ms: (rounds,) median of the anchor's runs in each round.
         record: rounds, conditions and device, for the table's header.
         orders: the order in which the subjects of each round ran; None if drift is taken out already.
+        loads: (rounds,) which loading of the models each round ran on; None if that is not known.
     """
 
     subjects: tuple[Subject, ...]
@@ -54,10 +64,23 @@ class Measurement:
     anchor_ms: NDArray[np.float64]
     record: dict[str, object]
     orders: tuple[tuple[int, ...], ...] | None = None
+    loads: tuple[int, ...] | None = None
 
     def steadied(self) -> NDArray[np.float64]:
         """Samples without the drift that all subjects share: (rounds, subjects)."""
         return self.samples_ms if self.orders is None else without_drift(self.samples_ms, self.orders)
+
+    def standard_errors(self) -> dict[Subject, float]:
+        """Relative standard error of each subject's latency (:func:`nas.measuring.rounds.standard_errors`).
+
+        Where loadings are not known (boards that share the work, older kits): odd rounds against even ones.
+        """
+        if len(self.samples_ms) < 2:
+            return dict.fromkeys(self.subjects, 0.0)
+        loads = self.loads if self.loads and len(set(self.loads)) > 1 else None
+        halves = [index % 2 for index in range(len(self.samples_ms))]
+        errors = standard_errors(self.steadied(), loads or halves)
+        return dict(zip(self.subjects, errors.tolist(), strict=True))
 
 
 class Target(Protocol):
@@ -82,6 +105,7 @@ class Target(Protocol):
         journal: Path,
         on_prepared: Callable[[int, int], None],
         on_round: Callable[[int, int], None],
+        precise: Sequence[Subject] = (),
     ) -> Measurement:
         """Time layers and networks in interleaved rounds, continuing what the journal holds.
 
@@ -91,6 +115,7 @@ class Target(Protocol):
             journal: where rounds are kept until the table is written.
             on_prepared: called with (subjects ready, subjects in all).
             on_round: called with (steady rounds, rounds wanted).
+            precise: subjects that stand for themselves (see :func:`nas.measuring.rounds.measure`).
 
         Raises:
             MeasurementError: if the machine did not hold still, or the journal is another's.
@@ -133,11 +158,12 @@ class LocalTarget:
         journal: Path,
         on_prepared: Callable[[int, int], None] = lambda done, total: None,
         on_round: Callable[[int, int], None] = lambda done, wanted: None,
+        precise: Sequence[Subject] = (),
     ) -> Measurement:
         """See :class:`Target`."""
         try:
             with affine_to(self.affinity):
-                return self._measure(subjects, rounds, journal, on_prepared, on_round)
+                return self._measure(subjects, rounds, journal, on_prepared, on_round, precise)
         except AffinityError as error:
             raise MeasurementError(str(error)) from None
 
@@ -148,6 +174,7 @@ class LocalTarget:
         journal: Path,
         on_prepared: Callable[[int, int], None],
         on_round: Callable[[int, int], None],
+        precise: Sequence[Subject],
     ) -> Measurement:
         runtime = self.runtime
         kept = Journal(
@@ -161,17 +188,33 @@ class LocalTarget:
                 "threads": runtime.threads,
             },
         )
-        runners = {}
-        started = time.monotonic()
-        for done, subject in enumerate(subjects, start=1):
-            runners[subject_name(subject)] = runtime.runner(subject)
-            on_prepared(done, len(subjects))
-        prepared = time.monotonic()
-        undelegated = {
-            name: list(left) for name, each in runners.items() if (left := getattr(each, "undelegated", ()))
-        }
+        by_name = {subject_name(subject): subject for subject in subjects}
+        undelegated: dict[str, list[str]] = {}
+        prepared, preparing_s = 0, 0.0
+
+        def load(name: str) -> Runner:
+            nonlocal prepared, preparing_s
+            started = time.monotonic()
+            runner = runtime.runner(by_name[name])
+            if left := getattr(runner, "undelegated", ()):
+                undelegated[name] = list(left)
+            prepared, preparing_s = prepared + 1, preparing_s + time.monotonic() - started
+            if prepared <= len(subjects):  # later on rounds tell the progress
+                on_prepared(prepared, len(subjects))
+            return runner
+
         before = snapshot()
-        steady_rounds = measure(runners, runtime.runner(ANCHOR), kept, rounds, self.seed, snapshot, on_round)
+        started = time.monotonic()
+        steady_rounds = measure(
+            load,
+            runtime.runner(ANCHOR),
+            kept,
+            rounds,
+            self.seed,
+            snapshot,
+            on_round,
+            precise=[subject_name(each) for each in precise],
+        )
         return measurement(
             subjects,
             steady_rounds,
@@ -180,8 +223,8 @@ class LocalTarget:
                 **describe(),
                 "before": before,
                 **({"undelegated": undelegated} if undelegated else {}),
-                "preparing_s": round(prepared - started, 1),
-                "measuring_s": round(time.monotonic() - prepared, 1),
+                "preparing_s": round(preparing_s, 1),
+                "measuring_s": round(time.monotonic() - started - preparing_s, 1),
             },
         )
 
@@ -203,8 +246,10 @@ def measurement(
         samples_ms=np.array([each.samples_ms for each in kept]),
         anchor_ms=anchors,
         orders=tuple(tuple(round_order(each.shuffle, len(subjects))) for each in kept),
+        loads=tuple(each.load for each in kept),
         record={
             "rounds": len(kept),
+            "loads": len({each.load for each in kept}),
             "discarded_rounds": len(all_rounds) - len(kept),
             "subjects": len(subjects),
             "anchor_ms": float(np.median(anchors)),

@@ -73,6 +73,7 @@ class KitSettings:
         seed: of weights, inputs and the shuffled order.
         temperature_limit_c: no round begins above this temperature.
         affinity: numbers of the cores to measure on; none: all.
+        precise: subjects that stand for themselves (see :func:`nas.measuring.rounds.measure`).
     """
 
     hardware: str
@@ -81,6 +82,7 @@ class KitSettings:
     seed: int = 0
     temperature_limit_c: float = DEFAULT_TEMPERATURE_LIMIT_C
     affinity: tuple[int, ...] = ()
+    precise: tuple[Subject, ...] = ()
 
 
 def groups_of(subjects: Sequence[Subject], size: int = GROUP_SUBJECTS) -> list[list[Subject]]:
@@ -136,6 +138,7 @@ def write_kit(
         "temperature_limit_c": settings.temperature_limit_c,
         "affinity": list(settings.affinity),
         "anchor": subject_name(ANCHOR),
+        "precise": [subject_name(each) for each in settings.precise],
         "groups": [[subject_name(subject) for subject in group] for group in groups],
         "networks": {
             name: subject.to_dict() for name, subject in subjects.items() if not isinstance(subject, LayerKey)
@@ -292,6 +295,7 @@ class MeasuredTarget:
         journal: Path,
         on_prepared: Callable[[int, int], None],
         on_round: Callable[[int, int], None],
+        precise: Sequence[Subject] = (),
     ) -> Measurement:
         """The measurement of these subjects.
 

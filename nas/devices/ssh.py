@@ -339,6 +339,7 @@ class SshTarget:
         journal: Path,
         on_prepared: Callable[[int, int], None] = lambda done, total: None,
         on_round: Callable[[int, int], None] = lambda done, wanted: None,
+        precise: Sequence[Subject] = (),
     ) -> Measurement:
         """See :class:`nas.devices.device.Target`; the boards keep the rounds until they are fetched.
 
@@ -346,7 +347,7 @@ class SshTarget:
             RemoteError: naming the board and what to do.
         """
         _ = self.device
-        settings = replace(self.settings, rounds=rounds)
+        settings = replace(self.settings, rounds=rounds, precise=tuple(precise))
         journal.parent.mkdir(parents=True, exist_ok=True)
         if len(self.boards) == 1:
             journal.write_text(

@@ -95,37 +95,59 @@ def measure_deployments(
     refused: dict[str, str] = {}
     total, done = len(networks) * len(runtimes), 0
     for threads in sorted({each.threads for each in runtimes}):
-        runners: dict[str, Runner] = {}
+        ready: dict[str, Runner] = {}
         prepared: dict[str, tuple[str, Runtime]] = {}
         for runtime in (each for each in runtimes if each.threads == threads):
             for name, architecture in networks.items():
                 label = f"{name} {runtime.name} {runtime.precision} {threads}"
                 done += 1
                 try:
-                    runners[label] = runtime.runner(architecture)
+                    ready[label] = runtime.runner(architecture)
                     prepared[label] = (name, runtime)
                 except RuntimeUnavailableError as error:
                     refused[label] = str(error)  # the others go on
                 progress.prepared(done, total)
-        if not runners:
+        if not prepared:
             continue
-        versions = {each.name: each.version() for _, each in prepared.values()}
-        ids = [each.id for each in networks.values()]
-        identity: dict[str, object] = {"device": cpu_model(), "networks": ids, "versions": versions}
-        journal = Journal(folder / f"partial-{threads}t.jsonl", list(runners), identity)
-        anchor = Runtime(threads=threads).runner(ANCHOR)
-        kept = measure(runners, anchor, journal, rounds, seed, snapshot, progress.measured)
-        samples = np.array([each.samples_ms for each in kept])
-        orders = [round_order(each.shuffle, len(runners)) for each in kept]
-        p50 = np.median(without_drift(samples, orders), axis=0)
-        p90, p99 = np.percentile(samples, [90, 99], axis=0)
-        for index, (name, runtime) in enumerate(prepared.values()):
-            numbers = (float(p50[index]), float(p90[index]), float(p99[index]))
-            found.append(Deployment(name, runtime, versions[runtime.name], *numbers, len(kept)))
-        journal.path.unlink()
+        found += _measure_prepared(networks, prepared, ready, folder, rounds, seed, progress)
     if not found:
         raise InputError("; ".join(refused.values()))
     return found, refused
+
+
+def _measure_prepared(
+    networks: Mapping[str, Architecture | TaskNetwork],
+    prepared: Mapping[str, tuple[str, Runtime]],
+    ready: dict[str, Runner],
+    folder: Path,
+    rounds: int,
+    seed: int,
+    progress: ProfileProgress,
+) -> list[Deployment]:
+    """Time configurations of one thread count; ``ready`` are the models of the first loading."""
+    versions = {each.name: each.version() for _, each in prepared.values()}
+    threads = next(each.threads for _, each in prepared.values())
+    ids = [each.id for each in networks.values()]
+    identity: dict[str, object] = {"device": cpu_model(), "networks": ids, "versions": versions}
+    journal = Journal(folder / f"partial-{threads}t.jsonl", list(prepared), identity)
+
+    def load(label: str) -> Runner:
+        name, runtime = prepared[label]
+        return ready.pop(label, None) or runtime.runner(networks[name])
+
+    anchor = Runtime(threads=threads).runner(ANCHOR)
+    kept = measure(load, anchor, journal, rounds, seed, snapshot, progress.measured, precise=list(prepared))
+    samples = np.array([each.samples_ms for each in kept])
+    orders = [round_order(each.shuffle, len(prepared)) for each in kept]
+    percentiles = (
+        np.median(without_drift(samples, orders), axis=0),
+        *np.percentile(samples, [90, 99], axis=0),
+    )
+    journal.path.unlink()
+    return [
+        Deployment(name, runtime, versions[runtime.name], float(p50), float(p90), float(p99), len(kept))
+        for (name, runtime), p50, p90, p99 in zip(prepared.values(), *percentiles, strict=True)
+    ]
 
 
 def best_of_each(deployments: Sequence[Deployment]) -> list[Deployment]:

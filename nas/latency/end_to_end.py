@@ -14,11 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from nas.devices.device import Measurement, Target
+from nas.devices.device import Target
 from nas.latency.sessions import NetworkRecord, journal_name, link_keys, network_records, table_level
 from nas.latency.table import LatencyTable
 from nas.measuring.progress import ProfileProgress
-from nas.measuring.rounds import STATISTICS
 from nas.runtimes.subject import Subject
 from search_spaces.architecture import Architecture
 from search_spaces.tasks import Task, TaskNetwork
@@ -34,7 +33,8 @@ class Timed:
 
     Attributes:
         record: the network, the table's statistic and percentiles.
-        error_ms: standard error of its median: what two halves of the rounds disagree by, halved.
+        error_ms: standard error of its latency: what the loadings of its model disagree by, over the
+            square root of their number.
     """
 
     record: NetworkRecord
@@ -87,18 +87,18 @@ def time_networks(
     whole = [TaskNetwork(each, task) if task else each for each in architectures]
     subjects = timing_subjects(whole, table, known)
     journal = folder / journal_name(subjects, "timing")
-    measured = target.measure(subjects, rounds, journal, progress.prepared, progress.measured)
+    measured = target.measure(subjects, rounds, journal, progress.prepared, progress.measured, whole)
     statistic = table.header.statistic
     now = {each.architecture: each for each in network_records(measured, statistic)}
     found = {each.architecture: each for each in network_records(measured, statistic, task)}
     ratios = [now[each.architecture].latency_ms / each.latency_ms for each in links]
     level = float(np.median(ratios)) if ratios else 1 / table_level(table, measured)
-    errors = _half_differences(measured, statistic)
+    errors = measured.standard_errors()
     return TimedNetworks(
         tuple(
             Timed(
                 NetworkRecord(each, *(value / level for value in found[each].latencies_ms)),
-                errors[subject] / level,
+                found[each].latency_ms * errors[subject] / level,
             )
             for each, subject in zip(architectures, whole, strict=True)
         ),
@@ -116,16 +116,6 @@ def timing_subjects(
     # layers, and ran 15 % slower where networks ran 7 % slower. Layers run along to tell drift within rounds.
     again = [each.architecture for each in spread(known)]
     return list(dict.fromkeys([*networks, *again, *link_keys(table)]))
-
-
-def _half_differences(measured: Measurement, statistic: str) -> dict[Subject, float]:
-    """Standard error of each network's latency, from odd rounds against even ones."""
-    samples = measured.steadied()
-    reduce = STATISTICS[statistic]
-    if len(samples) < 2:
-        return dict.fromkeys(measured.subjects, 0.0)
-    differences = np.abs(reduce(samples[::2]) - reduce(samples[1::2])) / 2
-    return {each: float(differences[column]) for column, each in enumerate(measured.subjects)}
 
 
 def spread(known: Sequence[NetworkRecord]) -> list[NetworkRecord]:

@@ -209,7 +209,7 @@ def _measure_group(
     journal = rounds.Journal(_journal_path(journals, number), names, identity)
     wanted: int = manifest["rounds"]
     label = f"group {number + 1}/{len(manifest['groups'])}"
-    if len(rounds.steady(journal.rounds)) >= wanted:
+    if len(rounds.steady(journal.rounds)) >= wanted and not manifest["precise"]:
         report(f"{label}: {wanted} of {wanted} rounds, measured before")
         return
     if journal.rounds:
@@ -221,7 +221,6 @@ def _measure_group(
         skeleton = kit.read(subject["graph"])
         return models.runner_of(manifest["runtime"], skeleton, weights, manifest["threads"], seed)
 
-    runners = {name: runner(name) for name in names}
     anchor = runner(manifest["anchor"])
     start, begun = time.monotonic(), len(rounds.steady(journal.rounds))
 
@@ -231,7 +230,8 @@ def _measure_group(
         heat = "" if temperature is None else f", {temperature:.0f} °C"
         report(f"{label}: {done} of {wanted} rounds, {left_s:.0f} s left{heat}")
 
-    rounds.measure(runners, anchor, journal, wanted, manifest["seed"], watch.snapshot, on_round)
+    seed, precise = manifest["seed"], manifest["precise"]
+    rounds.measure(runner, anchor, journal, wanted, seed, watch.snapshot, on_round, precise=precise)
 
 
 def _journal_path(journals: Path, number: int) -> Path:

@@ -6,6 +6,10 @@ per round, so that weights arrive as cold as in a real network and a change of c
 alike. One network, the *anchor*, runs several times in every round and shows whether the machine
 held still; rounds in which it did not are measured again.
 
+Where a model's memory happens to lie is part of its speed: loaded anew the same network is 1 to 2 %
+faster or slower, and stays so however often it runs (``results/README.md``). So everything is loaded
+several times in the course of a measurement, in another order each time.
+
 Needs only Python 3.9 and numpy: this file also runs on boards, inside the portable kit.
 """
 
@@ -32,12 +36,20 @@ ANCHOR_RUNS_PER_ROUND = 3
 STEADY_TOLERANCE = 0.30
 # Subjects whose neighbours in time tell how fast the machine was just then: about 20 ms of layers.
 _DRIFT_WINDOW = 41
+# How often everything is loaded in the course of a measurement.
+LOADS = 5
+_FEWEST_ROUNDS_A_LOAD = 4
+# Of subjects that stand for themselves: how well nine in ten of them must be known (standard error), and
+# how many times the rounds asked for that may take.
+PRECISION = 0.0075
+_MOST_PRECISE_FACTOR = 3
 # At most this many rounds are measured in one go per round asked for.
 _MAX_ROUNDS_FACTOR = 2
 # Bounds of what can be meant: a day for one run, anchors of many runs, files of thousands of layers.
 _SHORTEST_MS = 1e-9
 _LONGEST_MS = 86_400_000.0
 _MOST_ANCHORS = 1_000
+_MOST_LOADS = 1_000_000
 _MOST_BYTES = 256_000_000
 
 Runner = Callable[[], object]
@@ -61,12 +73,14 @@ class Round:
         anchor_ms: the anchor's runs in this round.
         conditions: clock, temperature, load when the round ended.
         shuffle: seed of the order in which the subjects ran, see :func:`round_order`.
+        load: which loading of the models it ran on, counted from 0.
     """
 
     samples_ms: list[float]
     anchor_ms: list[float]
     conditions: dict[str, Any]
     shuffle: int = 0
+    load: int = 0
 
 
 class Journal:
@@ -83,6 +97,7 @@ class Journal:
 
     def __init__(self, path: Path, names: Sequence[str], identity: Mapping[str, Any]) -> None:
         self.path = path
+        self.names = tuple(names)
         self.rounds: list[Round] = []
         self._header = {"schema": JOURNAL_SCHEMA, "names": list(names), "identity": dict(identity)}
         if path.exists():
@@ -163,9 +178,11 @@ def read_round(data: Any, subjects: int) -> Round:
     for value in (*samples, *anchors):
         if type(value) not in (int, float) or not _SHORTEST_MS <= value <= _LONGEST_MS:  # NaN fails, too
             raise ValueError(f"{str(value)[:40]!r} ms is no latency")
-    conditions, shuffle = data["conditions"], data.get("shuffle", 0)
+    conditions, shuffle, load = data["conditions"], data.get("shuffle", 0), data.get("load", 0)
     if type(shuffle) is not int or abs(shuffle) >= 2**63:
         raise ValueError("the order of a round is no whole number")
+    if type(load) is not int or not 0 <= load < _MOST_LOADS:
+        raise ValueError("the loading of a round is no whole number that can be")
     if not isinstance(conditions, dict) or len(conditions) > 100:
         raise ValueError("the conditions of a round are no mapping")
     for name, value in conditions.items():
@@ -175,28 +192,33 @@ def read_round(data: Any, subjects: int) -> Round:
         number = type(value) in (int, float, bool) and -1e18 < value < 1e18 and name != "throttled"
         if not (listed or number or value is None):
             raise ValueError(f"the condition {name[:40]!r} of a round is no number")
-    return Round(samples, anchors, conditions, shuffle)
+    return Round(samples, anchors, conditions, shuffle, load)
 
 
 def measure(
-    runners: Mapping[str, Runner],
+    load: Callable[[str], Runner],
     anchor: Runner,
     journal: Journal,
     rounds: int,
     seed: int,
     snapshot: Callable[[], dict[str, Any]] = dict,
     on_round: Callable[[int, int], None] = lambda done, wanted: None,
+    loads: int = LOADS,
+    precise: Sequence[str] = (),
 ) -> list[Round]:
     """Run all subjects in interleaved rounds until ``rounds`` of them were steady.
 
     Args:
-        runners: what to time, by name, in the order of the journal's names.
+        load: makes what runs one of the journal's names; called again for every loading.
         anchor: the network that shows whether the machine held still.
         journal: where rounds are kept; rounds it already holds count.
         rounds: steady rounds wanted.
         seed: of the shuffled order.
         snapshot: reads the conditions after each round.
         on_round: called with (steady rounds so far, rounds wanted).
+        loads: how often everything is loaded; less often where that would leave few rounds for each.
+        precise: subjects for which to load and measure on, up to three times the rounds, until
+            :data:`PRECISION` is reached.
 
     Returns:
         The steady rounds.
@@ -204,13 +226,25 @@ def measure(
     Raises:
         MeasurementError: if less than half of the rounds wanted were steady.
     """
-    names = list(runners)
-    if len(steady(journal.rounds)) < rounds:
-        for name in names:  # allocations and lazy initialisation are not latency
-            runners[name]()
-        anchor()
+    names = journal.names
+    runners: dict[str, Runner] = {}
+    rounds_a_load = max(_FEWEST_ROUNDS_A_LOAD, -(-rounds // loads))
+    columns = [index for index, name in enumerate(names) if name in set(precise)]
+    left, wanted = 0, rounds
     most = len(journal.rounds) + rounds * _MAX_ROUNDS_FACTOR
-    while len(steady(journal.rounds)) < rounds and len(journal.rounds) < most:
+    while True:
+        kept = steady(journal.rounds)
+        if len(kept) >= wanted:
+            if len(kept) >= _MOST_PRECISE_FACTOR * rounds or _are_precise(kept, columns):
+                break
+            wanted, most = len(kept) + rounds_a_load, most + rounds_a_load * _MAX_ROUNDS_FACTOR
+        if len(journal.rounds) >= most:
+            break
+        if not left:
+            number = 1 + max((each.load for each in journal.rounds), default=-1)
+            _load(names, load, runners, seed * 1_000_003 + 500_000 + number)
+            anchor()
+            left = rounds_a_load
         shuffle = seed * 1_000_003 + len(journal.rounds)
         order = round_order(shuffle, len(names))
         anchor_at = [len(order) * index // ANCHOR_RUNS_PER_ROUND for index in range(ANCHOR_RUNS_PER_ROUND)]
@@ -219,8 +253,9 @@ def measure(
         for position, index in enumerate(order):
             anchors += [_time_ms(anchor) for _ in range(anchor_at.count(position))]
             samples[index] = _time_ms(runners[names[index]])
-        journal.append(Round(samples, anchors, snapshot(), shuffle))
-        on_round(len(steady(journal.rounds)), rounds)
+        journal.append(Round(samples, anchors, snapshot(), shuffle, number))
+        on_round(len(steady(journal.rounds)), wanted)
+        left -= 1
     found = steady(journal.rounds)
     if len(found) < (rounds + 1) // 2:
         throttled = [each for each in journal.rounds if is_throttled(each)]
@@ -235,6 +270,40 @@ def measure(
             f"median in only {len(found)} of {len(journal.rounds)} rounds; stop other work and try again"
         )
     return found
+
+
+def standard_errors(samples_ms: Samples, loads: Sequence[int]) -> Samples:
+    """How well each subject is known: (rounds, subjects) -> (subjects,), relative.
+
+    What its loadings disagree by, over the square root of their number; infinite with one loading.
+
+    Args:
+        samples_ms: drift taken out.
+        loads: which loading each round ran on.
+    """
+    numbers = np.array(loads)
+    parts = np.array([fastest_two_thirds(samples_ms[numbers == each]) for each in np.unique(numbers)])
+    if len(parts) < 2:
+        return np.full(samples_ms.shape[1], np.inf)
+    errors: Samples = parts.std(axis=0, ddof=1) / parts.mean(axis=0) / len(parts) ** 0.5
+    return errors
+
+
+def _are_precise(kept: Sequence[Round], columns: Sequence[int]) -> bool:
+    if not columns:
+        return True
+    samples = np.array([each.samples_ms for each in kept])
+    orders = [round_order(each.shuffle, samples.shape[1]) for each in kept]
+    errors = standard_errors(without_drift(samples, orders), [each.load for each in kept])
+    return bool(np.percentile(errors[columns], 90) <= PRECISION)
+
+
+def _load(names: Sequence[str], load: Callable[[str], Runner], runners: dict[str, Runner], seed: int) -> None:
+    runners.clear()  # before the next ones need the memory
+    for index in round_order(seed, len(names)):
+        runners[names[index]] = load(names[index])
+    for name in names:  # allocations and lazy initialisation are not latency
+        runners[name]()
 
 
 def round_order(shuffle: int, count: int) -> list[int]:
@@ -267,7 +336,8 @@ def without_drift(samples_ms: Samples, orders: Sequence[Sequence[int]]) -> Sampl
         levels = np.median(corrected, axis=0)
         drift = np.empty_like(log_samples)
         for index, order in enumerate(orders):
-            ratios = np.pad(log_samples[index, order] - levels[list(order)], window // 2, mode="edge")
+            # Mirrored at both ends: with the last sample repeated it would be its own neighbours.
+            ratios = np.pad(log_samples[index, order] - levels[list(order)], window // 2, mode="reflect")
             drift[index, order] = np.median(np.lib.stride_tricks.sliding_window_view(ratios, window), axis=1)
         corrected = log_samples - (drift - np.median(drift))
     result: Samples = np.exp(corrected)

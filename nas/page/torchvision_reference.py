@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -202,19 +202,24 @@ def measure_end_to_end(
     """
     check_measurable(references, table, runtime)
     links = link_keys(table)
-    runners = {each.name: _runner(each, runtime) for each in references}
-    runners |= {str(key): runtime.runner(key) for key in links}
+    loaders = {each.name: _loader(each, runtime) for each in references}
+    layers = {str(key): key for key in links}
+    names = [*loaders, *layers]
+
+    def load(name: str) -> Runner:
+        return loaders[name]() if name in loaders else runtime.runner(layers[name])
+
     identity = {
         "runtime": runtime.name,
         "version": runtime.version(),
         "threads": runtime.threads,
         "device": table.header.device,
     }
-    kept = Journal(journal, list(runners), identity)
-    steady = measure(runners, runtime.runner(ANCHOR), kept, rounds, seed, snapshot)
+    kept = Journal(journal, names, identity)
+    steady = measure(load, runtime.runner(ANCHOR), kept, rounds, seed, snapshot, precise=list(loaders))
     samples = without_drift(
         np.array([each.samples_ms for each in steady]),
-        [round_order(each.shuffle, len(runners)) for each in steady],
+        [round_order(each.shuffle, len(names)) for each in steady],
     )
     anchors = np.array([np.median(each.anchor_ms) for each in steady])
     linked = Measurement(
@@ -286,21 +291,27 @@ def _no_auxiliary(model: str) -> dict[str, bool]:
     return {"aux_logits": False, "init_weights": False} if model in ("googlenet", "inception_v3") else {}
 
 
-def _runner(reference: TorchvisionReference, runtime: Runtime) -> Runner:
+def _loader(reference: TorchvisionReference, runtime: Runtime) -> Callable[[], Runner]:
+    """Makes what runs a reference once, anew each time it is called."""
     image = torch.randn(
         1, 3, reference.resolution, reference.resolution, generator=torch.Generator().manual_seed(0)
     )
-    module = reference.build()
     if runtime.name == "onnxruntime":
-        return OnnxRunner(_onnx(module, image), runtime.threads)
+        exported = _onnx(reference.build(), image)
+        return lambda: OnnxRunner(exported, runtime.threads)
     torch.set_num_threads(runtime.threads)
-    call = torch.compile(module) if runtime.name == "torch_compile" else module
 
-    def run() -> object:
-        with torch.inference_mode():
-            return call(image)
+    def load() -> Runner:
+        module = reference.build()
+        call = torch.compile(module) if runtime.name == "torch_compile" else module
 
-    return run
+        def run() -> object:
+            with torch.inference_mode():
+                return call(image)
+
+        return run
+
+    return load
 
 
 def _onnx(module: nn.Module, image: torch.Tensor) -> bytes:

@@ -39,8 +39,9 @@ class OtherMachine(FakeTarget):
         journal: Path,
         on_prepared: Callable[[int, int], None] = lambda done, total: None,
         on_round: Callable[[int, int], None] = lambda done, wanted: None,
+        precise: Sequence[Subject] = (),
     ) -> Measurement:
-        measured = super().measure(subjects, rounds, journal, on_prepared, on_round)
+        measured = super().measure(subjects, rounds, journal, on_prepared, on_round, precise)
         factors = np.exp(0.2 * np.random.default_rng(1).standard_normal(len(subjects)))
         return replace(measured, samples_ms=measured.samples_ms * factors)
 
