@@ -15,6 +15,7 @@ from nas.latency.deployment import measure_deployments
 from nas.measuring.conditions import cpu_model
 from nas.measuring.rounds import MeasurementError
 from nas.network import Network
+from nas.quantities import latency_text
 from nas.runtimes.runtime import Runtime
 from nas.saving import SaveError
 from nas.training.bundle import FP32, INT8, Parity, write_bundle
@@ -119,7 +120,8 @@ def latency_rows(architecture: Architecture, folder: Path) -> dict[str, str]:
     return {
         "measured on": f"{cpu_model()}, ONNX Runtime, one thread, one image",
         **{
-            file: f"p50 {each.p50_ms:.3f} ms, p90 {each.p90_ms:.3f} ms, p99 {each.p99_ms:.3f} ms"
+            file: f"p50 {latency_text(each.p50_ms)}, p90 {latency_text(each.p90_ms)}, "
+            f"p99 {latency_text(each.p99_ms)}"
             for file, runtime in files.items()
             if (each := by_runtime.get(runtime)) is not None
         },

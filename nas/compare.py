@@ -13,6 +13,7 @@ from nas.command import command
 from nas.console import console, measuring_progress, print_summary, warn
 from nas.latency.deployment import best_of_each, matrix, measure_deployments, save
 from nas.page.reading import read_study, report_of
+from nas.quantities import latency_text
 from nas.runtimes.runtime import TASK_RUNTIMES, Runtime, installed
 from nas.runtimes.subject import Precision
 from search_spaces.architecture import Architecture
@@ -92,7 +93,8 @@ def main(config: CompareConfig) -> None:
         warn(f"not run: {label}: {reason}")
     deploy = {
         each.network: (
-            f"{each.p50_ms:.2f} ms (p90 {each.p90_ms:.2f}, p99 {each.p99_ms:.2f}) with {each.runtime.name} "
+            f"{latency_text(each.p50_ms)} (p90 {latency_text(each.p90_ms, unit='')}, "
+            f"p99 {latency_text(each.p99_ms, unit='')}) with {each.runtime.name} "
             f"{each.version}, {each.runtime.precision}, {each.runtime.threads} thread"
             f"{'s' if each.runtime.threads > 1 else ''}"
         )

@@ -24,6 +24,7 @@ from rich.table import Column, Table
 
 from nas.measuring.progress import ProfileProgress
 from nas.page.files import ReportFiles, answer_rows, next_command, summary_rows
+from nas.quantities import latency_text
 from search_spaces.gate import Gate
 
 if TYPE_CHECKING:  # a report is rebuilt without what searches and measures
@@ -107,7 +108,7 @@ def search_progress(trials: int) -> Iterator[Callable[[SearchProgress], None]]:
             parts = [f"{progress.done:,}/{progress.total:,}"]
             if best is not None:
                 unit = "" if best.source == "proxy" else " %"
-                parts.append(f"best {best.top1:.2f}{unit} at {best.latency_ms:.2f} ms")
+                parts.append(f"best {best.top1:.2f}{unit} at {latency_text(best.latency_ms)}")
             if progress.seconds_left is not None:
                 parts.append(f"{progress.seconds_left:.0f} s left")
             parts += [

@@ -24,6 +24,7 @@ from nas.network import Network, WeightsError
 from nas.page.network_result import NetworkResult
 from nas.page.reading import report_of
 from nas.page.report import Report
+from nas.quantities import latency_text
 from nas.settings import FinalRecipeSettings
 from nas.study.trial import record_scatter, scatter_of, train_to_the_end, trained
 from nas.training.final import FinalProgress, FinalRecipe, FinalTraining
@@ -270,14 +271,13 @@ def finalists(report: Report, count: int, known: Container[str] = ()) -> dict[st
 
 def _latency_rows(report: Report, network: NetworkResult) -> dict[str, str]:
     """Rows of a model card: latency on the searched hardware, and whether the budget is met."""
-    error = "" if network.latency_error_ms is None else f" ± {network.latency_error_ms:.3f}"
-    rows = {"hardware": report.title, "p50": f"{network.latency_ms:.3f}{error} ms ({network.latency_source})"}
+    rows = {"hardware": report.title, "p50": f"{network.latency} ({network.latency_source})"}
     for name, value in (("p90", network.p90_ms), ("p99", network.p99_ms)):
         if value is not None:
-            rows[name] = f"{value:.3f} ms"
+            rows[name] = latency_text(value)
     if report.bound_ms is not None:
         met = "met" if report.is_within_budget(network) else "not met"
-        rows["budget"] = f"{report.bound_ms:.3f} ms at p{report.percentile}: {met}"
+        rows["budget"] = f"{latency_text(report.bound_ms)} at p{report.percentile}: {met}"
     return rows
 
 

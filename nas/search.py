@@ -49,6 +49,7 @@ from nas.page.torchvision_reference import (
     recorded,
 )
 from nas.provenance import fingerprint, layers, provenance
+from nas.quantities import latency_text
 from nas.runtimes.runtime import Runtime
 from nas.saving import write_atomically
 from nas.settings import (
@@ -161,7 +162,7 @@ def _search(config: SearchConfig) -> None:
         budget_ms = _budget_ms(budget, table, space, timed, limits)
         if margin := budget_ms and budget.margin_on(table):
             console.print(
-                f"budget: {budget_ms:.4g} ms, {100 * margin:.3g} % of it kept free"
+                f"budget: {latency_text(budget_ms)}, {100 * margin:.3g} % of it kept free"
                 + ("" if budget.margin else " for the error of the estimate")
                 + " (search.budget_margin)"
             )
@@ -357,7 +358,7 @@ def _budget_ms(
         kept = f" ({100 * margin:.3g} % of it kept free, search.budget_margin)" if margin else ""
         raise BudgetError(
             f"nothing in the space {space.name!r} meets search.budget_ms={asked_ms:.6g}{kept}: the fastest "
-            f"network takes {fastest_ms:.3g} ms"
+            f"network takes {latency_text(fastest_ms)}"
         )
     return budget_ms
 
@@ -514,7 +515,8 @@ def _refine(
         )
     last = refinement.path[-1]
     console.print(
-        f"NetAdapt: {len(refinement.path) - 1} steps to {last.latency_ms:.2f} ms, top-1 {last.top1:.2f} %"
+        f"NetAdapt: {len(refinement.path) - 1} steps to {latency_text(last.latency_ms)}, "
+        f"top-1 {last.top1:.2f} %"
         + ("" if refinement.reached else "; the target was not reached, nothing is left to shrink")
     )
 

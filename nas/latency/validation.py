@@ -26,6 +26,7 @@ from nas.latency.sessions import NetworkRecord
 from nas.latency.table import LatencyTable, TableError
 from nas.measuring.progress import ProfileProgress
 from nas.measuring.rounds import MeasurementError
+from nas.quantities import latency_text
 from nas.saving import spreadsheet_cell, write_together
 from search_spaces.architecture import Architecture
 from search_spaces.gate import Gate, made
@@ -266,9 +267,9 @@ def family_rows(validation: Validation) -> list[tuple[str, str, str, str, str, s
                     "–" if published is None else f"{published:.1f}",
                     f"{counted.parameters / 1e6:.2f}",
                     f"{counted.macs / 1e6:.0f}",
-                    f"{record.p50_ms:.2f}",
-                    f"{record.p90_ms:.2f}",
-                    f"{predicted_ms:.2f}",
+                    latency_text(record.p50_ms, unit=""),
+                    latency_text(record.p90_ms, unit=""),
+                    latency_text(predicted_ms, unit=""),
                 )
             )
     return sorted(rows)

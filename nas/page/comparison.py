@@ -12,6 +12,7 @@ from nas.page.network_result import NetworkResult
 from nas.page.recommendation import best_within
 from nas.page.report import Report, section
 from nas.page.sentences import gain, saving, signed
+from nas.quantities import latency_text
 
 _CONDITIONS = ("device", "runtime", "runtime_version", "precision", "threads")
 
@@ -70,7 +71,7 @@ def comparison_card(first: Report, second: Report) -> Markup:
         )
     rows = [
         (
-            f"within {row.budget_ms:g} ms",
+            f"within {latency_text(row.budget_ms)}",
             *(
                 element("span", chooser(report, number, best), *facts(best, " ")) if best else "–"
                 for number, (report, best) in enumerate(zip((first, second), row.best, strict=True))

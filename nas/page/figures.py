@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from nas.page.network_result import NetworkResult
 from nas.page.report import Report
 from nas.page.sentences import accuracy_label
+from nas.quantities import latency_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -107,7 +108,7 @@ def _draw(axes: Axes, report: Report) -> None:
     if report.bound_ms is not None:
         axes.axvline(report.bound_ms, color="black", linestyle="--", linewidth=0.8)
         axes.annotate(
-            f"budget {report.bound_ms:.3g} ms",
+            f"budget {latency_text(report.bound_ms)}",
             (report.bound_ms, 1.0),
             xycoords=("data", "axes fraction"),
             xytext=(0, 2),

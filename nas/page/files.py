@@ -28,6 +28,7 @@ from nas.page.reading import ReportError, report_of
 from nas.page.report import Report
 from nas.page.sentences import MIXED_KINDS, signed
 from nas.pictures.recognition import LABELS, labels
+from nas.quantities import latency_text
 from nas.saving import markdown_text, spreadsheet_cell, write_atomically
 from nas.shell import shell_line
 
@@ -147,7 +148,7 @@ def comparison_rows(first: Report, second: Report) -> dict[str, str]:
     for row in equal_budgets(first, second):
         one, other = row.best
         if one and other:
-            rows[f"within {row.budget_ms:g} ms"] = (
+            rows[f"within {latency_text(row.budget_ms)}"] = (
                 f"{_accuracy(one)} and {_accuracy(other)}: {signed(row.points or 0.0, 1)} points"
             )
     return rows
@@ -182,7 +183,7 @@ def summary(report: Report) -> str:
         lines += ["", MIXED_KINDS]
     if sentences.published_wins(report):
         lines += ["", markdown_text(sentences.published_wins(report))]
-    budget = "no latency budget" if report.bound_ms is None else f"budget {report.bound_ms:.2f} ms"
+    budget = "no latency budget" if report.bound_ms is None else f"budget {latency_text(report.bound_ms)}"
     if report.bound_ms is not None and report.budget_margin:
         budget += f" ({sentences.margin_note(report)})"
     lines += [

@@ -166,12 +166,12 @@ def _payload(report: Report) -> dict[str, Any]:
             "trial": [n.trial for n in networks],
             "top1": [round(n.top1, 3) for n in networks],
             "deviation": [None if n.deviation is None else round(n.deviation, 3) for n in networks],
-            "latency_ms": [round(n.latency_ms, 4) for n in networks],
+            "latency_ms": [_rounded(n.latency_ms) for n in networks],
             "latency_error_ms": [
-                None if n.latency_error_ms is None else round(n.latency_error_ms, 4) for n in networks
+                None if n.latency_error_ms is None else _rounded(n.latency_error_ms) for n in networks
             ],
             "percentiles_ms": {
-                position: [round(n.p90_ms, 4), round(n.p99_ms, 4)]
+                position: [_rounded(n.p90_ms), _rounded(n.p99_ms)]
                 for position, n in enumerate(networks)
                 if n.p90_ms is not None and n.p99_ms is not None
             },
@@ -186,6 +186,11 @@ def _payload(report: Report) -> dict[str, Any]:
         "hypervolume": [(trial, round(share, 6)) for trial, share in report.hypervolume],
         "importances": [(i.parameter, round(i.accuracy, 4), round(i.latency, 4)) for i in report.importances],
     }
+
+
+def _rounded(latency_ms: float) -> float:
+    # More digits than are ever printed, fewer than make the page large.
+    return float(f"{latency_ms:.6g}")
 
 
 def _first_shown(report: Report, found: Sequence[int]) -> int | None:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from nas.accuracy.source import Judgement
 from nas.cost import cost
+from nas.quantities import latency_text
 from search_spaces.architecture import Architecture
 
 
@@ -67,8 +68,7 @@ class NetworkResult:
     @property
     def latency(self) -> str:
         """E.g. ``8.58 ± 0.17 ms``."""
-        error = self.latency_error_ms
-        return f"{self.latency_ms:.2f}{'' if not error else f' ± {error:.2f}'} ms"
+        return latency_text(self.latency_ms, self.latency_error_ms)
 
     def percentile_ms(self, percentile: int) -> float:
         """Latency at a percentile, 50, 90 or 99; the latency there is where it was not timed end to end."""

@@ -8,6 +8,7 @@ from nas.accuracy.recipes import DESCRIPTIONS
 from nas.page.network_result import NetworkResult
 from nas.page.recommendation import Answer, Gain
 from nas.page.report import TRAINED, Report, section
+from nas.quantities import latency_text
 from search_spaces.errors import shorten
 
 MIXED_KINDS = (
@@ -186,7 +187,7 @@ def margin_note(report: Report) -> str:
     margin = report.budget_margin
     if not margin or report.budget_ms is None:
         return ""
-    return f"{report.budget_ms / (1 - margin):.4g} ms less {100 * margin:.3g} % kept free"
+    return f"{latency_text(report.budget_ms / (1 - margin))} less {100 * margin:.3g} % kept free"
 
 
 def accuracy_label(report: Report) -> str:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from nas.cost import Limits, cost
 from nas.latency.table import Latency, LatencyModel
+from nas.quantities import latency_text
 from search_spaces.architecture import Architecture
 from search_spaces.errors import InputError
 from search_spaces.space import NotInSpaceError, SearchSpace
@@ -144,7 +145,7 @@ class Neighbourhood:
         if latency_ms > self.budget_ms:
             raise BudgetError(
                 f"nothing in the space {self.space.name!r} meets search.budget_ms={self.budget_ms:g}: "
-                f"the fastest network takes {latency_ms:.3g} ms"
+                f"the fastest network takes {latency_text(latency_ms)}"
             )
         return self._fastest
 

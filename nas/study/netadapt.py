@@ -21,6 +21,7 @@ import optuna
 
 from nas.accuracy.source import AccuracyEstimator
 from nas.latency.table import LatencyModel
+from nas.quantities import latency_text
 from nas.study.loop import Progress, SearchResult, run_proposer
 from nas.study.neighbourhood import Candidate, Neighbourhood, SpaceExhaustedError
 from nas.study.objective import Objective
@@ -120,7 +121,7 @@ class NetAdapt:
             if any(candidate.architecture not in self._top1 for candidate in self._proposals.values()):
                 raise SpaceExhaustedError("NetAdapt waits for other evaluations")
             self._step()
-        raise SpaceExhaustedError(f"NetAdapt reached {self.path[-1].latency_ms:.3g} ms")
+        raise SpaceExhaustedError(f"NetAdapt reached {latency_text(self.path[-1].latency_ms)}")
 
     def observe(self, candidate: Candidate, values: Sequence[float] | None) -> None:
         """Learn the values of a candidate."""
@@ -136,7 +137,8 @@ class NetAdapt:
         ]
         if not told:
             raise SpaceExhaustedError(
-                f"NetAdapt stops at {self._current.latency.latency_ms:.3g} ms: nothing is left to shrink"
+                f"NetAdapt stops at {latency_text(self._current.latency.latency_ms)}: "
+                "nothing is left to shrink"
             )
 
         def ratio(proposal: tuple[str, Candidate, float]) -> float:

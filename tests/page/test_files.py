@@ -53,7 +53,7 @@ def test_architectures_say_what_they_are_and_can_be_read(files: ReportFiles) -> 
         text = (files.architectures / f"{member.id}.yaml").read_text(encoding="utf-8")
         assert Architecture.from_yaml(text) == member.architecture
         comments = [line for line in text.splitlines() if line.startswith("#")]
-        assert f"{member.latency_ms:.2f} ms (estimated)" in comments[1]
+        assert f"{member.latency} (estimated)" in comments[1]
         assert f"{member.top1:.2f} ± {member.deviation:.2f} % (predicted)" in comments[1]
 
 

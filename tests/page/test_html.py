@@ -112,7 +112,7 @@ def test_sources_are_named_beside_numbers() -> None:
     )
     text = report_page(report(network(75.0, 10.0, 1), published))
     page = re.sub(r"<[^>]+>", "", text)
-    assert "80.00 ± 0.50 % published, 30.00 ms measured" in page
+    assert "80.00 ± 0.50 % published, 30.0 ms measured" in page
     assert "accuracy predicted (1), published (1); latency measured (1), table (1)" in page
     assert "as its authors report it" in page
 

@@ -254,3 +254,17 @@ def test_hostile_names_are_shown_and_not_run(browser: Browser, tmp_path: Path) -
     assert browser.driver.get_log("browser") == []
     assert browser.find("h1").text == HOSTILE
     assert browser.driver.title.startswith(HOSTILE)
+
+
+def test_latencies_read_the_same_on_the_page_and_in_its_text(browser: Browser, tmp_path: Path) -> None:
+    latencies = ((0.1123, 0.0021), (9.996, None), (66.53, 3.86), (123.37, None), (1234.4, 96.0))
+    networks = [
+        replace(network(60.0 + number, ms, number), latency_error_ms=error)
+        for number, (ms, error) in enumerate(latencies)
+    ]
+    path = tmp_path / "report.html"
+    path.write_text(report_page(report(*networks)), encoding="utf-8")
+    browser.open(path)
+    for each, button in zip(networks, browser.all("table button.link"), strict=True):
+        browser.driver.execute_script("arguments[0].click()", button)
+        assert f"{each.latency} {each.latency_source}" in browser.find("#pair .facts").text

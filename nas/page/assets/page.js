@@ -38,7 +38,15 @@
   const label = (network) => network.name || network.id;
   const full = (network) => label(network) + (studies.length > 1 ? ` (${studies[network.study].name})` : "");
   const millions = (count) => (count / 1e6).toFixed(count < 1e8 ? 2 : 0) + " M";
-  const latency = (n) => `${n.latency.toFixed(2)}${n.latencyError ? " ± " + n.latencyError.toFixed(2) : ""} ms`;
+  // Significant digits, as in nas/quantities.py.
+  const decimals = (value, digits) =>
+    value && Number.isFinite(value) ? Math.max(0, digits - 1 - +value.toExponential(digits - 1).split("e")[1]) : 0;
+  function latencyText(ms, error, unit = " ms") {
+    if (!error) return ms.toFixed(decimals(ms, 3)) + unit;
+    const shown = Math.max(decimals(error, 2), decimals(ms, 2));
+    return `${ms.toFixed(shown)} ± ${error.toFixed(shown)}${unit}`;
+  }
+  const latency = (n) => latencyText(n.latency, n.latencyError);
   const accuracy = (n) => n.accuracySource === "proxy" ? `score ${n.top1.toFixed(2)}` : `${n.top1.toFixed(2)}${n.deviation == null ? "" : " ± " + n.deviation.toFixed(2)} %`;
 
   // -- scales ----------------------------------------------------------------------------------
@@ -119,13 +127,13 @@
     const boxes = [];
     studies.forEach((s, study) => {
       const n = s.networks, where = across(s), c = classes[study], isReference = new Set(s.references);
-      const same = study > 0 && s.budget_ms?.toFixed(1) === studies[0].budget_ms?.toFixed(1);
+      const same = study > 0 && s.budget_ms === studies[0].budget_ms;
       if (s.budget_ms != null && !same && axis === "latency_ms") {
         const px = x(s.budget_ms);
         dots.append(draw("line", { class: "budget", x1: px, x2: px, y1: box.top, y2: box.bottom }));
         const atLeft = px < box.left + 110;
         labels.append(draw("text", { class: "label", x: atLeft ? px + 5 : px - 5, y: box.bottom - 8 - 14 * study,
-          "text-anchor": atLeft ? "start" : "end" }, `budget ${s.budget_ms.toFixed(1)} ms`));
+          "text-anchor": atLeft ? "start" : "end" }, `budget ${latencyText(s.budget_ms)}`));
       }
       // A front in three objectives, or along another axis, is no line.
       if (s.front.length && axis === "latency_ms" && !s.third) {
@@ -212,7 +220,7 @@
       make("div", {}, full(network)),
       make("div", {}, `${latency(network)}, ${network.latencySource}`),
       ...(network.percentiles
-        ? [make("div", {}, `p90 ${network.percentiles[0].toFixed(2)}, p99 ${network.percentiles[1].toFixed(2)} ms`)] : []),
+        ? [make("div", {}, `p90 ${latencyText(network.percentiles[0])}, p99 ${latencyText(network.percentiles[1])}`)] : []),
       make("div", {}, `${accuracy(network)}, ${network.accuracySource}`),
       make("div", {}, `${millions(network.parameters)} parameters`),
       make("div", {}, `${millions(network.macs)} MACs`),
@@ -348,7 +356,7 @@
     let from = 0;
     for (const [name, sum] of parts) {
       const share = (100 * sum) / total;
-      const text = `${name}: ${sum.toFixed(2)} ${timed ? "ms" : "M MACs"}`;
+      const text = `${name}: ${timed ? latencyText(sum) : sum.toFixed(2) + " M MACs"}`;
       const part = draw("g", {}, draw("rect", { x: `${from}%`, y: 0, width: `${share}%`, height: 22 }), draw("title", {}, text));
       if ((share * width) / 100 > 7 * name.length + 4) part.append(draw("text", { x: `${from + share / 2}%`, y: 15 }, name));
       svg.append(part);
@@ -386,7 +394,7 @@
     const guessed = layer.source && layer.source !== "measured";
     const svg = draw("svg", { height: 12, "aria-hidden": "true" },
       draw("rect", { class: guessed ? "guessed" : "", y: 0, width: `${(100 * Math.max(0, amount)) / largest}%`, height: 12 }));
-    const text = amount.toFixed(amount < 10 ? 2 : 1);
+    const text = latencyText(amount, null, "");
     return make("td", { class: "time", title: layer.source ? `${text} ms, ${layer.source}` : `${text} M MACs` },
       make("div", { class: "timed" }, svg, make("span", {}, text)));
   }
