@@ -18,6 +18,7 @@ from nas.cost import cost, layer_cost
 from nas.devices.device import Target
 from nas.latency.predictor import MINIMUM_LAYERS, standardised_features
 from nas.latency.table import LatencyTable
+from nas.measuring.rounds import rounds_of_a_load
 from nas.runtimes.runtime import Runtime
 from nas.runtimes.subject import Subject
 from search_spaces.architecture import Architecture
@@ -110,25 +111,25 @@ def calibration_networks(space: SearchSpace, count: int, seed: int) -> tuple[Arc
 
 def seconds_needed(target: Target, runtime: Runtime, plan: Plan, rounds: int) -> float:
     """A rough forecast of how long a plan takes on this machine, from a short trial of its parts."""
-    generator = random.Random(0)
-    sample = generator.sample(plan.keys, min(8, len(plan.keys))) if plan.keys else []
-    subjects: list[Subject] = [*sample, *plan.networks[:2]]
+    layers = random.Random(0).sample(plan.keys, min(8, len(plan.keys)))
+    loadings = -(-rounds // rounds_of_a_load(rounds))
     prepare_s = run_s = 0.0
-    scale = 0
-    for subject in subjects:
-        start = time.perf_counter()
-        runner = runtime.runner(subject)
-        prepare_s += time.perf_counter() - start
-        runner()
-        start = time.perf_counter()
-        runner()
-        run_s += time.perf_counter() - start
-        scale += _macs(subject)
-    if not subjects:
+    tried_macs = 0
+    # Loading goes by the piece, where a network has many; running goes by multiply-accumulates.
+    for kind, sample in ((plan.keys, layers), (plan.networks, plan.networks[:2])):
+        for subject in sample:
+            start = time.perf_counter()
+            runner = runtime.runner(subject)
+            prepare_s += (time.perf_counter() - start) * len(kind) / len(sample)
+            runner()
+            start = time.perf_counter()
+            runner()
+            run_s += time.perf_counter() - start
+            tried_macs += _macs(subject)
+    if not tried_macs:
         return 0.0
     total_macs = sum(map(_macs, plan.keys)) + sum(map(_macs, plan.networks))
-    count = len(plan.keys) + len(plan.networks)
-    return prepare_s / len(subjects) * count + run_s / scale * total_macs * (rounds + 1)
+    return prepare_s * loadings + run_s / tried_macs * total_macs * (rounds + loadings)
 
 
 def _choose(

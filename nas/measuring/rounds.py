@@ -228,7 +228,7 @@ def measure(
     """
     names = journal.names
     runners: dict[str, Runner] = {}
-    rounds_a_load = max(_FEWEST_ROUNDS_A_LOAD, -(-rounds // loads))
+    rounds_a_load = rounds_of_a_load(rounds, loads)
     columns = [index for index, name in enumerate(names) if name in set(precise)]
     left, wanted = 0, rounds
     most = len(journal.rounds) + rounds * _MAX_ROUNDS_FACTOR
@@ -270,6 +270,11 @@ def measure(
             f"median in only {len(found)} of {len(journal.rounds)} rounds; stop other work and try again"
         )
     return found
+
+
+def rounds_of_a_load(rounds: int, loads: int = LOADS) -> int:
+    """How many rounds are run before everything is loaded anew."""
+    return max(_FEWEST_ROUNDS_A_LOAD, -(-rounds // loads))
 
 
 def standard_errors(samples_ms: Samples, loads: Sequence[int]) -> Samples:
