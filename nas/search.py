@@ -57,11 +57,11 @@ from nas.settings import (
     SearchSettings,
     TrainConfig,
 )
-from nas.study import loop
 from nas.study.database import StorageError
+from nas.study.loop import Execution, Sampling, Stop, run_search
 from nas.study.neighbourhood import BudgetError, Neighbourhood
 from nas.study.netadapt import refine
-from nas.study.objective import Objective
+from nas.study.problem import Problem
 from nas.study.scorer import BatchScorer, layer_latency
 from nas.study.screening import screen
 from nas.study.storage import (
@@ -193,31 +193,21 @@ def _search(config: SearchConfig) -> None:
         if named.storage:
             _check_agreement(opened, table, latencies, folder)
         write_atomically(folder / "config.yaml", masked(OmegaConf.to_yaml(OmegaConf.structured(config))))
+        problem = Problem(space, objective, accuracy, table, judged, budget_ms, limits)
         with search_progress(settings.trials) as show:
-            result = loop.run_search(
+            result = run_search(
                 opened,
-                space,
-                objective,
-                accuracy,
-                table,
-                judged,
-                sampler=config.sampler.name,
-                trials=settings.trials,
-                budget_ms=budget_ms,
-                time_limit_s=settings.minutes * 60 if settings.minutes is not None else None,
-                seed=settings.seed,
-                progress=show,
-                expensive=accuracy.expensive,
-                workers=settings.workers,
-                shared=storage if named.storage else None,
-                first=first,
-                limits=limits,
+                problem,
+                Sampling(config.sampler.name, settings.seed, first),
+                Stop(settings.trials, settings.minutes * 60 if settings.minutes is not None else None),
+                Execution(settings.workers, storage if named.storage else None),
+                show,
             )
         console.print(
             f"stopped: {result.stopped} ({result.evaluated:,} candidates in {result.seconds:.0f} s)"
         )
         if settings.refine:
-            _refine(opened, space, objective, accuracy, table, settings, references, budget_ms)
+            _refine(opened, problem, references, settings)
         if isinstance(accuracy, TrainedAccuracy) and isinstance(config.accuracy, TrainConfig):
             measure_seed_scatter(opened, accuracy, config.accuracy.scatter)
         table = _measure_front(opened, table, latencies)
@@ -482,16 +472,12 @@ def _screen(
 
 def _refine(
     opened: optuna.Study,
-    space: SearchSpace,
-    objective: Objective,
-    accuracy: AccuracyEstimator,
-    table: LatencyTable,
-    settings: SearchSettings,
+    problem: Problem,
     references: Mapping[str, Architecture],
-    budget_ms: float | None,
+    settings: SearchSettings,
 ) -> None:
     """Shrink a network of the study to a latency; every network on the way becomes a trial."""
-    target_ms = settings.refine_to_ms or budget_ms
+    target_ms = settings.refine_to_ms or problem.budget_ms
     assert target_ms is not None
     front = {each.label: each.architecture for each in report_of(opened, importances=False).front}
     found: dict[str, Architecture | None] = {**front, **references}
@@ -502,17 +488,7 @@ def _refine(
             f"({', '.join(front)})"
         )
     with search_progress(0) as show:
-        refinement = refine(
-            opened,
-            space,
-            objective,
-            accuracy,
-            table,
-            start,
-            target_ms,
-            progress=show,
-            workers=settings.workers,
-        )
+        refinement = refine(opened, problem, start, target_ms, workers=settings.workers, progress=show)
     last = refinement.path[-1]
     console.print(
         f"NetAdapt: {len(refinement.path) - 1} steps to {latency_text(last.latency_ms)}, "

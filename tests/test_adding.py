@@ -18,8 +18,9 @@ from nas.help import CONFIG_FOLDER
 from nas.runtimes import onnxruntime
 from nas.runtimes.runtime import ENGINES, Engine, Runtime
 from nas.settings import ACCURACY_SCHEMAS, SearchConfig, settings_of
-from nas.study.loop import run_search
+from nas.study.loop import Sampling, Stop, run_search
 from nas.study.objective import Pareto
+from nas.study.problem import Problem
 from nas.study.samplers import SAMPLERS, optuna_sampler
 from nas.study.storage import open_storage, open_study
 from search_spaces.architecture import Architecture
@@ -84,16 +85,9 @@ def test_a_source_of_accuracy_and_a_sampler_make_a_search(
     config = composed("accuracy=mine", "accuracy.scale=0.5", "sampler=mine")
     space, accuracy, _ = assembly.accuracy_of(config, small_space())
     study = open_study(open_storage(str(tmp_path / "study.journal")), "s", Pareto(), space, {})
-    result = run_search(
-        study,
-        space,
-        Pareto(),
-        accuracy,
-        MadeUpLatency(),
-        {"mobilenet_v1": reference("mobilenet_v1", 32, 10)},
-        sampler=config.sampler.name,
-        trials=config.search.trials,
-    )
+    references = {"mobilenet_v1": reference("mobilenet_v1", 32, 10)}
+    problem = Problem(space, Pareto(), accuracy, MadeUpLatency(), references)
+    result = run_search(study, problem, Sampling(config.sampler.name), Stop(config.search.trials))
     assert result.evaluated == 5
     for trial in study.trials:
         assert trial.user_attrs["top1"] == pytest.approx(trial.user_attrs["macs"] / 2e6)

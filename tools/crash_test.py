@@ -17,7 +17,6 @@ two seconds instead of sixty.
 from __future__ import annotations
 
 import argparse
-import functools
 import gc
 import hashlib
 import importlib
@@ -49,7 +48,7 @@ from nas.latency.table import LatencyTable
 from nas.latency.validation import load_card
 from nas.measuring import rounds
 from nas.page.reading import read_study, report_of
-from nas.study import loop
+from nas.study import leases
 from nas.study.storage import open_storage
 from search_spaces.architecture import Architecture
 from search_spaces.errors import InputError
@@ -165,7 +164,7 @@ def prepare() -> None:
     for module in _COMMAND_MODULES:  # runs as the main one, as it does for a user
         del sys.modules[module]
     rounds.STEADY_TOLERANCE = 1e9
-    loop.run_search = functools.partial(loop.run_search, lease_s=_LEASE_S)
+    leases.LEASE_S = _LEASE_S
     gc.freeze()
 
 

@@ -28,8 +28,9 @@ from nas.page.reading import read_study, report_of
 from nas.page.report import Report
 from nas.runtimes.runtime import Runtime
 from nas.saving import write_atomically
-from nas.study import loop
+from nas.study.loop import Progress, Sampling, Stop, run_search
 from nas.study.objective import Pareto
+from nas.study.problem import Problem
 from nas.study.storage import close_storage, open_storage, open_study
 from search_spaces.layers import reachable_layer_keys
 from search_spaces.space import SearchSpace
@@ -47,7 +48,7 @@ def grow(folder: Path, trials: int) -> list[tuple[int, float, float]]:
     rows: list[tuple[int, float, float]] = []
     last = (0, time.perf_counter())
 
-    def note(progress: loop.Progress) -> None:
+    def note(progress: Progress) -> None:
         nonlocal last
         if progress.done - last[0] >= _STEP:
             now = time.perf_counter()
@@ -56,9 +57,8 @@ def grow(folder: Path, trials: int) -> list[tuple[int, float, float]]:
             print("{:>7,} trials: {:.2f} ms a trial, {:,.0f} MB".format(*rows[-1]), flush=True)
             last = (progress.done, now)
 
-    loop.run_search(
-        study, space, Pareto(), shipped_predictor(), table, {}, trials=trials, seed=0, progress=note
-    )
+    problem = Problem(space, Pareto(), shipped_predictor(), table)
+    run_search(study, problem, Sampling(seed=0), Stop(trials), progress=note)
     close_storage(storage)
     return rows
 

@@ -1,6 +1,6 @@
 """Samplers compared on equal terms: what each has found after so many evaluations, seed by seed.
 
-    problem = Problem("stages", space, latency, scatter=0.15)
+    problem = World("stages", space, latency, scatter=0.15)
     found = problem.run("nsga2", Pareto(), seed=0, evaluations=300)     # (300, 2): minus top-1, latency
     share = hypervolume(found, bound) / hypervolume(problem.members(), bound)
 
@@ -34,7 +34,7 @@ Array = NDArray[np.float64]
 SAMPLERS = ("evolution", "nsga2", "tpe", "random", "regularised_evolution")
 
 
-class Problem:
+class World:
     """A space with a latency and an accuracy of every network.
 
     Args:

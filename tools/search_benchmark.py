@@ -31,16 +31,17 @@ from nas.latency.hardware import Hardware, estimated_table
 from nas.latency.provision import reference_architectures
 from nas.latency.table import LatencyTable
 from nas.runtimes.runtime import Runtime
-from nas.study.loop import Progress, run_search
+from nas.study.loop import Execution, Progress, Sampling, Stop, run_search
 from nas.study.netadapt import refine
 from nas.study.objective import Budget, Pareto
 from nas.study.pareto import front, hypervolume
+from nas.study.problem import Problem
 from nas.study.storage import close_storage, open_storage, open_study
 from search_spaces.architecture import Architecture
 from search_spaces.layers import layer_keys, reachable_layer_keys
 from search_spaces.references import reference
 from search_spaces.space import SearchSpace
-from tools.sampler_comparison import SAMPLERS, Array, Problem, Runs
+from tools.sampler_comparison import SAMPLERS, Array, Runs, World
 
 MARKS = (100, 300, 1000)
 _BUDGET_MARK = 100
@@ -50,7 +51,7 @@ _REFERENCES = ("mobilenet_v2", "mobilenet_v3_large", "mobilenet_v3_small")
 
 
 def benchmark_table(
-    problem: Problem, samplers: Sequence[str], seeds: int, evaluations: int, runs: Runs
+    problem: World, samplers: Sequence[str], seeds: int, evaluations: int, runs: Runs
 ) -> None:
     """Share of the true hypervolume after some evaluations, and regret within a budget after 100."""
     everything = problem.members()
@@ -84,7 +85,7 @@ def benchmark_table(
 
 
 def benchmark_space(
-    problem: Problem, samplers: Sequence[str], seeds: int, evaluations: int, runs: Runs
+    problem: World, samplers: Sequence[str], seeds: int, evaluations: int, runs: Runs
 ) -> None:
     """Hypervolume on a space too large to know its front, as a share of the best front found by all."""
     marks = [mark for mark in MARKS if mark <= evaluations]
@@ -118,7 +119,8 @@ def benchmark_throughput(space: SearchSpace, latency: LatencyTable, trials: int 
         storage = open_storage(str(Path(folder) / "study.journal"))
         study = open_study(storage, "throughput", Pareto(), space, {})
         started = time.process_time()
-        result = run_search(study, space, Pareto(), shipped_predictor(), latency, {}, trials=trials)
+        problem = Problem(space, Pareto(), shipped_predictor(), latency)
+        result = run_search(study, problem, Sampling(), Stop(trials))
         processor_s = time.process_time() - started
         close_storage(storage)
     print(
@@ -129,6 +131,8 @@ def benchmark_throughput(space: SearchSpace, latency: LatencyTable, trials: int 
 
 class Second:
     """Takes a second for any network."""
+
+    expensive = True
 
     def accuracy(self, architecture: Architecture) -> Accuracy:
         """The number of blocks."""
@@ -148,18 +152,8 @@ def benchmark_workers(space: SearchSpace, latency: LatencyTable, trials: int = 2
             if progress.done:
                 marks.append((progress.done, time.monotonic()))
 
-        run_search(
-            study,
-            space,
-            Pareto(),
-            Second(),
-            latency,
-            {},
-            trials=trials,
-            workers=workers,
-            expensive=True,
-            progress=mark,
-        )
+        problem = Problem(space, Pareto(), Second(), latency)
+        run_search(study, problem, Sampling(), Stop(trials), Execution(workers), mark)
         rates.append((marks[-1][0] - marks[0][0]) / (marks[-1][1] - marks[0][1]))
         print(f"{workers} workers: {rates[-1]:.2f} trials a second")
     print(f"ratio {rates[1] / rates[0]:.2f}")
@@ -171,7 +165,8 @@ def demonstrate_netadapt(space: SearchSpace, latency: LatencyTable) -> None:
     sixes = {name: 6 if name.endswith("expansion") else value for name, value in space.encode(large).items()}
     large_ms = latency.latency(large).latency_ms
     study = optuna.create_study(directions=["maximize", "minimize"])
-    result = refine(study, space, Pareto(), predictor, latency, space.build(sixes), large_ms)
+    problem = Problem(space, Pareto(), predictor, latency)
+    result = refine(study, problem, space.build(sixes), large_ms)
     print(f"\n{len(result.path) - 1} steps, {result.search.evaluated} networks evaluated\n")
     print("| network | predicted top-1 (%) | latency (ms) |\n|---|---|---|")
     print(f"| MobileNetV3-Large | {predictor.accuracy(large).top1:.2f} | {large_ms:.1f} |")
@@ -228,7 +223,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if is_table or options.what == "space":
         print(f"{space.name}; latency: {latency.header.title}")
         print("Median and, in brackets, worst seed; HV is the share of the hypervolume in percent.")
-        problem = Problem(space, latency, shipped_predictor(), _SCATTER if is_table else 0.0)
+        problem = World(space, latency, shipped_predictor(), _SCATTER if is_table else 0.0)
         benchmark = benchmark_table if is_table else benchmark_space
         runs = Runs(options.runs, f"{space.name}, table {latency.digest(reachable_layer_keys(space))}")
         benchmark(problem, options.samplers, options.seeds, options.evaluations, runs)

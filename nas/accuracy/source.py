@@ -141,6 +141,7 @@ class AccuracyEstimator(Protocol):
         """
 
 
+@runtime_checkable
 class SearchSource(AccuracyEstimator, Protocol):
     """A source that a search can be told to use."""
 

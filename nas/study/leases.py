@@ -29,6 +29,8 @@ from optuna.trial import FrozenTrial, TrialState
 from nas.study.database import PatientStorage, StorageError
 from nas.study.trial import RESULTS, SETTLED
 
+# A worker that shows no sign of life for so long is taken for dead.
+LEASE_S = 60.0
 _RENEWALS_PER_LEASE = 4
 _LAST_RENEWAL_S = 5.0
 
@@ -88,14 +90,14 @@ class SharedLedger:
     Args:
         study: the study.
         storage: its storage.
-        lease_s: a worker that shows no sign of life for so many seconds is dead.
+        lease_s: a worker that shows no sign of life for so many seconds is dead; :data:`LEASE_S` where None.
     """
 
-    def __init__(self, study: optuna.Study, storage: BaseStorage, lease_s: float = 60.0) -> None:
+    def __init__(self, study: optuna.Study, storage: BaseStorage, lease_s: float | None = None) -> None:
         self._study = study
         self._storage = storage
         self._study_id = storage.get_study_id_from_name(study.study_name)
-        self._lease_s = lease_s
+        self._lease_s = LEASE_S if lease_s is None else lease_s
         self._own: set[int] = set()
         self._running: dict[int, int] = {}
         self._told: dict[int, TrialState] = {}

@@ -1,7 +1,7 @@
 """The study loop: propose, reject what is too slow, evaluate, record, report progress.
 
-    result = run_search(study, space, objective, accuracy, latency, references,
-                        sampler="evolution", trials=300, budget_ms=20.0, progress=print)
+    problem = Problem(space, objective, accuracy, latency, references, budget_ms=20.0)
+    result = run_search(study, problem, Sampling(seed=0), Stop(trials=300), progress=print)
 
 The study is an ordinary Optuna study (see nas.study.storage). A complete trial has the parameters of the
 space that count for its network, the values of the objective, and what :class:`nas.study.trial.Trial` says
@@ -14,7 +14,7 @@ from __future__ import annotations
 import secrets
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import cast
@@ -24,15 +24,16 @@ import optuna
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from nas.accuracy.source import Accuracy, AccuracyError, AccuracyEstimator, StagedEstimator
-from nas.cost import Limits, cost
-from nas.latency.table import Latency, LatencyModel, NetworkLatencySource
+from nas.accuracy.source import Accuracy, AccuracyError, StagedEstimator
+from nas.cost import cost
+from nas.latency.table import Latency, NetworkLatencySource
 from nas.study.halving import Halving
 from nas.study.leases import Ledger, SharedLedger, SoleLedger
 from nas.study.neighbourhood import Candidate, Neighbourhood, SpaceExhaustedError
 from nas.study.objective import Evaluation, Objective, cautious_top1, values
 from nas.study.pareto import cost_bounds, dominated_share, front
-from nas.study.samplers import Proposer, distributions, make_proposer
+from nas.study.problem import Problem
+from nas.study.samplers import DEFAULT_SAMPLER, Proposer, distributions, make_proposer
 from nas.study.trial import SETTLED, Kind, Trial
 from nas.study.workers import Workers
 from search_spaces.architecture import Architecture
@@ -113,97 +114,119 @@ class SearchResult:
     stopped: str
 
 
-def run_search(
-    study: optuna.Study,
-    space: SearchSpace,
-    objective: Objective,
-    accuracy: AccuracyEstimator,
-    latency: LatencyModel,
-    references: Mapping[str, Architecture],
-    sampler: str = "evolution",
-    trials: int = 300,
-    budget_ms: float | None = None,
-    time_limit_s: float | None = None,
-    seed: int = 0,
-    progress: Callable[[Progress], None] | None = None,
-    expensive: bool = False,
-    workers: int = 1,
-    shared: BaseStorage | None = None,
-    lease_s: float = 60.0,
-    first: Sequence[Parameters] = (),
-    limits: Limits | None = None,
-) -> SearchResult:
-    """Evaluate references, then candidates until ``trials`` of them are complete in the study.
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """What proposes candidates.
 
-    Args:
-        study: from :func:`nas.study.storage.open_study`; what it holds already is continued.
-        space: where candidates come from.
-        objective: what a trial is worth.
-        accuracy: the one source of accuracy, for references and candidates alike.
-        latency: asked before any accuracy is.
-        references: networks to evaluate beside the candidates, by name, also above the budget.
+    Attributes:
         sampler: one of :data:`nas.study.samplers.SAMPLERS`.
+        seed: of all its random choices.
+        first: members of the space to evaluate before it is asked, as far as they are within the budget and
+            not in the study.
+    """
+
+    sampler: str = DEFAULT_SAMPLER
+    seed: int = 0
+    first: Sequence[Parameters] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """When a search is over.
+
+    Attributes:
         trials: completed candidates wanted in the study, those of earlier runs included.
-        budget_ms: hard bound on the latency of candidates, None for none.
         time_limit_s: after so many seconds no further candidate is started, None for no limit.
-        seed: of the sampler.
-        progress: called a few times a second, and at the end.
-        expensive: whether telling an accuracy takes longer than a tenth of a second or so: the default
-            sampler then thinks longer about each proposal.
+    """
+
+    trials: int
+    time_limit_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Execution:
+    """Who evaluates networks.
+
+    Attributes:
         workers: networks evaluated at once; above 1 each in a process of its own.
         shared: the storage of the study if other processes write to the study too, see
             :mod:`nas.study.leases`.
-        lease_s: a process sharing the study is taken for dead after so many seconds without a sign.
-        first: members of the space to evaluate before the sampler is asked, as far as they are within the
-            budget and not in the study.
-        limits: what candidates may cost at most, besides time.
+        lease_s: a process sharing the study is taken for dead after so many seconds without a sign;
+            :data:`nas.study.leases.LEASE_S` where None.
+    """
+
+    workers: int = 1
+    shared: BaseStorage | None = None
+    lease_s: float | None = None
+
+
+def run_search(
+    study: optuna.Study,
+    problem: Problem,
+    sampling: Sampling,
+    stop: Stop,
+    execution: Execution | None = None,
+    progress: Callable[[Progress], None] | None = None,
+) -> SearchResult:
+    """Evaluate references, then candidates until enough of them are complete in the study.
+
+    Args:
+        study: from :func:`nas.study.storage.open_study`; what it holds already is continued.
+        problem: what is searched.
+        sampling: what proposes candidates.
+        stop: when it is over.
+        execution: who evaluates them; this process where None.
+        progress: called a few times a second, and at the end.
 
     Raises:
         BudgetError: if the budget is not positive or below the fastest possible latency.
         SamplerError: if there is no such sampler.
         SearchError: if accuracy cannot be told for many candidates in a row.
-        ValueError: if ``workers`` is not positive.
+        ValueError: if the number of workers is not positive.
     """
-    neighbourhood = Neighbourhood(space, latency, budget_ms, limits)
+    by = execution or Execution()
+    neighbourhood = problem.neighbourhood()
     neighbourhood.fastest()
     # A continued study must not repeat the random choices of its first run, nor machines each other's.
-    seed = secrets.randbits(32) if shared is not None else seed + len(study.get_trials(deepcopy=False))
-    proposer = make_proposer(sampler, objective, neighbourhood, seed, expensive)
-    ledger: Ledger = SoleLedger(study) if shared is None else SharedLedger(study, shared, lease_s)
-    wanted = {name: (each, latency.latency(each)) for name, each in references.items()}
+    begun = len(study.get_trials(deepcopy=False))
+    seed = sampling.seed + begun if by.shared is None else secrets.randbits(32)
+    proposer = make_proposer(sampling.sampler, problem.objective, neighbourhood, seed, problem.expensive)
+    ledger: Ledger = SoleLedger(study) if by.shared is None else SharedLedger(study, by.shared, by.lease_s)
     try:
-        with Workers[_Job](accuracy, workers) as evaluators:
-            halving = None
-            if isinstance(accuracy, StagedEstimator) and accuracy.halving:
-                halving = Halving(objective, accuracy.halving)
-            search = _Search(
-                ledger, proposer, evaluators, objective, neighbourhood, wanted, trials, halving=halving
-            )
-            search.begin_with(first)
-            return search.run(time_limit_s, progress)
+        with Workers[_Job](problem.accuracy, by.workers) as evaluators:
+            search = _Search(ledger, proposer, evaluators, problem, neighbourhood, stop.trials)
+            search.begin_with(sampling.first)
+            return search.run(stop.time_limit_s, progress)
     finally:
         ledger.close()
 
 
 def run_proposer(
     study: optuna.Study,
+    problem: Problem,
     proposer: Proposer,
     neighbourhood: Neighbourhood,
-    objective: Objective,
-    accuracy: AccuracyEstimator,
     kind: Kind,
-    progress: Callable[[Progress], None] | None = None,
     workers: int = 1,
+    progress: Callable[[Progress], None] | None = None,
 ) -> SearchResult:
     """Evaluate what a proposer proposes until it has nothing more; trials of another kind than candidates.
+
+    Args:
+        study: takes the trials.
+        problem: what the proposals are judged by; its references are not evaluated.
+        proposer: what proposes.
+        neighbourhood: the space as the proposer sees it.
+        kind: of the trials.
+        workers: networks evaluated at once.
+        progress: called a few times a second, and at the end.
 
     Raises:
         SearchError: if accuracy cannot be told for many networks in a row.
     """
-    with Workers[_Job](accuracy, workers) as evaluators:
-        search = _Search(
-            SoleLedger(study), proposer, evaluators, objective, neighbourhood, {}, sys.maxsize, kind
-        )
+    alone = replace(problem, references={})
+    with Workers[_Job](problem.accuracy, workers) as evaluators:
+        search = _Search(SoleLedger(study), proposer, evaluators, alone, neighbourhood, sys.maxsize, kind)
         return search.run(None, progress)
 
 
@@ -235,21 +258,22 @@ class _Search:
         ledger: Ledger,
         proposer: Proposer,
         workers: Workers[_Job],
-        objective: Objective,
+        problem: Problem,
         neighbourhood: Neighbourhood,
-        references: Mapping[str, tuple[Architecture, Latency]],
         total: int,
         kind: Kind = "candidate",
-        halving: Halving | None = None,
     ) -> None:
+        objective, accuracy, latency = problem.objective, problem.accuracy, problem.latency
         self._kind = kind
-        self._halving = halving
+        self._halving: Halving | None = None
+        if isinstance(accuracy, StagedEstimator) and accuracy.halving and kind == "candidate":
+            self._halving = Halving(objective, accuracy.halving)
         self._ledger = ledger
         self._proposer = proposer
         self._workers = workers
         self._objective = objective
         self._neighbourhood = neighbourhood
-        self._wanted = dict(references)
+        self._wanted = {name: (each, latency.latency(each)) for name, each in problem.references.items()}
         self._total = total
         self._distributions = distributions(neighbourhood)
         self._gate = Gate("the study", SearchError)

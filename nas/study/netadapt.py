@@ -1,6 +1,6 @@
 """NetAdapt: shrink a network step by step to a latency, the second half of how MobileNetV3 was made.
 
-    result = refine(study, space, objective, accuracy, latency, start=architecture, target_ms=20.0)
+    result = refine(study, Problem(space, objective, accuracy, latency), start=architecture, target_ms=20.0)
     result.path[-1]         # the network it ended with
 
 Source: Yang et al. 2018 (arXiv 1804.03230), with the proposals and the choice of MobileNetV3 (Howard
@@ -19,15 +19,13 @@ from dataclasses import dataclass
 
 import optuna
 
-from nas.accuracy.source import AccuracyEstimator
-from nas.latency.table import LatencyModel
 from nas.quantities import latency_text
 from nas.study.loop import Progress, SearchResult, run_proposer
 from nas.study.neighbourhood import Candidate, Neighbourhood, SpaceExhaustedError
 from nas.study.objective import Objective
+from nas.study.problem import Problem
 from search_spaces.architecture import Architecture
 from search_spaces.errors import InputError
-from search_spaces.space import SearchSpace
 
 _SHRINKABLE = re.compile(r"stage\d+\.(block\d+\.)?(expansion|width)")
 
@@ -169,29 +167,23 @@ class NetAdapt:
 
 def refine(
     study: optuna.Study,
-    space: SearchSpace,
-    objective: Objective,
-    accuracy: AccuracyEstimator,
-    latency: LatencyModel,
+    problem: Problem,
     start: Architecture,
     target_ms: float,
     share: float = 0.01,
-    progress: Callable[[Progress], None] | None = None,
     workers: int = 1,
+    progress: Callable[[Progress], None] | None = None,
 ) -> Refinement:
     """Shrink a member of the space until it is within a latency.
 
     Args:
         study: takes the trials, and gives the accuracy of networks it holds already.
-        space: where the network and all proposals come from.
-        objective: that of the study.
-        accuracy: the source of accuracy.
-        latency: the source of latency.
+        problem: its space is where all proposals come from; its budget, limits and references do not count.
         start: the network to begin with.
         target_ms: the latency to reach.
         share: what each step saves, as a share of the first network's latency.
-        progress: called a few times a second, and at the end.
         workers: networks evaluated at once.
+        progress: called a few times a second, and at the end.
 
     Raises:
         RefinementError: if the start is no member of the space or has no accuracy, or the share is no
@@ -199,14 +191,12 @@ def refine(
     """
     if not 0 < share < 1:
         raise RefinementError(f"NetAdapt: the share of a step must be between 0 and 1, not {share:g}")
-    neighbourhood = Neighbourhood(space, latency)
+    neighbourhood = Neighbourhood(problem.space, problem.latency)
     first = neighbourhood.encode(start)
     if first is None:
-        raise RefinementError(f"NetAdapt: the network {start.id} is not in the space {space.name!r}")
-    walk = NetAdapt(neighbourhood, objective, first, target_ms, share)
-    result = run_proposer(
-        study, walk, neighbourhood, objective, accuracy, kind="refinement", progress=progress, workers=workers
-    )
+        raise RefinementError(f"NetAdapt: the network {start.id} is not in the space {problem.space.name!r}")
+    walk = NetAdapt(neighbourhood, problem.objective, first, target_ms, share)
+    result = run_proposer(study, problem, walk, neighbourhood, "refinement", workers, progress)
     if not walk.path:
         raise RefinementError(f"NetAdapt: the accuracy of the network {start.id} cannot be told")
     return Refinement(tuple(walk.path), walk.reached, result)

@@ -277,6 +277,7 @@ def optuna_sampler(make: Callable[[int], BaseSampler]) -> MakesProposer:
 
 
 MakesProposer = Callable[[Objective, Neighbourhood, int, bool], Proposer]
+DEFAULT_SAMPLER = "evolution"
 # A sampler is a line here and a YAML in conf/sampler.
 SAMPLERS: dict[str, MakesProposer] = {
     "evolution": _evolution,

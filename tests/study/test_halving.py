@@ -13,8 +13,9 @@ from nas.cost import Cost
 from nas.page.reading import report_of
 from nas.page.sentences import notes
 from nas.study.halving import Halving
-from nas.study.loop import run_search
+from nas.study.loop import Execution, Sampling, Stop, run_search
 from nas.study.objective import Budget, Evaluation, Objective, Pareto
+from nas.study.problem import Problem
 from nas.study.storage import close_storage, open_storage, open_study
 from search_spaces.architecture import Architecture
 from tests.cases import MadeUpLatency, small_space
@@ -90,16 +91,8 @@ def test_a_search_stops_most_and_keeps_every_curve(tmp_path: Path, shared: bool)
     storage = open_storage(f"sqlite:///{tmp_path}/study.db" if shared else str(tmp_path / "study.journal"))
 
     def search(trials: int, study: optuna.Study) -> None:
-        run_search(
-            study,
-            space,
-            Pareto(),
-            source,
-            MadeUpLatency(),
-            {},
-            trials=trials,
-            shared=storage if shared else None,
-        )
+        problem = Problem(space, Pareto(), source, MadeUpLatency())
+        run_search(study, problem, Sampling(), Stop(trials), Execution(shared=storage if shared else None))
 
     def opened() -> optuna.Study:
         return open_study(storage, "halved", Pareto(), space, {})

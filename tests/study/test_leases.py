@@ -22,8 +22,9 @@ from sqlalchemy.orm import Session
 import nas.study.storage
 from nas.latency.table import Entry, LatencyTable, TableHeader
 from nas.study.leases import SharedLedger
-from nas.study.loop import run_search
+from nas.study.loop import Execution, Sampling, Stop, run_search
 from nas.study.objective import Pareto
+from nas.study.problem import Problem
 from nas.study.storage import StudyMismatchError, open_storage, open_study, table_of
 from search_spaces.layers import layer_keys
 from search_spaces.references import reference
@@ -37,7 +38,8 @@ from pathlib import Path
 import optuna
 from nas.study.objective import Pareto
 from nas.study.storage import open_storage, open_study
-from nas.study.loop import run_search
+from nas.study.loop import Execution, Sampling, Stop, run_search
+from nas.study.problem import Problem
 from search_spaces.references import reference
 from tests.cases import MadeUpAccuracy, MadeUpLatency, small_space
 
@@ -53,8 +55,9 @@ class Logged(MadeUpAccuracy):
 
 storage = open_storage(url)
 study = open_study(storage, "s", Pareto(), small_space(), {})
-run_search(study, small_space(), Pareto(), Logged(), MadeUpLatency(),
-           {"mobilenet_v1": reference("mobilenet_v1", 32, 10)}, trials=trials, shared=storage, lease_s=2.0)
+references = {"mobilenet_v1": reference("mobilenet_v1", 32, 10)}
+problem = Problem(small_space(), Pareto(), Logged(), MadeUpLatency(), references)
+run_search(study, problem, Sampling(), Stop(trials), Execution(shared=storage, lease_s=2.0))
 """
 
 
@@ -302,15 +305,6 @@ def test_a_claim_is_void_where_an_earlier_one_stands(url: str) -> None:
 def test_workers_of_one_machine_share_a_database_too(url: str) -> None:
     storage = open_storage(url)
     study = open_study(storage, "s", Pareto(), small_space(), {})
-    result = run_search(
-        study,
-        small_space(),
-        Pareto(),
-        MadeUpAccuracy(),
-        MadeUpLatency(),
-        {},
-        trials=8,
-        workers=2,
-        shared=storage,
-    )
+    problem = Problem(small_space(), Pareto(), MadeUpAccuracy(), MadeUpLatency())
+    result = run_search(study, problem, Sampling(), Stop(8), Execution(2, storage))
     assert result.evaluated == result.progress.done == 8

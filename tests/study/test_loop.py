@@ -6,9 +6,18 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from nas.study.loop import Progress, SearchError, SearchResult, architecture_of, run_search
+from nas.study.loop import (
+    Progress,
+    Sampling,
+    SearchError,
+    SearchResult,
+    Stop,
+    architecture_of,
+    run_search,
+)
 from nas.study.neighbourhood import BudgetError, Neighbourhood
 from nas.study.objective import Budget, MnasNet, Pareto
+from nas.study.problem import Problem
 from nas.study.samplers import SAMPLERS, SamplerError
 from nas.study.storage import close_storage, open_storage, open_study
 from search_spaces.references import reference
@@ -20,12 +29,13 @@ Search = Callable[..., SearchResult]
 
 
 def search(study: optuna.Study, accuracy: MadeUpAccuracy, **options: Any) -> SearchResult:
-    arguments: dict[str, Any] = {
-        "space": small_space(),
-        "objective": Pareto(),
-        "references": OUTSIDE,
-    } | options
-    return run_search(study, accuracy=accuracy, latency=MadeUpLatency(), **arguments)
+    def given(section: type) -> dict[str, Any]:
+        return {name: value for name, value in options.items() if name in section.__dataclass_fields__}
+
+    parts: dict[str, Any] = {"space": small_space(), "objective": Pareto(), "references": OUTSIDE}
+    problem = Problem(accuracy=accuracy, latency=MadeUpLatency(), **parts | given(Problem))
+    stop = Stop(**{"trials": 300} | given(Stop))
+    return run_search(study, problem, Sampling(**given(Sampling)), stop, progress=options.get("progress"))
 
 
 def candidates(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:

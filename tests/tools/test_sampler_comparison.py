@@ -6,11 +6,11 @@ import pytest
 from nas.study.objective import Budget, Pareto
 from nas.study.pareto import front
 from tests.cases import MadeUpAccuracy, MadeUpLatency, small_space
-from tools.sampler_comparison import SAMPLERS, Array, Problem, Runs
+from tools.sampler_comparison import SAMPLERS, Array, Runs, World
 
 
-def problem(scatter: float = 0.0, refused: frozenset[str] = frozenset()) -> Problem:
-    return Problem(small_space(), MadeUpLatency(), MadeUpAccuracy(refused), scatter)
+def problem(scatter: float = 0.0, refused: frozenset[str] = frozenset()) -> World:
+    return World(small_space(), MadeUpLatency(), MadeUpAccuracy(refused), scatter)
 
 
 def test_members_are_all_networks_with_an_accuracy() -> None:

@@ -4,14 +4,14 @@ from pathlib import Path
 import pytest
 
 from tests.cases import MadeUpAccuracy, MadeUpLatency, small_space
-from tools.sampler_comparison import Problem, Runs
+from tools.sampler_comparison import Runs, World
 from tools.search_benchmark import benchmark_table, main
 
 CELL = re.compile(r"(-?\d+\.\d\d) \((-?\d+\.\d\d)\)")
 
 
 def test_a_table_of_samplers_on_a_known_front(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    problem = Problem(small_space(), MadeUpLatency(), MadeUpAccuracy(), scatter=0.1)
+    problem = World(small_space(), MadeUpLatency(), MadeUpAccuracy(), scatter=0.1)
     runs = Runs(tmp_path / "runs.jsonl", "small")
     benchmark_table(problem, ["evolution", "random"], 2, 100, runs)
     *_, head, _, ours, chance = capsys.readouterr().out.splitlines()
