@@ -30,7 +30,7 @@ from nas.onnx_graph import onnx_model
 from nas.pictures.recognition import Recognition
 from nas.quantize import quantize
 from nas.saving import markdown_text, write_together
-from nas.training.network_code import NETWORK_CODE, PREDICT_CODE
+from nas.training.network_code import NETWORK_CODE, predict_code
 from search_spaces.errors import InputError
 from search_spaces.ops import Add, Conv, Linear, Pool, SqueezeExcitation
 
@@ -119,7 +119,7 @@ def write_bundle(
             recognition.notes(),
         ),
         CODE: network_code(network),
-        PREDICT: PREDICT_CODE,
+        PREDICT: predict_code(FP32),
         **recognition.files(),
     }
     parity = _parity(network, contents, images)

@@ -88,22 +88,36 @@ def load(path=Path(__file__).with_name("network.safetensors")):
     return network.eval()
 '''
 
-PREDICT_CODE = """import json, sys
+_PREDICT_CODE = """import json, sys
 from pathlib import Path
 import numpy as np, onnxruntime
 from PIL import Image, ImageOps
 
-here = Path(__file__).parent
-session = onnxruntime.InferenceSession(here / "network.onnx")
-classes = (here / "labels.txt").read_text(encoding="utf-8").splitlines()
-how = json.loads((here / "preprocessing.json").read_text(encoding="utf-8"))
+session = onnxruntime.InferenceSession(Path(__file__).with_name("MODEL"))
+notes = session.get_modelmeta().custom_metadata_map
+classes, how = json.loads(notes["classes"]), json.loads(notes["preprocessing"])
 for path in sys.argv[1:]:
-    image = ImageOps.exif_transpose(Image.open(path)).convert("RGBA")
+    image = ImageOps.exif_transpose(Image.open(path))
+    if image.mode[0] in "IF":  # 16 bits, or floats
+        deep = np.asarray(image)
+        scale = 1 / 257 if image.mode[0] == "I" else 255 if deep.max() <= 1 else 1
+        image = Image.fromarray(np.rint(deep * scale).astype(np.uint8))
+    image = image.convert("RGBA")
     image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    image = image.resize([how["resize"] * side // min(image.size) for side in image.size], Image.BILINEAR)
-    left, top = ((side - how["crop"]) // 2 for side in image.size)
-    pixels = np.float32(image.crop((left, top, left + how["crop"], top + how["crop"]))) / np.float32(255)
-    pixels = (pixels - np.float32(how["mean"])) / np.float32(how["std"])
+    size = [how["resize"] * side // min(image.size) for side in image.size]
+    left, top = ((side - how["crop"]) // 2 for side in size)
+    box = (left, top, left + how["crop"], top + how["crop"])
+    image = image.resize(size, Image.Resampling.BILINEAR).crop(box)
+    pixels = (np.float32(image) / np.float32(255) - np.float32(how["mean"])) / np.float32(how["std"])
     (scores,) = session.run(None, {"input": pixels.transpose(2, 0, 1)[None]})
     print(path, classes[scores.argmax()], sep=": ")
 """
+
+
+def predict_code(model: str) -> str:
+    """Source of a script that names what is on pictures, as validation saw them; the README shows it.
+
+    Args:
+        model: name of an ONNX file of ours beside the script; its metadata has classes and preprocessing.
+    """
+    return _PREDICT_CODE.replace("MODEL", model)

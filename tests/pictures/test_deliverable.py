@@ -17,6 +17,7 @@ from nas.pictures.augment import Augment
 from nas.pictures.decode import read_picture
 from nas.pictures.preprocessing import Preprocessing
 from nas.tensors import read_tensors
+from nas.training.network_code import predict_code
 from search_spaces.architecture import Architecture
 from search_spaces.blocks import Block, Head, Stem
 from search_spaces.errors import InputError
@@ -116,6 +117,10 @@ def test_the_readme_s_script_finds_the_reported_accuracy_again(
     assert {each.key: each.value for each in quantised.metadata_props}["classes"] == notes["classes"]
 
 
+def test_the_readme_s_script_is_the_one_of_bundles() -> None:
+    assert _files()["recognise.py"] == predict_code("my_net.onnx")
+
+
 def test_the_script_sees_what_the_decoder_sees(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -153,8 +158,8 @@ def test_the_script_sees_what_the_decoder_sees(
     class Session:
         inputs: list[np.ndarray] = []  # noqa: RUF012
 
-        def __init__(self, _: str) -> None:
-            pass
+        def __init__(self, path: Path) -> None:
+            assert path.name == "network.onnx"
 
         def get_modelmeta(self) -> "Session":
             return self
@@ -169,8 +174,8 @@ def test_the_script_sees_what_the_decoder_sees(
             return [np.zeros((1, 1))]
 
     monkeypatch.setattr("onnxruntime.InferenceSession", Session)
-    monkeypatch.setattr(sys, "argv", ["recognise.py", *made])
-    exec(compile(_files()["recognise.py"], "recognise.py", "exec"), {})  # the README's own text
+    monkeypatch.setattr(sys, "argv", ["predict.py", *made])
+    exec(compile(predict_code("network.onnx"), "predict.py", "exec"), {"__file__": "predict.py"})
     for name, ours, theirs in zip(made, expected, Session.inputs, strict=True):
         assert theirs.dtype == np.float32
         assert np.array_equal(ours[None], theirs), name

@@ -88,6 +88,14 @@ def test_the_files_need_nothing_of_this_project(tmp_path: Path) -> None:
         return done.stdout
 
     assert run("bundle/predict.py", "photo.png") == f"photo.png: {NAMES[int(expected.argmax())]}\n"
+    # A deep picture, which Pillow alone would cut off to white.
+    deep = np.random.default_rng(2).integers(0, 65536, (50, 40)).astype(np.uint16)
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    with torch.no_grad():
+        answer = network(
+            torch.from_numpy(RECOGNITION.preprocessing(read_picture(tmp_path / "deep.png")))[None]
+        )
+    assert run("bundle/predict.py", "deep.png") == f"deep.png: {NAMES[int(answer.argmax())]}\n"
     code = (
         "import sys; sys.path.insert(0, 'bundle'); import network, torch\n"
         "logits = network.load()(torch.load('shown.pt', weights_only=True))[0].tolist()\n"
