@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
+from PIL import Image
 
 import nas
 from nas.accuracy.source import Accuracy, AccuracyError
@@ -171,6 +172,21 @@ class FakeTarget:
             kept.append(Round([float(each) for each in noisy], [5.0 / self.speed] * 3, {"load": 0.1}))
             on_round(len(kept.rounds), rounds)
         return measurement(subjects, kept.rounds, kept.rounds, {"cpu": self.device})
+
+
+# -- files ------------------------------------------------------------------------------------------
+
+
+def assert_drawn(png: Path) -> None:
+    """A PNG is a picture of some size in which something is drawn, neither blank nor cut off."""
+    with Image.open(png) as picture:
+        assert min(picture.size) >= 400, picture.size
+        pixels = np.asarray(picture.convert("L"))
+    dark = pixels < 128
+    # Ink in each quarter, and more background than ink.
+    middle = [side // 2 for side in pixels.shape]
+    for part in (dark[: middle[0]], dark[middle[0] :], dark[:, : middle[1]], dark[:, middle[1] :]):
+        assert 0.0005 < part.mean() < 0.5, part.mean()
 
 
 # -- commands ----------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from nas.tensors import write_tensors
 from search_spaces.architecture import Architecture
 from search_spaces.references import reference
 from search_spaces.space import SearchSpace
-from tests.cases import QUICK, TINY_SPACE, Run, refused
+from tests.cases import QUICK, TINY_SPACE, Run, assert_drawn, refused
 
 
 @pytest.mark.parametrize(
@@ -143,8 +143,12 @@ def test_a_search_ends_in_a_report_and_continues(run: Run, tmp_path: Path) -> No
     assert first.code == 0, first
     assert "no latency table yet" in first.out
     study = tmp_path / "results" / "host-tiny-synthetic"
-    for name in ("report.html", "pareto.png", "pareto.csv", "config.yaml", "study.journal"):
-        assert (study / name).stat().st_size > 0, name
+    assert_drawn(study / "pareto.png")
+    config = yaml.safe_load((study / "config.yaml").read_text())
+    assert (config["accuracy"]["epochs"], config["search"]["trials"]) == (1, 5)
+    assert config["search_space"]["stages"] == SearchSpace.from_dict(TINY_SPACE).to_dict()["stages"]
+    page = (study / "report.html").read_text()
+    assert all(row["id"] in page for row in csv.DictReader((study / "pareto.csv").open()))
     rows = list(csv.DictReader((study / "pareto.csv").open()))
     assert {row["name"] for row in rows if row["kind"] == "reference"} == {
         "mobilenet_v1_025",
@@ -187,8 +191,14 @@ def test_a_search_ends_in_a_report_and_continues(run: Run, tmp_path: Path) -> No
         "export.output=out/net.onnx",
     )
     assert exported.code == 0, exported
-    assert (tmp_path / "out" / "net.onnx").stat().st_size > 1000
-    assert (tmp_path / "out" / "net.safetensors").exists()
+    session = onnxruntime.InferenceSession(tmp_path / "out" / "net.onnx")
+    (scores,) = session.run(None, {"input": np.ones((1, 3, 16, 16), np.float32)})
+    assert scores.shape == (1, 4)
+    weights = load_file(tmp_path / "out" / "net.safetensors")
+    expected = Network(Architecture.from_yaml(architecture.read_text())).state_dict()
+    assert {name: value.shape for name, value in weights.items()} == {
+        name: value.shape for name, value in expected.items()
+    }
 
 
 def test_a_budget_nothing_can_meet_names_the_fastest_latency(run: Run) -> None:

@@ -191,9 +191,8 @@ def _print_row(name: str, rows: Array, worst_of: Sequence[Callable[[Array], floa
     print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
 
 
-def _latency_table(space: SearchSpace, folder: Path | None) -> LatencyTable:
-    if folder is not None:
-        return LatencyTable.load(folder)
+def estimated(space: SearchSpace) -> LatencyTable:
+    """The shipped estimate of a Raspberry Pi 4 for a space and the references."""
     references = reference_architectures(space).values()
     keys = reachable_layer_keys(space).union(*(layer_keys(each) for each in references))
     board = Hardware("rpi4", measured_here=False, estimate="rpi4")
@@ -219,7 +218,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     is_table = options.what in ("stages", "candidates")
     name = f"benchmark_{options.what}" if is_table else "mobilenet"
     space = SearchSpace.from_yaml(CONFIG_FOLDER / "search_space" / f"{name}.yaml")
-    latency = _latency_table(space, options.latency)
+    latency = LatencyTable.load(options.latency) if options.latency else estimated(space)
     if is_table or options.what == "space":
         print(f"{space.name}; latency: {latency.header.title}")
         print("Median and, in brackets, worst seed; HV is the share of the hypervolume in percent.")

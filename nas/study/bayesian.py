@@ -18,6 +18,7 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -85,6 +86,13 @@ class _Known:
     factor: float
 
 
+class Process(Protocol):
+    """What the networks evaluated so far say of others."""
+
+    def predict(self, features: Array) -> tuple[Array, Array]:
+        """Mean and standard deviation of their accuracies, (networks,) each."""
+
+
 class Evolution:
     """Proposes networks within the budget, each once; see the module's docstring.
 
@@ -104,7 +112,7 @@ class Evolution:
         self._expensive = expensive
         self._generator = random.Random(seed)
         self._noise = np.random.default_rng(seed)
-        self._encoder = _Encoder(neighbourhood)
+        self._encoder = Encoder(neighbourhood)
         self._known: list[_Known] = []
         self._top1: list[float] = []
         self._within: list[int] = []
@@ -251,14 +259,18 @@ class Evolution:
             front_costs += [pool[index].costs for index in best]
         self._reserve = [pool[index] for index in left[:_RESERVE]]
 
-    def _learn(self) -> GaussianProcess:
+    def _learn(self) -> Process:
         indices = np.arange(len(self._known))
         if len(indices) > _TRAINING_POINTS:
             rest = np.setdiff1d(indices, self._front)
             room = max(0, _TRAINING_POINTS - len(self._front))
             indices = np.concatenate([self._front, self._noise.choice(rest, room, replace=False)])
-        features = np.array([self._known[index].features for index in indices])
-        targets = np.array(self._top1)[indices]
+        return self.fit(
+            np.array([self._known[index].features for index in indices]), np.array(self._top1)[indices]
+        )
+
+    def fit(self, features: Array, targets: Array) -> Process:
+        """The process over networks, of their features, (networks, features), and accuracies, (networks,)."""
         groups = self._encoder.groups
         if len(self._known) >= _TUNING_GROWTH * self._tuned_at:
             self._tuned_at = len(self._known)
@@ -326,7 +338,7 @@ class Evolution:
         return np.array([-self._utility(index), *self._known[index].costs])
 
 
-class _Encoder:
+class Encoder:
     """Features of a candidate: its parameters, and its size relative to the fastest member."""
 
     group_count = 2

@@ -55,14 +55,20 @@ def test_a_result_becomes_a_calibrated_table(result: Path, tmp_path: Path) -> No
     assert len(read.groups) == 2
     made = import_result(read, RUNTIME, "rpi4", tmp_path, KEYS)
     table = LatencyTable.load(tmp_path)
-    assert table.entries == pytest.approx(made.entries) or table.entries.keys() == made.entries.keys()
     sources = {key: entry.source for key, entry in table.entries.items()}
+    assert sources == {key: entry.source for key, entry in made.entries.items()}
+    for key, entry in made.entries.items():
+        assert table.entries[key].latency_ms == pytest.approx(entry.latency_ms, rel=1e-5)
     assert [key for key in KEYS if sources[key] == "predicted"] == KEYS[-2:]
     assert set(sources.values()) == {"measured", "predicted"}
     assert table.header.calibration is not None
     assert len(table.header.sessions) == 2
     assert (tmp_path / "samples-2.jsonl").read_text().count("samples_ms") == 2
-    assert table.latency(NETWORKS[0]).latency_ms > 0
+    parts = [
+        table.header.calibration.layer_ms(key, entry.latency_ms)
+        for key, entry in table.layer_latencies(NETWORKS[0])
+    ]
+    assert table.latency(NETWORKS[0]).latency_ms == pytest.approx(sum(parts))
 
 
 def test_groups_of_a_kit_are_tied_together_by_layers_both_measured(tmp_path: Path) -> None:
@@ -144,7 +150,7 @@ def test_who_measures() -> None:
 
 def test_more_threads_than_cores_are_refused_before_anything_is_measured() -> None:
     here = Hardware("host", measured_here=True, affinity=(0,))
-    assert here.target(Runtime(threads=1), 0, print) is not None
+    assert isinstance(here.target(Runtime(threads=1), 0, print), LocalTarget)
     with pytest.raises(InputError, match="threads=2, but this process may use 1 core:"):
         here.target(Runtime(threads=2), 0, print)
 

@@ -36,6 +36,7 @@ def _other_device(estimate: EstimatedLayers, keys: list[LayerKey]) -> dict[Layer
     return {key: device.layer_ms(key) * float(generator.lognormal(0, 0.02)) for key in keys}
 
 
+@pytest.mark.slow
 def test_a_handful_of_layers_tells_the_rates_of_a_device(rpi4: EstimatedLayers, keys: list[LayerKey]) -> None:
     measured = _other_device(rpi4, keys[:300])
     errors = adaptation_errors(rpi4, measured, counts=(10, 30, 100, 1000), draws=3)

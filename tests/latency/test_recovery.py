@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -19,6 +20,7 @@ from nas.measuring.rounds import MeasurementError
 from nas.runtimes.runtime import Runtime
 from nas.saving import HeldError, hold
 from search_spaces.architecture import Architecture
+from search_spaces.errors import InputError
 from search_spaces.layers import LayerKey, layer_keys
 from search_spaces.references import reference
 from tests.cases import FakeTarget, small_space
@@ -51,6 +53,14 @@ def _command(
     )
 
 
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a command that nothing disturbed: to be read and copied only."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    _command(folder)
+    return folder
+
+
 def _check(folder: Path, whole: LatencyTable) -> None:
     """The folder holds what an undisturbed run leaves there, nothing twice and nothing more."""
     table = LatencyTable.load(folder)
@@ -75,10 +85,13 @@ def _check(folder: Path, whole: LatencyTable) -> None:
     assert not again
 
 
-@pytest.mark.parametrize("step", [9, pytest.param(1, marks=[pytest.mark.slow, pytest.mark.minute])])
-def test_a_profile_that_dies_before_any_file_operation_ends_whole(tmp_path: Path, step: int) -> None:
-    whole = _command(tmp_path / "whole")
-    _check(tmp_path / "whole", whole)
+@pytest.mark.slow
+@pytest.mark.parametrize("step", [9, pytest.param(1, marks=pytest.mark.minute)])
+def test_a_profile_that_dies_before_any_file_operation_ends_whole(
+    tmp_path: Path, undisturbed: Path, step: int
+) -> None:
+    whole = LatencyTable.load(undisturbed)
+    _check(undisturbed, whole)
     number = 0
     died = True
     while died:
@@ -93,8 +106,8 @@ def test_a_profile_that_dies_before_any_file_operation_ends_whole(tmp_path: Path
     assert number > 20
 
 
-def test_a_rerun_that_dies_as_well_ends_whole(tmp_path: Path) -> None:
-    whole = _command(tmp_path / "whole")
+def test_a_rerun_that_dies_as_well_ends_whole(tmp_path: Path, undisturbed: Path) -> None:
+    whole = LatencyTable.load(undisturbed)
     for first, second in ((7, 3), (12, 5), (15, 9)):
         folder = tmp_path / f"{first}-{second}"
         assert run_dying(lambda folder=folder: _command(folder), first, folder)
@@ -146,9 +159,8 @@ def test_an_extended_table_is_calibrated_on_each_network_once(tmp_path: Path) ->
 
 
 @pytest.fixture
-def saved(tmp_path: Path) -> Path:
-    _command(tmp_path / "saved")
-    return tmp_path / "saved"
+def saved(tmp_path: Path, undisturbed: Path) -> Path:
+    return shutil.copytree(undisturbed, tmp_path / "saved")
 
 
 def _cut_short(folder: Path, name: str) -> None:
@@ -281,9 +293,9 @@ def test_a_folder_from_elsewhere_moves_nothing_out_of_itself(saved: Path, tmp_pa
     target.write_text("mine")
     moves = {"table.csv": "../target"}
     (saved / ".commit.json").write_text(json.dumps({"moved": moves, "removed": []}))
-    with pytest.raises(Exception, match="which is no file of this folder"):
+    with pytest.raises(InputError, match="which is no file of this folder"):
         recovered(saved, "fake", RUNTIME)
     (saved / ".commit.json").write_text(json.dumps({"moved": {}, "removed": [str(target)]}))
-    with pytest.raises(Exception, match="which is no file of this folder"):
+    with pytest.raises(InputError, match="which is no file of this folder"):
         recovered(saved, "fake", RUNTIME)
     assert target.read_text() == "mine"

@@ -2,6 +2,7 @@ import csv
 import io
 import re
 from dataclasses import replace
+from xml.etree import ElementTree
 
 import pytest
 
@@ -18,7 +19,10 @@ from nas.page.files import (
 from nas.page.reading import read_study
 from nas.page.sentences import MIXED_KINDS
 from search_spaces.architecture import Architecture
+from tests.cases import assert_drawn
 from tests.page.report_cases import REFERENCES, made_up_study, network, report
+
+SVG = "http://www.w3.org/2000/svg"
 
 
 @pytest.fixture(scope="module")
@@ -82,11 +86,11 @@ def test_predicted_and_published_accuracies_are_never_mixed_silently(files: Repo
 
 def test_figures_are_written(files: ReportFiles) -> None:
     png, svg = files.figures
-    assert png.read_bytes().startswith(b"\x89PNG")
+    assert_drawn(png)
     text = svg.read_text(encoding="utf-8")
-    assert "<svg" in text
     # Text stays text, so that papers can restyle it.
-    assert "mobilenet_v1" in text
+    shown = {"".join(each.itertext()).strip() for each in ElementTree.fromstring(text).iter(f"{{{SVG}}}text")}
+    assert set(REFERENCES) <= shown, shown
 
 
 def test_the_same_study_gives_the_same_files(files: ReportFiles) -> None:

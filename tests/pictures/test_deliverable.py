@@ -76,6 +76,7 @@ TRAINED = [
 ]
 
 
+@pytest.mark.slow
 def test_the_readme_s_script_finds_the_reported_accuracy_again(
     run: Run,
     tmp_path: Path,

@@ -87,7 +87,8 @@ def test_settled_proposals_are_what_one_ranking_gave() -> None:
         for candidate in list(neighbourhood.members())[::4]:
             top1 = ACCURACY.accuracy(candidate.architecture).top1
             proposer.observe(candidate, (top1, candidate.latency.latency_ms))
-        while not proposer._queue and len(proposer.seen) < len(proposer._known) + 20:
+        known = len(proposer.seen)
+        while not proposer.settled and len(proposer.seen) < known + 20:
             proposer.propose()
     # Training is expensive: nothing is decided before the last result is known.
     assert cheap.settled > expensive.settled == 0

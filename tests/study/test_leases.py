@@ -264,6 +264,7 @@ def test_a_study_whose_creator_died_is_begun_by_the_next(url: str, monkeypatch: 
         open_study(storage, "other", Pareto(), small_space(), {})
 
 
+@pytest.mark.slow
 def test_the_trial_of_a_killed_worker_is_taken_over(url: str, tmp_path: Path) -> None:
     log = tmp_path / "asked"
     victim = start(url, log, trials=4, seconds=100.0)
@@ -302,6 +303,7 @@ def test_a_claim_is_void_where_an_earlier_one_stands(url: str) -> None:
     second.close()
 
 
+@pytest.mark.slow
 def test_workers_of_one_machine_share_a_database_too(url: str) -> None:
     storage = open_storage(url)
     study = open_study(storage, "s", Pareto(), small_space(), {})

@@ -1,3 +1,4 @@
+import random
 import threading
 from collections.abc import Callable
 
@@ -69,9 +70,9 @@ def test_a_plain_study_repeats_nothing_and_keeps_to_the_budget(jobs: int) -> Non
 
 
 def test_a_plain_study_proposes_what_the_search_proposes() -> None:
-    study, chosen = study_of(sampler(seed=5)), sampler(seed=5)
+    study = study_of(sampler(seed=5))
     study.optimize(evaluate, n_trials=30)
-    seed = chosen._generator.getrandbits(32)
+    seed = random.Random(5).getrandbits(32)  # a sampler serves several studies, each with a seed of its own
     proposer = make_proposer("evolution", Pareto(), neighbourhood(), seed)
     found = []
     for _ in range(30):
