@@ -11,11 +11,11 @@ from nas.pictures.recognition import Recognition
 from nas.saving import SaveError, write_atomically
 from nas.tensors import write_tensors
 from search_spaces.references import reference
-from tests.test_commands import Run, _refused, run  # noqa: F401 - a fixture
+from tests.cases import Run, refused
 
 
 def test_whatever_file_is_the_first_that_has_no_room(
-    run: Run,  # noqa: F811
+    run: Run,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -35,7 +35,7 @@ def test_whatever_file_is_the_first_that_has_no_room(
 
         with monkeypatch.context() as patch:
             patch.setattr(nas.export, "write_atomically", write)
-            _refused(run("export", *asked), "No space left on device")
+            refused(run("export", *asked), "No space left on device")
         assert not (tmp_path / "m.onnx").exists()
     outcome = run("export", *asked)
     assert outcome.code == 0, outcome
