@@ -44,7 +44,7 @@ from nas.accuracy.source import Accuracy
 from nas.help import CONFIG_FOLDER
 from nas.latency.predictor import LayerPredictor, standardised_features
 from nas.latency.table import LatencyTable
-from nas.study.bayesian import Encoder, Evolution, Process
+from nas.study.bayesian import CHEAP, Encoder, Evolution, Process
 from nas.study.neighbourhood import Candidate, Neighbourhood
 from nas.study.objective import Pareto
 from nas.study.pareto import front, hypervolume
@@ -73,14 +73,26 @@ class Library:
         features: (networks, features).
         targets: (networks,).
         noisy: whether deviations are those of observations, noise included.
+        optimizer: scikit-learn's; None keeps the kernel as it is.
+
+    Attributes:
+        kernel: as fitted.
     """
 
-    def __init__(self, kernel: Kernel, features: Array, targets: Array, noisy: bool = False) -> None:
+    def __init__(
+        self,
+        kernel: Kernel,
+        features: Array,
+        targets: Array,
+        noisy: bool = False,
+        optimizer: str | None = "fmin_l_bfgs_b",
+    ) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)
-            process = GaussianProcessRegressor(kernel, normalize_y=True, random_state=0)
+            process = GaussianProcessRegressor(kernel, optimizer=optimizer, normalize_y=True)
             self._process = process.fit(features, targets)
-        self._noise = 0.0 if noisy else process.kernel_.k2.noise_level * targets.var()
+        self.kernel = process.kernel_
+        self._noise = 0.0 if noisy else self.kernel.k2.noise_level * targets.var()
 
     def predict(self, features: Array) -> tuple[Array, Array]:
         """Means and standard deviations, (networks,) each."""
@@ -225,16 +237,18 @@ def compare_study() -> None:
 
 
 class _WithLibrary(Evolution):
-    """The default sampler with scikit-learn's process, tuned whenever it is asked anew."""
+    """The default sampler with scikit-learn's process, tuned as often and on as many networks."""
 
-    kernel = staticmethod(one_length)
+    kernel: Kernel | None = None
 
-    def fit(self, features: Array, targets: Array) -> Process:
-        return Library(self.kernel(features.shape[1]), features, targets)
-
-
-class _WithLengths(_WithLibrary):
-    kernel = staticmethod(a_length_each)
+    def fit(self, features: Array, targets: Array, tuned: bool) -> Process:
+        """See :meth:`Evolution.fit`."""
+        if tuned:
+            few = np.random.default_rng(0).permutation(len(targets))[: CHEAP.tuning_points]
+            start = one_length(features.shape[1])
+            self.kernel = Library(start, features[few], targets[few]).kernel
+        assert self.kernel is not None
+        return Library(self.kernel, features, targets, optimizer=None)
 
 
 def compare_search(seeds: int, evaluations: int) -> None:
@@ -253,7 +267,6 @@ def compare_search(seeds: int, evaluations: int) -> None:
         for title, sampler in {
             "the study's": Evolution,
             "scikit-learn, one length": _WithLibrary,
-            "scikit-learn, a length a feature": _WithLengths,
         }.items():
             shares, started = [], time.process_time()
             for seed in range(seeds):

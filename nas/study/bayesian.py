@@ -265,15 +265,22 @@ class Evolution:
             rest = np.setdiff1d(indices, self._front)
             room = max(0, _TRAINING_POINTS - len(self._front))
             indices = np.concatenate([self._front, self._noise.choice(rest, room, replace=False)])
-        return self.fit(
-            np.array([self._known[index].features for index in indices]), np.array(self._top1)[indices]
-        )
-
-    def fit(self, features: Array, targets: Array) -> Process:
-        """The process over networks, of their features, (networks, features), and accuracies, (networks,)."""
-        groups = self._encoder.groups
-        if len(self._known) >= _TUNING_GROWTH * self._tuned_at:
+        due = len(self._known) >= _TUNING_GROWTH * self._tuned_at
+        if due:
             self._tuned_at = len(self._known)
+        features = np.array([self._known[index].features for index in indices])
+        return self.fit(features, np.array(self._top1)[indices], due)
+
+    def fit(self, features: Array, targets: Array, tuned: bool) -> Process:
+        """The process over some networks.
+
+        Args:
+            features: (networks, features).
+            targets: (networks,), their accuracies.
+            tuned: whether its hyperparameters are to be found anew.
+        """
+        groups = self._encoder.groups
+        if tuned:
             self._hyperparameters = tune(
                 features, groups, targets, self._hyperparameters, self._noise, self._effort.tuning_points
             )
