@@ -36,7 +36,7 @@ from nas.devices.kit import read_result
 from nas.help import CONFIG_FOLDER
 from nas.latency.table import LatencyTable
 from nas.latency.validation import load_card
-from nas.page.report import read_study, report_of
+from nas.page.reading import read_study, report_of
 from nas.runtimes.runtime import Runtime
 from search_spaces.architecture import Architecture
 from search_spaces.layers import reachable_layer_keys

@@ -51,7 +51,7 @@ from nas.study.pareto import front, hypervolume
 from nas.study.surrogate import GaussianProcess, Hyperparameters, tune
 from search_spaces.layers import LayerKey
 from search_spaces.space import SearchSpace
-from tools.sampler_comparison import Problem
+from tools.sampler_comparison import World
 from tools.search_benchmark import estimated
 
 Array = NDArray[np.float64]
@@ -256,7 +256,7 @@ def compare_search(seeds: int, evaluations: int) -> None:
     marks = (evaluations // 3, evaluations)
     for name in _SPACES[:2]:
         space = SearchSpace.from_yaml(CONFIG_FOLDER / "search_space" / f"{name}.yaml")
-        problem = Problem(space, estimated(space), shipped_predictor(), _SCATTER)
+        problem = World(space, estimated(space), shipped_predictor(), _SCATTER)
         everything = problem.members()
         best, worst = everything[front(everything)], everything.max(axis=0)
         whole = hypervolume(best, worst)

@@ -7,7 +7,7 @@ from nas.study.objective import Budget, MnasNet, Objective, Pareto
 from nas.study.pareto import hypervolume
 from search_spaces.space import SearchSpace
 from tests.cases import MadeUpAccuracy, MadeUpLatency, small_space
-from tools.sampler_comparison import Problem
+from tools.sampler_comparison import World
 
 ACCURACY = MadeUpAccuracy()
 
@@ -46,7 +46,7 @@ def test_starts_from_the_fast_and_the_slow_corner() -> None:
 
 
 def test_finds_more_than_random_and_regularised_evolution() -> None:
-    problem = Problem(small_space(), MadeUpLatency(), ACCURACY)
+    problem = World(small_space(), MadeUpLatency(), ACCURACY)
     volumes = {
         name: [
             hypervolume(problem.run(name, Pareto(), seed, 60), np.array([-20.0, 12.0])) for seed in range(3)
@@ -73,7 +73,7 @@ def test_the_same_seed_proposes_the_same() -> None:
 
 
 def test_large_spaces_are_searched_too(mobilenet_space: SearchSpace) -> None:
-    found = Problem(mobilenet_space, MadeUpLatency(), ACCURACY).run("evolution", Pareto(), 0, 40, 300.0)
+    found = World(mobilenet_space, MadeUpLatency(), ACCURACY).run("evolution", Pareto(), 0, 40, 300.0)
     assert found.shape == (40, 2)
     assert found[:, 1].max() <= 300.0
 
