@@ -10,11 +10,11 @@ TABLE = reference("mobilenet_v1_025", 32, 10)
 
 
 def _front(count: int) -> list:
-    return [replace(network(60 + number, 1 + number, number), architecture=TABLE) for number in range(count)]
+    return [replace(network(60 + number, 1 + number, number), network=TABLE) for number in range(count)]
 
 
 def test_references_and_what_was_found_beside_them_come_first() -> None:
-    beside = replace(network(50, 5.5, 90, "mobilenet_v2"), architecture=TABLE)
+    beside = replace(network(50, 5.5, 90, "mobilenet_v2"), network=TABLE)
     found = finalists(report(*_front(10), beside), 3)
     # The most accurate; trial 4 takes 5 ms, mobilenet_v2 5.5; then the other end of the front.
     assert [each.trial for each in found.values()] == [9, 4, 0, 90]

@@ -68,7 +68,7 @@ _DATABASE = "DATABASE"
 # Of what a command writes, that the disk has room for.
 _DISK_SHARES = (0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 0.97, 1.05)
 _SPACE = """name: tiny
-resolutions: [96, 128]
+resolutions: [32]
 stems: [{channels: 16, activation: hswish}]
 stages:
 - {stride: 2, depths: [1, 2], widths: [24, 32], expansions: [3, 4]}
@@ -103,7 +103,10 @@ COMMANDS: dict[str, list[str]] = {
         "accuracy=train",
         "dataset=synthetic",
         "dataset.resolutions=[32]",
+        "dataset.limit=64",
         "accuracy.epochs=1",
+        "accuracy.scatter=0",
+        "accuracy.threads=1",
         "search.trials=4",
     ],
     "final": [
@@ -181,6 +184,7 @@ def run(
     """
     start = time.monotonic()
     printed = folder.with_name(f"{folder.name}.printed")
+    printed.touch()  # it may be killed before it does anything
     child = os.fork()
     if child == 0:
         _become(words, folder, printed, dies_before)

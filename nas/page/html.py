@@ -65,6 +65,9 @@ _SOURCES = {
     "published": "Accuracy: as its authors report it, with their training.",
 }
 
+# Block tables in a page, at most, besides those of the front, the references and the answers.
+_MOST_TABLES = 1_500
+
 
 def report_page(report: Report) -> str:
     """The page of one study."""
@@ -150,6 +153,7 @@ def _payload(report: Report) -> dict[str, Any]:
     front = [report.positions[network.trial] for network in report.front]
     found = [position for position in front if networks[position].kind != "reference"]
     layers = _Layers(report.layers)
+    tabled = _with_table(report)
     return {
         "name": report.name,
         "columns": PAPER_COLUMNS,
@@ -180,7 +184,10 @@ def _payload(report: Report) -> dict[str, Any]:
             "macs": [n.macs for n in networks],
             "parameters": [n.parameters for n in networks],
             "resolution": [n.resolution for n in networks],
-            "layers": [layers.indices(n.architecture) if n.architecture else None for n in networks],
+            "layers": [
+                layers.indices(n.architecture) if position in tabled and n.architecture else None
+                for position, n in enumerate(networks)
+            ],
         },
         "layers": layers.rows,
         "hypervolume": [(trial, round(share, 6)) for trial, share in report.hypervolume],
@@ -191,6 +198,18 @@ def _payload(report: Report) -> dict[str, Any]:
 def _rounded(latency_ms: float) -> float:
     # More digits than are ever printed, fewer than make the page large.
     return float(f"{latency_ms:.6g}")
+
+
+def _with_table(report: Report) -> frozenset[int]:
+    """Positions of the networks whose block tables the page holds: of a very long study not all."""
+    count = len(report.networks)
+    if count <= _MOST_TABLES:
+        return frozenset(range(count))
+    answers = [each for answer in report.answers for each in (answer.as_fast, answer.as_accurate) if each]
+    chosen = (*report.front, *report.references, *answers)
+    return frozenset(
+        {report.positions[each.trial] for each in chosen} | {*range(0, count, 1 + count // _MOST_TABLES)}
+    )
 
 
 def _first_shown(report: Report, found: Sequence[int]) -> int | None:

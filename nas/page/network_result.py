@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +12,47 @@ from nas.accuracy.source import Judgement
 from nas.cost import cost
 from nas.quantities import latency_text
 from search_spaces.architecture import Architecture
+from search_spaces.gate import Gate
+from search_spaces.space import SearchSpace
+from search_spaces.stage import Value
+
+
+class Member:
+    """A member of a search space that is built once somebody asks for it: of a long study few are looked at.
+
+    Args:
+        identity: id of the architecture, which decides about equality.
+        space: what it is a member of.
+        parameters: of the space.
+        gate: says where they come from, if they make no member.
+    """
+
+    __slots__ = ("_built", "_gate", "_parameters", "_space", "identity")
+
+    def __init__(
+        self, identity: str, space: SearchSpace, parameters: Mapping[str, Value], gate: Gate
+    ) -> None:
+        self.identity = identity
+        self._space, self._parameters, self._gate = space, parameters, gate
+        self._built: Architecture | None = None
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Member) and other.identity == self.identity
+
+    def __hash__(self) -> int:
+        return hash(self.identity)
+
+    @property
+    def architecture(self) -> Architecture:
+        """Its block table.
+
+        Raises:
+            InputError: of the gate's kind, if the parameters make no member.
+        """
+        if self._built is None:
+            with self._gate.reading():
+                self._built = self._space.build(self._parameters)
+        return self._built
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +75,7 @@ class NetworkResult:
         macs: multiply-accumulates.
         parameters: trainable parameters.
         resolution: side of the input image in pixels, None where unknown.
-        architecture: its block table, None for a network that is not of the family.
+        network: its block table, or what that is built from; None for a network that is not of the family.
         published: accuracy in percent that its authors report, None where there is none: it is for their
             recipe, and stands beside a prediction without being compared with it.
         latency_error_ms: one standard deviation of the latency, None where unknown.
@@ -57,13 +98,18 @@ class NetworkResult:
     macs: int
     parameters: int
     resolution: int | None
-    architecture: Architecture | None
+    network: Architecture | Member | None
     published: float | None = None
     latency_error_ms: float | None = None
     p90_ms: float | None = None
     p99_ms: float | None = None
     judgement: Judgement | None = None
     bytes_per_value: int = 4
+
+    @property
+    def architecture(self) -> Architecture | None:
+        """Its block table, None for a network that is not of the family."""
+        return self.network.architecture if isinstance(self.network, Member) else self.network
 
     @property
     def latency(self) -> str:
@@ -87,14 +133,14 @@ class NetworkResult:
     @property
     def peak_memory_mb(self) -> float | None:
         """Megabytes of feature maps held at once, None for a network that is not of the family."""
-        if self.architecture is None:
+        if (architecture := self.architecture) is None:
             return None
-        return cost(self.architecture).peak_values * self.bytes_per_value / 1e6
+        return cost(architecture).peak_values * self.bytes_per_value / 1e6
 
     @property
     def is_ours(self) -> bool:
         """Whether it was timed like the candidates: all but what torchvision and timm build."""
-        return self.trial >= 0 or self.architecture is not None
+        return self.trial >= 0 or self.network is not None
 
     @property
     def class_mean(self) -> float | None:

@@ -23,7 +23,7 @@ from nas.accuracy.source import Judgement, lower_bound
 from nas.cost import BYTES_PER_VALUE
 from nas.latency.table import MAX_MS
 from nas.page.importances import parameter_importances
-from nas.page.network_result import NetworkResult, losses
+from nas.page.network_result import Member, NetworkResult, losses
 from nas.page.report import JOINT, TRAINED, LayerLatency, Report, section
 from nas.study.journal import JournalReader, storage_of
 from nas.study.objective import THIRD_COSTS
@@ -206,9 +206,11 @@ def _network(
     deviation = accuracy.deviation
     if deviation is not None and accuracy.source == "measured":
         deviation = math.hypot(deviation, known.scatter)
-    architecture = record.table
-    if architecture is None and (trial.params or (record.kind != "reference" and not space.parameters())):
-        architecture = space.build(trial.params)
+    network: Architecture | Member | None = record.table
+    if network is None and (trial.params or (record.kind != "reference" and not space.parameters())):
+        network = Member(record.architecture, space, trial.params, gate)
+    # Of what has a name there are few.
+    known_by_name = network.architecture if record.name and isinstance(network, Member) else record.table
     return NetworkResult(
         trial=trial.number,
         id=record.architecture,
@@ -222,13 +224,27 @@ def _network(
         accuracy_source=accuracy.source,
         macs=record.macs,
         parameters=record.parameters,
-        resolution=architecture.resolution if architecture else record.resolution,
-        architecture=architecture,
-        published=_published_top1(record.name, architecture),
+        resolution=_resolution(gate, network, record, trial, space),
+        network=network,
+        published=_published_top1(record.name, known_by_name),
         judgement=accuracy.judgement,
         **_latency(gate, latency),
         **_percentiles(gate, latency, known.error_percent),
     )
+
+
+def _resolution(
+    gate: Gate, network: Architecture | Member | None, record: Trial, trial: FrozenTrial, space: SearchSpace
+) -> int | None:
+    """The side of a network's images without building it."""
+    if isinstance(network, Architecture):
+        return network.resolution
+    if network is None:
+        return record.resolution
+    found = trial.params.get("resolution", space.resolutions[0])
+    if found not in space.resolutions:
+        gate.fail(f"holds a trial at {found!r} px, which the space has not")
+    return int(found)
 
 
 def _finished(gate: Gate, network: NetworkResult, known: _Known) -> NetworkResult:
@@ -302,7 +318,7 @@ def _published(gate: Gate, references: Any, known: _Known) -> tuple[NetworkResul
                 macs=gate.integer("macs", each["macs"]),
                 parameters=gate.integer("parameters", each["parameters"]),
                 resolution=checked_resolution(gate, each["resolution"]),
-                architecture=architecture,
+                network=architecture,
                 **_latency(gate, latency),
                 **_percentiles(gate, latency, known.error_percent),
             )

@@ -39,7 +39,7 @@ def network(top1: float, latency_ms: float, trial: int = 0, name: str | None = N
         macs=10_000_000,
         parameters=1_000_000,
         resolution=224,
-        architecture=None,
+        network=None,
     )
 
 

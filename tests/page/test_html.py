@@ -86,7 +86,7 @@ def test_the_page_may_run_its_own_script_and_load_nothing() -> None:
 
 def test_embedded_layers_rebuild_the_printed_table() -> None:
     large = reference("mobilenet_v3_large")
-    page = Page(report_page(report(replace(network(75.0, 10.0, 1, "v3"), architecture=large))))
+    page = Page(report_page(report(replace(network(75.0, 10.0, 1, "v3"), network=large))))
     (study,) = studies_of(page)
     layers = [study["layers"][index] for index in study["networks"]["layers"][0]]
     cells = [row for layer in layers for row in layer["rows"]]
@@ -100,10 +100,23 @@ def test_embedded_layers_rebuild_the_printed_table() -> None:
 
 def test_five_thousand_networks_stay_small() -> None:
     members = [
-        replace(network(70.0 + i % 97 / 10, 5 + i % 89, i), architecture=reference("mobilenet_v2"))
+        replace(network(70.0 + i % 97 / 10, 5 + i % 89, i), network=reference("mobilenet_v2"))
         for i in range(5000)
     ]
     assert len(report_page(report(*members)).encode()) < 6e6
+
+
+def test_of_a_very_long_study_the_page_holds_the_tables_that_matter() -> None:
+    table = reference("mobilenet_v3_small")
+    networks = [network(60 - number / 1e3, 5 + number / 1e3, number) for number in range(4_000)]
+    networks[2_999] = network(70, 9.5, 2_999)
+    networks = [replace(each, network=table) for each in networks]
+    (study,) = studies_of(Page(report_page(report(*networks))))
+    tables = study["networks"]["layers"]
+    assert len(tables) == 4_000
+    assert sum(each is not None for each in tables) < 2_000
+    assert study["front"]
+    assert all(tables[position] for position in study["front"])
 
 
 def test_sources_are_named_beside_numbers() -> None:

@@ -223,7 +223,7 @@ def test_five_thousand_trials_open(
     members = [
         replace(
             network(40 + 38 * (1 - 3 / (3 + i % 997)) - i % 89 / 10, 5 + i % 997 / 10, i),
-            architecture=reference("mobilenet_v3_large", (128, 160, 192, 224)[i % 4]),
+            network=reference("mobilenet_v3_large", (128, 160, 192, 224)[i % 4]),
         )
         for i in range(5000)
     ]

@@ -91,7 +91,7 @@ def test_what_is_going_to_be_recommended_is_timed() -> None:
     found = [_made_up(number, 50 + number / 10, 5 + number / 10) for number in range(200)]
     references = [replace(network(50.0, 12.05, 200, "r"), id="aaaaaaaaaa")]
     block_table = reference("mobilenet_v2")
-    known = report(*(replace(each, architecture=block_table) for each in (*found, *references)))
+    known = report(*(replace(each, network=block_table) for each in (*found, *references)))
     chosen = list(known.worth_timing(20))
     assert len(chosen) < 20 + 8
     assert {"aaaaaaaaaa", found[0].id, found[-1].id, found[70].id, found[69].id} <= set(chosen)

@@ -318,7 +318,7 @@
       if (!network) return make("div", {}, "There is no reference to compare with.");
       const block = make("div", side ? { class: "two" } : {}, make("h3", {}, full(network)), facts(network));
       if (!network.layers.length) {
-        block.append(make("p", { class: "quiet" }, "Its block table is not kept in the study."));
+        block.append(make("p", { class: "quiet" }, "Its block table is not kept: it is of another family, or one of very many trials."));
         return block;
       }
       block.append(strip(network, value, total, timed), make("div", { class: "scroll" },

@@ -1,0 +1,73 @@
+"""Records of a study file are what JSON says, however their text is looked at."""
+
+import json
+
+import pytest
+
+from nas.study.journal import records
+from search_spaces.errors import InputError
+from search_spaces.gate import Gate
+
+_TEXT = '{"name": "CategoricalDistribution", "attributes": {"choices": [1, 2]}}'
+_TRIAL = {
+    "op_code": 4,
+    "worker_id": "w",
+    "study_id": 0,
+    "datetime_start": None,
+    "distributions": {"a": _TEXT, "b": _TEXT},
+    "params": {"a": 1, "b": 0},
+    "user_attrs": {"x": [1, 2.5, None, True]},
+}
+
+
+def _line(record: object) -> bytes:
+    return json.dumps(record, separators=(",", ":")).encode() + b"\n"
+
+
+def _read(*lines: bytes) -> list[object]:
+    return list(records(Gate("f"), lines))
+
+
+_INSIDE = {**_TRIAL, "user_attrs": {"distributions": {"a": '"}'}, "params": {"distributions": {}}}}
+_WHOLE = _line(_TRIAL)
+# Of two fields of one name the last counts.
+_AGAIN = b'"distributions":{"a":' + json.dumps(_TEXT).encode() + b"}," + b'"user_attrs"'
+_TWICE = _WHOLE.replace(b'"user_attrs"', _AGAIN).replace(b',"b":0', b"")
+_OTHER = {"op_code": 2, "worker_id": "w", "study_id": 0, "user_attr": _INSIDE["user_attrs"], "params": {}}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        _WHOLE,
+        _line({**_TRIAL, "distributions": {}, "params": {}}),
+        _line({name: _TRIAL[name] for name in reversed(_TRIAL)}),
+        _line(_INSIDE),
+        _line({name: _INSIDE[name] for name in reversed(_INSIDE)}),
+        json.dumps(_TRIAL).encode(),
+        _TWICE,
+        _line(_OTHER),
+    ],
+)
+def test_a_record_is_what_json_says(line: bytes) -> None:
+    assert _read(line, line, _WHOLE, line) == [json.loads(each) for each in (line, line, _WHOLE, line)]
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        _WHOLE.replace(b'"params":{"a":1', b'"params":{"a":NaN'),
+        _WHOLE.replace(b'"params":{"a":1', b'"params":{"c":1'),
+        _WHOLE.replace(b'"params":{"a":1', b'"params":{"a":1e999'),
+        _WHOLE.replace(b'"params":{"a":1', b'"params":{"a":true'),
+        _WHOLE.replace(b"Categorical", b"Other"),
+        _WHOLE.replace(b'"distributions":{', b'"distributions":{"c":7,'),
+        _WHOLE.replace(b'"},"params"', b'"},,"params"'),
+        _WHOLE.replace(b'"distributions":{', b'"distributions":{"c":NaN,'),
+        _WHOLE[:-3],
+    ],
+)
+def test_a_damaged_record_is_refused_with_its_line(damaged: bytes) -> None:
+    assert damaged != _WHOLE
+    with pytest.raises(InputError, match="is damaged in line 3"):
+        _read(_WHOLE, _WHOLE, damaged)
