@@ -245,7 +245,9 @@ def main() -> None:
     torch.set_num_threads(1)
     wanted = [name for name in arguments.reader.split(",") if name]
     outcomes: dict[str, Outcome] = {}
-    with tempfile.TemporaryDirectory() as temporary:
+    # In memory where there is such a folder: on a disk most of the time goes into files.
+    memory = Path("/dev/shm")  # noqa: S108 - a folder of our own below it
+    with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as temporary:
         for reader in readers(Path(temporary)):
             if wanted and reader.name not in wanted:
                 continue

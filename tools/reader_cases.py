@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
@@ -14,26 +15,34 @@ import numpy as np
 import optuna
 import safetensors.torch
 import torch
+from PIL import Image
 
 from nas.accuracy.csv import read_accel, read_extra
 from nas.accuracy.networks import read_networks
 from nas.accuracy.table import AccuracyTable
+from nas.data import DatasetSettings
 from nas.devices.kit import parse_result
 from nas.latency.calibration import Calibration
-from nas.latency.recovery import recovered
+from nas.latency.recovery import _interrupted, recovered
 from nas.latency.sessions import NetworkRecord, load_networks, networks_text
 from nas.latency.table import LatencyTable, TableHeader, entry
 from nas.latency.validation import CARD_SCHEMA, Card, load_card
 from nas.measuring import board, models
 from nas.measuring.rounds import Journal, Round
 from nas.overrides import read_own_file
-from nas.page.files import write_report
+from nas.page.files import pareto_csv, summary, write_report
+from nas.page.html import report_page
 from nas.page.reading import read_study, report_of
+from nas.pictures.decode import read_picture
+from nas.pictures.preprocessing import Preprocessing
+from nas.pictures.recognition import Recognition
 from nas.runtimes.runtime import Runtime
 from nas.saving import finish
 from nas.study.objective import Pareto
 from nas.study.storage import close_storage, open_storage, open_study
 from nas.tensors import read_tensors
+from nas.training import supernet_checkpoint
+from nas.training.supernet import Supernet
 from search_spaces.architecture import Architecture
 from search_spaces.errors import InputError
 from search_spaces.gate import Gate
@@ -68,6 +77,16 @@ stages:
   - {kernel: 5, expansion: 6, se: true}
 heads: [{conv_channels: 128}, {conv_ratio: 6, hidden_channels: 64}]
 rounding: {channel_divisor: 8, expansion_divisor: 8}
+"""
+
+_TINY = """
+name: tiny
+resolutions: [16]
+classes: 2
+stems: [{channels: 4}]
+stages: [{stride: 2, depths: [0, 1], widths: [4], expansions: [1, 2]}]
+heads: [{conv_channels: 4}]
+rounding: {channel_divisor: 4, expansion_divisor: 4}
 """
 
 
@@ -262,7 +281,7 @@ def _published() -> bytes:
     block = ["inverted_residual", 3, 16, 64, 24, 2, "relu", False, True, 0]
     network = {
         "stem": {"channels": 16, "activation": "hswish", "kernel": 3},
-        "blocks": [block],
+        "blocks": [block, *[[*block[:2], 24, *block[3:]]] * 3],
         "head": {"conv_channels": 96, "hidden_channels": 0, "activation": "hswish"},
         "resolution": 224,
         "top1": 51.5,
@@ -339,8 +358,9 @@ def readers(temporary: Path) -> list[Reader]:
         ),
         Reader("commit", [commit], _in_folder(".commit.json", finish)),
         Reader("study", [_study(temporary)], _in_folder("study.journal", _read_study)),
+        Reader("report", [_study_again(temporary)], _in_folder("study.journal", _drawn)),
         Reader(
-            "report",
+            "figures",
             [_study_again(temporary)],
             _in_folder("study.journal", lambda folder: write_report(folder, read_study(folder))),
         ),
@@ -363,6 +383,20 @@ def readers(temporary: Path) -> list[Reader]:
             _in_folder("t.csv", lambda folder: AccuracyTable(space, folder / "t.csv")),
         ),
         Reader("checkpoint", [_weights()], _in_folder("w.safetensors", _read_weights)),
+        Reader("noted", [_noted_weights()], _in_folder("w.safetensors", _read_notes)),
+        Reader(
+            "supernet",
+            [_supernet(temporary)],
+            _in_folder("s.safetensors", lambda folder: supernet_checkpoint.read(folder / "s.safetensors")),
+        ),
+        Reader(
+            "pending", [_pending()], _in_folder("pending.json", lambda folder: _interrupted(folder, tuple))
+        ),
+        Reader(
+            "picture",
+            _pictures(),
+            _in_folder("picture.png", lambda folder: read_picture(folder / "picture.png")),
+        ),
     ]
 
 
@@ -376,6 +410,57 @@ def _read_weights(folder: Path) -> object:
     if not all(bool(torch.isfinite(each).all()) for each in tensors.values() if each.is_floating_point()):
         raise AssertionError("NaN or infinity accepted")
     return tensors
+
+
+def _drawn(folder: Path) -> object:
+    """All of a report but the figures, which take a hundred times as long."""
+    report = report_of(read_study(folder), importances=False)
+    return report_page(report), summary(report), pareto_csv(report)
+
+
+def _noted_weights() -> bytes:
+    """What training writes: weights with what they recognise, and what they were trained on."""
+    recognition = Recognition(("cat", "dog"), Preprocessing.of_photos(32))
+    images = DatasetSettings("synthetic", None, 0.25, None)
+    notes = {**recognition.notes(), "dataset": json.dumps(images.to_dict())}
+    return safetensors.torch.save({"a.weight": torch.ones(2, 2)}, notes)
+
+
+def _read_notes(folder: Path) -> object:
+    gate = Gate("w.safetensors")
+    _, notes = read_tensors(folder / "w.safetensors", gate)
+    noted = notes.get("dataset")
+    images = None if noted is None else DatasetSettings.from_dict(gate.json(noted), gate)
+    return images, Recognition.from_notes(notes, gate)
+
+
+def _supernet(temporary: Path) -> bytes:
+    space = SearchSpace.from_dict(Gate("space").yaml(_TINY))
+    weights = dict(Supernet(space).shared.items())
+    losses = (1.0, 2.0, 3.0)
+    made = {"dataset": "synthetic"}
+    checkpoint = supernet_checkpoint.Checkpoint(
+        space, ("a", "b"), made, 1, 0, 2, (losses,), losses, weights, {}
+    )
+    path = temporary / "supernet.safetensors"
+    supernet_checkpoint.save(path, checkpoint)
+    return path.read_bytes()
+
+
+def _pending() -> bytes:
+    names = [*(str(key) for key in layer_keys(_NETWORK)[:3]), f"network_{_NETWORK.id}"]
+    content = {"subjects": names, "networks": {names[-1]: _NETWORK.to_dict()}, "rounds": 3}
+    return json.dumps(content).encode()
+
+
+def _pictures() -> list[bytes]:
+    pixels = np.arange(8 * 8 * 3, dtype=np.uint8).reshape(8, 8, 3)
+    found = []
+    for kind in ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP"):
+        content = io.BytesIO()
+        Image.fromarray(pixels).save(content, kind)
+        found.append(content.getvalue())
+    return found
 
 
 def _study_again(temporary: Path) -> bytes:
