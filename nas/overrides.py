@@ -13,6 +13,7 @@ import dataclasses
 import difflib
 import itertools
 import re
+import sys
 import types
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -25,7 +26,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from nas.help import FILE_GROUPS, choices_of, groups_of
-from nas.settings import ACCURACY_SCHEMAS, Chosen, HardwareConfig
+from nas.settings import ACCURACY_SCHEMAS, RENAMED_SAMPLERS, Chosen, HardwareConfig
 from nas.shell import remember
 from search_spaces.errors import InputError
 from search_spaces.gate import MAX_YAML_BYTES, Gate, JsonObject
@@ -73,6 +74,8 @@ def overrides_of(command: str, schema: type, arguments: Sequence[str]) -> list[s
         bare = key.lstrip("+~")
         if not bare.startswith("hydra"):
             _check_key(command, key, kinds, groups_of(command))
+        if key == "sampler":
+            value = _sampler(value)
         if key in FILE_GROUPS and _names_files(value):
             options = [_own_file(key, each) for each in _files(value, several)]
             result.append(f"{key}={','.join(options)}")
@@ -201,6 +204,14 @@ def _own_file(group: str, value: str) -> str:
     option = f"own_file_{next(_numbers)}"
     ConfigStore.instance().store(group=group, name=option, node=data)
     return option
+
+
+def _sampler(value: str) -> str:
+    """A sampler, or several to try one after the other, by today's names."""
+    names = value.split(",")
+    for old in [each for each in names if each in RENAMED_SAMPLERS]:
+        print(f"warning: sampler={old} is called sampler={RENAMED_SAMPLERS[old]} now", file=sys.stderr)
+    return ",".join(RENAMED_SAMPLERS.get(each, each) for each in names)
 
 
 def _quoted(key: str, value: str, kind: str, several: bool) -> str:

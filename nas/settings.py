@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     Chosen: TypeAlias = object
 else:
     Chosen = Any
+# Samplers by the names they had before.
+RENAMED_SAMPLERS = {"evolution": "bayesian"}
 # Of a network's input; search_spaces refuses less.
 LEAST_RESOLUTION = 8
 
@@ -471,7 +473,7 @@ class SamplerConfig:
     """How the next network is proposed; see :mod:`nas.study.samplers`.
 
     Attributes:
-        name: evolution, or one of Optuna's samplers.
+        name: bayesian, or one of Optuna's samplers.
     """
 
     name: str = MISSING

@@ -167,7 +167,7 @@ def test_help_is_printed_by_the_command() -> None:
     ("words", "found"),
     [
         (["search", "hardware=rpi"], ["hardware=rpi3", "hardware=rpi4", "hardware=rpi5"]),
-        (["search", "sampler=ev"], ["sampler=evolution"]),
+        (["search", "sampler=ba"], ["sampler=bayesian"]),
         (["search", "accuracy=train", "accuracy.ep"], ["accuracy.epochs="]),
         (["search", "accuracy.ep"], []),
         (["profile", "profile.k"], ["profile.kit="]),

@@ -234,3 +234,11 @@ def test_names_are_no_budgets_in_ms(text: str) -> None:
 def test_a_budget_is_a_positive_finite_number(text: str) -> None:
     with pytest.raises(InputError, match=r"search\.budget_ms"):
         milliseconds(text)
+
+
+def test_a_sampler_s_former_name_means_today_s_and_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    assert overrides_of("search", SearchConfig, ["sampler=evolution"]) == ["sampler=bayesian"]
+    assert "sampler=evolution is called sampler=bayesian now" in capsys.readouterr().err
+    several = ["--multirun", "sampler=tpe,evolution"]
+    assert overrides_of("search", SearchConfig, several) == ["--multirun", "sampler=tpe,bayesian"]
+    assert overrides_of("search", SearchConfig, ["sampler=tpe"]) == ["sampler=tpe"]

@@ -44,7 +44,7 @@ from nas.accuracy.source import Accuracy
 from nas.help import CONFIG_FOLDER
 from nas.latency.predictor import LayerPredictor, standardised_features
 from nas.latency.table import LatencyTable
-from nas.study.bayesian import CHEAP, Encoder, Evolution, Process
+from nas.study.bayesian import CHEAP, BayesianProposer, Encoder, Process
 from nas.study.neighbourhood import Candidate, Neighbourhood
 from nas.study.objective import Pareto
 from nas.study.pareto import front, hypervolume
@@ -236,13 +236,13 @@ def compare_study() -> None:
                 rows.add(title, truth[-_OTHERS:], mean, deviation, time.process_time() - started)
 
 
-class _WithLibrary(Evolution):
+class _WithLibrary(BayesianProposer):
     """The default sampler with scikit-learn's process, tuned as often and on as many networks."""
 
     kernel: Kernel | None = None
 
     def fit(self, features: Array, targets: Array, tuned: bool) -> Process:
-        """See :meth:`Evolution.fit`."""
+        """See :meth:`BayesianProposer.fit`."""
         if tuned:
             few = np.random.default_rng(0).permutation(len(targets))[: CHEAP.tuning_points]
             start = one_length(features.shape[1])
@@ -265,7 +265,7 @@ def compare_search(seeds: int, evaluations: int) -> None:
         )
         print(f"| process | HV@{marks[0]} | HV@{marks[1]} | seconds a run |\n|---|---|---|---|")
         for title, sampler in {
-            "the study's": Evolution,
+            "the study's": BayesianProposer,
             "scikit-learn, one length": _WithLibrary,
         }.items():
             shares, started = [], time.process_time()

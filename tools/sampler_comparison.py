@@ -31,7 +31,7 @@ from search_spaces.space import SearchSpace
 
 Array = NDArray[np.float64]
 
-SAMPLERS = ("evolution", "nsga2", "tpe", "random", "regularised_evolution")
+SAMPLERS = ("bayesian", "nsga2", "tpe", "random", "regularised_evolution")
 
 
 class World:

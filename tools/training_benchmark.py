@@ -38,7 +38,7 @@ import torch
 from scipy.stats import kendalltau
 
 from nas.accuracy.supernet import SupernetAccuracy
-from nas.accuracy.train import Recipe, evaluate, fit
+from nas.accuracy.train import Recipe, fit, judge_on
 from nas.data import DatasetSettings, ImageSource, Split, TensorImages, load
 from nas.help import CONFIG_FOLDER
 from nas.latency.deployment import measure_deployments
@@ -315,7 +315,7 @@ def _trained(
     training = FinalTraining(made(), split, recipe, _ONE_PROCESS)
     began = time.process_time()
     training.run()
-    return evaluate(training.result, judged_on, 500), time.process_time() - began
+    return judge_on(training.result, judged_on, split.classes, 500).top1, time.process_time() - began
 
 
 def _alone(architecture: Architecture, split: Split, seed: int) -> tuple[float, float]:
@@ -325,7 +325,7 @@ def _alone(architecture: Architecture, split: Split, seed: int) -> tuple[float, 
     began = time.process_time()
     network = fit(architecture, split, recipe)
     seconds = time.process_time() - began
-    return evaluate(network, split.test, 500), seconds
+    return judge_on(network, split.test, split.classes, 500).top1, seconds
 
 
 def _supernet(space: SearchSpace, split: Split, seed: int, checkpoint: Path) -> float:

@@ -149,19 +149,6 @@ class TrainedAccuracy:
         return judge_quantized(network, split) if self.int8 else judge(network, split, self.recipe)
 
 
-def train(architecture: Architecture, split: Split, recipe: Recipe) -> tuple[Network, float]:
-    """Train a network from scratch.
-
-    Returns:
-        The trained network and its top-1 accuracy in percent on the validation images.
-
-    Raises:
-        AccuracyError: if the training diverges, or the classes do not fit.
-    """
-    network = fit(architecture, split, recipe)
-    return network, judge(network, split, recipe).top1
-
-
 def fit(architecture: Architecture, split: Split, recipe: Recipe) -> Network:
     """Train a network, from scratch or from the weights that it can inherit.
 
@@ -237,11 +224,6 @@ def judge_on(network: nn.Module, images: ImageSource, classes: Sequence[str], ba
     return Judgement.of(found.tolist(), images.labels.tolist(), classes)
 
 
-def evaluate(network: nn.Module, images: ImageSource, batch_size: int) -> float:
-    """Top-1 accuracy in percent."""
-    return 100 * (answers(network, images, batch_size) == images.labels).float().mean().item()
-
-
 @torch.inference_mode()
 def answers(network: nn.Module, images: ImageSource, batch_size: int) -> Tensor:
     """(N,) class numbers that a network gives images, in their order."""
@@ -254,11 +236,6 @@ def answers(network: nn.Module, images: ImageSource, batch_size: int) -> Tensor:
 def calibration_images(split: Split) -> list[NDArray[np.float32]]:
     """Training images that tell the ranges of an int8 network, all classes alike: each (1, 3, H, W)."""
     return [image[None].numpy() for image in balanced_sample(split.train, CALIBRATION_IMAGES)]
-
-
-def quantized_top1(network: Network, split: Split) -> float:
-    """Top-1 in percent of the int8 network that ``nas.export`` would write, on the validation images."""
-    return judge_quantized(network, split).top1
 
 
 def judge_quantized(network: Network, split: Split) -> Judgement:

@@ -1,6 +1,6 @@
-"""The default sampler: evolution by single design steps, guided by what the study has learned so far.
+"""The default sampler: Bayesian optimisation whose candidates are children of the front.
 
-    proposer = Evolution(Neighbourhood(space, latency, budget_ms=20.0), Pareto(), seed=0)
+    proposer = BayesianProposer(Neighbourhood(space, latency, budget_ms=20.0), Pareto(), seed=0)
     candidate = proposer.propose()
     proposer.observe(candidate, (top1, latency_ms))
 
@@ -93,7 +93,7 @@ class Process(Protocol):
         """Mean and standard deviation of their accuracies, (networks,) each."""
 
 
-class Evolution:
+class BayesianProposer:
     """Proposes networks within the budget, each once; see the module's docstring.
 
     Args:

@@ -2,7 +2,7 @@
 
     proposer = make_proposer("nsga2", objective, Neighbourhood(space, latency, budget_ms), seed=0)
 
-    sampler = EvolutionSampler(Neighbourhood(space, latency, budget_ms), Pareto(), seed=0)
+    sampler = BayesianSampler(Neighbourhood(space, latency, budget_ms), Pareto(), seed=0)
     study = optuna.create_study(directions=["maximize", "minimize"], sampler=sampler)
     study.optimize(lambda trial: evaluate(space.suggest(trial)), n_trials=100)
 
@@ -38,7 +38,8 @@ from optuna.samplers import (
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from nas.study.bayesian import Evolution, first_unseen
+from nas.settings import RENAMED_SAMPLERS
+from nas.study.bayesian import BayesianProposer, first_unseen
 from nas.study.neighbourhood import Candidate, Neighbourhood, SpaceExhaustedError
 from nas.study.objective import Objective, directions, names
 from search_spaces.architecture import Architecture
@@ -142,8 +143,8 @@ class OptunaProposer:
             self._study.tell(trial, values)
 
 
-class EvolutionSampler(BaseSampler):
-    """Our sampler, :class:`nas.study.bayesian.Evolution`, for any Optuna study.
+class BayesianSampler(BaseSampler):
+    """Our sampler, :class:`nas.study.bayesian.BayesianProposer`, for any Optuna study.
 
     It learns from all complete trials of the study whose parameters are a network of the space, whoever
     made them, and proposes no network twice, those of running and failed trials included. Parameters
@@ -196,7 +197,7 @@ class EvolutionSampler(BaseSampler):
         with self._lock:
             self._learn(study, trial)
             try:
-                candidate = self._evolution.propose()
+                candidate = self._proposer.propose()
             except SpaceExhaustedError as error:
                 try:
                     study.stop()
@@ -218,7 +219,7 @@ class EvolutionSampler(BaseSampler):
                 wanted = ", ".join(names(self._objective))
                 raise ValueError(f"the study has {len(study.directions)} values, not {wanted}")
             seed = self._generator.getrandbits(32)
-            self._evolution = Evolution(self._neighbourhood, self._objective, seed, self._expensive)
+            self._proposer = BayesianProposer(self._neighbourhood, self._objective, seed, self._expensive)
             self._study_name, self._observed = study.study_name, set[int]()
         sign = 1 if study.directions[0] == StudyDirection.MAXIMIZE else -1
         for trial in study.get_trials(deepcopy=False):
@@ -227,9 +228,9 @@ class EvolutionSampler(BaseSampler):
             candidate = self._candidate(trial)
             if candidate is not None and trial.state == TrialState.COMPLETE:
                 utility, *costs = trial.values
-                self._evolution.observe(candidate, (sign * utility, *costs))
+                self._proposer.observe(candidate, (sign * utility, *costs))
             elif candidate is not None:
-                self._evolution.seen.add(candidate.architecture)
+                self._proposer.seen.add(candidate.architecture)
             if trial.state.is_finished():
                 self._observed.add(trial.number)
 
@@ -241,6 +242,10 @@ class EvolutionSampler(BaseSampler):
         except NotInSpaceError:
             return None
         return self._neighbourhood.realise(parameters)
+
+
+# What it was called before; kept for whoever imports it.
+EvolutionSampler = BayesianSampler
 
 
 def make_proposer(
@@ -258,13 +263,17 @@ def make_proposer(
     Raises:
         SamplerError: if there is no such sampler.
     """
+    if name in RENAMED_SAMPLERS:
+        today = RENAMED_SAMPLERS[name]
+        warnings.warn(f"the sampler {name} is called {today} now", FutureWarning, stacklevel=2)
+        name = today
     if name not in SAMPLERS:
         raise SamplerError(f"unknown sampler {name!r}: known are {', '.join(SAMPLERS)}")
     return SAMPLERS[name](objective, neighbourhood, seed, expensive)
 
 
-def _evolution(objective: Objective, neighbourhood: Neighbourhood, seed: int, expensive: bool) -> Proposer:
-    return Evolution(neighbourhood, objective, seed, expensive)
+def _bayesian(objective: Objective, neighbourhood: Neighbourhood, seed: int, expensive: bool) -> Proposer:
+    return BayesianProposer(neighbourhood, objective, seed, expensive)
 
 
 def optuna_sampler(make: Callable[[int], BaseSampler]) -> MakesProposer:
@@ -277,10 +286,10 @@ def optuna_sampler(make: Callable[[int], BaseSampler]) -> MakesProposer:
 
 
 MakesProposer = Callable[[Objective, Neighbourhood, int, bool], Proposer]
-DEFAULT_SAMPLER = "evolution"
+DEFAULT_SAMPLER = "bayesian"
 # A sampler is a line here and a YAML in conf/sampler.
 SAMPLERS: dict[str, MakesProposer] = {
-    "evolution": _evolution,
+    "bayesian": _bayesian,
     "nsga2": optuna_sampler(lambda seed: NSGAIISampler(seed=seed)),
     "nsga3": optuna_sampler(_nsga3),
     "tpe": optuna_sampler(lambda seed: TPESampler(seed=seed, multivariate=True)),

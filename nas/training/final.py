@@ -23,6 +23,7 @@ from nas.data import Split
 from nas.network import Network
 from nas.pictures.preprocessing import DEVIATION, MEAN
 from nas.tensors import read_tensors, write_tensors
+from nas.training.optimizers import parameter_groups
 from nas.training.processes import Processes
 from nas.training.supernet_training import TrainingError, cosine_rate, is_out_of_memory
 from search_spaces.errors import InputError
@@ -416,14 +417,7 @@ def _difference(old: object, new: object) -> str:
 
 
 def _optimizer(network: Network, recipe: FinalRecipe) -> torch.optim.Optimizer:
-    # Norms and biases are not decayed, as in the MobileNet papers' training code.
-    groups = [
-        {
-            "params": [each for each in network.parameters() if each.ndim > 1],
-            "weight_decay": recipe.weight_decay,
-        },
-        {"params": [each for each in network.parameters() if each.ndim <= 1], "weight_decay": 0.0},
-    ]
+    groups = parameter_groups(network, recipe.weight_decay)
     if recipe.optimizer == "sgd":
         nesterov = recipe.momentum > 0
         return torch.optim.SGD(groups, lr=0.0, momentum=recipe.momentum, nesterov=nesterov)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from nas.data import Split
+from nas.training.optimizers import parameter_groups
 from nas.training.processes import Processes
 from nas.training.supernet import Supernet, extreme_member
 from nas.training.supernet_checkpoint import Checkpoint, CheckpointError, read, save
@@ -146,7 +147,7 @@ class SupernetTraining:
         self._smallest = extreme_member(supernet.space, "smallest")
         # An incomplete last batch is dropped.
         self._per_epoch = max(1, len(split.train) // self.batch_size)
-        self._optimizer = torch.optim.AdamW(_groups(supernet, recipe.weight_decay), lr=0.0)
+        self._optimizer = torch.optim.AdamW(parameter_groups(supernet, recipe.weight_decay), lr=0.0)
         self._epoch, self._batch = 0, 0
         self._partial: tuple[float, ...] = (0.0, 0.0, 0.0)
         self.curve: list[tuple[float, ...]] = []
@@ -369,10 +370,3 @@ def cosine_rate(peak: float, warmup_epochs: float, step: int, steps: int, per_ep
     if step < warmup:
         return peak * (step + 1) / (warmup + 1)
     return peak * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup))) / 2
-
-
-def _groups(supernet: Supernet, weight_decay: float) -> list[dict[str, object]]:
-    # Norms and biases are not decayed, as in the MobileNet papers' training code.
-    decayed = [each for each in supernet.parameters() if each.ndim > 1]
-    plain = [each for each in supernet.parameters() if each.ndim <= 1]
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]

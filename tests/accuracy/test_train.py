@@ -8,7 +8,7 @@ import torch
 import yaml
 
 from nas.accuracy.source import AccuracyError
-from nas.accuracy.train import Recipe, TrainedAccuracy, evaluate, quantized_top1, train
+from nas.accuracy.train import Recipe, TrainedAccuracy, fit, judge, judge_on, judge_quantized
 from nas.data import DatasetSettings, load
 from nas.training.final import FinalTraining
 from search_spaces.architecture import Architecture
@@ -32,19 +32,20 @@ RECIPE = Recipe(epochs=8, batch_size=32, learning_rate=0.01, device="cpu", threa
 
 def test_a_network_learns_and_is_judged_on_unseen_images() -> None:
     split = load(STRIPES, 16)
-    network, top1 = train(SMALL, split, RECIPE)
-    assert top1 >= 75
-    assert top1 == evaluate(network, split.validation, 7)
-    _, untrained = train(SMALL, split, replace(RECIPE, epochs=1, learning_rate=1e-9))
-    assert untrained < 60
+    network = fit(SMALL, split, RECIPE)
+    found = judge(network, split, RECIPE)
+    assert found.top1 >= 75
+    assert found == judge_on(network, split.validation, split.classes, 7)
+    untrained = fit(SMALL, split, replace(RECIPE, epochs=1, learning_rate=1e-9))
+    assert judge(untrained, split, RECIPE).top1 < 60
 
 
 def test_training_is_deterministic_for_a_seed() -> None:
     split = load(STRIPES, 16)
     recipe = replace(RECIPE, epochs=2)
-    (one, _), (two, _) = train(SMALL, split, recipe), train(SMALL, split, recipe)
+    one, two = fit(SMALL, split, recipe), fit(SMALL, split, recipe)
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
-    (other, _) = train(SMALL, split, replace(recipe, seed=1))
+    other = fit(SMALL, split, replace(recipe, seed=1))
     assert not all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
 
 
@@ -57,12 +58,12 @@ def test_accuracy_says_that_it_was_measured() -> None:
 
 def test_where_networks_run_in_int8_the_quantised_one_is_judged(monkeypatch: pytest.MonkeyPatch) -> None:
     split = load(STRIPES, 16)
-    network, exact = train(SMALL, split, RECIPE)
-    quantised = quantized_top1(network, split)
-    assert abs(quantised - exact) <= 5
+    network = fit(SMALL, split, RECIPE)
+    quantised = judge_quantized(network, split).top1
+    assert abs(quantised - judge(network, split, RECIPE).top1) <= 5
     # Without any range worth the name it recognises nothing: the answer is the integers' own.
     monkeypatch.setattr("nas.quantize.activation_ranges", lambda model, images: {"input": (0.0, 1e-6)})
-    assert quantized_top1(network, split) < 60
+    assert judge_quantized(network, split).top1 < 60
     monkeypatch.undo()
     found = TrainedAccuracy(partial(load, STRIPES), RECIPE, int8=True).accuracy(SMALL)
     assert found.top1 == quantised
@@ -127,12 +128,12 @@ def test_epochs_done_are_not_trained_again(tmp_path: Path, monkeypatch: pytest.M
 
 def test_classes_must_fit() -> None:
     with pytest.raises(AccuracyError, match="the network has 10 classes, the dataset 4"):
-        train(replace(SMALL, classes=10), load(STRIPES, 16), RECIPE)
+        fit(replace(SMALL, classes=10), load(STRIPES, 16), RECIPE)
 
 
 def test_divergence_is_said() -> None:
     with pytest.raises(AccuracyError, match=r"not finite in epoch 1, .* lower accuracy\.learning_rate"):
-        train(SMALL, load(STRIPES, 16), replace(RECIPE, learning_rate=1e30))
+        fit(SMALL, load(STRIPES, 16), replace(RECIPE, learning_rate=1e30))
 
 
 def test_recipes_are_checked() -> None:

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from nas.study.bayesian import Evolution
+from nas.study.bayesian import BayesianProposer
 from nas.study.neighbourhood import Neighbourhood
 from nas.study.objective import Budget, MnasNet, Objective, Pareto
 from nas.study.pareto import hypervolume
@@ -15,7 +15,7 @@ ACCURACY = MadeUpAccuracy()
 @pytest.mark.parametrize("expensive", [False, True])
 @pytest.mark.parametrize("objective", [Pareto(), Pareto(third="parameters"), Budget(), MnasNet(1.5)])
 def test_proposals_are_new_and_within_the_budget(objective: Objective, expensive: bool) -> None:
-    proposer = Evolution(
+    proposer = BayesianProposer(
         Neighbourhood(small_space(), MadeUpLatency(), 2.0), objective, seed=3, expensive=expensive
     )
     proposed = set()
@@ -31,7 +31,7 @@ def test_proposals_are_new_and_within_the_budget(objective: Objective, expensive
 
 def test_starts_from_the_fast_and_the_slow_corner() -> None:
     neighbourhood = Neighbourhood(small_space(), MadeUpLatency(), 2.0)
-    proposer = Evolution(neighbourhood, Pareto(), seed=0)
+    proposer = BayesianProposer(neighbourhood, Pareto(), seed=0)
     within = [member.latency.latency_ms for member in neighbourhood.members()]
     assert proposer.propose().latency.latency_ms == min(within)
     # The slow corner cannot be enlarged by any single step.
@@ -51,15 +51,15 @@ def test_finds_more_than_random_and_regularised_evolution() -> None:
         name: [
             hypervolume(problem.run(name, Pareto(), seed, 60), np.array([-20.0, 12.0])) for seed in range(3)
         ]
-        for name in ("evolution", "random", "regularised_evolution")
+        for name in ("bayesian", "random", "regularised_evolution")
     }
-    assert min(volumes["evolution"]) > max(volumes["random"])
-    assert min(volumes["evolution"]) > max(volumes["regularised_evolution"])
+    assert min(volumes["bayesian"]) > max(volumes["random"])
+    assert min(volumes["bayesian"]) > max(volumes["regularised_evolution"])
 
 
 def test_the_same_seed_proposes_the_same() -> None:
     def run(seed: int) -> list[str]:
-        proposer = Evolution(Neighbourhood(small_space(), MadeUpLatency()), Pareto(), seed)
+        proposer = BayesianProposer(Neighbourhood(small_space(), MadeUpLatency()), Pareto(), seed)
         found = []
         for _ in range(30):
             candidate = proposer.propose()
@@ -73,7 +73,7 @@ def test_the_same_seed_proposes_the_same() -> None:
 
 
 def test_large_spaces_are_searched_too(mobilenet_space: SearchSpace) -> None:
-    found = World(mobilenet_space, MadeUpLatency(), ACCURACY).run("evolution", Pareto(), 0, 40, 300.0)
+    found = World(mobilenet_space, MadeUpLatency(), ACCURACY).run("bayesian", Pareto(), 0, 40, 300.0)
     assert found.shape == (40, 2)
     assert found[:, 1].max() <= 300.0
 
@@ -81,7 +81,7 @@ def test_large_spaces_are_searched_too(mobilenet_space: SearchSpace) -> None:
 def test_settled_proposals_are_what_one_ranking_gave() -> None:
     neighbourhood = Neighbourhood(small_space(), MadeUpLatency())
     cheap, expensive = (
-        Evolution(neighbourhood, Pareto(), seed=0, expensive=expensive) for expensive in (False, True)
+        BayesianProposer(neighbourhood, Pareto(), seed=0, expensive=expensive) for expensive in (False, True)
     )
     for proposer in (cheap, expensive):
         for candidate in list(neighbourhood.members())[::4]:

@@ -84,7 +84,7 @@ def test_an_interrupted_search_goes_on_where_it_stopped(tmp_path: Path) -> None:
     assert set(accuracy.asked.values()) == {1}
 
 
-@pytest.mark.parametrize("sampler", ["evolution", "nsga2"])
+@pytest.mark.parametrize("sampler", ["bayesian", "nsga2"])
 def test_stops_when_all_members_are_evaluated(sampler: str) -> None:
     tiny = SMALL | {"resolutions": [32], "stages": SMALL["stages"][:1]}
     study, accuracy = memory_study(), MadeUpAccuracy()
@@ -165,5 +165,5 @@ def test_other_objectives(objective: Budget | MnasNet | Pareto) -> None:
 
 
 def test_unknown_samplers_are_named() -> None:
-    with pytest.raises(SamplerError, match=r"unknown sampler 'annealing': known are evolution, nsga2"):
+    with pytest.raises(SamplerError, match=r"unknown sampler 'annealing': known are bayesian, nsga2"):
         search(memory_study(), MadeUpAccuracy(), sampler="annealing")

@@ -10,7 +10,7 @@ from optuna.trial import TrialState
 
 from nas.study.neighbourhood import BudgetError, Neighbourhood, SpaceExhaustedError
 from nas.study.objective import Budget, Objective, Pareto
-from nas.study.samplers import SAMPLERS, EvolutionSampler, SamplerError, distributions, make_proposer
+from nas.study.samplers import SAMPLERS, BayesianSampler, SamplerError, distributions, make_proposer
 from search_spaces.space import SearchSpace
 from tests.cases import SMALL, MadeUpAccuracy, MadeUpLatency, small_space
 
@@ -32,8 +32,8 @@ def neighbourhood(space: SearchSpace = CONDITIONAL, budget_ms: float | None = BU
     return Neighbourhood(space, MadeUpLatency(), budget_ms)
 
 
-def sampler(objective: Objective | None = None, seed: int = 0) -> EvolutionSampler:
-    return EvolutionSampler(neighbourhood(), objective or Pareto(), seed)
+def sampler(objective: Objective | None = None, seed: int = 0) -> BayesianSampler:
+    return BayesianSampler(neighbourhood(), objective or Pareto(), seed)
 
 
 def evaluate(trial: optuna.Trial) -> tuple[float, float]:
@@ -73,7 +73,7 @@ def test_a_plain_study_proposes_what_the_search_proposes() -> None:
     study = study_of(sampler(seed=5))
     study.optimize(evaluate, n_trials=30)
     seed = random.Random(5).getrandbits(32)  # a sampler serves several studies, each with a seed of its own
-    proposer = make_proposer("evolution", Pareto(), neighbourhood(), seed)
+    proposer = make_proposer("bayesian", Pareto(), neighbourhood(), seed)
     found = []
     for _ in range(30):
         candidate = proposer.propose()
@@ -125,7 +125,7 @@ def test_failed_running_and_waiting_trials_are_not_proposed_again() -> None:
 
 def test_the_study_ends_when_every_network_is_proposed() -> None:
     tiny = SearchSpace.from_dict(SMALL | {"resolutions": [32], "stages": SMALL["stages"][:1]})
-    study = study_of(EvolutionSampler(neighbourhood(tiny, None), Pareto(), seed=0))
+    study = study_of(BayesianSampler(neighbourhood(tiny, None), Pareto(), seed=0))
 
     def objective(trial: optuna.Trial) -> tuple[float, float]:
         tiny.suggest(trial)
@@ -164,7 +164,7 @@ def test_a_study_with_other_values_and_an_impossible_budget_are_refused() -> Non
     study = optuna.create_study(direction="maximize", sampler=sampler())
     with pytest.raises(ValueError, match="the study has 1 values, not top1, latency_ms"):
         CONDITIONAL.suggest(study.ask())
-    impossible = EvolutionSampler(neighbourhood(budget_ms=1e-6), Pareto(), seed=0)
+    impossible = BayesianSampler(neighbourhood(budget_ms=1e-6), Pareto(), seed=0)
     with pytest.raises(BudgetError, match="the fastest network takes"):
         CONDITIONAL.suggest(study_of(impossible).ask())
 
@@ -218,5 +218,12 @@ def test_threads_do_not_get_the_same_network() -> None:
 
 
 def test_unknown_samplers_are_named() -> None:
-    with pytest.raises(SamplerError, match=r"unknown sampler 'annealing': known are evolution, nsga2"):
+    with pytest.raises(SamplerError, match=r"unknown sampler 'annealing': known are bayesian, nsga2"):
         make_proposer("annealing", Pareto(), neighbourhood(), seed=0)
+
+
+def test_the_default_sampler_s_former_name_means_it_and_warns() -> None:
+    with pytest.warns(FutureWarning, match="evolution is called bayesian now"):
+        old = make_proposer("evolution", Pareto(), neighbourhood(), 3)
+    new = make_proposer("bayesian", Pareto(), neighbourhood(), 3)
+    assert [old.propose() for _ in range(5)] == [new.propose() for _ in range(5)]

@@ -13,15 +13,15 @@ CELL = re.compile(r"(-?\d+\.\d\d) \((-?\d+\.\d\d)\)")
 def test_a_table_of_samplers_on_a_known_front(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     problem = World(small_space(), MadeUpLatency(), MadeUpAccuracy(), scatter=0.1)
     runs = Runs(tmp_path / "runs.jsonl", "small")
-    benchmark_table(problem, ["evolution", "random"], 2, 100, runs)
+    benchmark_table(problem, ["bayesian", "random"], 2, 100, runs)
     *_, head, _, ours, chance = capsys.readouterr().out.splitlines()
     assert head == "| sampler | HV@100 | HV@100, nadir | regret@100 |"
     cells = {
         line.split()[1]: [tuple(map(float, each)) for each in CELL.findall(line)] for line in (ours, chance)
     }
-    for (median, worst), (random_median, _) in zip(cells["evolution"][:2], cells["random"], strict=False):
+    for (median, worst), (random_median, _) in zip(cells["bayesian"][:2], cells["random"], strict=False):
         assert random_median < worst <= median <= 100
-    median, worst = cells["evolution"][2]
+    median, worst = cells["bayesian"][2]
     assert 0 <= median <= worst
     # The file holds what was found: two runs of each sampler for the front, two within the budget.
     assert len((tmp_path / "runs.jsonl").read_text().splitlines()) == 8
