@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
-from nas.page.markup import Markup, card, chooser, element, facts, milliseconds, plain, table
 from nas.page.network_result import NetworkResult
 from nas.page.recommendation import best_within
 from nas.page.report import Report, section
-from nas.page.sentences import gain, saving, signed
-from nas.quantities import latency_text
+from nas.page.sentences import gain, saving
 
 _CONDITIONS = ("device", "runtime", "runtime_version", "precision", "threads")
+# Fewer say nothing about ranks.
+_FEWEST_SHARED = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +36,50 @@ class EqualBudget:
         return None if one is None or other is None else other.top1 - one.top1
 
 
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Two studies beside each other.
+
+    Attributes:
+        same_conditions: whether their latencies hold for the same device and settings.
+        budgets: the best of both within equal budgets.
+        answers: (beside what, in the first, in the second) in words.
+        differences: (in what, the first, the second) in words.
+        same_references: references that are in both, each as the two studies have it.
+        shared: number of networks in both.
+        kendall_tau: how far the ranks of their latencies agree, None of too few.
+    """
+
+    same_conditions: bool
+    budgets: tuple[EqualBudget, ...]
+    answers: tuple[tuple[str, str, str], ...]
+    differences: tuple[tuple[str, str, str], ...]
+    same_references: tuple[tuple[NetworkResult, NetworkResult], ...]
+    shared: int
+    kendall_tau: float | None
+
+
+def compare(first: Report, second: Report) -> Comparison:
+    """Everything that two studies have to say about each other."""
+    from scipy.stats import kendalltau  # seconds to import, and only comparisons need it
+
+    mine, other = ({network.id: network for network in report.networks} for report in (first, second))
+    shared = [(mine[id_], other[id_]) for id_ in mine if id_ in other]
+    tau = None
+    if len(shared) >= _FEWEST_SHARED:
+        latencies = ([pair[side].latency_ms for pair in shared] for side in (0, 1))
+        tau = float(kendalltau(*latencies).statistic)
+    return Comparison(
+        same_conditions=_conditions(first) == _conditions(second),
+        budgets=equal_budgets(first, second),
+        answers=tuple(_answers(first, second)),
+        differences=tuple(_differences(first, second)),
+        same_references=tuple(pair for pair in shared if pair[0].kind == "reference"),
+        shared=len(shared),
+        kendall_tau=tau,
+    )
+
+
 def equal_budgets(first: Report, second: Report) -> tuple[EqualBudget, ...]:
     """The best of two studies within equal budgets: round milliseconds between the ends of their fronts."""
     fronts = [report.front for report in (first, second)]
@@ -55,73 +99,19 @@ def equal_budgets(first: Report, second: Report) -> tuple[EqualBudget, ...]:
     )
 
 
-def comparison_card(first: Report, second: Report) -> Markup:
-    """Everything that two studies have to say about each other."""
-    from scipy.stats import kendalltau  # seconds to import, and only comparisons need it
+def plain(value: object) -> str:
+    """A value of the provenance in one line."""
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return str(value) if isinstance(value, str | int) else json.dumps(value)
 
-    children: list[str] = []
-    if _conditions(first) != _conditions(second):
-        children.append(
-            element(
-                "p",
-                "Their latencies hold for different devices or settings: compare the answers, "
-                "not milliseconds with milliseconds.",
-                class_="warning",
-            )
-        )
-    rows = [
-        (
-            f"within {latency_text(row.budget_ms)}",
-            *(
-                element("span", chooser(report, number, best), *facts(best, " ")) if best else "–"
-                for number, (report, best) in enumerate(zip((first, second), row.best, strict=True))
-            ),
-            "–" if row.points is None else f"{signed(row.points, 1)} points",
-        )
-        for row in equal_budgets(first, second)
-    ]
-    if rows:
-        children.append(element("h3", "The best within equal latency budgets"))
-        children.append(table(("", first.name, second.name, f"{second.name} over {first.name}"), rows))
+
+def _answers(first: Report, second: Report) -> Iterator[tuple[str, str, str]]:
     answers = [{answer.reference.label: answer for answer in report.answers} for report in (first, second)]
-    rows = []
     for name in answers[0] | answers[1]:
-        pair = [answer.get(name) for answer in answers]
-        rows.append((f"at {name}’s latency", *(gain(answer) if answer else "–" for answer in pair)))
-        rows.append((f"at {name}’s accuracy", *(saving(answer) if answer else "–" for answer in pair)))
-    if rows:
-        children.append(element("h3", "Beside the references"))
-        children.append(table(("", first.name, second.name), rows))
-    children.append(element("h3", "What differs"))
-    children.append(table(("", first.name, second.name), _differences(first, second), numbers_from=3))
-    rows = []
-    mine, other = ({network.id: network for network in report.networks} for report in (first, second))
-    shared = [(mine[id_], other[id_]) for id_ in mine if id_ in other]
-    for one, two in shared:
-        if one.kind == "reference":
-            rows.append(
-                (
-                    one.label,
-                    *(milliseconds(n) for n in (one, two)),
-                    f"{two.latency_ms / one.latency_ms:.2f}×",
-                )
-            )
-    if rows:
-        children.append(element("h3", "Latency of the same network"))
-        children.append(table(("", first.name, second.name, "ratio"), rows))
-    if len(shared) >= 5:
-        tau = kendalltau(
-            [one.latency_ms for one, _ in shared], [two.latency_ms for _, two in shared]
-        ).statistic
-        children.append(
-            element(
-                "p",
-                f"{len(shared):,} networks are in both studies; their latencies agree in rank to "
-                f"Kendall tau {tau:.3f}.",
-                class_="quiet",
-            )
-        )
-    return card("Side by side", *children, class_="card compare")
+        one, other = (each.get(name) for each in answers)
+        for what, words in (("latency", gain), ("accuracy", saving)):
+            yield f"at {name}’s {what}", words(one) if one else "–", words(other) if other else "–"
 
 
 def _differences(first: Report, second: Report) -> Iterator[tuple[str, str, str]]:
@@ -132,7 +122,7 @@ def _differences(first: Report, second: Report) -> Iterator[tuple[str, str, str]
             yield name, plain(one[name] or "–"), plain(other[name] or "–")
 
 
-def _circumstances(report: Report) -> dict[str, Any]:
+def _circumstances(report: Report) -> dict[str, object]:
     provenance = report.provenance
     latency = section(provenance, "latency")
     return {

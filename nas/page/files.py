@@ -156,7 +156,7 @@ def comparison_rows(first: Report, second: Report) -> dict[str, str]:
 
 def pareto_csv(report: Report) -> str:
     """One line for each front member and reference, by latency."""
-    rows = report.frame(_front_and_references(report)).drop(columns="on_front")
+    rows = report.frame(report.front_and_references).drop(columns="on_front")
     cells = rows.astype(object).where(rows.notna(), "").map(_cell)
     text: str = cells.to_csv(index=False, lineterminator="\n")
     return text
@@ -193,7 +193,7 @@ def summary(report: Report) -> str:
         "| network | top-1 | latency | MACs | parameters | resolution |",
         "|---|---|---|---|---|---|",
     ]
-    for network in _front_and_references(report):
+    for network in report.front_and_references:
         name = f"{markdown_text(network.name)} (reference)" if network.name else f"`{network.id}`"
         lines.append(
             f"| {name} | {_accuracy(network)} | {_latency(network)} | {network.macs / 1e6:,.1f} M | "
@@ -222,11 +222,6 @@ def _write_architectures(report: Report, folder: Path) -> None:
         ]
         comments = "".join(f"# {' '.join(line.split())}\n" for line in header if line)
         write_atomically(folder / f"{network.id}.yaml", comments + network.architecture.to_yaml())
-
-
-def _front_and_references(report: Report) -> list[NetworkResult]:
-    rows = {network.trial: network for network in (*report.front, *report.references)}
-    return sorted(rows.values(), key=lambda network: network.latency_ms)
 
 
 def _cell(value: object) -> object:

@@ -113,24 +113,27 @@ class Report:
     limits: Mapping[str, float] = field(default_factory=dict)
     seed_scatter: float = 0.0
 
-    def frame(self, networks: Sequence[NetworkResult] | None = None) -> pandas.DataFrame:
+    def frame(
+        self, networks: Sequence[NetworkResult] | None = None, columns: Sequence[str] = COLUMNS
+    ) -> pandas.DataFrame:
         """Networks as a table to calculate with: a row each, numbers as numbers.
 
         Args:
             networks: which, in this order; None: all, in the order of the study.
+            columns: which of :data:`COLUMNS`; costs that follow from a block table take their time.
 
         Returns:
-            The columns :data:`COLUMNS` and ``on_front``, by number of the trial. Accuracies are in percent,
+            These columns and ``on_front``, by number of the trial. Accuracies are in percent,
             latencies in milliseconds, sizes in megabytes; what is not known is missing.
         """
-        import pandas  # of a report that is only drawn nobody needs it
+        import pandas  # not before a report is written
 
         chosen = self.networks if networks is None else networks
         on_front = {each.trial for each in self.front}
         trials = pandas.Index([each.trial for each in chosen], name="trial")
-        columns = {name: [getattr(each, name) for each in chosen] for name in COLUMNS}
-        frame = pandas.DataFrame(columns, index=trials)
-        numbers = [name for name in COLUMNS if name not in _TEXTS]
+        cells = {name: [getattr(each, name) for each in chosen] for name in columns}
+        frame = pandas.DataFrame(cells, index=trials)
+        numbers = [name for name in columns if name not in _TEXTS]
         whole = dict.fromkeys(("macs", "parameters", "resolution"), "Int64")
         frame = frame.astype({name: whole.get(name, "float64") for name in numbers})
         return frame.assign(on_front=[each in on_front for each in trials])
@@ -140,6 +143,12 @@ class Report:
         """References by latency, also those above the budget."""
         found = (network for network in self.networks if network.kind == "reference")
         return tuple(sorted(found, key=lambda network: network.latency_ms))
+
+    @cached_property
+    def front_and_references(self) -> tuple[NetworkResult, ...]:
+        """What tables show: members of the front and references, by latency."""
+        found = {network.trial: network for network in (*self.front, *self.references)}
+        return tuple(sorted(found.values(), key=lambda network: network.latency_ms))
 
     @cached_property
     def candidates(self) -> tuple[NetworkResult, ...]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Mapping, Sequence
+from typing import Any
 
 from nas.accuracy.recipes import DESCRIPTIONS
 from nas.page.network_result import NetworkResult
@@ -15,6 +16,60 @@ MIXED_KINDS = (
     "A predicted accuracy is for one recipe of training, a published one for its authors': they are not "
     "compared, as recipes differ by more than networks do."
 )
+
+
+_LATENCY_WORDS = {
+    "measured": "the whole network was timed end to end on this hardware, interleaved with the others; the "
+    "median is given.",
+    "table": "all layers of the network were timed on this hardware, and their sum is calibrated on whole "
+    "networks.",
+    "predicted": "like table, but at least one layer was not timed: it is predicted from timed layers of the "
+    "same hardware.",
+    "estimated": "from published latencies of such a board; nothing was measured on this hardware.",
+}
+_ACCURACY_WORDS = {
+    "measured": "trained and validated here.",
+    TRAINED: "trained here to the end by the final recipe, and judged on images that training never saw.",
+    "predicted": "a model fitted to published trainings says so; nothing was trained here.",
+    "supernet": "validated here with the weights that a supernet shares among all networks.",
+    "given": "as the table that was given says.",
+    "proxy": "none; a training-free score ranks the networks, and says nothing of their accuracy.",
+    "published": "as its authors report it, with their training.",
+}
+# Fields of the errors of latencies, as they are called on the page.
+ERROR_ROWS = {
+    "networks": "networks",
+    "mape": "mean error",
+    "bias": "bias",
+    "within_5_percent": "within 5 %",
+    "within_10_percent": "within 10 %",
+    "worst": "worst",
+    "kendall_tau": "Kendall tau",
+    "spearman_rho": "Spearman rho",
+}
+_PERCENTAGES = ("mape", "bias", "within_5_percent", "within_10_percent", "worst")
+
+
+def vocabulary(accuracies: Container[str], latencies: Container[str]) -> dict[str, str]:
+    """What sources of accuracies and of latencies mean, and what ± does."""
+    found: dict[str, str] = {}
+    for what, words, used in (
+        ("Latency", _LATENCY_WORDS, latencies),
+        ("Accuracy", _ACCURACY_WORDS, accuracies),
+    ):
+        for name, text in words.items():
+            if name in used:
+                found[name] = f"{found.get(name, '')} {what}: {text}".strip()
+    found["±"] = (
+        "One standard deviation. Of a predicted accuracy: how far the prediction is off for such networks; "
+        "of a trained one: what the number of images and the seed leave open. Of a latency: how far whole "
+        "networks measured end to end are from what is stated here."
+    )
+    return found
+
+
+# What any source means, be it of latencies or of accuracies.
+WORDS = vocabulary(_ACCURACY_WORDS, _LATENCY_WORDS)
 
 
 def signed(value: float, digits: int) -> str:
@@ -200,3 +255,68 @@ def _few(classes: Sequence[str]) -> str:
     if not classes:
         return "all classes, "
     return f"{len(classes)} classes ({shorten(', '.join(classes), 80)}), "
+
+
+def extent(report: Report) -> str:
+    """How much was tried and what it was to keep to, in a line."""
+    budget = "no latency budget"
+    if report.bound_ms is not None:
+        margin = f" ({margin_note(report)})" if report.budget_margin else ""
+        budget = f"budget {latency_text(report.bound_ms)}{margin}"
+    return f"{len(report.candidates):,} candidates, {len(report.front)} networks on the front, {budget}."
+
+
+def remarks(report: Report) -> tuple[str, ...]:
+    """Everything to be said beside the answers."""
+    mixed = MIXED_KINDS if any(answer.mixes_kinds for answer in report.answers) else ""
+    return tuple(each for each in (*notes(report), mixed, published_wins(report)) if each)
+
+
+def caution_note(report: Report) -> str:
+    """How much of its uncertainty the search took off an accuracy, empty where nothing was."""
+    if not report.caution:
+        return ""
+    plural = "" if abs(report.caution - 1) < 0.005 else "s"
+    return (
+        f"The front of {report.name} goes by accuracy less {report.caution:.2g} standard deviation{plural}, "
+        "as its search did, so the most accurate points need not be on it."
+    )
+
+
+def third_note(report: Report) -> str:
+    """What the front is in besides accuracy and latency, empty where there is nothing."""
+    if report.third is None:
+        return ""
+    return (
+        f"The front of {report.name} is in three objectives, the third is {report.third.replace('_', ' ')}: "
+        "choose what accuracy is drawn against."
+    )
+
+
+def verdict(latency: Mapping[str, Any]) -> str:
+    """How far off the latencies of whole networks are, in a sentence; from the provenance of a latency."""
+    fresh = section(section(latency, "card"), "calibrated")
+    left_out = section(section(latency, "calibration"), "left_out")
+    for errors, where in ((fresh, "networks it never saw"), (left_out, "networks left out one by one")):
+        if "mape" in errors:
+            return (
+                f"On {errors.get('networks', '')} {where}, the table is off by "
+                f"{error_text('mape', errors['mape'])} on average; "
+                f"{error_text('within_5_percent', errors.get('within_5_percent'))} of them are within 5 %."
+            )
+    estimated = section(latency, "error_percent").get("estimated")
+    if isinstance(estimated, int | float):
+        return (
+            "Nothing was measured on this hardware: latencies are estimated from published ones. Their ± is "
+            f"{estimated:.2g} %, by how much the estimate was off for published networks left out of its fit."
+        )
+    return "Nobody knows: this table was never compared with networks measured end to end."
+
+
+def error_text(name: str, value: object) -> str:
+    """One of the errors of latencies, by its name in :data:`ERROR_ROWS`."""
+    if not isinstance(value, int | float):
+        return "–"
+    if name in _PERCENTAGES:
+        return f"{signed(100 * value, 1) if name == 'bias' else f'{100 * value:.1f}'} %"
+    return str(value) if isinstance(value, int) else f"{value:.3f}"

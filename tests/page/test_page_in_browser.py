@@ -153,6 +153,33 @@ def test_clicking_selects_a_network_and_lays_a_reference_beside_it(browser: Brow
     assert browser.find("tr.chosen button").text == one.text
 
 
+def test_layers_of_both_networks_lie_beside_each_other(browser: Browser, page: Path) -> None:
+    browser.open(page)
+    tops = browser.evaluate(
+        "[...document.querySelectorAll('#pair table.blocks')].map(table => "
+        "[...table.querySelectorAll('tr')].map(row => Math.round(row.getBoundingClientRect().top)))"
+    )
+    assert tops[0] == tops[1]
+
+
+def test_a_logarithmic_axis_keeps_every_network(browser: Browser, tmp_path: Path) -> None:
+    path = tmp_path / "report.html"
+    networks = [network(50.0 + number, 0.1 * 2**number, number) for number in range(10)]
+    path.write_text(report_page(report(*networks)), encoding="utf-8")
+    browser.open(path)
+    # A range of 500 opens logarithmically: equal ratios are equal distances.
+    assert browser.find("#logarithmic").is_selected()
+    steps = [
+        float(after.get_attribute("cx")) - float(before.get_attribute("cx"))
+        for before, after in itertools.pairwise(browser.all("circle.point.front"))
+    ]
+    assert len(steps) == 9
+    assert max(steps) - min(steps) < 0.3
+    browser.find("#logarithmic").click()
+    assert len(browser.all("circle.point.front")) == 10
+    assert browser.driver.get_log("browser") == []
+
+
 def test_other_ways_to_select(browser: Browser, page: Path) -> None:
     browser.open(page)
     buttons = [each for each in browser.all("table button.link") if not each.text.startswith("mobilenet_")]

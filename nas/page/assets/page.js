@@ -1,5 +1,5 @@
 "use strict";
-// Draws what page.py embeds as JSON. Nothing is fetched, and text only ever becomes text nodes.
+// Draws what nas/page/payload.py embeds as JSON. Nothing is fetched, and text only ever becomes text nodes.
 (() => {
   const studies = JSON.parse(document.getElementById("data").textContent);
   const classes = ["one", "two"]; // of the studies of a comparison
@@ -60,15 +60,29 @@
     }
     return found;
   }
+  // 1, 2, 5, 10, ...: all of them where there is room, else only powers of ten.
+  function logTicks(low, high, count) {
+    const found = [];
+    for (let power = Math.floor(Math.log10(low)); 10 ** power <= high; power++) {
+      for (const factor of [1, 2, 5]) found.push([factor * 10 ** power, factor]);
+    }
+    const inside = found.filter(([value]) => value >= low && value <= high);
+    const tens = inside.filter(([, factor]) => factor === 1);
+    return (inside.length > count && tens.length > 1 ? tens : inside).map(([value]) => [value, String(+value.toPrecision(1))]);
+  }
   const scale = (low, high, from, to) => (value) => from + ((value - low) / (high - low)) * (to - from);
-  function axes(svg, box, xs, ys, xLabel, yLabel) {
-    const x = scale(xs[0], xs[1], box.left, box.right), y = scale(ys[0], ys[1], box.bottom, box.top);
+  const logScale = (low, high, from, to) => {
+    const linear = scale(Math.log(low), Math.log(high), from, to);
+    return (value) => linear(Math.log(value));
+  };
+  function axes(svg, box, xs, ys, xLabel, yLabel, isLog = false) {
+    const x = (isLog ? logScale : scale)(xs[0], xs[1], box.left, box.right), y = scale(ys[0], ys[1], box.bottom, box.top);
     const group = draw("g", { class: "axis" });
     for (const [value, text] of ticks(ys[0], ys[1], Math.max(3, (box.bottom - box.top) / 55))) {
       group.append(draw("line", { class: "grid", x1: box.left, x2: box.right, y1: y(value), y2: y(value) }),
         draw("text", { x: box.left - 6, y: y(value) + 4, "text-anchor": "end" }, text));
     }
-    for (const [value, text] of ticks(xs[0], xs[1], Math.max(3, (box.right - box.left) / 90))) {
+    for (const [value, text] of (isLog ? logTicks : ticks)(xs[0], xs[1], Math.max(3, (box.right - box.left) / (isLog ? 40 : 90)))) {
       group.append(draw("line", { class: "grid", x1: x(value), x2: x(value), y1: box.top, y2: box.bottom }),
         draw("text", { x: x(value), y: box.bottom + 16, "text-anchor": "middle" }, text));
     }
@@ -85,6 +99,7 @@
   // -- accuracy against latency ----------------------------------------------------------------
   const holder = document.getElementById("pareto");
   const tip = make("div", { class: "tip", role: "status", hidden: "" });
+  const logarithmic = document.getElementById("logarithmic");
   let placed = []; // [x, y, study, index] of everything drawn
   let marks;
 
@@ -93,7 +108,7 @@
 
   function limits() {
     const xs = [], ys = [];
-    studies.forEach((s, study) => {
+    studies.forEach((s) => {
       const far = 1.3 * (s.budget_ms ?? Math.max(...s.front.map((i) => s.networks.latency_ms[i])));
       const near = [...s.front, ...s.references.filter((i) => s.networks.latency_ms[i] <= far)];
       const shown = view === "front" && near.length ? near : s.networks.id.map((_, i) => i);
@@ -109,6 +124,10 @@
       const pad = (high - low) * 0.04 || 1;
       return [low - pad, high + pad];
     };
+    if (logarithmic.checked) {
+      const [left, right] = range(xs.map(Math.log));
+      return [[Math.exp(left), Math.exp(right)], range(ys)];
+    }
     const [left, right] = range(xs);
     return [[Math.max(0, left), right], range(ys)];
   }
@@ -118,7 +137,7 @@
     const count = studies.reduce((sum, s) => sum + s.networks.id.length, 0);
     const [svg, box] = canvas(holder, height, `Accuracy against ${axisLabels[axis]} of ${count} networks`);
     const [xs, ys] = limits();
-    const { x, y } = axes(svg, box, xs, ys, axisLabels[axis], studies[0].accuracy_label);
+    const { x, y } = axes(svg, box, xs, ys, axisLabels[axis], studies[0].accuracy_label, logarithmic.checked);
     const inside = (px, py) =>
       px >= box.left - 1 && px <= box.right + 1 && py >= box.top - 1 && py <= box.bottom + 1;
     placed = [];
@@ -144,12 +163,19 @@
         }
         fronts.append(draw("path", { class: `frontline ${c}`, d: line }));
       }
+      // Of a dense front bars of deviations would be a thicket: one band instead.
+      const dense = s.front.length > 40 && axis === "latency_ms" && !s.third;
+      const banded = dense ? s.front.filter((i) => inside(x(where[i]), y(n.top1[i])) && n.deviation[i]) : [];
+      if (banded.length > 1) {
+        const edge = (sign) => banded.map((i) => `${x(where[i]).toFixed(1)} ${y(n.top1[i] + sign * n.deviation[i]).toFixed(1)}`);
+        fronts.prepend(draw("path", { class: `band ${c}`, d: `M${edge(1).join("L")}L${edge(-1).reverse().join("L")}Z` }));
+      }
       for (let i = 0; i < n.id.length; i++) {
         const px = x(where[i]), py = y(n.top1[i]);
         if (!inside(px, py)) continue;
         placed.push([px, py, study, i]);
         const onFront = s.onFront.has(i);
-        if ((onFront || isReference.has(i)) && n.deviation[i]) {
+        if (((onFront && !dense) || isReference.has(i)) && n.deviation[i]) {
           fronts.append(draw("line", { class: `deviation ${isReference.has(i) ? "reference" : c}`, x1: px, x2: px,
             y1: y(n.top1[i] - n.deviation[i]), y2: y(n.top1[i] + n.deviation[i]) }));
         }
@@ -158,7 +184,7 @@
             d: `M${px} ${py - 7}l7 7l-7 7l-7 -7z` }));
           boxes.push([px, py, s.names[i] || n.id[i]]);
         } else if (onFront) {
-          fronts.append(draw("circle", { class: `point front ${c}`, cx: px.toFixed(1), cy: py.toFixed(1), r: 4.5 }));
+          fronts.append(draw("circle", { class: `point front ${c}`, cx: px.toFixed(1), cy: py.toFixed(1), r: dense ? 3.2 : 4.5 }));
         } else {
           dots.append(draw("circle", { class: `point candidate ${c}`, cx: px.toFixed(1), cy: py.toFixed(1), r: 2.4 }));
         }
@@ -281,7 +307,7 @@
       let part = "head";
       layer.rows.forEach((cells, i) => {
         if (!head) {
-          if (cells[6] === "2") halvings++;
+          if (i === 0 && layer.stride === 2) halvings++;
           part = `size ${halvings}`;
         } else if (cells[1].startsWith("pool")) part = "pool";
         else if (i === layer.rows.length - 1) part = "classifier";
@@ -327,14 +353,14 @@
     });
     document.getElementById("pair").replaceChildren(...sides);
     document.getElementById("pair-note").textContent = (timed
-      ? "Bars: milliseconds of each layer inside the network, on one scale for both, striped where not measured; "
+      ? "Bars: milliseconds of each layer inside the network, on one scale for both, pale where not measured; "
         + "above each table the same by input size."
       : "Bars: millions of multiply-accumulates of each layer, as the study keeps layer latencies for its front only.")
       + " Shaded bold cells differ from the other network; rows are aligned where resolution halves.";
   }
 
   function facts(n) {
-    const source = (text) => make("span", { class: "source" }, text);
+    const source = (text) => make("span", { class: "source", title: studies[n.study].words[text] || "" }, text);
     const fact = (...children) => make("span", {}, ...children);
     return make("div", { class: "facts" },
       fact(accuracy(n) + " ", source(n.accuracySource)), fact(latency(n) + " ", source(n.latencySource)),
@@ -350,7 +376,7 @@
     const parts = new Map();
     network.layers.forEach((layer, position) => {
       const head = position === network.layers.length - 1;
-      const name = head ? "head" : layer.rows[0][0].split(" ")[0];
+      const name = head ? "head" : `${layer.size}²`;
       parts.set(name, (parts.get(name) || 0) + Math.max(0, value(layer)));
     });
     let from = 0;
@@ -410,7 +436,7 @@
     const low = 100 * Math.min(...studies.map((s) => early(s)?.[1] ?? 1));
     const high = 100 * Math.max(...studies.map((s) => s.hypervolume.at(-1)?.[1] || 0));
     const pad = (high - low) * 0.06 || 1;
-    const { x, y } = axes(svg, box, [0, last], [low - pad, high + pad], "trials", "% of the box");
+    const { x, y } = axes(svg, box, [0, last], [low - pad, high + pad], "trials", "hypervolume in % of the box");
     studies.forEach((s, study) => {
       const height = (share) => Math.min(box.bottom, y(100 * share)).toFixed(1);
       const line = s.hypervolume.map(([trial, share], i) =>
@@ -423,15 +449,16 @@
   function drawImportances() {
     for (const place of document.querySelectorAll("[data-importances]")) {
       const all = studies[+place.dataset.importances].importances
-        .filter((row) => Math.max(row[1], row[2]) >= 0.005).slice(0, 12);
+        .filter((row) => Math.max(row[1], row[2]) >= 0.005)
+        .sort((a, b) => Math.max(b[1], b[2]) - Math.max(a[1], a[2])).slice(0, 12);
       const most = Math.max(1e-9, ...all.flatMap((row) => [row[1], row[2]]));
       place.replaceChildren(...all.map(([name, forAccuracy, forLatency]) => make("div", { class: "bar" },
         make("span", {}, name),
         draw("svg", { height: 14, role: "img",
           "aria-label": `${name}: accuracy ${Math.round(100 * forAccuracy)} %, latency ${Math.round(100 * forLatency)} %` },
-        draw("rect", { class: "one", y: 0, width: `${(100 * forAccuracy) / most}%`, height: 7 }),
-        draw("rect", { class: "two", y: 9, width: `${(100 * forLatency) / most}%`, height: 4 })),
-        make("span", {}, `${Math.round(100 * forAccuracy)} %`))));
+        draw("rect", { class: "one", y: 0, width: `${(100 * forAccuracy) / most}%`, height: 6 }),
+        draw("rect", { class: "two", y: 8, width: `${(100 * forLatency) / most}%`, height: 6 })),
+        make("span", {}, `${Math.round(100 * forAccuracy)} %`), make("span", {}, `${Math.round(100 * forLatency)} %`))));
     }
   }
 
@@ -456,8 +483,17 @@
   }
   document.getElementById("axis").addEventListener("change", (event) => {
     axis = event.target.value;
+    fitAxis();
     drawPareto();
   });
+  logarithmic.addEventListener("change", drawPareto);
+  // Networks of very different costs would crowd at one end of a linear axis.
+  function fitAxis() {
+    const all = studies.flatMap(across);
+    const low = all.reduce((a, b) => Math.min(a, b)), high = all.reduce((a, b) => Math.max(a, b));
+    logarithmic.disabled = !(low > 0);
+    logarithmic.checked = low > 0 && high > 8 * low;
+  }
   holder.addEventListener("keydown", (event) => {
     const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key], front = studies[selected.study].front;
     if (!step || !front.length) return;
@@ -472,6 +508,7 @@
     drawPareto();
     drawHypervolume();
   });
+  fitAxis();
   drawPareto();
   const first = studies[0];
   choose({ study: 0, index: first.best ?? first.front.at(-1) ?? 0 });
