@@ -64,6 +64,7 @@ def test_a_torn_last_line_is_dropped(tmp_path: Path, torn: bytes) -> None:
     assert [each.user_attrs["number"] for each in study.trials] == [0, 1]
 
 
+@pytest.mark.slow
 def test_a_killed_writer_loses_nothing_it_reported(tmp_path: Path) -> None:
     path = tmp_path / "study.journal"
     code = f"""

@@ -54,7 +54,7 @@ def answers(workers: Workers[int], networks: list[Architecture]) -> dict[int, Ac
     return found
 
 
-@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("count", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_answers_come_back_with_their_keys(count: int, tmp_path: Path) -> None:
     with Workers[int](Resolution(tmp_path, count), count) as workers:
         found = answers(workers, NETWORKS)
@@ -65,12 +65,14 @@ def test_answers_come_back_with_their_keys(count: int, tmp_path: Path) -> None:
     assert (os.getpid() in processes) == (count == 1)
 
 
+@pytest.mark.slow
 def test_the_work_of_a_killed_worker_is_done_again(tmp_path: Path) -> None:
     with Workers[int](KillsItself(tmp_path, limit=1), 2) as workers:
         found = answers(workers, NETWORKS[:1])
     assert found == {0: Accuracy(50.0, "measured")}
 
 
+@pytest.mark.slow
 def test_a_network_that_kills_every_worker_is_given_up(tmp_path: Path) -> None:
     with Workers[int](KillsItself(tmp_path, limit=99), 2) as workers:
         found = answers(workers, NETWORKS[:1])
