@@ -1,24 +1,21 @@
-"""Our Gaussian processes against scikit-learn's, each on the data that it is there for.
+"""Gaussian processes of the project against others of scikit-learn, each on the data that it is there for.
 
     python -m tools.gaussian_processes layers --table results/latency/host-onnxruntime-fp32-1t
     python -m tools.gaussian_processes study
-    python -m tools.gaussian_processes search
     python -m tools.gaussian_processes accuracy --data FOLDER
 
 layers: measured layers of a table, five-fold. study: networks of two small spaces and of the default one;
-the accuracies of some, drawn at random, tell those of a thousand others. search: the hypervolume that the
-default sampler reaches with either process, as in ``tools.search_benchmark``. accuracy: networks of
+the accuracies of some, drawn at random, tell those of a thousand others. accuracy: networks of
 Accel-NASBench and of once-for-all's supernet, some tell others; published networks, a fifth of the tables
 left out at a time.
 
-Errors are root mean squares, seconds those of one processor. Accuracies of ``study`` and ``search`` are
-predicted, with a scatter of 0.15 points; latencies there are the shipped estimate of a Raspberry Pi 4.
+Errors are root mean squares, seconds those of one processor. Accuracies of ``study`` are predicted, with a
+scatter of 0.15 points; latencies there are the shipped estimate of a Raspberry Pi 4.
 """
 
 from __future__ import annotations
 
 import argparse
-import functools
 import random
 import time
 import warnings
@@ -31,7 +28,7 @@ from numpy.typing import NDArray
 from scipy.stats import kendalltau
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.gaussian_process import GaussianProcessRegressor
-from sklearn.gaussian_process.kernels import ConstantKernel, DotProduct, Kernel, Matern, WhiteKernel
+from sklearn.gaussian_process.kernels import RBF, ConstantKernel, Kernel, Matern, WhiteKernel
 from sklearn.model_selection import GroupKFold, KFold
 from threadpoolctl import threadpool_limits
 
@@ -44,14 +41,11 @@ from nas.accuracy.source import Accuracy
 from nas.help import CONFIG_FOLDER
 from nas.latency.predictor import LayerPredictor, standardised_features
 from nas.latency.table import LatencyTable
-from nas.study.bayesian import CHEAP, BayesianProposer, Encoder, Process
+from nas.study.bayesian import Encoder
 from nas.study.neighbourhood import Candidate, Neighbourhood
-from nas.study.objective import Pareto
-from nas.study.pareto import front, hypervolume
-from nas.study.surrogate import GaussianProcess, Hyperparameters, tune
+from nas.study.surrogate import start_kernel
 from search_spaces.layers import LayerKey
 from search_spaces.space import SearchSpace
-from tools.sampler_comparison import World
 from tools.search_benchmark import estimated
 
 Array = NDArray[np.float64]
@@ -65,81 +59,42 @@ _SCATTER = 0.15
 _FOLDS = 5
 
 
-class Library:
+def library(kernel: Callable[[int], Kernel], noisy: bool) -> Model:
     """scikit-learn's process, its hyperparameters those of the largest marginal likelihood.
 
     Args:
-        kernel: with noise as its second term.
-        features: (networks, features).
-        targets: (networks,).
+        kernel: for so many features, with noise as its second term.
         noisy: whether deviations are those of observations, noise included.
-        optimizer: scikit-learn's; None keeps the kernel as it is.
-
-    Attributes:
-        kernel: as fitted.
     """
 
-    def __init__(
-        self,
-        kernel: Kernel,
-        features: Array,
-        targets: Array,
-        noisy: bool = False,
-        optimizer: str | None = "fmin_l_bfgs_b",
-    ) -> None:
+    def predict(known: Array, targets: Array, others: Array) -> tuple[Array, Array]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)
-            process = GaussianProcessRegressor(kernel, optimizer=optimizer, normalize_y=True)
-            self._process = process.fit(features, targets)
-        self.kernel = process.kernel_
-        self._noise = 0.0 if noisy else self.kernel.k2.noise_level * targets.var()
-
-    def predict(self, features: Array) -> tuple[Array, Array]:
-        """Means and standard deviations, (networks,) each."""
-        mean, deviation = self._process.predict(features, return_std=True)
-        return mean, np.sqrt(np.maximum(deviation**2 - self._noise, 1e-12))
-
-
-def library(kernel: Callable[[int], Kernel], noisy: bool) -> Model:
-    """scikit-learn's process with a kernel for so many features."""
-
-    def predict(known: Array, targets: Array, others: Array) -> tuple[Array, Array]:
-        return Library(kernel(known.shape[1]), known, targets, noisy).predict(others)
+            process = GaussianProcessRegressor(kernel(known.shape[1]), normalize_y=True).fit(known, targets)
+        mean, deviation = process.predict(others, return_std=True)
+        noise = 0.0 if noisy else process.kernel_.k2.noise_level * targets.var()
+        return mean, np.sqrt(np.maximum(deviation**2 - noise, 1e-12))
 
     return predict
-
-
-def one_length(_: int) -> Kernel:
-    """Linear plus Matérn 5/2, one length scale for all features."""
-    return (
-        ConstantKernel(0.3, (1e-3, 1e2)) * DotProduct(0.0, "fixed")
-        + ConstantKernel(1.0, (1e-3, 1e2)) * Matern(1.0, (0.05, 50.0), nu=2.5)
-    ) + WhiteKernel(0.02, (1e-5, 1.0))
 
 
 def a_length_each(features: int) -> Kernel:
-    """Linear plus Matérn 5/2, one length scale for each feature."""
-    return (
-        ConstantKernel(0.3, (1e-3, 1e2)) * DotProduct(0.0, "fixed")
-        + ConstantKernel(1.0, (1e-3, 1e2)) * Matern(np.ones(features), (0.05, 50.0), nu=2.5)
-    ) + WhiteKernel(0.02, (1e-5, 1.0))
+    """The study's kernel with one length scale for each feature."""
+    kernel = start_kernel()
+    kernel.k1.k2.k2 = Matern(np.ones(features), (0.05, 50.0), nu=2.5)
+    return kernel
+
+
+def smooth(features: int) -> Kernel:
+    """Smooth alone, one length scale for all features."""
+    return ConstantKernel(1.0, (1e-3, 1e2)) * RBF(1.0, (0.05, 50.0)) + WhiteKernel(0.02, (1e-5, 1.0))
 
 
 KERNELS = {
-    "scikit-learn, one length": one_length,
-    "scikit-learn, a length a feature": a_length_each,
+    "linear and Matérn, one length": lambda _: start_kernel(),
+    "linear and Matérn, a length a feature": a_length_each,
+    "Gaussian, one length": smooth,
 }
-
-
-def of_study(groups: NDArray[np.intp]) -> Model:
-    """The process of :mod:`nas.study.surrogate`, tuned from its first values on."""
-
-    def predict(known: Array, targets: Array, others: Array) -> tuple[Array, Array]:
-        start = Hyperparameters((0.0,) * (int(groups.max()) + 1))
-        found = tune(known, groups, targets, start, np.random.default_rng(0), len(targets))
-        return GaussianProcess(known, groups, targets, found).predict(others)
-
-    return predict
 
 
 class Rows:
@@ -192,10 +147,8 @@ def compare_layers(folder: Path) -> None:
 
         return predict
 
-    count = len(next(iter(features.values()))[1])
     models = {
-        "the layers' (scikit-learn's on what physics leaves)": ours,
-        "the study's, a process a kind": by_kind(of_study(np.zeros(count, np.intp))),
+        "of what physics leaves (LayerPredictor)": ours,
         **{f"{name}, a process a kind": by_kind(library(each, True)) for name, each in KERNELS.items()},
     }
     for name, model in models.items():
@@ -226,56 +179,13 @@ def compare_study() -> None:
         encoder = Encoder(neighbourhood)
         features = np.array([encoder.encode(each) for each in chosen])
         noisy = truth + np.random.default_rng(0).normal(0.0, _SCATTER, len(truth))
-        models = {"the study's": of_study(encoder.groups)}
-        models |= {title: library(each, False) for title, each in KERNELS.items()}
+        models = {title: library(each, False) for title, each in KERNELS.items()}
         for known in _KNOWN:
             rows = Rows(f"{name}: {known} networks known, errors in points of top-1")
             for title, model in models.items():
                 started = time.process_time()
                 mean, deviation = model(features[:known], noisy[:known], features[-_OTHERS:])
                 rows.add(title, truth[-_OTHERS:], mean, deviation, time.process_time() - started)
-
-
-class _WithLibrary(BayesianProposer):
-    """The default sampler with scikit-learn's process, tuned as often and on as many networks."""
-
-    kernel: Kernel | None = None
-
-    def fit(self, features: Array, targets: Array, tuned: bool) -> Process:
-        """See :meth:`BayesianProposer.fit`."""
-        if tuned:
-            few = np.random.default_rng(0).permutation(len(targets))[: CHEAP.tuning_points]
-            start = one_length(features.shape[1])
-            self.kernel = Library(start, features[few], targets[few]).kernel
-        assert self.kernel is not None
-        return Library(self.kernel, features, targets, optimizer=None)
-
-
-def compare_search(seeds: int, evaluations: int) -> None:
-    """Hypervolume that the sampler reaches with either process."""
-    marks = (evaluations // 3, evaluations)
-    for name in _SPACES[:2]:
-        space = SearchSpace.from_yaml(CONFIG_FOLDER / "search_space" / f"{name}.yaml")
-        problem = World(space, estimated(space), shipped_predictor(), _SCATTER)
-        everything = problem.members()
-        best, worst = everything[front(everything)], everything.max(axis=0)
-        whole = hypervolume(best, worst)
-        print(
-            f"\n{name}, {seeds} seeds, median and, in brackets, worst share of the hypervolume in percent\n"
-        )
-        print(f"| process | HV@{marks[0]} | HV@{marks[1]} | seconds a run |\n|---|---|---|---|")
-        for title, sampler in {
-            "the study's": BayesianProposer,
-            "scikit-learn, one length": _WithLibrary,
-        }.items():
-            shares, started = [], time.process_time()
-            for seed in range(seeds):
-                make = functools.partial(sampler, objective=Pareto(), seed=seed)
-                found = problem.run(make, Pareto(), seed, evaluations)
-                shares.append([100 * hypervolume(found[:mark], worst) / whole for mark in marks])
-            spent = (time.process_time() - started) / seeds
-            cells = [f"{np.median(each):.2f} ({min(each):.2f})" for each in zip(*shares, strict=True)]
-            print(f"| {title} | {' | '.join(cells)} | {spent:.1f} |", flush=True)
 
 
 def compare_accuracy(data: Path, known: int) -> None:
@@ -362,20 +272,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("what", choices=["layers", "study", "search", "accuracy"])
+    parser.add_argument("what", choices=["layers", "study", "accuracy"])
     parser.add_argument("--table", type=Path, help="folder of a measured latency table")
     parser.add_argument("--data", type=Path, help="folder of the files that the predictor is fitted to")
     parser.add_argument("--known", type=int, default=350, help="networks of a benchmark that are known")
-    parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--evaluations", type=int, default=300)
     options = parser.parse_args(arguments)
     with threadpool_limits(1):
         if options.what == "layers":
             compare_layers(options.table or parser.error("layers needs --table"))
         elif options.what == "study":
             compare_study()
-        elif options.what == "search":
-            compare_search(options.seeds, options.evaluations)
         else:
             compare_accuracy(options.data or parser.error("accuracy needs --data"), options.known)
 

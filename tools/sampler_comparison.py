@@ -66,7 +66,7 @@ class World:
 
     def run(
         self,
-        sampler: str | Callable[[Neighbourhood], Proposer],
+        sampler: str,
         objective: Objective,
         seed: int,
         evaluations: int,
@@ -76,8 +76,7 @@ class World:
         """Minus top-1 and latency, (evaluations, 2), of what a sampler evaluates one after the other.
 
         Args:
-            sampler: one of :data:`SAMPLERS`, or another of :data:`nas.study.samplers.SAMPLERS`; or what
-                makes a proposer.
+            sampler: one of :data:`SAMPLERS`, or another of :data:`nas.study.samplers.SAMPLERS`.
             objective: what it is to find.
             seed: of its random choices.
             evaluations: networks with an accuracy.
@@ -86,9 +85,7 @@ class World:
         """
         neighbourhood = self.neighbourhood(budget_ms)
         chosen: Proposer
-        if callable(sampler):
-            chosen = sampler(neighbourhood)
-        elif sampler == "regularised_evolution":
+        if sampler == "regularised_evolution":
             chosen = RegularisedEvolution(neighbourhood, seed)
         else:
             chosen = make_proposer(sampler, objective, neighbourhood, seed)

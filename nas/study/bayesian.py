@@ -18,14 +18,14 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
+from sklearn.gaussian_process.kernels import Kernel
 
 from nas.cost import cost
 from nas.study.neighbourhood import Candidate, Neighbourhood, SpaceExhaustedError
 from nas.study.objective import Objective
-from nas.study.surrogate import Array, GaussianProcess, Hyperparameters, expected_improvement, tune
+from nas.study.surrogate import Array, GaussianProcess, expected_improvement, tuned_kernel
 from search_spaces.architecture import Architecture
 from search_spaces.stage import Parameters
 
@@ -86,13 +86,6 @@ class _Known:
     factor: float
 
 
-class Process(Protocol):
-    """What the networks evaluated so far say of others."""
-
-    def predict(self, features: Array) -> tuple[Array, Array]:
-        """Mean and standard deviation of their accuracies, (networks,) each."""
-
-
 class BayesianProposer:
     """Proposes networks within the budget, each once; see the module's docstring.
 
@@ -123,7 +116,7 @@ class BayesianProposer:
         self._described: dict[Architecture, _Known] = {}
         self._ranked_at = 0
         self._tuned_at = 0
-        self._hyperparameters = Hyperparameters((0.0,) * self._encoder.group_count)
+        self._kernel: Kernel | None = None
         self._listed: list[_Known] | None = None
 
     @property
@@ -259,32 +252,18 @@ class BayesianProposer:
             front_costs += [pool[index].costs for index in best]
         self._reserve = [pool[index] for index in left[:_RESERVE]]
 
-    def _learn(self) -> Process:
+    def _learn(self) -> GaussianProcess:
         indices = np.arange(len(self._known))
         if len(indices) > _TRAINING_POINTS:
             rest = np.setdiff1d(indices, self._front)
             room = max(0, _TRAINING_POINTS - len(self._front))
             indices = np.concatenate([self._front, self._noise.choice(rest, room, replace=False)])
-        due = len(self._known) >= _TUNING_GROWTH * self._tuned_at
-        if due:
-            self._tuned_at = len(self._known)
         features = np.array([self._known[index].features for index in indices])
-        return self.fit(features, np.array(self._top1)[indices], due)
-
-    def fit(self, features: Array, targets: Array, tuned: bool) -> Process:
-        """The process over some networks.
-
-        Args:
-            features: (networks, features).
-            targets: (networks,), their accuracies.
-            tuned: whether its hyperparameters are to be found anew.
-        """
-        groups = self._encoder.groups
-        if tuned:
-            self._hyperparameters = tune(
-                features, groups, targets, self._hyperparameters, self._noise, self._effort.tuning_points
-            )
-        return GaussianProcess(features, groups, targets, self._hyperparameters)
+        targets = np.array(self._top1)[indices]
+        if self._kernel is None or len(self._known) >= _TUNING_GROWTH * self._tuned_at:
+            self._tuned_at = len(self._known)
+            self._kernel = tuned_kernel(features, targets, self._noise, self._effort.tuning_points)
+        return GaussianProcess(features, targets, self._kernel)
 
     def _pool(self, size: int) -> list[_Known]:
         if self.neighbourhood.space.size <= LISTED:
@@ -348,8 +327,6 @@ class BayesianProposer:
 class Encoder:
     """Features of a candidate: its parameters, and its size relative to the fastest member."""
 
-    group_count = 2
-
     def __init__(self, neighbourhood: Neighbourhood) -> None:
         self._columns: dict[str, dict[object, Array]] = {}
         scale = 1.0 / math.sqrt(max(1, len(neighbourhood.choices)))  # a space of one has no choices
@@ -368,11 +345,10 @@ class Encoder:
         }
         self._width = int(starts[-1])
         self._smallest = self._sizes(neighbourhood.fastest())
-        self.groups = np.array([0] * self._width + [1] * len(self._smallest), dtype=np.intp)
 
     def encode(self, candidate: Candidate) -> Array:
         """(features,); parameters of blocks that do not exist are 0, the middle."""
-        row = np.zeros(len(self.groups))
+        row = np.zeros(self._width + len(self._smallest))
         for name, value in candidate.parameters.items():
             row[self._slices[name]] = self._columns[name][value]
         row[self._width :] = self._sizes(candidate) - self._smallest

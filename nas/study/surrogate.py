@@ -4,160 +4,80 @@ Only accuracy is uncertain: latency and the other costs of a proposal are known.
 hypervolume improvement therefore has a closed form: between two neighbouring costs of the front, the
 improvement is that of a single objective (Jones et al. 1998, expected improvement).
 
-    process = GaussianProcess(features, groups, accuracies, tune(features, groups, accuracies, ...))
+    process = GaussianProcess(features, accuracies, tuned_kernel(features, accuracies, generator))
     mean, deviation = process.predict(other_features)
     gains = expected_improvement(mean, deviation, costs, front_utilities, front_costs, bounds)
+
+The process is scikit-learn's, which predicts as well as one of our own did (``results/search.md``).
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+import warnings
 from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import cho_solve, cholesky, solve_triangular
-from scipy.optimize import minimize
 from scipy.special import ndtr
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.gaussian_process import GaussianProcessRegressor
+from sklearn.gaussian_process.kernels import ConstantKernel, DotProduct, Kernel, Matern, WhiteKernel
 
 Array = NDArray[np.float64]
 
-_JITTER = 1e-6
 
+def start_kernel() -> Kernel:
+    """Linear plus Matérn 5/2, one length scale for features of order one, and noise as the second term.
 
-@dataclass(frozen=True)
-class Hyperparameters:
-    """Logarithms of the kernel's parameters.
-
-    Attributes:
-        log_lengths: length scale of each group of features.
-        log_linear: variance of the linear part.
-        log_smooth: variance of the Matérn 5/2 part.
-        log_noise: variance of the noise.
+    A length scale for each feature predicts worse from few networks, and takes ten times as long.
     """
-
-    log_lengths: tuple[float, ...]
-    log_linear: float = -1.0
-    log_smooth: float = 0.0
-    log_noise: float = -4.0
-
-    def vector(self) -> Array:
-        """All of them in a row."""
-        return np.array([*self.log_lengths, self.log_linear, self.log_smooth, self.log_noise])
-
-    @classmethod
-    def of_vector(cls, vector: Array) -> Hyperparameters:
-        """The inverse of :meth:`vector`."""
-        *lengths, linear, smooth, noise = (float(value) for value in vector)
-        return cls(tuple(lengths), linear, smooth, noise)
+    linear = ConstantKernel(0.3, (1e-3, 1e2)) * DotProduct(0.0, "fixed")
+    smooth = ConstantKernel(1.0, (1e-3, 1e2)) * Matern(1.0, (0.05, 50.0), nu=2.5)
+    return (linear + smooth) + WhiteKernel(0.02, (1e-5, 1.0))
 
 
-class GaussianProcess:
-    """Linear plus Matérn 5/2 kernel with one length scale per group of features.
-
-    Args:
-        features: (networks, features), each of order one.
-        groups: (features,), the group each feature belongs to, 0, 1, ...
-        targets: (networks,).
-        hyperparameters: of the kernel, see :func:`tune`.
-    """
-
-    def __init__(
-        self, features: Array, groups: NDArray[np.intp], targets: Array, hyperparameters: Hyperparameters
-    ) -> None:
-        self._features, self._groups = features, groups
-        self._hyperparameters = hyperparameters
-        self._mean, self._scale = float(targets.mean()), float(targets.std()) or 1.0
-        covariance = _kernel(features, features, groups, hyperparameters)
-        covariance[np.diag_indices_from(covariance)] += np.exp(hyperparameters.log_noise) + _JITTER
-        self._factor = cholesky(covariance, lower=True)
-        self._weights = cho_solve((self._factor, True), (targets - self._mean) / self._scale)
-
-    def predict(self, features: Array) -> tuple[Array, Array]:
-        """Mean and standard deviation (each (networks,)) of what the noise-free target would be."""
-        cross = _kernel(features, self._features, self._groups, self._hyperparameters)
-        mean = cross @ self._weights
-        solved = solve_triangular(self._factor, cross.T, lower=True)
-        prior = np.exp(self._hyperparameters.log_linear) * np.sum(features**2, axis=1)
-        prior += np.exp(self._hyperparameters.log_smooth)
-        variance = np.maximum(prior - np.sum(solved**2, axis=0), 1e-12)
-        return self._mean + self._scale * mean, self._scale * np.sqrt(variance)
-
-
-def tune(
-    features: Array,
-    groups: NDArray[np.intp],
-    targets: Array,
-    start: Hyperparameters,
-    generator: np.random.Generator,
-    points: int = 300,
-) -> Hyperparameters:
-    """Hyperparameters of high marginal likelihood near ``start``, with a weak prior around order one.
+def tuned_kernel(
+    features: Array, targets: Array, generator: np.random.Generator, points: int = 300
+) -> Kernel:
+    """The kernel of the largest marginal likelihood, from :func:`start_kernel` on.
 
     Args:
         features: (networks, features).
-        groups: (features,), see :class:`GaussianProcess`.
         targets: (networks,).
-        start: where to begin.
         generator: picks the networks if there are more than ``points``.
         points: networks used at most; the time grows with the cube.
     """
     if len(targets) > points:
         chosen = generator.choice(len(targets), points, replace=False)
         features, targets = features[chosen], targets[chosen]
-    standard = (targets - targets.mean()) / (targets.std() or 1.0)
-    centre = Hyperparameters((0.0,) * len(start.log_lengths)).vector()
-    shared = _Distances(features, groups)
-
-    def loss(vector: Array) -> float:
-        hyperparameters = Hyperparameters.of_vector(vector)
-        covariance = shared.kernel(hyperparameters)
-        covariance[np.diag_indices_from(covariance)] += np.exp(hyperparameters.log_noise) + _JITTER
-        try:
-            factor = cholesky(covariance, lower=True)
-        except np.linalg.LinAlgError:
-            return 1e9
-        half = solve_triangular(factor, standard, lower=True)
-        likelihood = -0.5 * half @ half - np.sum(np.log(np.diag(factor)))
-        return float(-likelihood + np.sum((vector - centre) ** 2) / (2 * 2.0**2))
-
-    bounds = [(-2.0, 4.0)] * len(start.log_lengths) + [(-7.0, 3.0), (-5.0, 3.0), (-10.0, 0.0)]
-    found = minimize(loss, start.vector(), method="L-BFGS-B", bounds=bounds, options={"maxiter": 15})
-    return Hyperparameters.of_vector(found.x)
+    with warnings.catch_warnings():
+        # A parameter at its bound only means that the kernel can do without this part.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        process = GaussianProcessRegressor(start_kernel(), normalize_y=True).fit(features, targets)
+    return process.kernel_
 
 
-class _Distances:
-    """What of the kernel does not depend on its hyperparameters."""
+class GaussianProcess:
+    """What networks of known accuracy say of others.
 
-    def __init__(self, features: Array, groups: NDArray[np.intp]) -> None:
-        self._inner = features @ features.T
-        self._squared = [_squared(features[:, groups == group], None) for group in range(groups.max() + 1)]
+    Args:
+        features: (networks, features), each of order one.
+        targets: (networks,).
+        kernel: as :func:`tuned_kernel` gives it; it is taken as it is.
+    """
 
-    def kernel(self, hyperparameters: Hyperparameters) -> Array:
-        lengths = np.exp(-2 * np.array(hyperparameters.log_lengths))
-        squared = sum(scale * part for scale, part in zip(lengths, self._squared, strict=True))
-        return _combine(self._inner, np.asarray(squared), hyperparameters)
+    def __init__(self, features: Array, targets: Array, kernel: Kernel) -> None:
+        process = GaussianProcessRegressor(kernel, optimizer=None, normalize_y=True)
+        self._process = process.fit(features, targets)
+        self._noise = kernel.k2.noise_level * float(targets.var() or 1.0)
 
-
-def _kernel(one: Array, other: Array, groups: NDArray[np.intp], hyperparameters: Hyperparameters) -> Array:
-    lengths = np.exp(-np.array(hyperparameters.log_lengths))[groups]
-    return _combine(one @ other.T, _squared(one * lengths, other * lengths), hyperparameters)
-
-
-def _combine(inner: Array, squared: Array, hyperparameters: Hyperparameters) -> Array:
-    distance = np.sqrt(5.0 * squared)
-    smooth: Array = (1.0 + distance + distance**2 / 3.0) * np.exp(-distance)
-    covariance: Array = (
-        np.exp(hyperparameters.log_linear) * inner + np.exp(hyperparameters.log_smooth) * smooth
-    )
-    return covariance
-
-
-def _squared(one: Array, other: Array | None) -> Array:
-    other = one if other is None else other
-    squared: Array = np.sum(one**2, axis=1)[:, None] + np.sum(other**2, axis=1)[None] - 2 * one @ other.T
-    return np.maximum(squared, 0.0, out=squared)
+    def predict(self, features: Array) -> tuple[Array, Array]:
+        """Mean and standard deviation (each (networks,)) of what the noise-free target would be."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # a variance below zero is taken as none
+            mean, deviation = self._process.predict(features, return_std=True)
+        return mean, np.sqrt(np.maximum(deviation**2 - self._noise, 1e-12))
 
 
 def expected_improvement(
