@@ -67,7 +67,7 @@ _MOST_OPERATIONS = 120
 _DATABASE = "DATABASE"
 # Of what a command writes, that the disk has room for.
 _DISK_SHARES = (0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 0.97, 1.05)
-_SPACE = """name: tiny
+SPACE = """name: tiny
 resolutions: [32]
 stems: [{channels: 16, activation: hswish}]
 stages:
@@ -159,12 +159,16 @@ class Outcome:
     problems: list[str] = field(default_factory=list)
 
 
-def prepare() -> None:
-    """Import what the commands import, and let every round count and leases be short."""
+def prepare(more: Sequence[str] = ()) -> None:
+    """Import what the commands import, and let every round count and leases be short.
+
+    Args:
+        more: modules of further commands.
+    """
     os.environ["PYTHONPATH"] = str(Path.cwd())
-    for module in (*_LIBRARIES, *_COMMAND_MODULES):
+    for module in (*_LIBRARIES, *_COMMAND_MODULES, *more):
         importlib.import_module(module)
-    for module in _COMMAND_MODULES:  # runs as the main one, as it does for a user
+    for module in (*_COMMAND_MODULES, *more):  # runs as the main one, as it does for a user
         del sys.modules[module]
     rounds.STEADY_TOLERANCE = 1e9
     leases.LEASE_S = _LEASE_S
@@ -435,7 +439,7 @@ def main() -> None:
     arguments.folder.mkdir(parents=True)
     empty = arguments.folder / "empty"
     empty.mkdir()
-    (empty / "space.yaml").write_text(_SPACE)
+    (empty / "space.yaml").write_text(SPACE)
     prepare()
     names = arguments.commands.split(",")
     templates = {"validate": "profile", "export": "final"}

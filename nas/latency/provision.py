@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from nas.devices.device import Target
 from nas.latency.plan import Plan, calibration_networks, make_plan
 from nas.latency.recovery import Networks, recovered, resumed
-from nas.latency.sessions import TABLE, is_measured, profile
+from nas.latency.sessions import PENDING, TABLE, is_measured, profile
 from nas.latency.table import LatencyTable, TableError
 from nas.measuring.models import PROTOCOL
 from nas.measuring.progress import ProfileProgress
 from nas.runtimes.runtime import Runtime
-from nas.saving import hold
+from nas.saving import HeldError, hold
 from nas.shell import shell_line
 from search_spaces.architecture import Architecture
 from search_spaces.blocks import ArchitectureError
@@ -264,6 +265,21 @@ def measure_layers(
     header = table.header
     with hold(folder, TABLE, say):
         shared = load_table(folder, header.hardware, runtime, target.device, target.runtime_version) or table
+        # A process may have died over the front as it was then.
+        shared = (
+            resumed(
+                target,
+                runtime,
+                header.hardware,
+                folder,
+                rounds,
+                shared,
+                progress,
+                say=say,
+                profile_command=table.profile_command,
+            )
+            or shared
+        )
         plan = Plan(keys=tuple(key for key in keys if not is_measured(shared, key)), networks=())
         if plan.keys:
             shared = profile(
@@ -278,3 +294,34 @@ def measure_layers(
                 table.profile_command,
             )
     return table.with_entries({key: shared.entries[key] for key in keys}, sessions=shared.header.sessions)
+
+
+def finish_interrupted(
+    target: Target,
+    runtime: Runtime,
+    hardware: str,
+    folder: Path,
+    rounds: int,
+    progress: ProfileProgress,
+    say: Callable[[str], None] = lambda line: None,
+) -> None:
+    """Go on with a session over which a process died, unless another process is at it.
+
+    Args:
+        target: the device.
+        runtime: what runs the layers on it.
+        hardware: name of the hardware config.
+        folder: where the table is kept, see :func:`table_folder`.
+        rounds: steady rounds.
+        progress: callbacks for progress bars.
+        say: told what is gone on with.
+
+    Raises:
+        nas.measuring.rounds.MeasurementError: if the machine did not hold still.
+    """
+    if not (folder / PENDING).exists():
+        return
+    # A table that this cannot extend is a matter of the command that measures.
+    with suppress(HeldError, TableError), hold(folder, TABLE):
+        table = load_table(folder, hardware, runtime, target.device, target.runtime_version)
+        resumed(target, runtime, hardware, folder, rounds, table, progress, say=say)

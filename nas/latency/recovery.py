@@ -27,6 +27,7 @@ from nas.latency.sessions import (
     add_session,
     calibrate,
     is_measured,
+    journal_name,
     load_networks,
     measure_session,
     network_records,
@@ -37,7 +38,7 @@ from nas.measuring.progress import ProfileProgress
 from nas.measuring.rounds import JournalError, Round, read_round, steady
 from nas.runtimes.runtime import Runtime
 from nas.runtimes.subject import Subject
-from nas.saving import finish, hold, write_together
+from nas.saving import finish, hold, saving, write_together
 from search_spaces.architecture import Architecture
 from search_spaces.errors import InputError
 from search_spaces.gate import MEGABYTE, Gate
@@ -151,6 +152,10 @@ def resumed(
             if not isinstance(each, LayerKey) or table is None or not is_measured(table, each)
         ]
         if not any(isinstance(each, LayerKey) for each in fresh):
+            if wanted is not None:  # all of it was measured by another session meanwhile
+                with saving(folder):
+                    (folder / journal_name(group)).unlink(missing_ok=True)
+                    (folder / PENDING).unlink()
             continue
         say(f"going on with an interrupted session: {len(group):,} layers and networks")
         with suppress(JournalError):  # of another device or version: left as it is

@@ -10,8 +10,15 @@ from pathlib import Path
 from nas.devices.device import Target
 from nas.latency.end_to_end import TimedNetworks, time_networks
 from nas.latency.hardware import Hardware, table_without_measuring
-from nas.latency.provision import Effort, StaleTableError, measure_layers, ready_table, staleness
-from nas.latency.sessions import TABLE, NetworkRecord, load_networks
+from nas.latency.provision import (
+    Effort,
+    StaleTableError,
+    finish_interrupted,
+    measure_layers,
+    ready_table,
+    staleness,
+)
+from nas.latency.sessions import PENDING, TABLE, NetworkRecord, load_networks
 from nas.latency.table import LatencyTable
 from nas.latency.transfer import Agreement, agreement, at_level_of, is_from, measured_elsewhere
 from nas.latency.whole_models import with_head
@@ -168,7 +175,14 @@ class LatencySource:
         """The table with every layer of these networks measured, where that can be done from here."""
         keys = {key for each in networks for key, entry in table.layer_latencies(each) if entry.samples == 0}
         target = self.target
-        if target is None or not keys:
+        if target is None:
+            return table
+        if not keys:
+            if (self.folder / PENDING).exists() and not self.is_elsewhere(table):
+                with self.progress() as bars:
+                    finish_interrupted(
+                        target, self.runtime, self.board.name, self.folder, self.effort.rounds, bars, self.say
+                    )
             return table
         self.say(f"measuring {len(keys)} layers of the front that were predicted so far")
         if self.is_elsewhere(table):

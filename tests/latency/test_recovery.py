@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from nas.latency.plan import Plan, calibration_networks, make_plan
-from nas.latency.provision import Effort, load_table, ready_table
+from nas.latency.provision import Effort, finish_interrupted, load_table, ready_table
 from nas.latency.recovery import recovered
 from nas.latency.sessions import NETWORKS, load_networks, profile
 from nas.latency.table import LatencyTable, TableError
@@ -252,6 +252,44 @@ class _Broken(FakeTarget):
     def measure(self, *arguments, **options):  # type: ignore[no-untyped-def]
         super().measure(arguments[0], 2, *arguments[2:], **options)
         raise MeasurementError("the board fell from the table")
+
+
+def _died_over_the_front(folder: Path) -> list[LayerKey]:
+    """Predicted layers whose measurement ended after its first round."""
+
+    class Killed(FakeTarget):
+        def measure(self, subjects, rounds, journal, *progress):  # type: ignore[no-untyped-def]
+            super().measure(subjects, 1, journal, *progress)
+            raise MeasurementError("killed")
+
+    table = LatencyTable.load(folder)
+    keys = [key for key, each in table.entries.items() if each.source == "predicted"][:3]
+    with pytest.raises(MeasurementError, match="killed"):
+        profile(Killed(noise=0.01), RUNTIME, "fake", Plan(tuple(keys), ()), folder, 4, table)
+    assert (folder / "pending.json").exists()
+    return keys
+
+
+def _left_over(folder: Path) -> list[str]:
+    return [each.name for each in folder.iterdir() if each.name.startswith(("pending", "partial"))]
+
+
+def test_a_session_over_the_front_is_finished_though_the_front_is_another_by_then(saved: Path) -> None:
+    keys = _died_over_the_front(saved)
+    finish_interrupted(FakeTarget(noise=0.01), RUNTIME, "fake", saved, 4, ProfileProgress())
+    assert not _left_over(saved)
+    assert {LatencyTable.load(saved).entries[key].source for key in keys} == {"measured"}
+
+
+def test_a_session_that_others_measured_meanwhile_leaves_nothing(saved: Path) -> None:
+    keys = _died_over_the_front(saved)
+    pending = (saved / "pending.json").read_text()
+    table = LatencyTable.load(saved)
+    profile(FakeTarget(noise=0.01), RUNTIME, "fake", Plan((*keys, *_some_keys()), ()), saved, 4, table)
+    (saved / "pending.json").write_text(pending)
+    assert _left_over(saved)
+    finish_interrupted(FakeTarget(noise=0.01), RUNTIME, "fake", saved, 4, ProfileProgress())
+    assert not _left_over(saved)
 
 
 def _some_keys() -> tuple[LayerKey, ...]:
