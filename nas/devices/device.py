@@ -260,6 +260,6 @@ def measurement(
     )
 
 
-def _range(values: Sequence[float | None]) -> list[float] | None:
+def _range(values: Sequence[object]) -> list[float] | None:
     known = [value for value in values if isinstance(value, int | float)]
     return [min(known), max(known)] if known else None

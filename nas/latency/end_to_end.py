@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -54,7 +53,7 @@ class TimedNetworks:
 
     networks: tuple[Timed, ...]
     drift: float
-    conditions: Mapping[str, Any]
+    conditions: Mapping[str, object]
     journal: Path
 
 

@@ -12,7 +12,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -408,7 +407,7 @@ def add_session(
 
 def networks_text(networks: Sequence[NetworkRecord]) -> str:
     """The text of :data:`NETWORKS`; the inverse of :func:`load_networks`."""
-    rows: list[dict[str, Any]] = [
+    rows: list[dict[str, object]] = [
         {
             "architecture": each.architecture.to_dict(),
             **dict(zip(_TIMES, each.latencies_ms, strict=True)),

@@ -25,9 +25,12 @@ import time
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, TypedDict
 
 from nas.measuring import conditions
+
+if TYPE_CHECKING:  # numpy may be missing on the board, which is to be said in one line
+    from nas.measuring.models import WeightShape
 
 RESULT_SCHEMA = 1
 MANIFEST = "manifest.json"
@@ -43,6 +46,33 @@ THROTTLED_BITS = {
     3: "soft temperature limit",
 }
 _SYSFS_THROTTLED = Path("/sys/devices/platform/soc/soc:firmware/get_throttled")
+
+
+class KitSubject(TypedDict):
+    """A layer or network of a kit: where its graph lies in it, and which weights that lacks."""
+
+    graph: str
+    weights: list[WeightShape]
+
+
+class Manifest(TypedDict, total=False):
+    """What a kit says of itself; kits of older versions lack some of it."""
+
+    kit: str
+    hardware: str
+    runtime: str
+    precision: str
+    threads: int
+    protocol: int
+    rounds: int
+    precise: list[str]
+    seed: int
+    temperature_limit_c: float
+    affinity: list[int]
+    anchor: str
+    groups: list[list[str]]
+    networks: dict[str, dict[str, object]]
+    subjects: dict[str, KitSubject]
 
 
 class BoardError(RuntimeError):
@@ -93,19 +123,21 @@ class Watch:
         if self._bits & 0x10001:
             self._warn_of_voltage()
 
-    def snapshot(self) -> dict[str, Any]:
+    def snapshot(self) -> dict[str, object]:
         """Conditions at the end of a round; ``throttled`` lists what disturbed it."""
-        state: dict[str, Any] = dict(conditions.snapshot())
+        measured = conditions.snapshot()
+        state: dict[str, object] = dict(measured)
         bits = read_throttled()
         if bits is not None:
             before, self._bits = self._bits, bits
             # Throttled when the round began, when it ended, or for a moment in between.
             disturbed = before | bits | (bits & ~before) >> 16
-            state["throttled"] = decode_throttled(disturbed)["now"]
+            throttled = decode_throttled(disturbed)["now"]
+            state["throttled"] = throttled
             state["throttled_since_boot"] = decode_throttled(bits)["since_boot"]
-            if "under-voltage" in state["throttled"]:
+            if "under-voltage" in throttled:
                 self._warn_of_voltage()
-        self.cool_down(state["temperature_c"])
+        self.cool_down(measured["temperature_c"])
         return state
 
     def cool_down(self, temperature_c: float | None) -> None:
@@ -153,7 +185,7 @@ def run(kit_path: Path, folder: Path, groups: int | None, report: Callable[[str]
     with contextlib.ExitStack() as stack:
         kit = stack.enter_context(zipfile.ZipFile(kit_path))
         journals = stack.enter_context(_locked(folder, kit_path.stem, report))
-        manifest = json.loads(kit.read(MANIFEST))
+        manifest: Manifest = json.loads(kit.read(MANIFEST))
         stack.enter_context(conditions.affine_to(manifest.get("affinity", [])))
         cores = conditions.usable_cores()
         if manifest["threads"] > cores:
@@ -196,7 +228,7 @@ def _locked(folder: Path, name: str, report: Callable[[str], None]) -> Iterator[
 
 def _measure_group(
     kit: zipfile.ZipFile,
-    manifest: dict[str, Any],
+    manifest: Manifest,
     number: int,
     journals: Path,
     watch: Watch,
@@ -239,7 +271,7 @@ def _journal_path(journals: Path, number: int) -> Path:
 
 
 def _write_result(
-    path: Path, manifest: dict[str, Any], board: dict[str, Any], journals: Path, groups: int
+    path: Path, manifest: Manifest, board: dict[str, object], journals: Path, groups: int
 ) -> None:
     """All journals in one file: a header, then each group's own lines, then a line that says it is whole."""
     described = {name: value for name, value in manifest.items() if name not in ("subjects", "groups")}
@@ -255,7 +287,7 @@ def _write_result(
     temporary.replace(path)
 
 
-def _describe_board(runtime: str) -> dict[str, Any]:
+def _describe_board(runtime: str) -> dict[str, object]:
     package = conditions.PACKAGES[runtime]
     installed = conditions.versions(["numpy", package])
     throttled = read_throttled()

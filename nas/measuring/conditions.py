@@ -14,7 +14,6 @@ import platform
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 # What a board needs besides numpy, by runtime, as pip calls it.
 PACKAGES = {
@@ -37,7 +36,7 @@ def cpu_model() -> str:
     return found[1].strip() if found else platform.processor() or platform.machine()
 
 
-def describe() -> dict[str, Any]:
+def describe() -> dict[str, object]:
     """What stays the same while measuring: machine, system, cores this process may use."""
     affinity = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
     return {

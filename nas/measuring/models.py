@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +30,15 @@ Values = NDArray[np.generic]
 Weights = Mapping[str, Values]
 
 
-def random_weights(described: Sequence[Mapping[str, Any]], seed: int) -> dict[str, NDArray[Any]]:
+class WeightShape(TypedDict):
+    """A weight without its values, as a kit's manifest says it."""
+
+    name: str
+    shape: list[int]
+    type: str
+
+
+def random_weights(described: Sequence[WeightShape], seed: int) -> dict[str, Values]:
     """Weights by name, of the shapes and types described; every model gets memory of its own.
 
     Args:
@@ -38,7 +46,7 @@ def random_weights(described: Sequence[Mapping[str, Any]], seed: int) -> dict[st
         seed: of the values.
     """
     random = np.random.default_rng(seed)
-    found: dict[str, NDArray[Any]] = {}
+    found: dict[str, Values] = {}
     for each in described:
         shape = each["shape"]
         if each["type"] == "int8":
@@ -122,12 +130,12 @@ class OnnxRunner:
         """Run once."""
         self._session.run_with_iobinding(self._binding)
 
-    def output(self) -> NDArray[Any]:
+    def output(self) -> Values:
         """What the last run gave, the first of several outputs."""
-        found: NDArray[Any] = self._binding.get_outputs()[0].numpy()
+        found: Values = self._binding.get_outputs()[0].numpy()
         return found
 
-    def take(self, image: NDArray[Any]) -> None:
+    def take(self, image: Values) -> None:
         """Run on another image, now and from now on: of the input's shape and type."""
         self._image = np.ascontiguousarray(image)  # the binding does not keep it
         self._binding.bind_cpu_input(self._session.get_inputs()[0].name, self._image)
@@ -162,12 +170,12 @@ class OpenVinoRunner:
         self._start()
         self._wait()
 
-    def output(self) -> NDArray[Any]:
+    def output(self) -> Values:
         """What the last run gave."""
-        found: NDArray[Any] = self._request.get_output_tensor().data
+        found: Values = self._request.get_output_tensor().data
         return found
 
-    def take(self, image: NDArray[Any]) -> None:
+    def take(self, image: Values) -> None:
         """Run on another image, now and from now on: of the input's shape and type."""
         import openvino
 
@@ -224,12 +232,12 @@ class NcnnRunner:
         extractor.input(self._input, self._image)
         self._status, self._found = extractor.extract(self._last)
 
-    def output(self) -> NDArray[Any]:
+    def output(self) -> Values:
         """What the last run gave, with a batch of one in front."""
-        found: NDArray[Any] = np.array(self._found)[None]
+        found: Values = np.array(self._found)[None]
         return found
 
-    def take(self, image: NDArray[Any]) -> None:
+    def take(self, image: Values) -> None:
         """Run on another image, now and from now on: (1, C, H, W)."""
         import ncnn
 
@@ -265,18 +273,18 @@ class LiteRTRunner:
         """Run once."""
         self._run()
 
-    def output(self) -> NDArray[Any]:
+    def output(self) -> Values:
         """What the last run gave; feature maps are in NHWC."""
-        found: NDArray[Any] = self._interpreter.get_tensor(self._output)
+        found: Values = self._interpreter.get_tensor(self._output)
         return found
 
-    def take(self, image: NDArray[Any]) -> None:
+    def take(self, image: Values) -> None:
         """Run on another image, now and from now on: NHWC, of the input's type."""
         self._interpreter.set_tensor(self._interpreter.get_input_details()[0]["index"], image)
         self()
 
 
-def random_image(shape: Sequence[int], kind: str, seed: int) -> NDArray[Any]:
+def random_image(shape: Sequence[int], kind: str, seed: int) -> Values:
     """An input: standard normal, or all values of 8-bit integers alike (``float32``, ``uint8``, ``int8``)."""
     random = np.random.default_rng(seed)
     if kind == "float32":

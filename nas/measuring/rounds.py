@@ -23,7 +23,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -78,7 +77,7 @@ class Round:
 
     samples_ms: list[float]
     anchor_ms: list[float]
-    conditions: dict[str, Any]
+    conditions: Mapping[str, object]
     shuffle: int = 0
     load: int = 0
 
@@ -95,10 +94,11 @@ class Journal:
         JournalError: if the file belongs to other subjects or conditions, or is damaged.
     """
 
-    def __init__(self, path: Path, names: Sequence[str], identity: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path, names: Sequence[str], identity: Mapping[str, object]) -> None:
         self.path = path
         self.names = tuple(names)
         self.rounds: list[Round] = []
+        self._subjects = len(names)
         self._header = {"schema": JOURNAL_SCHEMA, "names": list(names), "identity": dict(identity)}
         if path.exists():
             self._load()
@@ -149,18 +149,18 @@ class Journal:
                     f"{self.path} holds another measurement (its {field} differs); delete it to measure anew"
                 )
         try:
-            self.rounds = [read_round(self._parsed(line), len(header["names"])) for line in lines[1:]]
+            self.rounds = [read_round(self._parsed(line), self._subjects) for line in lines[1:]]
         except ValueError as error:
             raise JournalError(f"{self.path} is damaged ({error}); delete it to measure anew") from None
 
-    def _parsed(self, line: bytes) -> Any:
+    def _parsed(self, line: bytes) -> object:
         try:
             return json.loads(line)
         except (ValueError, RecursionError):
             raise JournalError(f"{self.path} is damaged; delete it to measure anew") from None
 
 
-def read_round(data: Any, subjects: int) -> Round:
+def read_round(data: object, subjects: int) -> Round:
     """A round of so many subjects from plain values, as a journal or the result of a kit holds it.
 
     Raises:
@@ -201,7 +201,7 @@ def measure(
     journal: Journal,
     rounds: int,
     seed: int,
-    snapshot: Callable[[], dict[str, Any]] = dict,
+    snapshot: Callable[[], Mapping[str, object]] = dict,
     on_round: Callable[[int, int], None] = lambda done, wanted: None,
     loads: int = LOADS,
     precise: Sequence[str] = (),
@@ -260,7 +260,7 @@ def measure(
     if len(found) < (rounds + 1) // 2:
         throttled = [each for each in journal.rounds if is_throttled(each)]
         if 2 * len(throttled) > len(journal.rounds):
-            reasons = sorted({reason for each in throttled for reason in each.conditions["throttled"]})
+            reasons = sorted({reason for each in throttled for reason in _reasons(each)})
             raise MeasurementError(
                 f"{len(throttled)} of {len(journal.rounds)} rounds were throttled ({', '.join(reasons)}): "
                 "cool the board or use a stronger power supply, then run the same command again"
@@ -356,6 +356,11 @@ def steady(rounds: Sequence[Round]) -> list[Round]:
         return []
     level = float(np.median([np.median(each.anchor_ms) for each in rounds]))
     return [each for each in rounds if abs(float(np.median(each.anchor_ms)) / level - 1) <= STEADY_TOLERANCE]
+
+
+def _reasons(measured: Round) -> list[str]:
+    listed = measured.conditions.get("throttled")
+    return [str(each) for each in listed] if isinstance(listed, list) else []
 
 
 def is_throttled(measured: Round) -> bool:

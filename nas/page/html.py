@@ -12,7 +12,6 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from importlib import resources
-from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -88,7 +87,7 @@ def _counts(report: Report, attribute: str) -> str:
     return ", ".join(f"{source} ({count:,})" for source, count in sorted(counts.items()))
 
 
-def _error_table(latency: Mapping[str, Any]) -> tuple[list[str], list[tuple[str, ...]]]:
+def _error_table(latency: Mapping[str, object]) -> tuple[list[str], list[tuple[str, ...]]]:
     """How wrong latencies of whole networks are: heads and rows, empty where nobody knows."""
     calibration, fresh = section(latency, "calibration"), section(latency, "card")
     columns = {
@@ -104,7 +103,7 @@ def _error_table(latency: Mapping[str, Any]) -> tuple[list[str], list[tuple[str,
     return (["", *columns], rows) if columns else ([], [])
 
 
-def _trust_facts(latency: Mapping[str, Any]) -> dict[str, str]:
+def _trust_facts(latency: Mapping[str, object]) -> dict[str, str]:
     fresh, counts = section(latency, "card"), section(latency, "counts")
     found = {
         "layers of the table": ", ".join(f"{count:,} {name}" for name, count in counts.items() if count),
@@ -139,7 +138,7 @@ def _origin_facts(report: Report) -> dict[str, str]:
     return found
 
 
-def _flat(mapping: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+def _flat(mapping: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, str]]:
     for name, value in mapping.items():
         title = f"{prefix}{name}".replace("_", " ")
         if isinstance(value, Mapping):

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.distributions import BaseDistribution, CategoricalChoiceType, CategoricalDistribution
 from optuna.trial import FrozenTrial
 
 from nas.page.report import Importance
@@ -29,7 +28,7 @@ def parameter_importances(trials: Sequence[FrozenTrial]) -> tuple[Importance, ..
         return ()
     picked = np.linspace(0, len(candidates) - 1, min(len(candidates), _TRIALS_FOR_IMPORTANCE)).astype(int)
     candidates = [candidates[index] for index in picked]
-    values: dict[str, list[Any]] = {}
+    values: dict[str, list[CategoricalChoiceType]] = {}
     for trial in candidates:
         for name, value in trial.params.items():
             values.setdefault(name, [])

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TypedDict
 
 import optuna
 from optuna.storages import BaseStorage
@@ -102,7 +102,7 @@ def report_of(study: optuna.Study, importances: bool = True) -> Report:
         return _report(gate, study, attributes, importances)
 
 
-def _report(gate: Gate, study: optuna.Study, attributes: Mapping[str, Any], importances: bool) -> Report:
+def _report(gate: Gate, study: optuna.Study, attributes: Mapping[str, object], importances: bool) -> Report:
     space = SearchSpace.from_dict(gate.plain(attributes["space"]))
     trials = study.get_trials(deepcopy=False)
     ended = [trial for trial in trials if trial.state == TrialState.COMPLETE]
@@ -140,7 +140,7 @@ def _report(gate: Gate, study: optuna.Study, attributes: Mapping[str, Any], impo
         budget_ms=budget_ms,
         hypervolume=hypervolume_over_trials(networks, budget_ms, third),
         importances=parameter_importances([trial for trial, _ in complete]) if importances else (),
-        layers=_layer_latencies(section(provenance, "layers")),
+        layers=_layer_latencies(gate, section(provenance, "layers")),
         provenance=provenance,
         limits=_limits(gate, attributes.get("fingerprint") or {}),
         seed_scatter=known.scatter,
@@ -149,7 +149,7 @@ def _report(gate: Gate, study: optuna.Study, attributes: Mapping[str, Any], impo
     )
 
 
-def _limits(gate: Gate, fingerprint: Any) -> dict[str, float]:
+def _limits(gate: Gate, fingerprint: object) -> dict[str, float]:
     found = gate.mapping(fingerprint, "fingerprint")
     names = {name: f"search.limits.{name}" for name in THIRD_COSTS}
     return {name: gate.number(key, found[key], 0) for name, key in names.items() if key in found}
@@ -169,10 +169,10 @@ class _Known:
     """
 
     caution: float
-    remeasured: Mapping[str, Any]
-    trained: Mapping[str, Any]
+    remeasured: Mapping[str, object]
+    trained: Mapping[str, object]
     scatter: float
-    error_percent: Mapping[str, Any]
+    error_percent: Mapping[str, object]
     bytes_per_value: int
 
 
@@ -200,7 +200,7 @@ def _network(
     assert accuracy is not None
     # Of older studies: no trial knows more than what the table says.
     source = "table" if record.latency_source == "measured" else record.latency_source
-    latency: Mapping[str, Any] = {"latency_ms": record.latency_ms, "latency_source": source}
+    latency: Mapping[str, object] = {"latency_ms": record.latency_ms, "latency_source": source}
     if record.architecture in known.remeasured:
         latency = gate.mapping(known.remeasured[record.architecture], "a latency")
     deviation = accuracy.deviation
@@ -262,17 +262,26 @@ def _finished(gate: Gate, network: NetworkResult, known: _Known) -> NetworkResul
     )
 
 
-def _percentiles(gate: Gate, latency: Mapping[str, Any], error_percent: Mapping[str, Any]) -> dict[str, Any]:
+class _Percentiles(TypedDict):
+    latency_error_ms: float | None
+    p90_ms: float | None
+    p99_ms: float | None
+
+
+def _percentiles(
+    gate: Gate, latency: Mapping[str, object], error_percent: Mapping[str, object]
+) -> _Percentiles:
     """Percentiles and error of a latency, as far as they are known."""
-    names = ("latency_error_ms", "p90_ms", "p99_ms")
-    found = {
-        name: gate.number(name, latency[name], 0, MAX_MS) for name in names if latency.get(name) is not None
-    }
-    percent = error_percent.get(latency["latency_source"])
-    if percent is not None and "latency_error_ms" not in found:
+
+    def told(name: str) -> float | None:
+        return None if latency.get(name) is None else gate.number(name, latency[name], 0, MAX_MS)
+
+    error_ms = told("latency_error_ms")
+    percent = error_percent.get(str(latency["latency_source"]))
+    if percent is not None and error_ms is None:
         percent = gate.number("error_percent", percent, 0, 1_000)
-        found["latency_error_ms"] = gate.number("latency_ms", latency["latency_ms"]) * percent / 100
-    return found
+        error_ms = gate.number("latency_ms", latency["latency_ms"]) * percent / 100
+    return {"latency_error_ms": error_ms, "p90_ms": told("p90_ms"), "p99_ms": told("p99_ms")}
 
 
 def _published_top1(name: str | None, architecture: Architecture | None) -> float | None:
@@ -289,14 +298,14 @@ class _LatencyFields(TypedDict):
     latency_source: str
 
 
-def _latency(gate: Gate, attributes: Mapping[str, Any]) -> _LatencyFields:
+def _latency(gate: Gate, attributes: Mapping[str, object]) -> _LatencyFields:
     return {
         "latency_ms": gate.number("latency_ms", attributes["latency_ms"], 1e-9, MAX_MS),
         "latency_source": gate.string("latency_source", attributes["latency_source"], 30),
     }
 
 
-def _published(gate: Gate, references: Any, known: _Known) -> tuple[NetworkResult, ...]:
+def _published(gate: Gate, references: object, known: _Known) -> tuple[NetworkResult, ...]:
     found = []
     for number, (name, data) in enumerate(gate.mapping(references, PUBLISHED).items(), start=1):
         each = gate.mapping(data, name)
@@ -326,12 +335,14 @@ def _published(gate: Gate, references: Any, known: _Known) -> tuple[NetworkResul
     return tuple(_finished(gate, each, known) for each in found)
 
 
-def _layer_latencies(networks: Mapping[str, Any]) -> dict[str, LayerLatency]:
+def _layer_latencies(gate: Gate, networks: Mapping[str, object]) -> dict[str, LayerLatency]:
     # A layer costs the same in every network, so what is known of one network helps to explain others.
+    rows = [
+        gate.mapping(row, "a layer") for each in networks.values() for row in gate.sequence(each, "layers")
+    ]
     return {
-        str(layer["key"]): LayerLatency(float(layer["latency_ms"]), str(layer["source"]))
-        for layers in networks.values()
-        for layer in layers
+        str(row["key"]): LayerLatency(gate.number("latency_ms", row["latency_ms"]), str(row["source"]))
+        for row in rows
     }
 
 

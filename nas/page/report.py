@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -107,7 +107,7 @@ class Report:
     hypervolume: tuple[tuple[int, float], ...] = ()
     importances: tuple[Importance, ...] = ()
     layers: Mapping[str, LayerLatency] = field(default_factory=dict)
-    provenance: Mapping[str, Any] = field(default_factory=dict)
+    provenance: Mapping[str, object] = field(default_factory=dict)
     joint: JointPrediction | None = None
     third: str | None = None
     limits: Mapping[str, float] = field(default_factory=dict)
@@ -295,7 +295,7 @@ class Report:
         return {each.id: each.architecture for each in chosen if each.architecture}
 
 
-def section(provenance: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+def section(provenance: Mapping[str, object], name: str) -> Mapping[str, object]:
     """A mapping inside the provenance, empty where it is missing."""
     value = provenance.get(name)
     return value if isinstance(value, Mapping) else {}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Container, Mapping, Sequence
-from typing import Any
 
 from nas.accuracy.recipes import DESCRIPTIONS
 from nas.page.network_result import NetworkResult
@@ -293,7 +292,7 @@ def third_note(report: Report) -> str:
     )
 
 
-def verdict(latency: Mapping[str, Any]) -> str:
+def verdict(latency: Mapping[str, object]) -> str:
     """How far off the latencies of whole networks are, in a sentence; from the provenance of a latency."""
     fresh = section(section(latency, "card"), "calibrated")
     left_out = section(section(latency, "calibration"), "left_out")

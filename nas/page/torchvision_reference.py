@@ -16,7 +16,6 @@ import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import optuna
@@ -259,7 +258,7 @@ def record_tables(study: optuna.Study, references: Mapping[str, Architecture], l
         references: by name, each with a published accuracy at its resolution.
         latency: of the study.
     """
-    found: dict[str, Any] = dict(study.user_attrs.get(PUBLISHED) or {})
+    found: dict[str, object] = dict(study.user_attrs.get(PUBLISHED) or {})
     for name, architecture in references.items():
         counted, known = cost(architecture), latency.latency(architecture)
         found[name] = {
