@@ -456,12 +456,14 @@ class _Search:
         trial.datetime_complete = datetime.now()
         recorded = self._ledger.finish(job.claim, trial)
         if recorded:
-            self._take(trial, job.candidate)
+            self._take(trial, record, job.candidate)
         return recorded
 
-    def _take(self, trial: FrozenTrial, candidate: Candidate | None = None) -> None:
+    def _take(
+        self, trial: FrozenTrial, record: Trial | None = None, candidate: Candidate | None = None
+    ) -> None:
         """Learn of a trial of this worker, of an earlier run or of another worker."""
-        record = Trial.of(trial, self._gate)
+        record = record or Trial.of(trial, self._gate)
         if record is None:
             return
         if trial.state == TrialState.RUNNING:
