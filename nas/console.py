@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import os
 import sys
+import textwrap
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -167,10 +168,17 @@ def print_report_summary(files: ReportFiles) -> None:
     if report.answers:
         if console.width < _NARROW:
             # Four columns would break names and numbers in the middle.
-            for name, *facts in answer_rows(report):
-                console.print(
-                    f"{name}: {facts[0]}\n  at its latency: {facts[1]}\n  at its accuracy: {facts[2]}"
-                )
+            # And a terminal breaks what is longer than its lines wherever it ends.
+            lines = textwrap.TextWrapper(
+                console.width, subsequent_indent=" " * 4, break_long_words=False, break_on_hyphens=False
+            )
+            for name, latency, gain, saving in answer_rows(report):
+                for line in (
+                    f"{name}: {latency}",
+                    f"  at its latency: {gain}",
+                    f"  at its accuracy: {saving}",
+                ):
+                    console.print(lines.fill(line))
             print_summary(report.name, summary_rows(files), next_command(files))
             return
         beside = Table("beside", "its latency", "at its latency", "at its accuracy")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from nas.report import with_named_studies
-from tests.page.report_cases import made_up_study
+from tests.page.report_cases import REFERENCES, made_up_study
 
 
 def test_studies_may_be_named_by_their_folders_alone() -> None:
@@ -73,4 +73,9 @@ def test_any_terminal_will_do(tmp_path: Path, environment: dict[str, str]) -> No
     assert "a [b] - " in text
     assert "mobilenet_v2" in text
     if "COLUMNS" in environment:
-        assert "at its latency: " in text
+        answers = text[: text.index("a [b] - ")].splitlines()
+        assert sum(line.startswith("  at its latency: ") for line in answers) == len(REFERENCES)
+        # Lines end between words, before the terminal would end them within one.
+        assert all(len(line) <= 80 for line in answers)
+        for name in REFERENCES:
+            assert any(line.startswith(f"{name}: ") for line in answers)

@@ -27,6 +27,7 @@ from nas.page.network_result import NetworkResult
 from nas.page.reading import ReportError, report_of
 from nas.page.report import Report
 from nas.page.sentences import MIXED_KINDS, signed
+from nas.page.summary import summary
 from nas.pictures.recognition import LABELS, labels
 from nas.quantities import latency_text
 from nas.saving import markdown_text, spreadsheet_cell, write_atomically
@@ -162,49 +163,6 @@ def pareto_csv(report: Report) -> str:
     return text
 
 
-def summary(report: Report) -> str:
-    """The answers and the front in Markdown."""
-    lines = [f"# {markdown_text(report.name)}", ""]
-    if report.title:
-        lines += [markdown_text(report.title), ""]
-    for answer in report.answers:
-        reference = answer.reference
-        line = (
-            f"- **{markdown_text(reference.label)}** has {_accuracy(reference)}, {_latency(reference)}. "
-            f"At its latency: {sentences.gain(answer)}{_which(answer.as_fast)}. "
-            f"At its accuracy: {sentences.saving(answer)}{_which(answer.as_accurate)}."
-        )
-        if answer.as_fast:
-            line += f" {sentences.evidence(answer, answer.as_fast)}."
-        lines.append(line)
-    for note in sentences.notes(report):
-        lines += ["", markdown_text(note)]
-    if any(answer.mixes_kinds for answer in report.answers):
-        lines += ["", MIXED_KINDS]
-    if sentences.published_wins(report):
-        lines += ["", markdown_text(sentences.published_wins(report))]
-    budget = "no latency budget" if report.bound_ms is None else f"budget {latency_text(report.bound_ms)}"
-    if report.bound_ms is not None and report.budget_margin:
-        budget += f" ({sentences.margin_note(report)})"
-    lines += [
-        "",
-        f"{len(report.candidates):,} candidates, {len(report.front)} networks on the front, {budget}.",
-        "",
-        "| network | top-1 | latency | MACs | parameters | resolution |",
-        "|---|---|---|---|---|---|",
-    ]
-    for network in report.front_and_references:
-        name = f"{markdown_text(network.name)} (reference)" if network.name else f"`{network.id}`"
-        lines.append(
-            f"| {name} | {_accuracy(network)} | {_latency(network)} | {network.macs / 1e6:,.1f} M | "
-            f"{network.parameters / 1e6:.2f} M | {network.resolution or '–'} |"
-        )
-    command = report.provenance.get("command")
-    if command:
-        lines += ["", f"    {' '.join(str(command).split())}"]
-    return "\n".join(lines) + "\n"
-
-
 def _write_architectures(report: Report, folder: Path) -> None:
     wanted = {network.id: network for network in report.front if network.architecture is not None}
     # Of an older front; other files stay.
@@ -236,7 +194,3 @@ def _accuracy(network: NetworkResult) -> str:
 
 def _latency(network: NetworkResult) -> str:
     return f"{network.latency} ({markdown_text(network.latency_source)})"
-
-
-def _which(network: NetworkResult | None) -> str:
-    return "" if network is None else f" (`{network.id}`: {_accuracy(network)}, {_latency(network)})"

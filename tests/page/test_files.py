@@ -12,12 +12,12 @@ from nas.page.files import (
     answer_rows,
     next_command,
     pareto_csv,
-    summary,
     summary_rows,
     write_report,
 )
 from nas.page.reading import read_study
 from nas.page.sentences import MIXED_KINDS
+from nas.page.summary import summary
 from search_spaces.architecture import Architecture
 from tests.cases import assert_drawn
 from tests.page.report_cases import REFERENCES, made_up_study, network, report
