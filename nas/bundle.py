@@ -29,6 +29,11 @@ RANKING, TEST = "images that rank candidates", "test images that ranked none"
 def check_folder(folder: Path, setting: str, overwrite: bool) -> None:
     """Refuse a folder of other files before anything is trained.
 
+    Args:
+        folder: where a bundle is to go.
+        setting: that names it, for the message.
+        overwrite: whether an older bundle is replaced.
+
     Raises:
         SaveError: if it is a file, or holds something that may not be replaced.
     """

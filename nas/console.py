@@ -123,7 +123,13 @@ def search_progress(trials: int) -> Iterator[Callable[[SearchProgress], None]]:
 
 
 def print_summary(title: str, rows: Mapping[str, str], next_command: str) -> None:
-    """What a command ends with: what it found, where the files are, and what to type next."""
+    """What a command ends with: what it found, where the files are, and what to type next.
+
+    Args:
+        title: what was done.
+        rows: what was found, by name.
+        next_command: to type next; none where empty.
+    """
     table = Table(title=title, title_justify="left", title_style="bold", show_header=False)
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
@@ -135,7 +141,13 @@ def print_summary(title: str, rows: Mapping[str, str], next_command: str) -> Non
 
 
 def print_table_summary(table: LatencyTable, folder: Path, next_step: str) -> None:
-    """What a profile found and where it lies."""
+    """What a profile found and where it lies.
+
+    Args:
+        table: the table.
+        folder: where it lies.
+        next_step: the command to type next.
+    """
     counts = dict.fromkeys(("measured", "predicted", "estimated"), 0)
     for entry in table.entries.values():
         counts[entry.source] += 1

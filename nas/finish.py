@@ -126,6 +126,11 @@ def _described(settings: FinalRecipeSettings) -> dict[str, object]:
 def check_trainable(space: SearchSpace, images: DatasetSettings, settings: FinalRecipeSettings) -> None:
     """Refuse ``search.train_best`` before anything is measured, where it could not be done.
 
+    Args:
+        space: of the search.
+        images: that networks would be trained on.
+        settings: how.
+
     Raises:
         InputError: naming the setting to change.
     """

@@ -123,7 +123,14 @@ class Graph:
         return model
 
     def add(self, operator: str, inputs: list[str], output: str | None = None, **attributes: Any) -> str:
-        """A node; the name of what it gives."""
+        """A node; the name of what it gives.
+
+        Args:
+            operator: of ONNX.
+            inputs: names of what it takes.
+            output: name of what it gives; a new one where None.
+            attributes: of the operator.
+        """
         output = output or f"v{len(self.nodes)}"
         self.nodes.append(helper.make_node(operator, inputs, [output], **attributes))
         return output
@@ -154,7 +161,13 @@ class Graph:
         return value
 
     def operator(self, operator: Operator, value: str, entering: str) -> str:
-        """One operator of a layer that begins with ``entering``; the name of what it gives."""
+        """One operator of a layer that begins with ``entering``; the name of what it gives.
+
+        Args:
+            operator: the operator.
+            value: name of what it takes.
+            entering: name of what the layer began with, for skips.
+        """
         if isinstance(operator, Linear):
             names = [self.weight(values) for values in next(self._weights)]
             return self.activation(operator.activation, self.add("Gemm", [value, *names], transB=1))

@@ -46,7 +46,15 @@ def fingerprint(
     references: Mapping[str, Architecture],
     budget: LatencyBudget,
 ) -> dict[str, object]:
-    """What must not change while a study goes on."""
+    """What must not change while a study goes on.
+
+    Args:
+        config: of the search.
+        table: where latencies come from.
+        space: that is searched.
+        references: evaluated beside the candidates, by name.
+        budget: what was asked for.
+    """
     keys = reachable_layer_keys(space).union(*(layer_keys(each) for each in references.values()))
     header, accuracy = table.header, accuracy_settings(config.accuracy)
     estimator = as_dict(accuracy)

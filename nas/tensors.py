@@ -41,6 +41,11 @@ def read_tensors(path: Path, gate: Gate) -> tuple[dict[str, Tensor], dict[str, s
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], notes: Mapping[str, str] | None = None) -> None:
     """Write a safetensors file, whole or not at all.
 
+    Args:
+        path: the file.
+        tensors: by name.
+        notes: texts kept beside them, by name.
+
     Raises:
         SaveError: if it cannot be written.
     """

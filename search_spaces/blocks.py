@@ -190,7 +190,13 @@ class Head:
             raise ArchitectureError("head: hidden_norm without a hidden layer; give hidden_channels")
 
     def operators(self, size: int, in_channels: int, classes: int) -> Operators:
-        """Convolutions, pooling and linear layers, for a map of ``size`` pixels a side."""
+        """Convolutions, pooling and linear layers, for a map of ``size`` pixels a side.
+
+        Args:
+            size: side of the map in pixels.
+            in_channels: of the map.
+            classes: to tell apart.
+        """
         found: list[Operator] = []
         for _ in range(self.conv_layers if self.conv_channels else 0):
             found.append(Conv(size, in_channels, self.conv_channels, activation=self.activation))

@@ -214,7 +214,13 @@ class Gate:
         return self.plain(data, MAX_YAML_VALUES)
 
     def plain(self, data: object, most: int = MAX_VALUES, longest_text: int = MAX_TEXT) -> Json:
-        """The same data, which holds nothing but bounded plain values."""
+        """The same data, which holds nothing but bounded plain values.
+
+        Args:
+            data: of any kind.
+            most: values that it may hold.
+            longest_text: characters of a text.
+        """
         left = most
         stack: list[tuple[Any, int]] = [(data, 0)]
         while stack:
@@ -259,7 +265,13 @@ class Gate:
         return data
 
     def sequence(self, data: object, what: str = "", most: int = 1_000_000) -> list[Json]:
-        """A list of bounded length."""
+        """A list of bounded length.
+
+        Args:
+            data: as the file has it.
+            what: what the list holds, for the message.
+            most: length that is allowed.
+        """
         if not isinstance(data, list):
             where = f"{what}: expected" if what else "must hold"
             self.fail(f"{where} a list, not {type(data).__name__}")
@@ -268,25 +280,51 @@ class Gate:
         return data
 
     def number(self, what: str, value: object, low: float = -1e300, high: float = 1e300) -> float:
-        """A finite number within bounds."""
+        """A finite number within bounds.
+
+        Args:
+            what: what the value is, for the message.
+            value: as the file has it.
+            low: least that is allowed.
+            high: most that is allowed.
+        """
         if not (type(value) is int or type(value) is float) or not low <= value <= high:
             self.fail(f"{what} must be a number from {low:g} to {high:g}, not {_shown(value)}")
         return float(value)
 
     def integer(self, what: str, value: object, low: int = 0, high: int = 2**53) -> int:
-        """A whole number within bounds."""
+        """A whole number within bounds.
+
+        Args:
+            what: what the value is, for the message.
+            value: as the file has it.
+            low: least that is allowed.
+            high: most that is allowed.
+        """
         if type(value) is not int or not low <= value <= high:
             self.fail(f"{what} must be a whole number from {low} to {high}, not {_shown(value)}")
         return value
 
     def string(self, what: str, value: object, most: int = 1_000) -> str:
-        """A text of bounded length."""
+        """A text of bounded length.
+
+        Args:
+            what: what the value is, for the message.
+            value: as the file has it.
+            most: length that is allowed.
+        """
         if type(value) is not str or len(value) > most:
             self.fail(f"{what} must be a text of at most {most} characters, not {_shown(value)}")
         return value
 
     def choice(self, what: str, value: object, choices: Sequence[str]) -> str:
-        """One of some texts."""
+        """One of some texts.
+
+        Args:
+            what: what the value is, for the message.
+            value: as the file has it.
+            choices: the texts.
+        """
         if type(value) is not str or value not in choices:
             self.fail(f"{what} must be one of {', '.join(choices)}, not {_shown(value)}")
         return value
@@ -294,7 +332,14 @@ class Gate:
     def fields(
         self, what: str, data: object, required: Sequence[str], optional: Sequence[str] = ()
     ) -> JsonObject:
-        """A mapping that has all required fields, and none that is not known."""
+        """A mapping that has all required fields, and none that is not known.
+
+        Args:
+            what: what the value is, for the message.
+            data: as the file has it.
+            required: fields that must be there.
+            optional: fields that may.
+        """
         found = self.mapping(data, what)
         for name in required:
             if name not in found:

@@ -47,7 +47,13 @@ def read_fields(where: str, cls: type, data: object) -> dict[str, object]:
 
 
 def read_list(where: str, data: object, read: Callable[[str, object], _T]) -> tuple[_T, ...]:
-    """Every entry of a list that is not empty, read by ``read``."""
+    """Every entry of a list that is not empty, read by ``read``.
+
+    Args:
+        where: the field, for messages.
+        data: as the file has it.
+        read: reads one entry, of its place and value.
+    """
     if not isinstance(data, list | tuple) or not 0 < len(data) <= MAX_ENTRIES:
         raise SpaceError(f"{where}: expected a list with at least one entry, at most {MAX_ENTRIES}")
     return tuple(read(f"{where}: entry {number}", entry) for number, entry in enumerate(data, start=1))
@@ -60,7 +66,15 @@ def scalar(
     minimum: float | None = None,
     maximum: float = MAX_CHANNELS,
 ) -> _V:
-    """One value of the given type; integers are accepted where floats are wanted."""
+    """One value of the given type; integers are accepted where floats are wanted.
+
+    Args:
+        where: the field, for messages.
+        value: as the file has it.
+        kind: the type.
+        minimum: least that is allowed, None for any.
+        maximum: most that is allowed.
+    """
     if kind is float and type(value) is int:
         value = float(value)
     if type(value) is not kind:
@@ -81,7 +95,15 @@ def candidates_of(
     minimum: float | None = None,
     maximum: float = MAX_CHANNELS,
 ) -> tuple[_V, ...]:
-    """Distinct values of one type, at least one."""
+    """Distinct values of one type, at least one.
+
+    Args:
+        where: the field, for messages.
+        data: as the file has it.
+        kind: the type.
+        minimum: least that is allowed, None for any.
+        maximum: most that is allowed.
+    """
     if not isinstance(data, list | tuple) or not 0 < len(data) <= MAX_ENTRIES:
         raise SpaceError(f"{where}: expected a list of candidates, at most {MAX_ENTRIES}, not {data!r}")
     values = tuple(scalar(where, value, kind, minimum, maximum) for value in data)

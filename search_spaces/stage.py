@@ -39,7 +39,13 @@ class Rounding:
         return make_divisible(channels * multiplier, self.channel_divisor)
 
     def expand(self, kind: str, in_channels: int, ratio: float) -> tuple[int, bool]:
-        """Expanded channels of a block of some kind, and whether a convolution makes them."""
+        """Expanded channels of a block of some kind, and whether a convolution makes them.
+
+        Args:
+            kind: of the block.
+            in_channels: that it takes.
+            ratio: of expanded channels to these.
+        """
         made = BLOCKS[kind]
         if not made.always_expands and (
             not made.may_expand or (ratio == 1 and not self.expansion_conv_at_one)
@@ -94,7 +100,13 @@ class HeadChoice:
         return f"conv{conv}{hidden}-{self.activation}"
 
     def build(self, rounding: Rounding, multiplier: float, channels: int) -> Head:
-        """The head behind a feature map of ``channels``."""
+        """The head behind a feature map of ``channels``.
+
+        Args:
+            rounding: how channels are rounded.
+            multiplier: factor on all widths.
+            channels: of the feature map.
+        """
         if self.conv_ratio:
             conv = make_divisible(channels * self.conv_ratio, rounding.channel_divisor)
         elif self.conv_channels:
@@ -178,7 +190,13 @@ class Stage:
     def states_after(
         self, states: set[tuple[int, int]], rounding: Rounding, multiplier: float
     ) -> set[tuple[int, int]]:
-        """The (channels, size) of feature maps behind the stage, of those before it."""
+        """The (channels, size) of feature maps behind the stage, of those before it.
+
+        Args:
+            states: channels and side of the maps before the stage.
+            rounding: how channels are rounded.
+            multiplier: factor on all widths.
+        """
         after = states if 0 in self.depths else set()
         if not max(self.depths):
             return after
@@ -202,7 +220,15 @@ class Stage:
     def compose(
         self, choose: Chooser, prefix: str, in_channels: int, rounding: Rounding, multiplier: float
     ) -> list[Block]:
-        """The blocks of the stage, asking ``choose`` for each parameter."""
+        """The blocks of the stage, asking ``choose`` for each parameter.
+
+        Args:
+            choose: gives the value of a parameter, of its name and choices.
+            prefix: of the names of this stage's parameters.
+            in_channels: of the map that the stage takes.
+            rounding: how channels are rounded.
+            multiplier: factor on all widths.
+        """
         depth = int(choose(f"{prefix}.depth", self.depths))
         if not depth:
             return []
@@ -226,7 +252,15 @@ class Stage:
     def encodings(
         self, blocks: Sequence[Block], prefix: str, in_channels: int, rounding: Rounding, multiplier: float
     ) -> Iterator[tuple[int, Parameters]]:
-        """Ways in which this stage makes the first of ``blocks``: (how many, parameters)."""
+        """Ways in which this stage makes the first of ``blocks``: (how many, parameters).
+
+        Args:
+            blocks: what is left of a network, in order.
+            prefix: of the names of this stage's parameters.
+            in_channels: of the map that the stage takes.
+            rounding: how channels are rounded.
+            multiplier: factor on all widths.
+        """
         for depth in self.depths:
             if depth == 0:
                 yield 0, {f"{prefix}.depth": 0}
@@ -241,7 +275,13 @@ class Stage:
     def reach(
         self, states: Iterable[tuple[int, int]], rounding: Rounding, multiplier: float
     ) -> tuple[set[tuple[int, Block]], set[tuple[int, int]]]:
-        """Blocks reachable from (channels, size) states, as (input size, block), and the next states."""
+        """Blocks reachable from (channels, size) states, as (input size, block), and the next states.
+
+        Args:
+            states: channels and side of the maps before the stage.
+            rounding: how channels are rounded.
+            multiplier: factor on all widths.
+        """
         found: set[tuple[int, Block]] = set()
         after: set[tuple[int, int]] = set()
         outs = {rounding.width(width, multiplier) for width in self.widths}
@@ -268,7 +308,15 @@ class Stage:
     def block(
         self, values: Mapping[str, Value], in_channels: int, out: int, stride: int, rounding: Rounding
     ) -> Block:
-        """The block of chosen values, one for each of :data:`BLOCK_FIELDS`."""
+        """The block of chosen values, one for each of :data:`BLOCK_FIELDS`.
+
+        Args:
+            values: of all that is chosen for a block, by name.
+            in_channels: that it takes.
+            out: channels that it gives.
+            stride: of the block.
+            rounding: how channels are rounded.
+        """
         kind = str(values["kind"])
         expanded, expansion_conv = rounding.expand(kind, in_channels, float(values["expansion"]))
         return _block(
@@ -355,7 +403,14 @@ class Candidate:
         return "_".join([*parts, self.activation])
 
     def build(self, in_channels: int, out: int, stride: int, rounding: Rounding) -> Block:
-        """The block in its place."""
+        """The block in its place.
+
+        Args:
+            in_channels: that the block takes.
+            out: channels that it gives.
+            stride: of the block.
+            rounding: how channels are rounded.
+        """
         if self.kind == "skip":
             return Block("skip", 1, in_channels, in_channels, out, stride, "relu", False, False)
         expanded, expansion_conv = rounding.expand(self.kind, in_channels, self.expansion)
@@ -413,7 +468,13 @@ class CandidateStage:
     def states_after(
         self, states: set[tuple[int, int]], rounding: Rounding, multiplier: float
     ) -> set[tuple[int, int]]:
-        """The (channels, size) of feature maps behind the stage, of those before it."""
+        """The (channels, size) of feature maps behind the stage, of those before it.
+
+        Args:
+            states: channels and side of the maps before the stage.
+            rounding: how channels are rounded.
+            multiplier: factor on all widths.
+        """
         out = rounding.width(self.width, multiplier)
         return {(out, halve(size) if self.stride == 2 else size) for _, size in states}
 
@@ -425,7 +486,15 @@ class CandidateStage:
     def compose(
         self, choose: Chooser, prefix: str, in_channels: int, rounding: Rounding, multiplier: float
     ) -> list[Block]:
-        """The blocks of the stage, asking ``choose`` for each parameter."""
+        """The blocks of the stage, asking ``choose`` for each parameter.
+
+        Args:
+            choose: gives the value of a parameter, of its name and choices.
+            prefix: of the names of this stage's parameters.
+            in_channels: of the map that the stage takes.
+            rounding: how channels are rounded.
+            multiplier: factor on all widths.
+        """
         by_label = {candidate.label: candidate for candidate in self.candidates}
         out = rounding.width(self.width, multiplier)
         blocks: list[Block] = []
@@ -438,7 +507,15 @@ class CandidateStage:
     def encodings(
         self, blocks: Sequence[Block], prefix: str, in_channels: int, rounding: Rounding, multiplier: float
     ) -> Iterator[tuple[int, Parameters]]:
-        """Ways in which this stage makes the first of ``blocks``: (how many, parameters)."""
+        """Ways in which this stage makes the first of ``blocks``: (how many, parameters).
+
+        Args:
+            blocks: what is left of a network, in order.
+            prefix: of the names of this stage's parameters.
+            in_channels: of the map that the stage takes.
+            rounding: how channels are rounded.
+            multiplier: factor on all widths.
+        """
         if len(blocks) < self.layers:
             return
         out = rounding.width(self.width, multiplier)
@@ -458,7 +535,13 @@ class CandidateStage:
     def reach(
         self, states: Iterable[tuple[int, int]], rounding: Rounding, multiplier: float
     ) -> tuple[set[tuple[int, Block]], set[tuple[int, int]]]:
-        """Blocks reachable from (channels, size) states, as (input size, block), and the next states."""
+        """Blocks reachable from (channels, size) states, as (input size, block), and the next states.
+
+        Args:
+            states: channels and side of the maps before the stage.
+            rounding: how channels are rounded.
+            multiplier: factor on all widths.
+        """
         out = rounding.width(self.width, multiplier)
         found: set[tuple[int, Block]] = set()
         after: set[tuple[int, int]] = set()

@@ -262,7 +262,14 @@ def complete_trials(folder: Path, words: Sequence[str]) -> set[int]:
 
 
 def check(name: str, words: Sequence[str], folder: Path, before: set[int]) -> list[str]:
-    """What is wrong with the files of a command that has ended."""
+    """What is wrong with the files of a command that has ended.
+
+    Args:
+        name: of the command.
+        words: what it is told.
+        folder: where it ran.
+        before: numbers of the trials that were complete before.
+    """
     problems = []
     for path in folder.glob("results/latency/*"):
         table = LatencyTable.load(path)

@@ -49,6 +49,11 @@ def _for_writing(mode: object, flags: object) -> bool:
 def run_dying(work: Callable[[], object], number: int, folder: Path) -> bool:
     """Do some work in a process of its own that dies before a change of files; whether it died.
 
+    Args:
+        work: what is done.
+        number: of the change before which it dies, from 1.
+        folder: whose files count.
+
     Raises:
         AssertionError: if the process ended in another way than by dying or by finishing.
     """

@@ -136,7 +136,16 @@ def _estimate(device: str, rates: Rates, details: Mapping[str, object]) -> Estim
 def table_estimate(
     device: str, board: str, runtimes: list[str], source: str, licence: str, rows: Sequence[Timed]
 ) -> EstimatedLayers:
-    """The estimate of a device with a table of blocks of its own."""
+    """The estimate of a device with a table of blocks of its own.
+
+    Args:
+        device: name of the board.
+        board: for people.
+        runtimes: that were timed.
+        source: of the latencies.
+        licence: of the source.
+        rows: blocks with their latencies.
+    """
     validation = {
         "left_out": "every block of one shape at a time",
         "blocks": len(rows),
@@ -158,7 +167,13 @@ _PI5_GHZ = 2.4
 
 
 def board_estimate(name: str, tables: Sequence[Sequence[Timed]], groups: Sequence[Group]) -> EstimatedLayers:
-    """The estimate of a board with networks timed in ncnn: the joint shape at the board's level."""
+    """The estimate of a board with networks timed in ncnn: the joint shape at the board's level.
+
+    Args:
+        name: of the board.
+        tables: blocks with latencies, a table each.
+        groups: networks by device and runtime.
+    """
     start, board = _BOARDS[name]
     (own,) = [group for group in groups if group.runtime == "ncnn" and group.device.startswith(start)]
     without = fit_shape(tables, [group for group in groups if group.runtime != own.runtime])

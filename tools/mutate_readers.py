@@ -189,7 +189,14 @@ _MUTATIONS: tuple[Callable[[bytes, random.Random], bytes], ...] = (
 
 
 def try_one(reader: Reader, content: bytes, folder: Path, outcome: Outcome) -> str | None:
-    """Read one input; what went wrong, None if it ended as it should."""
+    """Read one input; what went wrong, None if it ended as it should.
+
+    Args:
+        reader: what reads it.
+        content: the input.
+        folder: for files meanwhile.
+        outcome: counts how it ended.
+    """
     outcome.inputs += 1
     start = time.monotonic()
     problem: str | None = None

@@ -186,7 +186,13 @@ class Runs:
                     self._known[record["run"]] = np.array(record["losses"])
 
     def get(self, name: str, evaluations: int, make: Callable[[], Array]) -> Array:
-        """The run of that name, made now if it is not known to that length."""
+        """The run of that name, made now if it is not known to that length.
+
+        Args:
+            name: of the run.
+            evaluations: how much of it is wanted.
+            make: makes the run, at least of that length.
+        """
         known = self._known.get(name)
         if known is None or len(known) < evaluations:
             known = self._known[name] = make()

@@ -53,7 +53,15 @@ _REFERENCES = ("mobilenet_v2", "mobilenet_v3_large", "mobilenet_v3_small")
 def benchmark_table(
     problem: World, samplers: Sequence[str], seeds: int, evaluations: int, runs: Runs
 ) -> None:
-    """Share of the true hypervolume after some evaluations, and regret within a budget after 100."""
+    """Share of the true hypervolume after some evaluations, and regret within a budget after 100.
+
+    Args:
+        problem: the space with its latencies and accuracies.
+        samplers: their names.
+        seeds: runs of each.
+        evaluations: networks evaluated in a run.
+        runs: those known from before.
+    """
     everything = problem.members()
     true_front = everything[front(everything)]
     worst, nadir = everything.max(axis=0), np.nextafter(true_front.max(axis=0), np.inf)
@@ -87,7 +95,15 @@ def benchmark_table(
 def benchmark_space(
     problem: World, samplers: Sequence[str], seeds: int, evaluations: int, runs: Runs
 ) -> None:
-    """Hypervolume on a space too large to know its front, as a share of the best front found by all."""
+    """Hypervolume on a space too large to know its front, as a share of the best front found by all.
+
+    Args:
+        problem: the space with its latencies and accuracies.
+        samplers: their names.
+        seeds: runs of each.
+        evaluations: networks evaluated in a run.
+        runs: those known from before.
+    """
     marks = [mark for mark in MARKS if mark <= evaluations]
     known = [reference(name) for name in _REFERENCES]
     encoded = [candidate for each in known if (candidate := problem.neighbourhood().encode(each))]
@@ -114,7 +130,13 @@ def benchmark_space(
 
 
 def benchmark_throughput(space: SearchSpace, latency: LatencyTable, trials: int = 3_000) -> None:
-    """Completed trials per second of a search with a durable study, proposals and all."""
+    """Completed trials per second of a search with a durable study, proposals and all.
+
+    Args:
+        space: that is searched.
+        latency: of its layers.
+        trials: candidates evaluated.
+    """
     with tempfile.TemporaryDirectory() as folder:
         storage = open_storage(str(Path(folder) / "study.journal"))
         study = open_study(storage, "throughput", Pareto(), space, {})
@@ -141,7 +163,13 @@ class Second:
 
 
 def benchmark_workers(space: SearchSpace, latency: LatencyTable, trials: int = 20) -> None:
-    """Trials per second of 1 and of 2 workers where each trial takes a second."""
+    """Trials per second of 1 and of 2 workers where each trial takes a second.
+
+    Args:
+        space: that is searched.
+        latency: of its layers.
+        trials: candidates evaluated.
+    """
     rates = []
     for workers in (1, 2):
         study = optuna.create_study(directions=["maximize", "minimize"])

@@ -123,7 +123,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def ranking(images: Path, runs: Runs, folder: Path, seeds: int) -> None:
-    """How a supernet ranks members, against training them alone."""
+    """How a supernet ranks members, against training them alone.
+
+    Args:
+        images: that networks are trained on.
+        runs: what is known from before.
+        folder: for tables and weights.
+        seeds: trainings of each network.
+    """
     space = _space("tiny_images")
     split = _images(images, 32, _RANKING_IMAGES, validation=_JUDGED)
     drawn = members(space, _DRAWN, seed=0)
@@ -162,7 +169,14 @@ def ranking(images: Path, runs: Runs, folder: Path, seeds: int) -> None:
 
 
 def equal_latency(images: Path, runs: Runs, folder: Path, seeds: int) -> None:
-    """A chosen network against hand-designed ones of the same latency."""
+    """A chosen network against hand-designed ones of the same latency.
+
+    Args:
+        images: that networks are trained on.
+        runs: what is known from before.
+        folder: for tables and weights.
+        seeds: trainings of each network.
+    """
     split = _images(images, 32, _EQUAL_IMAGES)
     drawn = members(_space("small_images"), _DRAWN, seed=0)
     scaled = [f"{family}_{width:03d}" for family in _SCALED for width in _WIDTHS]
@@ -186,7 +200,14 @@ def equal_latency(images: Path, runs: Runs, folder: Path, seeds: int) -> None:
 
 
 def transfer(images: Path, runs: Runs, folder: Path, seeds: int) -> None:
-    """On few images: a chosen network that inherits ImageNet weights, against three others."""
+    """On few images: a chosen network that inherits ImageNet weights, against three others.
+
+    Args:
+        images: that networks are trained on.
+        runs: what is known from before.
+        folder: for tables and weights.
+        seeds: trainings of each network.
+    """
     side = _TRANSFER_SIDE
     split = _images(images, side, _TRANSFER_IMAGES)
     source = pretrained(_SOURCE)
@@ -221,7 +242,13 @@ def transfer(images: Path, runs: Runs, folder: Path, seeds: int) -> None:
 
 
 def members(space: SearchSpace, count: int, seed: int) -> dict[str, Architecture]:
-    """Random members of a space, by id."""
+    """Random members of a space, by id.
+
+    Args:
+        space: the space.
+        count: members wanted.
+        seed: of the choice.
+    """
     generator = np.random.default_rng(seed)
     found: dict[str, Architecture] = {}
     choices = space.parameters()
@@ -250,7 +277,13 @@ def spread(latencies: Mapping[str, float], count: int) -> list[str]:
 
 
 def nearest(latencies: Mapping[str, float], family: str, bound_ms: float) -> str:
-    """The width of a family whose latency is nearest to a bound."""
+    """The width of a family whose latency is nearest to a bound.
+
+    Args:
+        latencies: milliseconds, by name.
+        family: beginning of the names.
+        bound_ms: milliseconds.
+    """
     widths = [name for name in latencies if name.startswith(f"{family}_") and name[-3:].isdecimal()]
     return min(widths, key=lambda name: abs(latencies[name] - bound_ms))
 
@@ -258,7 +291,14 @@ def nearest(latencies: Mapping[str, float], family: str, bound_ms: float) -> str
 def within(
     latencies: Mapping[str, float], drawn: Sequence[str], bound_ms: float, least_share: float
 ) -> list[str]:
-    """The first members that are not slower than a bound, and not faster than a share of it."""
+    """The first members that are not slower than a bound, and not faster than a share of it.
+
+    Args:
+        latencies: milliseconds, by name.
+        drawn: names of the members.
+        bound_ms: milliseconds.
+        least_share: of the bound that a member takes at least.
+    """
     fitting = [each for each in drawn if least_share * bound_ms <= latencies[each] <= bound_ms]
     print(f"bound {bound_ms:.3f} ms: {len(fitting)} of {len(drawn)} drawn members fit", flush=True)
     if not fitting:

@@ -55,6 +55,11 @@ class Line(Place):
     def number_in(self, column: str, low: float, high: float) -> float:
         """A number between two bounds.
 
+        Args:
+            column: its name.
+            low: least that is allowed.
+            high: most that is allowed.
+
         Raises:
             AccuracyDataError: if it is none, or outside.
         """
@@ -82,6 +87,11 @@ def read_lines(path: Path, required: Sequence[str], optional: Sequence[str] = ()
     Read as people and spreadsheets write them: commas, semicolons or tabs between the cells, spaces around
     them, decimal commas where commas separate nothing, headings in any case (``Stage1 kernel``), ``top1``
     and ``accuracy`` for each other.
+
+    Args:
+        path: the file.
+        required: columns whose cells are never empty.
+        optional: further columns that it may have.
 
     Raises:
         AccuracyDataError: on an unreadable file, an unknown or missing column, or a missing value.

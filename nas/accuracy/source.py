@@ -22,7 +22,13 @@ AccuracySource = Literal["measured", "supernet", "given", "predicted", "publishe
 
 
 def lower_bound(top1: Values, deviation: Values, caution: float) -> Values:
-    """Accuracy in percent that a cautious search goes by: ``caution`` standard deviations less."""
+    """Accuracy in percent that a cautious search goes by: ``caution`` standard deviations less.
+
+    Args:
+        top1: percent.
+        deviation: one standard deviation in points.
+        caution: how many are taken off.
+    """
     return top1 - caution * deviation
 
 
@@ -47,7 +53,13 @@ class Judgement:
 
     @classmethod
     def of(cls, answers: Sequence[int], labels: Sequence[int], names: Sequence[str]) -> Judgement:
-        """From class numbers: what was answered, and what was right."""
+        """From class numbers: what was answered, and what was right.
+
+        Args:
+            answers: a class number for each image.
+            labels: the right one.
+            names: of the classes.
+        """
         counts = Counter(labels)
         right = Counter(label for answer, label in zip(answers, labels, strict=True) if answer == label)
         most, count = counts.most_common(1)[0]
@@ -122,7 +134,13 @@ class Accuracy:
     def measured(
         cls, judgement: Judgement, curve: tuple[tuple[int, float], ...] = (), stopped: bool = False
     ) -> Accuracy:
-        """Of a network that was trained and judged here."""
+        """Of a network that was trained and judged here.
+
+        Args:
+            judgement: what it was judged on.
+            curve: (epochs, top-1) at the rungs and at the end.
+            stopped: whether the training was stopped on its way.
+        """
         return cls(judgement.top1, "measured", judgement.deviation, judgement, curve, stopped)
 
 

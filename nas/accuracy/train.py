@@ -152,6 +152,11 @@ class TrainedAccuracy:
 def fit(architecture: Architecture, split: Split, recipe: Recipe) -> Network:
     """Train a network, from scratch or from the weights that it can inherit.
 
+    Args:
+        architecture: the network.
+        split: images to train on.
+        recipe: how it is trained.
+
     Raises:
         AccuracyError: if the training diverges, or the classes do not fit.
         WeightsError: if the weights to begin with cannot be had.
@@ -165,6 +170,12 @@ def training_of(
     architecture: Architecture, split: Split, recipe: Recipe, checkpoint: Path | None = None
 ) -> FinalTraining:
     """A brief training: the final one's loop without what pays in long trainings alone.
+
+    Args:
+        architecture: the network.
+        split: images to train on.
+        recipe: how it is trained.
+        checkpoint: where it goes on after an interruption; nowhere where None.
 
     Raises:
         AccuracyError: if the classes do not fit.
@@ -214,19 +225,38 @@ def _run(training: FinalTraining, epochs: int) -> None:
 
 
 def judge(network: nn.Module, split: Split, recipe: Recipe) -> Judgement:
-    """How well a network does on the validation images."""
+    """How well a network does on the validation images.
+
+    Args:
+        network: the network.
+        split: whose validation images it is shown.
+        recipe: gives the size of a batch.
+    """
     return judge_on(network, split.validation, split.classes, recipe.batch_size * 2)
 
 
 def judge_on(network: nn.Module, images: ImageSource, classes: Sequence[str], batch_size: int) -> Judgement:
-    """How well a network does on any images."""
+    """How well a network does on any images.
+
+    Args:
+        network: the network.
+        images: that it is shown.
+        classes: their names.
+        batch_size: images at once.
+    """
     found = answers(network, images, batch_size)
     return Judgement.of(found.tolist(), images.labels.tolist(), classes)
 
 
 @torch.inference_mode()
 def answers(network: nn.Module, images: ImageSource, batch_size: int) -> Tensor:
-    """(N,) class numbers that a network gives images, in their order."""
+    """(N,) class numbers that a network gives images, in their order.
+
+    Args:
+        network: the network.
+        images: that it is shown.
+        batch_size: images at once.
+    """
     device = next(network.parameters()).device
     network.eval()
     batches = images.batches(batch_size, False, 0)

@@ -235,7 +235,14 @@ def measurement(
     all_rounds: Sequence[Round],
     machine: Mapping[str, object],
 ) -> Measurement:
-    """Put rounds together into a :class:`Measurement` with its record of conditions."""
+    """Put rounds together into a :class:`Measurement` with its record of conditions.
+
+    Args:
+        subjects: in the order of the samples.
+        kept: the rounds that count.
+        all_rounds: these and those that do not.
+        machine: what else the record says.
+    """
     anchors = np.array([np.median(each.anchor_ms) for each in kept])
     conditions = {
         name: _range([each.conditions.get(name) for each in all_rounds])

@@ -326,7 +326,14 @@ def read_result(path: Path, hardware: str, runtime: Runtime) -> Result:
 
 
 def parse_result(text: str, where: str, hardware: str, runtime: Runtime) -> Result:
-    """Read the text of a result file, as :func:`read_result`."""
+    """Read the text of a result file, as :func:`read_result`.
+
+    Args:
+        text: of the file.
+        where: its name, for messages.
+        hardware: name of the hardware config it must be for.
+        runtime: precision and threads it must be for.
+    """
     gate = Gate(where, ResultError)
     lines = text[: text.rfind("\n") + 1].split("\n")[:-1]
     try:

@@ -68,7 +68,13 @@ class Hardware:
     affinity: tuple[int, ...] = ()
 
     def kit_settings(self, runtime: Runtime, rounds: int, seed: int) -> KitSettings:
-        """How a kit for this hardware is to be measured."""
+        """How a kit for this hardware is to be measured.
+
+        Args:
+            runtime: what runs the layers.
+            rounds: steady rounds wanted.
+            seed: of order and weights.
+        """
         return KitSettings(self.name, runtime, rounds, seed, self.temperature_limit_c, self.affinity)
 
     def target(self, runtime: Runtime, seed: int, say: Callable[[str], None]) -> Target | None:
@@ -186,6 +192,11 @@ def table_without_measuring(
 
 def estimated_table(hardware: Hardware, keys: Sequence[LayerKey], runtime: Runtime) -> LatencyTable:
     """A table of estimates; it is never written where measured tables are.
+
+    Args:
+        hardware: has a shipped estimate.
+        keys: the layers wanted.
+        runtime: must be one that the estimate is for.
 
     Raises:
         NoTableError: if the estimate is for other threads or another precision.

@@ -104,13 +104,26 @@ def make_plan(
 
 
 def calibration_networks(space: SearchSpace, count: int, seed: int) -> tuple[Architecture, ...]:
-    """What calibrates a table for a space: references and members of all sizes; none where 0 are wanted."""
+    """What calibrates a table for a space: references and members of all sizes; none where 0 are wanted.
+
+    Args:
+        space: the space.
+        count: networks wanted.
+        seed: of the random members.
+    """
     members = _spread_members(space, count, seed)
     return tuple(dict.fromkeys([*_calibration_references(space), *members])) if members else ()
 
 
 def seconds_needed(target: Target, runtime: Runtime, plan: Plan, rounds: int) -> float:
-    """A rough forecast of how long a plan takes on this machine, from a short trial of its parts."""
+    """A rough forecast of how long a plan takes on this machine, from a short trial of its parts.
+
+    Args:
+        target: the device.
+        runtime: what runs the layers.
+        plan: what is to be measured.
+        rounds: steady rounds wanted.
+    """
     layers = random.Random(0).sample(plan.keys, min(8, len(plan.keys)))
     loadings = -(-rounds // rounds_of_a_load(rounds))
     prepare_s = run_s = 0.0

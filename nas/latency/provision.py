@@ -50,6 +50,11 @@ class StaleTableError(TableError):
 def table_folder(root: Path, hardware: str, runtime: Runtime) -> Path:
     """The folder of the table of a hardware, runtime, precision and thread count.
 
+    Args:
+        root: of all tables.
+        hardware: name of the hardware config.
+        runtime: what runs the layers.
+
     Raises:
         InputError: if the name of the hardware is no plain one.
     """
@@ -117,7 +122,14 @@ def load_table(
 def staleness(
     table: LatencyTable, runtime: Runtime, device: str | None = None, version: str | None = None
 ) -> list[str]:
-    """Every respect in which a table does not fit, in words."""
+    """Every respect in which a table does not fit, in words.
+
+    Args:
+        table: the table.
+        runtime: what networks are to run on.
+        device: processor or board, None where it cannot be asked.
+        version: of the runtime there, None likewise.
+    """
     header = table.header
     pairs: Iterable[tuple[str, object, object]] = (
         ("device", header.device, device),

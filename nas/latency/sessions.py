@@ -177,6 +177,11 @@ def complete(
 ) -> LatencyTable:
     """A table with its gaps filled, calibrated on all networks that it can tell then.
 
+    Args:
+        table: with what was measured.
+        predicted: layers to predict.
+        networks: timed in the table's sessions.
+
     Raises:
         GapFillingError: see :func:`fill_gaps`.
     """

@@ -95,7 +95,14 @@ class Entry:
 
 
 def entry(latency_ms: float, spread_ms: float, samples: int, source: LatencySource) -> Entry:
-    """A line with as many digits as the file keeps: a table is the same before and after it was saved."""
+    """A line with as many digits as the file keeps: a table is the same before and after it was saved.
+
+    Args:
+        latency_ms: see :class:`Entry`, as all that follows.
+        spread_ms: distance between the quartiles.
+        samples: rounds it rests on.
+        source: where it comes from.
+    """
     return Entry(float(f"{latency_ms:.8g}"), float(f"{spread_ms:.4g}"), samples, source)
 
 
@@ -324,6 +331,11 @@ class LatencyTable:
         cls, files: Mapping[str, str], where: str, profile_command: str = "python -m nas.profile"
     ) -> LatencyTable:
         """Read what :meth:`files` gave.
+
+        Args:
+            files: the texts of both, by name.
+            where: they come from, for messages.
+            profile_command: measures what is missing, for messages.
 
         Raises:
             TableError: see :meth:`load`.

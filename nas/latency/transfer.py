@@ -120,6 +120,15 @@ def measured_elsewhere(
 ) -> LatencyTable:
     """A table with these layers measured here, at its own level; written nowhere.
 
+    Args:
+        table: of another machine.
+        keys: the layers.
+        target: this machine.
+        runtime: what runs the layers.
+        folder: for the rounds meanwhile.
+        rounds: steady rounds wanted.
+        progress: callbacks for progress bars.
+
     Raises:
         nas.measuring.rounds.MeasurementError: if the machine did not hold still.
     """

@@ -118,7 +118,14 @@ class Validation:
 def fresh_networks(
     space: SearchSpace, count: int, seed: int, used: Sequence[Architecture]
 ) -> list[Architecture]:
-    """Random members that played no part in the calibration."""
+    """Random members that played no part in the calibration.
+
+    Args:
+        space: the space.
+        count: networks wanted.
+        seed: of the choice.
+        used: networks of the calibration.
+    """
     generator = random.Random(f"validation {seed}")
     known = set(used)
     found: list[Architecture] = []

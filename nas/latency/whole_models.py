@@ -93,6 +93,11 @@ def with_head(
 def fitted_head(table: LatencyTable, task: Task, records: Sequence[NetworkRecord]) -> HeadCost:
     """What the head adds to the table's networks, from whole models timed end to end.
 
+    Args:
+        table: with layers and calibration.
+        task: whose head it is.
+        records: whole models timed end to end.
+
     Raises:
         TaskError: if there are too few.
     """

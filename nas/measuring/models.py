@@ -285,7 +285,13 @@ class LiteRTRunner:
 
 
 def random_image(shape: Sequence[int], kind: str, seed: int) -> Values:
-    """An input: standard normal, or all values of 8-bit integers alike (``float32``, ``uint8``, ``int8``)."""
+    """An input: standard normal, or all values of 8-bit integers alike (``float32``, ``uint8``, ``int8``).
+
+    Args:
+        shape: of the input.
+        kind: of its numbers.
+        seed: of the values.
+    """
     random = np.random.default_rng(seed)
     if kind == "float32":
         return random.standard_normal(tuple(shape)).astype(np.float32)

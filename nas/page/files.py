@@ -85,6 +85,11 @@ def write_report(folder: Path, study: optuna.Study) -> ReportFiles:
 def write_comparison(path: Path, first: optuna.Study, second: optuna.Study) -> tuple[Report, Report]:
     """Write one page that compares two studies, and return what it is about.
 
+    Args:
+        path: the page.
+        first: one study's report.
+        second: the other's.
+
     Raises:
         ReportError: if no report can be made of one of the studies.
     """

@@ -156,6 +156,11 @@ def read_folder(root: Path, skip_unreadable: bool = False) -> PictureFolder:
 def read_parts(root: Path, training: str, validation: str) -> PictureFolder:
     """The pictures of two folders of class folders, as ImageNet's; copies are not looked for.
 
+    Args:
+        root: the folder of both.
+        training: name of the one to train on.
+        validation: name of the other.
+
     Raises:
         DatasetError: as :func:`read_folder`.
     """

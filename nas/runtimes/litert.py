@@ -24,12 +24,24 @@ SPLIT_PRECISIONS: tuple[Precision, ...] = ("int8",)
 
 
 def runner(subject: Subject, precision: Precision, threads: int) -> Runner:
-    """A call that runs a layer or a network once."""
+    """A call that runs a layer or a network once.
+
+    Args:
+        subject: the layer or network.
+        precision: ``fp32`` or ``int8``.
+        threads: within an operator.
+    """
     return LiteRTRunner(_model(subject, precision).content(), threads)
 
 
 def split_runner(subject: Subject, precision: Precision, threads: int) -> Runner:
-    """As :func:`runner`, with hard swish written as operators that XNNPACK takes."""
+    """As :func:`runner`, with hard swish written as operators that XNNPACK takes.
+
+    Args:
+        subject: the layer or network.
+        precision: ``fp32`` or ``int8``.
+        threads: within an operator.
+    """
     return LiteRTRunner(_model(subject, precision, split_hswish=True).content(), threads)
 
 

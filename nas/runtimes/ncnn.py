@@ -15,7 +15,13 @@ PRECISIONS: tuple[Precision, ...] = ("fp32",)
 
 
 def runner(subject: Subject, precision: Precision, threads: int) -> Runner:
-    """A call that runs a layer or a network once."""
+    """A call that runs a layer or a network once.
+
+    Args:
+        subject: the layer or network.
+        precision: ``fp32`` or ``int8``.
+        threads: within an operator.
+    """
     made = model(subject, precision)
     return runner_of("ncnn", made.skeleton, made.weights, threads)
 

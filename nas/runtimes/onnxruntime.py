@@ -35,7 +35,13 @@ def timed_graph(
 
 
 def runner(subject: Subject, precision: Precision, threads: int) -> Runner:
-    """A call that runs a layer or a network once."""
+    """A call that runs a layer or a network once.
+
+    Args:
+        subject: the layer or network.
+        precision: ``fp32`` or ``int8``.
+        threads: within an operator.
+    """
     weights: dict[str, NDArray[np.float32]] = {}
     model = timed_graph(subject, precision, weights)
     return OnnxRunner(model.SerializeToString(), threads, weights=weights)

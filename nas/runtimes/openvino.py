@@ -12,7 +12,13 @@ PRECISIONS: tuple[Precision, ...] = ("fp32", "int8")
 
 
 def runner(subject: Subject, precision: Precision, threads: int) -> Runner:
-    """A call that runs a layer or a network once."""
+    """A call that runs a layer or a network once.
+
+    Args:
+        subject: the layer or network.
+        precision: ``fp32`` or ``int8``.
+        threads: within an operator.
+    """
     return runner_of("openvino", graph(subject, precision).SerializeToString(), {}, threads)
 
 

@@ -17,12 +17,23 @@ PRECISIONS: tuple[Precision, ...] = ("fp32",)
 
 
 def runner(subject: Subject, precision: Precision, threads: int) -> Runner:
-    """A call that runs a layer or a network once, eagerly."""
+    """A call that runs a layer or a network once, eagerly.
+
+    Args:
+        subject: the layer or network.
+        precision: ``fp32`` or ``int8``.
+        threads: within an operator.
+    """
     return _runner(build_module(subject), subject, threads)
 
 
 def compiled_runner(subject: Subject, precision: Precision, threads: int) -> Runner:
     """A call that runs a layer or a network once, compiled.
+
+    Args:
+        subject: the layer or network.
+        precision: ``fp32`` or ``int8``.
+        threads: within an operator.
 
     Raises:
         RuntimeUnavailableError: without a C++ compiler.

@@ -73,7 +73,13 @@ class Halving:
         self._gains: dict[int, list[float]] = {}
 
     def add(self, curve: Curve, evaluation: Evaluation, complete: bool) -> None:
-        """Learn of a training that has ended, to its end or not."""
+        """Learn of a training that has ended, to its end or not.
+
+        Args:
+            curve: (epochs, top-1) at its rungs and at its end.
+            evaluation: of the network.
+            complete: whether it was trained to its end.
+        """
         for epochs, top1 in curve:
             self._losses.setdefault(epochs, []).append(_losses(self._objective, evaluation, top1))
             if complete:

@@ -109,7 +109,13 @@ class BatchScorer:
         return self.canonical(generator.integers(0, self.counts, (count, len(self.counts))))
 
     def mutate(self, rows: Choices, rate: float, generator: np.random.Generator) -> Choices:
-        """Copies of rows in which each parameter is drawn anew with probability ``rate``."""
+        """Copies of rows in which each parameter is drawn anew with probability ``rate``.
+
+        Args:
+            rows: (N, P) choices.
+            rate: probability of a new draw.
+            generator: of random numbers.
+        """
         fresh = generator.integers(0, self.counts, rows.shape)
         chosen = (generator.random(rows.shape) < rate) | (rows == INACTIVE)
         return self.canonical(np.where(chosen, fresh, rows))

@@ -404,6 +404,12 @@ def refresh_study(
     """Replace layers, fingerprint and provenance after the study's own run changed what they describe.
 
     Not for a study that others may be working on: see :func:`nas.study.trial.remeasure` for latencies.
+
+    Args:
+        study: the study.
+        fingerprint: what must not change from now on.
+        provenance: what else its report says.
+        table: its layers; those it has stay where None.
     """
     if table is not None and study.user_attrs.get(_LAYERS) != table.files():
         study.set_user_attr(_LAYERS, table.files())

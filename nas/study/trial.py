@@ -161,6 +161,11 @@ def _accuracy(attributes: Mapping[str, object], gate: Gate, stopped: bool) -> Ac
 def checked_top1(gate: Gate, value: object, source: str) -> float:
     """An accuracy as a number: percent, but scores have no unit.
 
+    Args:
+        gate: names the source.
+        value: as it was kept.
+        source: of the accuracy.
+
     Raises:
         InputError: of the gate's kind, if it is none.
     """

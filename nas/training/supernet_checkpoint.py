@@ -143,6 +143,11 @@ def _check_shapes(gate: Gate, checkpoint: Checkpoint) -> None:
 def check_fits(path: Path, checkpoint: Checkpoint, space: SearchSpace) -> None:
     """Refuse a supernet of another space or of other classes.
 
+    Args:
+        path: of the checkpoint, for the message.
+        checkpoint: what it holds.
+        space: that is asked for.
+
     Raises:
         CheckpointError: naming the first difference.
     """

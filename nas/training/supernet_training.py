@@ -365,7 +365,15 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def cosine_rate(peak: float, warmup_epochs: float, step: int, steps: int, per_epoch: int) -> float:
-    """The learning rate of a step: linear warm-up, then half a cosine down to zero."""
+    """The learning rate of a step: linear warm-up, then half a cosine down to zero.
+
+    Args:
+        peak: the largest learning rate.
+        warmup_epochs: in which it rises; at most half of the training.
+        step: number of the step, from 0.
+        steps: in all.
+        per_epoch: steps of an epoch.
+    """
     warmup = min(warmup_epochs * per_epoch, steps / 2)
     if step < warmup:
         return peak * (step + 1) / (warmup + 1)
