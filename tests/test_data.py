@@ -114,6 +114,7 @@ def test_imagenet_needs_a_thousand_classes_in_two_folders(tmp_path: Path) -> Non
         load(DatasetSettings("imagenet", tmp_path), 32)
 
 
+@pytest.mark.slow
 def test_imagenet_is_read_from_its_folders(tmp_path: Path) -> None:
     for part in ("train", "val"):
         for number in range(1000):

@@ -56,7 +56,11 @@ def test_a_report_is_rebuilt_without_what_trains_and_measures() -> None:
 
 
 @pytest.mark.parametrize(
-    "environment", [{"PYTHONIOENCODING": "ascii"}, {"PYTHONIOENCODING": "latin-1", "COLUMNS": "80"}]
+    "environment",
+    [
+        {"PYTHONIOENCODING": "latin-1", "COLUMNS": "80"},
+        pytest.param({"PYTHONIOENCODING": "ascii"}, marks=pytest.mark.slow),
+    ],
 )
 def test_any_terminal_will_do(tmp_path: Path, environment: dict[str, str]) -> None:
     folder = tmp_path / "a [b] – ü"

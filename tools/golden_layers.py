@@ -47,5 +47,10 @@ def described(network: Architecture) -> dict[str, object]:
     }
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Write the file anew."""
     GOLDEN.write_text(json.dumps([described(each) for each in networks()], indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

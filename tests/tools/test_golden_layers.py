@@ -7,7 +7,7 @@ import pytest
 from tools.golden_layers import GOLDEN, described, networks
 
 
-@pytest.mark.parametrize("part", range(4))
+@pytest.mark.parametrize("part", [0, *(pytest.param(each, marks=pytest.mark.slow) for each in (1, 2, 3))])
 def test_layers_are_what_they_were(part: int) -> None:
     golden = json.loads(GOLDEN.read_text())
     found = networks()

@@ -10,6 +10,7 @@ from tools.search_benchmark import benchmark_table, main
 CELL = re.compile(r"(-?\d+\.\d\d) \((-?\d+\.\d\d)\)")
 
 
+@pytest.mark.slow
 def test_a_table_of_samplers_on_a_known_front(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     problem = World(small_space(), MadeUpLatency(), MadeUpAccuracy(), scatter=0.1)
     runs = Runs(tmp_path / "runs.jsonl", "small")

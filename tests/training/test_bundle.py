@@ -69,6 +69,7 @@ def test_every_file_computes_what_the_network_computes(tmp_path: Path, name: str
     assert f"| {bundle.INT8} | {parity[bundle.INT8].difference:.1e} |" in card
 
 
+@pytest.mark.slow
 def test_the_files_need_nothing_of_this_project(tmp_path: Path) -> None:
     network = _trained("mobilenet_v3_small")
     write_bundle(tmp_path / "bundle", network, RECOGNITION, _images(), {})

@@ -40,7 +40,9 @@ class InterruptedRunError(Exception):
     pass
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "rmsprop"])
+@pytest.mark.parametrize(
+    "optimizer", ["sgd", *(pytest.param(name, marks=pytest.mark.slow) for name in ("adamw", "rmsprop"))]
+)
 def test_an_interrupted_training_goes_on_exactly(split: Split, tmp_path: Path, optimizer: str) -> None:
     recipe = replace(RECIPE, optimizer=optimizer, learning_rate=0.01)
     whole = FinalTraining(_network(), split, recipe, ALONE)
@@ -69,6 +71,7 @@ def test_an_interrupted_training_goes_on_exactly(split: Split, tmp_path: Path, o
         FinalTraining(Network(SMALL), split, recipe, ALONE, path)
 
 
+@pytest.mark.slow
 def test_something_is_learnt_and_averaged_weights_are_kept(split: Split) -> None:
     recipe = FinalRecipe(epochs=15, batch_size=32, augment="none", learning_rate=0.005, ema=0.9)
     training = FinalTraining(_network(), split, recipe, ALONE)
