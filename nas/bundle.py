@@ -18,10 +18,10 @@ from nas.network import Network
 from nas.quantities import latency_text
 from nas.runtimes.runtime import Runtime
 from nas.saving import SaveError
+from nas.settings import ROUNDS
 from nas.training.bundle import FP32, INT8, Parity, write_bundle
 from search_spaces.architecture import Architecture
 
-_ROUNDS = 40
 # What a trained network is judged on.
 RANKING, TEST = "images that rank candidates", "test images that ranked none"
 
@@ -115,7 +115,7 @@ def latency_rows(architecture: Architecture, folder: Path) -> dict[str, str]:
     try:
         with measuring_progress() as bars:
             timed, _ = measure_deployments(
-                {architecture.id: architecture}, [*files.values()], folder, _ROUNDS, 0, bars
+                {architecture.id: architecture}, [*files.values()], folder, ROUNDS, 0, bars
             )
     except MeasurementError as error:
         warn(f"warning: latency was not measured: {error}")

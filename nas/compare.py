@@ -16,6 +16,7 @@ from nas.page.reading import read_study, report_of
 from nas.quantities import latency_text
 from nas.runtimes.runtime import TASK_RUNTIMES, Runtime, installed
 from nas.runtimes.subject import Precision
+from nas.settings import ROUNDS
 from search_spaces.architecture import Architecture
 from search_spaces.errors import InputError
 from search_spaces.references import UnknownReferenceError, reference
@@ -51,7 +52,7 @@ class CompareSettings:
     resolution: int = 224
     task: str = "classification"
     task_classes: int | None = None
-    rounds: int = 40
+    rounds: int = ROUNDS
     seed: int = 0
     output: str = "results/compare"
 

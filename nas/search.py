@@ -158,7 +158,7 @@ def _search(config: SearchConfig) -> None:
         _check_card(card, table, board, runtime, settings.require_validation)
         timed: dict[str, float] = {}
         if budget.foreign is not None:
-            timed = _time_foreign(foreign, _recorded(storage, named.name), table, runtime, folder)
+            timed = _time_foreign(foreign, _recorded(storage, named.name), table, latencies, folder)
         budget_ms = _budget_ms(budget, table, space, timed, limits)
         if margin := budget_ms and budget.margin_on(table):
             console.print(
@@ -213,7 +213,7 @@ def _search(config: SearchConfig) -> None:
         table = _measure_front(opened, table, latencies)
         if foreign and not timed:
             try:
-                record(opened, foreign, _time_foreign(foreign, {}, table, runtime, folder))
+                record(opened, foreign, _time_foreign(foreign, {}, table, latencies, folder))
                 _journal(folder).unlink(missing_ok=True)
             except (MeasurementError, TorchvisionReferenceError) as error:
                 names = ", ".join(each.name for each in foreign)
@@ -369,7 +369,7 @@ def _time_foreign(
     foreign: Sequence[TorchvisionReference],
     known: Mapping[str, float],
     table: LatencyTable,
-    runtime: Runtime,
+    latencies: LatencySource,
     folder: Path,
 ) -> dict[str, float]:
     """Latencies of networks that torchvision or timm build, those that are known as they are."""
@@ -377,7 +377,10 @@ def _time_foreign(
     if not missing:
         return {each.name: known[each.name] for each in foreign}
     console.print(f"timing {', '.join(each.name for each in missing)} end to end")
-    found = measure_end_to_end(missing, table, runtime, _journal(folder))
+    effort = latencies.effort
+    found = measure_end_to_end(
+        missing, table, latencies.runtime, _journal(folder), effort.rounds, effort.seed
+    )
     return {each.name: known.get(each.name) or found[each.name] for each in foreign}
 
 

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     Chosen: TypeAlias = object
 else:
     Chosen = Any
+# Steady rounds of a measurement.
+ROUNDS = 40
 # Samplers by the names they had before.
 RENAMED_SAMPLERS = {"evolution": "bayesian"}
 # Of a network's input; search_spaces refuses less.
@@ -123,7 +125,7 @@ class ProfileSettings:
     folder: str = "results/latency"
     max_keys: int | None = 1000
     networks: int = 80
-    rounds: int = 40
+    rounds: int = ROUNDS
     seed: int = 0
     dry_run: bool = False
     kit: str | None = None

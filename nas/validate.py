@@ -29,7 +29,7 @@ from nas.latency.table import LatencyTable
 from nas.latency.validation import FAMILY_COLUMNS, Validation, family_rows, fresh_networks, save, validate
 from nas.measuring.conditions import PACKAGES
 from nas.runtimes.runtime import Runtime
-from nas.settings import Chosen, HardwareConfig, ProfileSettings, RuntimeConfig
+from nas.settings import ROUNDS, Chosen, HardwareConfig, ProfileSettings, RuntimeConfig
 from search_spaces.architecture import Architecture
 from search_spaces.errors import InputError
 from search_spaces.layers import layer_keys
@@ -50,7 +50,7 @@ class ValidationSettings:
     """
 
     networks: int = 60
-    rounds: int = 40
+    rounds: int = ROUNDS
     seed: int = 1
     kit: str | None = None
     import_file: str | None = None

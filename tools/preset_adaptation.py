@@ -43,7 +43,7 @@ class AdaptationConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class AdaptationError:
+class LeftOutErrors:
     """How well layers are predicted that were not measured.
 
     Attributes:
@@ -65,7 +65,7 @@ def adaptation_errors(
     counts: Sequence[int],
     draws: int = 5,
     seed: int = 0,
-) -> list[AdaptationError]:
+) -> list[LeftOutErrors]:
     """Errors against the number of measured layers, on layers kept aside.
 
     Args:
@@ -94,7 +94,7 @@ def adaptation_errors(
             scaled.append(np.abs(factor * prior[aside] / truth[aside] - 1))
         together = 100 * np.concatenate(errors)
         result.append(
-            AdaptationError(
+            LeftOutErrors(
                 count,
                 float(together.mean()),
                 float(together.max()),

@@ -20,7 +20,7 @@ from nas.accuracy.joint import JointPrediction
 from nas.accuracy.networks import TrainedNetwork
 from nas.accuracy.process import Evaluator, Posterior
 from nas.accuracy.recipes import TARGETS, checked_target
-from nas.accuracy.source import Accuracy, AccuracyError, Answer
+from nas.accuracy.source import Accuracy, AccuracyError, AccuracyOrError
 from search_spaces.architecture import Architecture
 
 SHIPPED_PARAMETERS = Path(__file__).parent / "predictor.safetensors"
@@ -135,7 +135,7 @@ class Predictor:
         )
         return top1, deviation
 
-    def accuracies(self, architectures: Sequence[Architecture]) -> list[Answer]:
+    def accuracies(self, architectures: Sequence[Architecture]) -> list[AccuracyOrError]:
         """See :class:`nas.accuracy.source.BatchEstimator`."""
         top1, deviation = self.predict_many(architectures)
         return [

@@ -168,14 +168,14 @@ class SearchSource(AccuracyEstimator, Protocol):
         """Whether an answer takes a tenth of a second or more: then proposals deserve more thought."""
 
 
-Answer = Accuracy | AccuracyError
+AccuracyOrError = Accuracy | AccuracyError
 
 
 @runtime_checkable
 class BatchEstimator(AccuracyEstimator, Protocol):
     """A source that answers for many networks in much less time than one by one."""
 
-    def accuracies(self, architectures: Sequence[Architecture]) -> list[Answer]:
+    def accuracies(self, architectures: Sequence[Architecture]) -> list[AccuracyOrError]:
         """One answer a network, in their order: its accuracy, or the error ``accuracy`` would raise."""
 
 
@@ -199,7 +199,7 @@ def ask(
     estimator: AccuracyEstimator,
     architectures: Sequence[Architecture],
     rules: Sequence[GoesOn | None] = (),
-) -> list[Answer]:
+) -> list[AccuracyOrError]:
     """One answer a network, in their order: its accuracy, or the error that says why there is none.
 
     A :class:`BatchEstimator` is asked once for all of them, any other source one by one.
@@ -215,7 +215,9 @@ def ask(
     return [_ask_one(estimator, each, rule) for each, rule in zip(architectures, every, strict=True)]
 
 
-def _ask_one(estimator: AccuracyEstimator, architecture: Architecture, rule: GoesOn | None) -> Answer:
+def _ask_one(
+    estimator: AccuracyEstimator, architecture: Architecture, rule: GoesOn | None
+) -> AccuracyOrError:
     try:
         if rule is not None and isinstance(estimator, StagedEstimator):
             return estimator.staged(architecture, rule)
@@ -247,7 +249,7 @@ class Int8Penalty:
         """See :class:`AccuracyEstimator`; a published accuracy is none any more."""
         return self._less(architecture, self.fp32.accuracy(architecture))
 
-    def accuracies(self, architectures: Sequence[Architecture]) -> list[Answer]:
+    def accuracies(self, architectures: Sequence[Architecture]) -> list[AccuracyOrError]:
         """See :class:`BatchEstimator`."""
         return [
             each if isinstance(each, AccuracyError) else self._less(architecture, each)

@@ -17,6 +17,7 @@ from nas.measuring.models import PROTOCOL
 from nas.measuring.progress import ProfileProgress
 from nas.runtimes.runtime import Runtime
 from nas.saving import HeldError, hold
+from nas.settings import ROUNDS
 from nas.shell import shell_line
 from search_spaces.architecture import Architecture
 from search_spaces.blocks import ArchitectureError
@@ -39,7 +40,7 @@ class Effort:
 
     max_keys: int | None = 1000
     networks: int = 80
-    rounds: int = 40
+    rounds: int = ROUNDS
     seed: int = 0
 
 

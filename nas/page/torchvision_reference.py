@@ -41,6 +41,7 @@ from nas.onnx_graph import INPUT_NAME
 from nas.page.reading import PUBLISHED
 from nas.runtimes.runtime import Runtime
 from nas.runtimes.subject import RuntimeUnavailableError
+from nas.settings import ROUNDS
 from search_spaces.architecture import Architecture
 from search_spaces.errors import InputError
 from search_spaces.references import canonical_name, published_top1
@@ -178,7 +179,7 @@ def measure_end_to_end(
     table: LatencyTable,
     runtime: Runtime,
     journal: Path,
-    rounds: int = 40,
+    rounds: int = ROUNDS,
     seed: int = 0,
 ) -> dict[str, float]:
     """Time whole networks on this machine, in the same rounds as some layers of the table.

@@ -277,7 +277,7 @@ class _Search:
         self._total = total
         self._distributions = distributions(neighbourhood)
         self._gate = Gate("the study", SearchError)
-        self._board = _Board(objective, neighbourhood.budget_ms)
+        self._standings = _Standings(objective, neighbourhood.budget_ms)
         self._known: dict[str, tuple[Trial, tuple[float, ...]]] = {}
         self._running: set[str] = set()
         self._elsewhere: dict[int, str] = {}
@@ -477,7 +477,7 @@ class _Search:
             self._wanted.pop(record.name, None)
         if complete and record.accuracy is not None:
             found = tuple(trial.values)
-            self._board.add(record, record.accuracy, found)
+            self._standings.add(record, record.accuracy, found)
             self._known[record.architecture] = (record, found)
         if trial.state in SETTLED:
             self._done += record.kind == self._kind
@@ -517,8 +517,8 @@ class _Search:
             total=self._total,
             trials_per_second=rate,
             feasible_share=self._neighbourhood.feasible / tried if tried else 1.0,
-            best=self._board.best,
-            hypervolume=self._board.hypervolume(),
+            best=self._standings.best,
+            hypervolume=self._standings.hypervolume(),
             seconds_left=min(limits) if limits else None,
         )
 
@@ -555,7 +555,7 @@ class _Clock:
         return True
 
 
-class _Board:
+class _Standings:
     """Best network and hypervolume of the complete trials."""
 
     def __init__(self, objective: Objective, budget_ms: float) -> None:

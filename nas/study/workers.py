@@ -15,7 +15,7 @@ from concurrent.futures.process import BrokenProcessPool
 from types import TracebackType
 from typing import Generic, TypeVar
 
-from nas.accuracy.source import AccuracyError, AccuracyEstimator, Answer, BatchEstimator, GoesOn, ask
+from nas.accuracy.source import AccuracyError, AccuracyEstimator, AccuracyOrError, BatchEstimator, GoesOn, ask
 from search_spaces.architecture import Architecture
 from search_spaces.errors import InputError
 
@@ -57,8 +57,8 @@ class Workers(Generic[_Key]):
         self._estimator = estimator
         self._pool: ProcessPoolExecutor | None = None
         self._waiting: list[_Asked[_Key]] = []
-        self._answers: list[tuple[_Key, Answer]] = []
-        self._running: dict[Future[Answer], _Asked[_Key]] = {}
+        self._answers: list[tuple[_Key, AccuracyOrError]] = []
+        self._running: dict[Future[AccuracyOrError], _Asked[_Key]] = {}
         self._deaths: dict[_Key, int] = {}
 
     def __enter__(self) -> Workers[_Key]:
@@ -111,7 +111,7 @@ class Workers(Generic[_Key]):
                 "use search.workers=1"
             ) from None
 
-    def wait(self) -> list[tuple[_Key, Answer]]:
+    def wait(self) -> list[tuple[_Key, AccuracyOrError]]:
         """The answers that are there; waits for the first if there is none yet."""
         if self._waiting:
             keys, architectures, rules = zip(*self._waiting, strict=True)
@@ -153,6 +153,6 @@ def _start(content: bytes) -> None:
     _estimator = pickle.loads(content)  # noqa: S301 - of the process that started this one
 
 
-def _evaluate(architecture: Architecture, goes_on: GoesOn | None) -> Answer:
+def _evaluate(architecture: Architecture, goes_on: GoesOn | None) -> AccuracyOrError:
     assert _estimator is not None
     return ask(_estimator, [architecture], [goes_on])[0]

@@ -1,7 +1,12 @@
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
+from nas import search
+from nas.latency.hardware import Hardware
+from nas.latency.provision import Effort
+from nas.latency.source import LatencySource
 from nas.latency.table import Entry, LatencyTable, TableHeader
 from nas.measuring.conditions import cpu_model
 from nas.page.reading import report_of
@@ -136,3 +141,20 @@ def test_tables_that_nothing_here_judges_stand_beside_the_front_and_are_timed(tm
     remeasure(study, {small.id: {"latency_ms": 4.5, "latency_source": "measured", "p90_ms": 5.0}})
     (timed,) = (each for each in report_of(study).references if each.id == small.id)
     assert (timed.latency_ms, timed.latency_source, timed.p90_ms) == (4.5, "measured", 5.0)
+
+
+def test_a_search_times_them_in_as_many_rounds_as_its_layers(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked: list[tuple[int, int]] = []
+
+    def measured(*arguments: object) -> dict[str, float]:
+        asked.append(arguments[-2:])  # type: ignore[arg-type]
+        return {"torchvision:resnet50": 2.0}
+
+    monkeypatch.setattr(search, "measure_end_to_end", measured)
+    effort = Effort(rounds=7, seed=3)
+    source = LatencySource(Hardware("host", True), Runtime("torch"), tmp_path, effort, nullcontext, print)  # type: ignore[arg-type]
+    wanted = [torchvision_reference("torchvision:resnet50")]
+    assert search._time_foreign(wanted, {}, table(1.0), source, tmp_path) == {"torchvision:resnet50": 2.0}
+    assert asked == [(7, 3)]
