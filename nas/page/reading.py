@@ -206,11 +206,11 @@ def _network(
     deviation = accuracy.deviation
     if deviation is not None and accuracy.source == "measured":
         deviation = math.hypot(deviation, known.scatter)
-    network: Architecture | Member | None = record.table
+    network: Architecture | Member | None = record.network
     if network is None and (trial.params or (record.kind != "reference" and not space.parameters())):
         network = Member(record.architecture, space, trial.params, gate)
     # Of what has a name there are few.
-    known_by_name = network.architecture if record.name and isinstance(network, Member) else record.table
+    known_by_name = network.architecture if record.name and isinstance(network, Member) else record.network
     return NetworkResult(
         trial=trial.number,
         id=record.architecture,

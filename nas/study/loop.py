@@ -233,8 +233,8 @@ def run_proposer(
 def architecture_of(study: optuna.Study, trial: FrozenTrial) -> Architecture:
     """The network of a trial, rebuilt from the study alone."""
     record = Trial.of(trial, Gate(f"the study {study.study_name!r}", SearchError))
-    if record is not None and record.table is not None:
-        return record.table
+    if record is not None and record.network is not None:
+        return record.network
     return SearchSpace.from_dict(study.user_attrs["space"]).build(trial.params)
 
 
@@ -382,7 +382,7 @@ class _Search:
             macs=counted.macs,
             parameters=counted.parameters,
             name=name,
-            table=architecture if kind == "reference" else None,
+            network=architecture if kind == "reference" else None,
         )
         known = self._known.get(architecture.id)
         if known is not None:
@@ -470,7 +470,7 @@ class _Search:
             self._elsewhere[trial.number] = record.architecture
         else:
             self._elsewhere.pop(trial.number, None)
-        if candidate is None and (trial.params or not (self._distributions or record.table)):
+        if candidate is None and (trial.params or not (self._distributions or record.network)):
             candidate = self._neighbourhood.realise(trial.params)
         complete, failed = trial.state == TrialState.COMPLETE, record.error is not None
         if record.kind == "reference" and record.name is not None and (complete or failed):

@@ -53,7 +53,7 @@ class Trial:
         macs: multiply-accumulates.
         parameters: trainable parameters.
         name: of a reference, else None.
-        table: the network, where it is a reference.
+        network: the network, where it is a reference.
         accuracy: None before it is told, and where it cannot be.
         error: why it cannot be told, else None.
         abandoned: whether its process died over it.
@@ -67,7 +67,7 @@ class Trial:
     macs: int
     parameters: int
     name: str | None = None
-    table: Architecture | None = None
+    network: Architecture | None = None
     accuracy: Accuracy | None = None
     error: str | None = None
     abandoned: bool = False
@@ -84,8 +84,8 @@ class Trial:
             "macs": self.macs,
             "parameters": self.parameters,
         }
-        if self.table is not None:
-            found["table"] = self.table.to_dict()
+        if self.network is not None:
+            found["table"] = self.network.to_dict()
         if (accuracy := self.accuracy) is not None:
             found |= {
                 "top1": accuracy.top1,
@@ -131,7 +131,7 @@ class Trial:
             macs=gate.integer("macs", attributes["macs"]),
             parameters=gate.integer("parameters", attributes["parameters"]),
             name=None if name is None else gate.string("name", name, 100),
-            table=Architecture.from_dict(gate.plain(table)) if table else None,
+            network=Architecture.from_dict(gate.plain(table)) if table else None,
             accuracy=_accuracy(attributes, gate, trial.state == TrialState.PRUNED),
             error=None if error is None else str(error),
             abandoned="abandoned" in attributes,
