@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 
 from nas.measuring.rounds import Runner
@@ -27,8 +29,12 @@ def runner(subject: Subject, precision: Precision, threads: int) -> Runner:
     if portable_lib._threadpool_get_thread_count() != threads:
         portable_lib._unsafe_reset_threadpool(threads)
     image = torch.randn(input_shape(subject), generator=torch.Generator().manual_seed(0))
-    exported = torch.export.export(build_module(subject), (image,))
-    program = to_edge_transform_and_lower(exported, partitioner=[XnnpackPartitioner()]).to_executorch()
+    with warnings.catch_warnings():
+        # Its own use of what PyTorch is about to drop: several lines a layer.
+        warnings.simplefilter("ignore", FutureWarning)
+        exported = torch.export.export(build_module(subject), (image,))
+        lowered = to_edge_transform_and_lower(exported, partitioner=[XnnpackPartitioner()])
+        program = lowered.to_executorch()
     buffer = program.buffer
     module = portable_lib._load_for_executorch_from_buffer(buffer)
 
