@@ -16,6 +16,7 @@ from nas.page.torchvision_reference import (
 )
 from nas.settings import milliseconds
 from search_spaces.architecture import Architecture
+from search_spaces.errors import InputError
 from search_spaces.references import UnknownReferenceError
 from search_spaces.space import SearchSpace
 
@@ -113,5 +114,12 @@ class LatencyBudget:
         """
         found = self.latency_ms if self.foreign is None else timed_ms
         if self.architecture is not None:
-            found = table.latency(self.architecture).latency_ms
+            latency = table.latency(self.architecture)
+            if latency.refused:
+                layer = latency.refused[0]
+                raise InputError(
+                    f"search.budget_ms={self.name}: {table.header.runtime} ({table.header.precision}) "
+                    f"refuses its layer {layer}: {table.refusal(layer)}; give milliseconds or another network"
+                )
+            found = latency.latency_ms
         return None if found is None else found * (1 - self.margin_on(table))

@@ -148,7 +148,7 @@ def print_table_summary(table: LatencyTable, folder: Path, next_step: str) -> No
         folder: where it lies.
         next_step: the command to type next.
     """
-    counts = dict.fromkeys(("measured", "predicted", "estimated"), 0)
+    counts = dict.fromkeys(("measured", "predicted", "estimated", "refused"), 0)
     for entry in table.entries.values():
         counts[entry.source] += 1
     calibration = table.header.calibration
@@ -156,6 +156,11 @@ def print_table_summary(table: LatencyTable, folder: Path, next_step: str) -> No
         "device": table.header.title,
         "layers": ", ".join(f"{count:,} {source}" for source, count in counts.items() if count),
     }
+    if refused := table.refused(table.entries):
+        rows["refused"] = (
+            f"{len(refused):,} layers, which no network of a search will have, e.g. {refused[0]}: "
+            f"{table.refusal(refused[0])}"
+        )
     left: dict[str, list[str]] = {}
     gate = Gate("the latency table")
     for session in table.header.sessions:

@@ -76,6 +76,7 @@ from nas.study.trial import remeasure
 from search_spaces.architecture import Architecture
 from search_spaces.errors import InputError, masked
 from search_spaces.gate import Gate
+from search_spaces.layers import layer_keys, reachable_layer_keys
 from search_spaces.references import UnknownReferenceError, is_reference, published_top1
 from search_spaces.space import NotInSpaceError, SearchSpace
 from search_spaces.stage import Parameters
@@ -153,6 +154,8 @@ def _search(config: SearchConfig) -> None:
                 "  mind: accuracies are those of fp32; what quantising costs is not predicted "
                 "(accuracy.int8_penalty, or accuracy=train to measure it)"
             )
+        judged, published = _runnable(judged, table), _runnable(published, table)
+        _say_refused(table, space, runtime)
         check_measurable(foreign, table, runtime)
         card = load_card(tables)
         _check_card(card, table, board, runtime, settings.require_validation)
@@ -271,6 +274,29 @@ def _judged(
             warn(f"{name} is shown with its published accuracy, {top1:g} %: {reason}")
             published[name] = architecture
     return judged, published
+
+
+def _runnable(references: Mapping[str, Architecture], table: LatencyTable) -> dict[str, Architecture]:
+    """References that the runtime takes; the others are left out, said in a line."""
+    found: dict[str, Architecture] = {}
+    for name, architecture in references.items():
+        if refused := table.latency(architecture).refused:
+            warn(
+                f"{name} is left out: the runtime refuses its layer {refused[0]}: {table.refusal(refused[0])}"
+            )
+        else:
+            found[name] = architecture
+    return found
+
+
+def _say_refused(table: LatencyTable, space: SearchSpace, runtime: Runtime) -> None:
+    """Name the layers of a space that candidates do without."""
+    refused = table.refused(reachable_layer_keys(space))
+    if refused:
+        warn(
+            f"  {runtime.name} ({runtime.precision}) refuses {len(refused):,} layers of the space, e.g. "
+            f"{refused[0]}: {table.refusal(refused[0])}; the search goes on without networks that have them"
+        )
 
 
 def _check_task(
@@ -503,13 +529,17 @@ def _refine(
 def _measure_front(opened: optuna.Study, table: LatencyTable, latencies: LatencySource) -> LatencyTable:
     """Measure the predicted layers of the networks that are going to be recommended."""
     for _ in range(_FRONT_PASSES):
-        front = report_of(opened, importances=False).front
-        networks = [each.architecture for each in front if each.architecture]
+        report = report_of(opened, importances=False)
+        networks = [each.architecture for each in report.front if each.architecture]
         better = _measured(latencies, table, networks)
         if better is table:
             break
         table = better
-        found = {each.id: table.latency(each) for each in networks}
+        evaluated = {each.id: each.architecture for each in report.networks if each.architecture}
+        layers = {name: table.refused(layer_keys(each)) for name, each in evaluated.items()}
+        refused = {name: keys[0] for name, keys in layers.items() if keys}
+        _leave_out(opened, {name: f"layer {key}: {table.refusal(key)}" for name, key in refused.items()})
+        found = {each.id: table.latency(each) for each in networks if each.id not in refused}
         remeasure(
             opened,
             {
@@ -518,6 +548,15 @@ def _measure_front(opened: optuna.Study, table: LatencyTable, latencies: Latency
             },
         )
     return table
+
+
+def _leave_out(opened: optuna.Study, refused: Mapping[str, str]) -> None:
+    """Networks that turned out not to run: no report shows them."""
+    if refused:
+        name, reason = next(iter(refused.items()))
+        others = f" and {len(refused) - 1} others are" if len(refused) > 1 else " is"
+        warn(f"{name}{others} left out: the runtime refuses {reason}")
+    remeasure(opened, {name: {"refused": reason} for name, reason in refused.items()})
 
 
 def _time_best(
@@ -557,6 +596,7 @@ def _time_best(
             for each in timed.networks
         },
     )
+    _leave_out(opened, {name: f"the whole network: {reason}" for name, reason in timed.refused.items()})
     timed.journal.unlink(missing_ok=True)
     return {
         "trials": len(report.networks) - sum(each.trial < 0 for each in report.networks),

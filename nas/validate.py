@@ -26,7 +26,15 @@ from nas.latency.provision import (
 )
 from nas.latency.sessions import NetworkRecord, fill_gaps, load_networks
 from nas.latency.table import LatencyTable
-from nas.latency.validation import FAMILY_COLUMNS, Validation, family_rows, fresh_networks, save, validate
+from nas.latency.validation import (
+    FAMILY_COLUMNS,
+    Validation,
+    family_rows,
+    fresh_networks,
+    runnable,
+    save,
+    validate,
+)
 from nas.measuring.conditions import PACKAGES
 from nas.runtimes.runtime import Runtime
 from nas.settings import ROUNDS, Chosen, HardwareConfig, ProfileSettings, RuntimeConfig
@@ -101,7 +109,7 @@ def main(config: ValidateConfig) -> None:
             console.print,
         )
         known = load_networks(folder)
-        judged, shown = _networks(space, references, settings, known)
+        judged, shown = _networks(space, references, settings, known, table)
         validation = validate(table, judged, shown, target, folder, settings.rounds, progress, known)
     _finish(validation, table, board.name, runtime, folder)
 
@@ -111,10 +119,11 @@ def _networks(
     references: Mapping[str, Architecture],
     settings: ValidationSettings,
     known: Sequence[NetworkRecord],
+    table: LatencyTable,
 ) -> tuple[dict[str, Architecture], dict[str, Architecture]]:
     """Networks that a table is judged by, and those that are shown beside them."""
     used = [record.architecture for record in known]
-    fresh = fresh_networks(space, settings.networks, settings.seed, used)
+    fresh = fresh_networks(space, settings.networks, settings.seed, used, table)
     # References are shown; those the calibration was fitted on do not count as fresh.
     judged = {each.id: each for each in fresh}
     judged |= {name: each for name, each in references.items() if each not in used}
@@ -142,11 +151,13 @@ def _by_kit(
             f"{board.how_to_measure(runtime)}"
         )
     known = load_networks(folder)
-    judged, shown = _networks(space, references, settings, known)
+    judged, shown = _networks(space, references, settings, known, table)
     networks = [*judged.values(), *shown.values()]
     table = fill_gaps(
         table, table.missing(dict.fromkeys(key for each in networks for key in layer_keys(each)))
     )
+    judged, shown = runnable(judged, table), runnable(shown, table)
+    networks = [*judged.values(), *shown.values()]
     if settings.kit:
         path = Path(settings.kit)
         subjects = timing_subjects(networks, table, known)

@@ -15,6 +15,7 @@ from nas.measuring.conditions import AffinityError, affine_to, cpu_model, descri
 from nas.measuring.rounds import (
     Journal,
     MeasurementError,
+    RefusedError,
     Round,
     Runner,
     measure,
@@ -23,7 +24,8 @@ from nas.measuring.rounds import (
     without_drift,
 )
 from nas.runtimes.runtime import Runtime
-from nas.runtimes.subject import Subject
+from nas.runtimes.subject import CannotRunError, Subject
+from search_spaces.gate import Gate
 from search_spaces.layers import LayerKey
 from search_spaces.references import reference
 
@@ -31,6 +33,8 @@ from search_spaces.references import reference
 ANCHOR = reference("mobilenet_v3_small")
 
 
+# Where a session's record keeps the reasons for which subjects were refused, by their names.
+REFUSED = "refused"
 # Weights, their repacked copy and buffers of a session, layers and networks mixed as in a profile.
 _MEGABYTES_PER_SUBJECT = 4
 
@@ -51,7 +55,8 @@ class Measurement:
     """Samples of one measuring session.
 
     Attributes:
-        subjects: the layers and networks measured.
+        subjects: the layers and networks measured: all asked for but those that the runtime refuses, which
+            the record names.
         samples_ms: (rounds, subjects), steady rounds only, every sample.
         anchor_ms: (rounds,) median of the anchor's runs in each round.
         record: rounds, conditions and device, for the table's header.
@@ -65,6 +70,12 @@ class Measurement:
     record: dict[str, object]
     orders: tuple[tuple[int, ...], ...] | None = None
     loads: tuple[int, ...] | None = None
+
+    @property
+    def refused(self) -> dict[str, str]:
+        """Why subjects were refused, by name."""
+        reasons = Gate("the record of a session").mapping(self.record.get(REFUSED, {}), REFUSED)
+        return {name: str(reason) for name, reason in reasons.items()}
 
     def steadied(self) -> NDArray[np.float64]:
         """Samples without the drift that all subjects share: (rounds, subjects)."""
@@ -189,13 +200,17 @@ class LocalTarget:
             },
         )
         by_name = {subject_name(subject): subject for subject in subjects}
+        anchor = runtime.runner(ANCHOR)
         undelegated: dict[str, list[str]] = {}
         prepared, preparing_s = 0, 0.0
 
         def load(name: str) -> Runner:
             nonlocal prepared, preparing_s
             started = time.monotonic()
-            runner = runtime.runner(by_name[name])
+            try:
+                runner = runtime.runner(by_name[name])
+            except CannotRunError as error:
+                raise RefusedError(error.reason) from error
             if left := getattr(runner, "undelegated", ()):
                 undelegated[name] = list(left)
             prepared, preparing_s = prepared + 1, preparing_s + time.monotonic() - started
@@ -207,7 +222,7 @@ class LocalTarget:
         started = time.monotonic()
         steady_rounds = measure(
             load,
-            runtime.runner(ANCHOR),
+            anchor,
             kept,
             rounds,
             self.seed,
@@ -216,12 +231,13 @@ class LocalTarget:
             precise=[subject_name(each) for each in precise],
         )
         return measurement(
-            subjects,
+            [by_name[name] for name in kept.names],
             steady_rounds,
             kept.rounds,
             {
                 **describe(),
                 "before": before,
+                **({REFUSED: kept.refused} if kept.refused else {}),
                 **({"undelegated": undelegated} if undelegated else {}),
                 "preparing_s": round(preparing_s, 1),
                 "measuring_s": round(time.monotonic() - started - preparing_s, 1),

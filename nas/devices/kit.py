@@ -18,10 +18,10 @@ from pathlib import Path
 import numpy as np
 
 from nas.cost import layer_cost
-from nas.devices.device import ANCHOR, Measurement, deal_out, measurement, subject_name
+from nas.devices.device import ANCHOR, REFUSED, Measurement, deal_out, measurement, subject_name
 from nas.measuring import board, conditions, models, rounds
 from nas.runtimes.runtime import Runtime
-from nas.runtimes.subject import Subject
+from nas.runtimes.subject import CannotRunError, Subject
 from search_spaces.architecture import Architecture
 from search_spaces.errors import InputError
 from search_spaces.gate import Gate, JsonObject
@@ -150,7 +150,12 @@ def write_kit(
         path.parent.mkdir(parents=True, exist_ok=True)
         with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as kit:
             for number, (name, subject) in enumerate(subjects.items()):
-                model = settings.runtime.model(subject)
+                on_prepared(number + 1, len(subjects))
+                try:
+                    model = settings.runtime.model(subject)
+                except CannotRunError as error:
+                    described[name] = {"refused": error.reason}  # the board says so in its result
+                    continue
                 weights = [
                     {"name": each, "shape": list(values.shape), "type": str(values.dtype)}
                     for each, values in model.weights.items()
@@ -158,7 +163,6 @@ def write_kit(
                 graph = f"graphs/{number:05}"
                 described[name] = {"graph": graph, "weights": weights}
                 kit.writestr(graph, model.skeleton)
-                on_prepared(number + 1, len(subjects))
             kit.writestr(board.MANIFEST, json.dumps(manifest | {"subjects": described}))
             for package in ("nas", "nas/measuring"):
                 kit.writestr(f"{package}/__init__.py", "")
@@ -302,9 +306,11 @@ class MeasuredTarget:
         Raises:
             ResultError: if the board measured others.
         """
+        wanted = {subject_name(each) for each in subjects}
         for group in self.result.groups:
-            if set(group.measurement.subjects) == set(subjects):
-                return group.measurement
+            found = group.measurement
+            if {subject_name(each) for each in found.subjects} | found.refused.keys() == wanted:
+                return found
         raise ResultError(
             "the result is of another kit than the one these settings and this table make: make a new one"
         )
@@ -363,7 +369,7 @@ def parse_result(text: str, where: str, hardware: str, runtime: Runtime) -> Resu
                     f"({throttled} of {len(group)} were throttled)"
                 )
                 continue
-            measured = _measurement(subjects, steady, group, header, number)
+            measured = _measurement(subjects, steady, group, header, number, journal.refused)
             lines_of_group = [journal.header, *(each.__dict__ for each in group)]
             text_of_group = "".join(json.dumps(line) + "\n" for line in lines_of_group)
             groups.append(Group(number, measured, text_of_group))
@@ -404,6 +410,7 @@ class _Journal:
     group: int
     names: list[str]
     rounds: list[rounds.Round]
+    refused: dict[str, str]
 
 
 def _journals(gate: Gate, lines: Sequence[JsonObject], kit: str) -> list[_Journal]:
@@ -415,7 +422,10 @@ def _journals(gate: Gate, lines: Sequence[JsonObject], kit: str) -> list[_Journa
                 raise ResultError(f"the result mixes kits {kit} and {identity['kit']}")
             group = gate.integer("the number of a group", identity["group"], 0, _MOST_GROUPS)
             names = gate.sequence(line["names"], "names", _MOST_SUBJECTS)
-            found.append(_Journal(line, group, [gate.string("a name", name, 200) for name in names], []))
+            reasons = gate.mapping(line.get(REFUSED, {}), REFUSED)
+            refused = {name: gate.string("a reason", each, 1_000) for name, each in reasons.items()}
+            read = [gate.string("a name", name, 200) for name in names]
+            found.append(_Journal(line, group, read, [], refused))
         elif "samples_ms" in line:
             journal = found[-1]
             journal.rounds.append(rounds.read_round(line, len(journal.names)))
@@ -436,6 +446,7 @@ def _measurement(
     measured: Sequence[rounds.Round],
     header: ResultHeader,
     group: int,
+    refused: dict[str, str],
 ) -> Measurement:
     plain = [
         rounds.Round(
@@ -447,6 +458,8 @@ def _measurement(
     ]
     throttled = sum(map(rounds.is_throttled, measured))
     described = {"kit": header.kit, "group": group, **header.board, "throttled_rounds": throttled}
+    if refused:
+        described[REFUSED] = {**refused}
     return measurement(subjects, steady, plain, described)
 
 

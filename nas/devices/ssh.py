@@ -25,7 +25,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nas.devices.device import Measurement, subject_name
+from nas.devices.device import REFUSED, Measurement, subject_name
 from nas.devices.kit import (
     GROUP_SUBJECTS,
     KitSettings,
@@ -418,7 +418,10 @@ class SshTarget:
         ]
 
     def _check_agreement(self, texts: Sequence[str], common: Sequence[Subject]) -> None:
-        differences = agreement(self._measurements(texts), [subject_name(subject) for subject in common])
+        parts = self._measurements(texts)
+        refused = {name for part in parts for name in part.refused}
+        names = [name for subject in common if (name := subject_name(subject)) not in refused]
+        differences = agreement(parts, names)
         worst = max(range(len(differences)), key=lambda index: abs(differences[index]))
         if abs(differences[worst]) > self.tolerance:
             raise RemoteError(
@@ -435,14 +438,18 @@ def joined(subjects: Sequence[Subject], parts: Sequence[Measurement]) -> Measure
     """
     rounds = min(len(part.samples_ms) for part in parts)
     found: dict[str, list[Samples]] = {}
+    refused: dict[str, str] = {}
     for part in parts:
+        refused |= part.refused
         samples = part.steadied()[:rounds]
         for column, subject in enumerate(part.subjects):
             found.setdefault(subject_name(subject), []).append(samples[:, column])
-    samples = np.stack([np.mean(found[subject_name(subject)], axis=0) for subject in subjects], axis=1)
+    taken = [subject for subject in subjects if subject_name(subject) not in refused]
+    samples = np.stack([np.mean(found[subject_name(subject)], axis=0) for subject in taken], axis=1)
+    record = {**parts[0].record, "rounds": rounds, "boards": [part.record for part in parts]}
     return Measurement(
-        subjects=tuple(subjects),
+        subjects=tuple(taken),
         samples_ms=samples,
         anchor_ms=np.mean([part.anchor_ms[:rounds] for part in parts], axis=0),
-        record={**parts[0].record, "rounds": rounds, "boards": [part.record for part in parts]},
+        record={**record, REFUSED: refused} if refused else record,
     )

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nas.devices.device import Target
+from nas.devices.device import Target, subject_name
 from nas.latency.sessions import NetworkRecord, journal_name, link_keys, network_records, table_level
 from nas.latency.table import LatencyTable
 from nas.measuring.progress import ProfileProgress
@@ -45,13 +45,15 @@ class TimedNetworks:
     """Networks measured in the same rounds.
 
     Attributes:
-        networks: in the order asked for.
+        networks: in the order asked for, without those that the runtime refuses.
+        refused: why it refuses these, by the network's id.
         drift: how much slower (positive) or faster the machine was than when the table was made; taken out.
         conditions: record of the measuring session.
         journal: the rounds as measured; to be deleted by whoever has saved what follows from them.
     """
 
     networks: tuple[Timed, ...]
+    refused: Mapping[str, str]
     drift: float
     conditions: Mapping[str, object]
     journal: Path
@@ -93,6 +95,11 @@ def time_networks(
     ratios = [now[each.architecture].latency_ms / each.latency_ms for each in links]
     level = float(np.median(ratios)) if ratios else 1 / table_level(table, measured)
     errors = measured.standard_errors()
+    reasons = {
+        each.id: reason
+        for each, subject in zip(architectures, whole, strict=True)
+        if (reason := measured.refused.get(subject_name(subject))) is not None
+    }
     return TimedNetworks(
         tuple(
             Timed(
@@ -100,7 +107,9 @@ def time_networks(
                 found[each].latency_ms * errors[subject] / level,
             )
             for each, subject in zip(architectures, whole, strict=True)
+            if each.id not in reasons
         ),
+        reasons,
         level - 1,
         measured.record,
         journal,

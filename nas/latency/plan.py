@@ -20,7 +20,7 @@ from nas.latency.predictor import MINIMUM_LAYERS, standardised_features
 from nas.latency.table import LatencyTable
 from nas.measuring.rounds import rounds_of_a_load
 from nas.runtimes.runtime import Runtime
-from nas.runtimes.subject import Subject
+from nas.runtimes.subject import CannotRunError, Subject
 from search_spaces.architecture import Architecture
 from search_spaces.errors import InputError
 from search_spaces.layers import LayerKey, layer_keys, reachable_layer_keys
@@ -78,7 +78,9 @@ def make_plan(
     Raises:
         InputError: if so few layers would be measured that the others cannot be predicted.
     """
-    known = {key for key, entry in table.entries.items() if entry.source == "measured"} if table else set()
+    # What the runtime refused once it is not asked again.
+    tried = ("measured", "refused")
+    known = {key for key, entry in table.entries.items() if entry.source in tried} if table else set()
     calibrating = [key for each in _calibration_references(space) for key in layer_keys(each)]
     wanted = sorted(reachable_layer_keys(space).union(calibrating), key=str)
     first = list(dict.fromkeys(key for architecture in references for key in layer_keys(architecture)))
@@ -132,7 +134,10 @@ def seconds_needed(target: Target, runtime: Runtime, plan: Plan, rounds: int) ->
     for kind, sample in ((plan.keys, layers), (plan.networks, plan.networks[:2])):
         for subject in sample:
             start = time.perf_counter()
-            runner = runtime.runner(subject)
+            try:
+                runner = runtime.runner(subject)
+            except CannotRunError:
+                continue
             prepare_s += (time.perf_counter() - start) * len(kind) / len(sample)
             runner()
             start = time.perf_counter()

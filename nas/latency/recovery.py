@@ -13,10 +13,10 @@ from __future__ import annotations
 import datetime
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from nas.devices.device import ANCHOR, Measurement, Target, measurement, subject_name
+from nas.devices.device import ANCHOR, REFUSED, Measurement, Target, measurement, subject_name
 from nas.latency.sessions import (
     FEWEST_NETWORKS,
     NETWORKS,
@@ -60,12 +60,14 @@ class _Samples:
         names: of the subjects.
         identity: device, runtime and version, as far as the file says.
         rounds: all of them.
+        refused: why further subjects were refused, by name.
     """
 
     path: Path
     names: tuple[str, ...]
     identity: Mapping[str, object]
     rounds: tuple[Round, ...]
+    refused: Mapping[str, object] = field(default_factory=dict)
 
 
 def recovered(
@@ -258,6 +260,8 @@ def _measurement(samples: _Samples, candidates: dict[str, Architecture]) -> Meas
     group: dict[str, object] = {
         name: samples.identity[name] for name in ("kit", "group") if name in samples.identity
     }
+    if samples.refused:
+        group[REFUSED] = samples.refused
     # A stand-in for networks that nobody knows any longer: they were part of the rounds.
     everything = [known.get(column, ANCHOR) for column in range(len(samples.names))]
     found = measurement(everything, kept, samples.rounds, {"rebuilt_from": samples.path.name, **group})
@@ -274,6 +278,7 @@ def _samples(path: Path) -> _Samples:
     lines = gate.text(path, _MOST_BYTES).splitlines()
     names: list[str] | None = None
     identity: Mapping[str, object] = {}
+    refused: Mapping[str, object] = {}
     rounds = []
     for number, line in enumerate(lines, start=1):
         try:
@@ -287,13 +292,14 @@ def _samples(path: Path) -> _Samples:
                 gate.string("a name", name) for name in gate.sequence(data["names"], "names", _MOST_SUBJECTS)
             ]
             identity = gate.mapping(data.get("identity"), "identity")
+            refused = gate.mapping(data.get(REFUSED, {}), REFUSED)
         elif "samples_ms" in data and names is not None:
             with gate.reading():
                 rounds.append(read_round(data, len(names)))
         elif "board" in data:  # the header of a kit's result
             board = gate.mapping(data["board"], "board")
             identity = {"device": board.get("cpu"), "version": board.get("runtime_version")}
-    return _Samples(path, tuple(names or ()), identity, tuple(rounds))
+    return _Samples(path, tuple(names or ()), identity, tuple(rounds), refused)
 
 
 def _header(folder: Path) -> TableHeader | None:

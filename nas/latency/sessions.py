@@ -9,7 +9,9 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
+import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,7 +22,15 @@ from nas.devices.device import Measurement, Target, deal_out, subject_name
 from nas.latency.calibration import Calibration, network_features
 from nas.latency.plan import Plan
 from nas.latency.predictor import LayerPredictor
-from nas.latency.table import MAX_MS, LatencyTable, TableError, TableHeader, entry, recorded
+from nas.latency.table import (
+    MAX_MS,
+    REFUSED_ENTRY,
+    LatencyTable,
+    TableError,
+    TableHeader,
+    entry,
+    recorded,
+)
 from nas.measuring.progress import ProfileProgress
 from nas.measuring.rounds import STATISTIC, STATISTICS, instability
 from nas.runtimes.runtime import Runtime, pays_at_borders
@@ -28,7 +38,7 @@ from nas.runtimes.subject import Subject
 from nas.saving import finish, hold, write_atomically, write_together
 from search_spaces.architecture import Architecture
 from search_spaces.gate import Gate
-from search_spaces.layers import LayerKey, layer_keys
+from search_spaces.layers import LayerKey, LayerKeyError, layer_keys
 from search_spaces.tasks import Task, TaskNetwork
 
 # Layers measured again in every further session.
@@ -198,21 +208,40 @@ def fill_gaps(table: LatencyTable, keys: Sequence[LayerKey]) -> LatencyTable:
         GapFillingError: if too few layers were measured.
     """
     measured = {key: each.latency_ms for key, each in table.entries.items() if each.source == "measured"}
-    wanted = [key for key in keys if key not in measured]
+    refused = table.refused(table.entries)
+    wanted = [key for key in keys if key not in measured and key not in set(refused)]
     if not wanted:
         return table
+    # Where all that were tried of a kind were refused, so are the others.
+    hopeless = {traits(key) for key in refused}.difference(traits(key) for key in measured)
     predictor = LayerPredictor(measured)
     predicted = {
         key: entry(each.latency_ms, each.deviation_ms, 0, "predicted")
-        for key, each in predictor.predict(wanted).items()
+        for key, each in predictor.predict([key for key in wanted if traits(key) not in hopeless]).items()
     }
     summary = {"measured": predictor.rows, "predicted": len(predicted), "mean_error": predictor.error}
-    return table.with_entries(predicted, gap_filling=summary)
+    like_them = {key: REFUSED_ENTRY for key in wanted if traits(key) in hopeless}
+    return table.with_entries(predicted | like_them, gap_filling=summary)
+
+
+def traits(key: LayerKey) -> str:
+    """A layer's name without its sizes: what all layers of a kind have in common.
+
+    Args:
+        key: the layer.
+    """
+    return re.sub(
+        r"(?<=_)([ioxchnq]?)(\d+)", lambda found: found[1] + ("0" if found[2] == "0" else "N"), str(key)
+    )
 
 
 def calibrate(table: LatencyTable, networks: Sequence[NetworkRecord]) -> LatencyTable:
     """Fit the correction from summed layers on networks whose layers the table holds."""
-    usable = [each for each in networks if not table.missing(layer_keys(each.architecture))]
+    usable = []
+    for each in networks:
+        keys = layer_keys(each.architecture)
+        if not table.missing(keys) and not table.refused(keys):
+            usable.append(each)
     if len(usable) < FEWEST_NETWORKS:
         return table
     return table.with_entries({}, calibration=fitted_calibration(table, usable))
@@ -381,6 +410,9 @@ def add_session(
         for column, subject in enumerate(measured.subjects)
         if isinstance(subject, LayerKey) and not (table and is_measured(table, subject))
     }
+    for key in map(_layer_named, measured.refused):
+        if key is not None and not (table and is_measured(table, key)):
+            entries[key] = REFUSED_ENTRY
     known = {each.architecture for each in networks}
     found = [
         replace(each, latency_ms=each.latency_ms * level)
@@ -408,6 +440,12 @@ def add_session(
     if found or table.header.calibration is None:
         table = calibrate(table, together)
     return table, together
+
+
+def _layer_named(name: str) -> LayerKey | None:
+    with suppress(LayerKeyError):
+        return LayerKey.parse(name)
+    return None
 
 
 def networks_text(networks: Sequence[NetworkRecord]) -> str:

@@ -173,7 +173,8 @@ class LatencySource:
 
     def measured(self, table: LatencyTable, networks: Sequence[Architecture]) -> LatencyTable:
         """The table with every layer of these networks measured, where that can be done from here."""
-        keys = {key for each in networks for key, entry in table.layer_latencies(each) if entry.samples == 0}
+        layers = [pair for each in networks for pair in table.layer_latencies(each)]
+        keys = {key for key, entry in layers if entry.source in ("predicted", "estimated")}
         target = self.target
         if target is None:
             return table

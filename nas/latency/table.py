@@ -11,10 +11,12 @@ import csv
 import hashlib
 import io
 import json
+import math
 import statistics
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
@@ -29,7 +31,8 @@ from search_spaces.layers import LayerKey, LayerKeyError, layer_keys
 from search_spaces.tasks import strided_keys
 
 SCHEMA_VERSION = 1
-LatencySource = Literal["measured", "predicted", "estimated"]
+# A layer that the runtime refuses takes for ever: no network within any budget has it.
+LatencySource = Literal["measured", "predicted", "estimated", "refused"]
 # From best to worst.
 SOURCES: tuple[LatencySource, ...] = get_args(LatencySource)
 _SOURCES_BY_NAME: dict[str, LatencySource] = {each: each for each in SOURCES}
@@ -60,10 +63,17 @@ class MissingKeysError(InputError):
 
 @dataclass(frozen=True, slots=True)
 class Latency:
-    """Latency of one network, batch 1."""
+    """Latency of one network, batch 1.
+
+    Attributes:
+        latency_ms: milliseconds; infinite where the runtime refuses a layer.
+        source: where it comes from.
+        refused: those layers.
+    """
 
     latency_ms: float
     source: NetworkLatencySource
+    refused: tuple[LayerKey, ...] = ()
 
 
 class LatencyModel(Protocol):
@@ -84,7 +94,7 @@ class Entry:
     Attributes:
         latency_ms: the table's statistic over the rounds.
         spread_ms: distance between the quartiles; for predictions one standard deviation.
-        samples: rounds it rests on, 0 for predictions.
+        samples: rounds it rests on, 0 for predictions and for what is refused.
         source: where it comes from.
     """
 
@@ -104,6 +114,12 @@ def entry(latency_ms: float, spread_ms: float, samples: int, source: LatencySour
         source: where it comes from.
     """
     return Entry(float(f"{latency_ms:.8g}"), float(f"{spread_ms:.4g}"), samples, source)
+
+
+# Of a layer that the runtime, or its converter, does not take.
+REFUSED_ENTRY = Entry(math.inf, 0.0, 0, "refused")
+_LIKE_OTHERS = "as all layers of its kind that were tried"
+_REFUSED_CELLS = ["inf", "0", "0", "refused"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +197,32 @@ class LatencyTable:
         """Those of ``keys`` the table does not hold."""
         return [key for key in keys if key not in self.entries]
 
+    def refused(self, keys: Iterable[LayerKey]) -> list[LayerKey]:
+        """Those of some layers that the runtime refuses, each once; those that were tried come first.
+
+        Args:
+            keys: the layers.
+        """
+        found = [key for key in dict.fromkeys(keys) if self.entries.get(key) == REFUSED_ENTRY]
+        return sorted(found, key=lambda key: (self.refusal(key) == _LIKE_OTHERS, str(key)))
+
+    def refusal(self, key: LayerKey) -> str:
+        """Why the runtime refuses a layer.
+
+        Args:
+            key: the layer.
+        """
+        return self._reasons.get(str(key), _LIKE_OTHERS)
+
+    @cached_property
+    def _reasons(self) -> dict[str, str]:
+        gate = Gate("the latency table", TableError)
+        return {
+            name: gate.string("a reason", reason, 1_000)
+            for session in self.header.sessions
+            for name, reason in gate.mapping(session.get("refused", {}), "refused").items()
+        }
+
     def raw_ms(self, architecture: Architecture) -> float:
         """Sum of the layers, uncorrected.
 
@@ -196,19 +238,23 @@ class LatencyTable:
             MissingKeysError: if a layer is missing.
         """
         layers, head = self.layer_latencies(architecture), self.header.head
+        worst = worst_source(entry.source for _, entry in layers)
+        if worst == "refused":
+            return Latency(math.inf, "predicted", tuple(self.refused(key for key, _ in layers)))
         least_ms = _LEAST_SHARE * sum(entry.latency_ms for _, entry in layers)
         if head is None:
             total = sum(self.share_ms(key) for key, _ in layers)
         else:
             whole = strided_keys(architecture)
             total = sum(head.layer_ms(key, stride, self.share_ms(key)) for key, stride in whole)
-        worst = worst_source(entry.source for _, entry in layers)
         return Latency(max(total, least_ms), "table" if worst == "measured" else worst)
 
     def share_ms(self, key: LayerKey) -> float:
         """What a layer adds to the latency of a network that classifies, calibrated where the table is."""
         alone_ms, calibration = self.entries[key].latency_ms, self.header.calibration
-        return alone_ms if calibration is None else calibration.layer_ms(key, alone_ms)
+        if calibration is None or math.isinf(alone_ms):
+            return alone_ms
+        return calibration.layer_ms(key, alone_ms)
 
     def layer_latencies(self, architecture: Architecture) -> list[tuple[LayerKey, Entry]]:
         """The layers of a network with their entries, in order.
@@ -284,7 +330,7 @@ class LatencyTable:
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(_COLUMNS)
         for key, entry in sorted(self.entries.items(), key=lambda pair: str(pair[0])):
-            if not _is_latency(entry.latency_ms, entry.spread_ms):
+            if entry != REFUSED_ENTRY and not _is_latency(entry.latency_ms, entry.spread_ms):
                 raise TableError(f"{key}: {entry.latency_ms} ms (spread {entry.spread_ms}) is no latency")
             numbers = (f"{entry.latency_ms:.8g}", f"{entry.spread_ms:.4g}", entry.samples)
             writer.writerow((str(key), *numbers, entry.source))
@@ -448,11 +494,13 @@ def _read_row(where: str, row: list[str]) -> tuple[LayerKey, Entry]:
         latency_ms, spread_ms, samples = float(row[1]), float(row[2]), int(row[3][:12])
     except (LayerKeyError, ValueError) as error:
         raise TableError(f"{where}: {error}") from None
+    if row[1:] == _REFUSED_CELLS:
+        return key, REFUSED_ENTRY
     if not _is_latency(latency_ms, spread_ms):
         raise TableError(f"{where}: {row[1]} ms (spread {row[2]}) is no latency")
     if not 0 <= samples <= MAX_SAMPLES:
         raise TableError(f"{where}: {row[3]} is no number of samples")
     source = _SOURCES_BY_NAME.get(row[4])
-    if source is None:
+    if source is None or source == "refused":
         raise TableError(f"{where}: source {row[4]!r} is not one of {', '.join(SOURCES)}")
     return key, Entry(latency_ms, spread_ms, samples, source)

@@ -30,6 +30,7 @@ from nas.quantities import latency_text
 from nas.saving import spreadsheet_cell, write_together
 from search_spaces.architecture import Architecture
 from search_spaces.gate import Gate, made
+from search_spaces.layers import layer_keys
 from search_spaces.references import published_top1
 from search_spaces.space import SearchSpace
 
@@ -39,6 +40,8 @@ _GOOD_WITHIN_10_PERCENT = 0.95
 _GOOD_KENDALL_TAU = 0.90
 # A machine that runs otherwise than when the table was made has other latencies, however alike their ranks.
 _GOOD_DRIFT = 0.10
+# Networks to judge a table by.
+_FEWEST = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,15 +119,20 @@ class Validation:
 
 
 def fresh_networks(
-    space: SearchSpace, count: int, seed: int, used: Sequence[Architecture]
+    space: SearchSpace,
+    count: int,
+    seed: int,
+    used: Sequence[Architecture],
+    table: LatencyTable | None = None,
 ) -> list[Architecture]:
-    """Random members that played no part in the calibration.
+    """Random members that played no part in the calibration, and none with a layer known to be refused.
 
     Args:
         space: the space.
         count: networks wanted.
         seed: of the choice.
         used: networks of the calibration.
+        table: knows which layers are refused.
     """
     generator = random.Random(f"validation {seed}")
     known = set(used)
@@ -133,7 +141,7 @@ def fresh_networks(
         if len(found) == count:
             break
         member = space.sample(generator)
-        if member not in known:
+        if member not in known and not (table and table.refused(layer_keys(member))):
             known.add(member)
             found.append(member)
     return found
@@ -149,7 +157,7 @@ def validate(
     progress: ProfileProgress = ProfileProgress(),  # noqa: B008 - frozen
     known: Sequence[NetworkRecord] = (),
 ) -> Validation:
-    """Measure networks end to end and compare them with a table.
+    """Measure networks end to end and compare them with a table; without those that the runtime refuses.
 
     Args:
         table: must hold all their layers.
@@ -165,14 +173,20 @@ def validate(
         MissingKeysError: if the table lacks a layer.
         MeasurementError: if the machine did not hold still, or there are too few networks.
     """
-    if len(networks) < 4:
-        raise MeasurementError(f"a validation needs at least 4 networks, not {len(networks)}")
+    networks, shown = runnable(networks, table), runnable(shown, table)
+    _check_enough(networks)
+    wanted = [*networks.values(), *shown.values()]
+    timed = time_networks(wanted, table, target, folder, rounds, progress, known)
+    networks, shown = (
+        {name: each for name, each in group.items() if each.id not in timed.refused}
+        for group in (networks, shown)
+    )
+    _check_enough(networks)
     names = (*networks, *shown)
     architectures = (*networks.values(), *shown.values())
     judged = slice(len(networks))
     raw_ms = np.array([table.raw_ms(each) for each in architectures])
     predicted_ms = np.array([table.latency(each).latency_ms for each in architectures])
-    timed = time_networks(architectures, table, target, folder, rounds, progress, known)
     records = tuple(each.record for each in timed.networks)
     actual_ms = np.array([each.latency_ms for each in records])
     sources = [entry.source for each in networks.values() for _, entry in table.layer_latencies(each)]
@@ -187,6 +201,23 @@ def validate(
         state=table.state(),
     )
     return Validation(card, timed.journal, names, records, predicted_ms, raw_ms)
+
+
+def runnable(networks: Mapping[str, Architecture], table: LatencyTable) -> dict[str, Architecture]:
+    """Those of some networks that have no layer which the runtime refuses.
+
+    Args:
+        networks: by name.
+        table: knows which layers are refused.
+    """
+    return {name: each for name, each in networks.items() if not table.latency(each).refused}
+
+
+def _check_enough(networks: Mapping[str, Architecture]) -> None:
+    if len(networks) < _FEWEST:
+        raise MeasurementError(
+            f"a validation needs at least {_FEWEST} networks that the runtime takes, not {len(networks)}"
+        )
 
 
 def save(validation: Validation, folder: Path) -> None:

@@ -48,11 +48,15 @@ THROTTLED_BITS = {
 _SYSFS_THROTTLED = Path("/sys/devices/platform/soc/soc:firmware/get_throttled")
 
 
-class KitSubject(TypedDict):
-    """A layer or network of a kit: where its graph lies in it, and which weights that lacks."""
+class KitSubject(TypedDict, total=False):
+    """A layer or network of a kit: where its graph lies in it, and which weights that lacks; or a reason.
+
+    The reason is why the converter refused it where the kit was made.
+    """
 
     graph: str
     weights: list[WeightShape]
+    refused: str
 
 
 class Manifest(TypedDict, total=False):
@@ -249,11 +253,21 @@ def _measure_group(
 
     def runner(name: str) -> rounds.Runner:
         subject, seed = manifest["subjects"][name], manifest["seed"]
+        if "refused" in subject:
+            raise rounds.RefusedError(subject["refused"])
         weights = models.random_weights(subject["weights"], seed)
         skeleton = kit.read(subject["graph"])
-        return models.runner_of(manifest["runtime"], skeleton, weights, manifest["threads"], seed)
+        try:
+            return models.runner_of(manifest["runtime"], skeleton, weights, manifest["threads"], seed)
+        except MemoryError:
+            raise
+        except Exception as error:  # every runtime has exceptions of its own
+            raise rounds.RefusedError(rounds.reason_of(error)) from error
 
-    anchor = runner(manifest["anchor"])
+    try:
+        anchor = runner(manifest["anchor"])
+    except rounds.RefusedError as error:
+        raise BoardError(f"the {manifest['runtime']} here does not even run the anchor: {error}") from None
     start, begun = time.monotonic(), len(rounds.steady(journal.rounds))
 
     def on_round(done: int, wanted: int) -> None:
@@ -264,6 +278,11 @@ def _measure_group(
 
     seed, precise = manifest["seed"], manifest["precise"]
     rounds.measure(runner, anchor, journal, wanted, seed, watch.snapshot, on_round, precise=precise)
+    if refused := journal.refused:
+        name, reason = next(iter(refused.items()))
+        report(
+            f"{label}: {len(refused)} of {len(names)} left out, which the runtime refuses: {name}: {reason}"
+        )
 
 
 def _journal_path(journals: Path, number: int) -> Path:

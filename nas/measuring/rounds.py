@@ -63,6 +63,10 @@ class JournalError(MeasurementError):
     """A file of rounds that is damaged, or holds another measurement."""
 
 
+class RefusedError(RuntimeError):
+    """A model that a runtime does not take. The message is its reason."""
+
+
 @dataclass(frozen=True)
 class Round:
     """One pass over all subjects.
@@ -90,6 +94,11 @@ class Journal:
         names: subjects in the order of the samples.
         identity: whatever must not differ when the measurement is continued.
 
+    Attributes:
+        names: of the subjects that are measured.
+        refused: reason by name of those that the runtime does not take: they are left out of the names.
+        rounds: what is on disk.
+
     Raises:
         JournalError: if the file belongs to other subjects or conditions, or is damaged.
     """
@@ -97,11 +106,30 @@ class Journal:
     def __init__(self, path: Path, names: Sequence[str], identity: Mapping[str, object]) -> None:
         self.path = path
         self.names = tuple(names)
+        self.refused: dict[str, str] = {}
         self.rounds: list[Round] = []
-        self._subjects = len(names)
         self._header = {"schema": JOURNAL_SCHEMA, "names": list(names), "identity": dict(identity)}
         if path.exists():
             self._load()
+
+    def leave_out(self, name: str, reason: str) -> None:
+        """Go on without a subject; only before the first round.
+
+        Args:
+            name: of the subject.
+            reason: why it is refused.
+
+        Raises:
+            MeasurementError: if there are rounds already.
+        """
+        if self.rounds:
+            raise MeasurementError(f"{name} cannot be loaded any more: {reason}")
+        self._refuse({**self.refused, name: reason})
+
+    def _refuse(self, refused: Mapping[str, str]) -> None:
+        self.refused = dict(refused)
+        self.names = tuple(name for name in self.names if name not in refused)
+        self._header |= {"names": list(self.names), "refused": self.refused}
 
     def append(self, measured: Round) -> None:
         """Keep a round, on disk before this returns.
@@ -143,13 +171,15 @@ class Journal:
             self.path.unlink()
             return
         header = self._parsed(lines[0])
+        if isinstance(header, dict) and (refused := _read_refused(header.get("refused"))):
+            self._refuse(refused)
         for field, value in self._header.items():
             if not isinstance(header, dict) or header.get(field) != value:
                 raise JournalError(
                     f"{self.path} holds another measurement (its {field} differs); delete it to measure anew"
                 )
         try:
-            self.rounds = [read_round(self._parsed(line), self._subjects) for line in lines[1:]]
+            self.rounds = [read_round(self._parsed(line), len(self.names)) for line in lines[1:]]
         except ValueError as error:
             raise JournalError(f"{self.path} is damaged ({error}); delete it to measure anew") from None
 
@@ -158,6 +188,13 @@ class Journal:
             return json.loads(line)
         except (ValueError, RecursionError):
             raise JournalError(f"{self.path} is damaged; delete it to measure anew") from None
+
+
+def _read_refused(data: object) -> dict[str, str]:
+    """What a journal's header says of subjects that were refused; nothing where it says something else."""
+    if not isinstance(data, dict) or not all(isinstance(each, str) for pair in data.items() for each in pair):
+        return {}
+    return dict(data)
 
 
 def read_round(data: object, subjects: int) -> Round:
@@ -209,7 +246,8 @@ def measure(
     """Run all subjects in interleaved rounds until ``rounds`` of them were steady.
 
     Args:
-        load: makes what runs one of the journal's names; called again for every loading.
+        load: makes what runs one of the journal's names; called again for every loading. What it refuses
+            with a :class:`RefusedError` before the first round, and what cannot be run then, is left out.
         anchor: the network that shows whether the machine held still.
         journal: where rounds are kept; rounds it already holds count.
         rounds: steady rounds wanted.
@@ -224,17 +262,16 @@ def measure(
         The steady rounds.
 
     Raises:
-        MeasurementError: if less than half of the rounds wanted were steady.
+        MeasurementError: if less than half of the rounds wanted were steady, or nothing can be run.
     """
-    names = journal.names
     runners: dict[str, Runner] = {}
     rounds_a_load = rounds_of_a_load(rounds, loads)
-    columns = [index for index, name in enumerate(names) if name in set(precise)]
     left, wanted = 0, rounds
     most = len(journal.rounds) + rounds * _MAX_ROUNDS_FACTOR
     while True:
         kept = steady(journal.rounds)
         if len(kept) >= wanted:
+            columns = [index for index, name in enumerate(journal.names) if name in set(precise)]
             if len(kept) >= _MOST_PRECISE_FACTOR * rounds or _are_precise(kept, columns):
                 break
             wanted, most = len(kept) + rounds_a_load, most + rounds_a_load * _MAX_ROUNDS_FACTOR
@@ -242,7 +279,8 @@ def measure(
             break
         if not left:
             number = 1 + max((each.load for each in journal.rounds), default=-1)
-            _load(names, load, runners, seed * 1_000_003 + 500_000 + number)
+            _load(journal, load, runners, seed * 1_000_003 + 500_000 + number)
+            names = journal.names
             anchor()
             left = rounds_a_load
         shuffle = seed * 1_000_003 + len(journal.rounds)
@@ -303,12 +341,33 @@ def _are_precise(kept: Sequence[Round], columns: Sequence[int]) -> bool:
     return bool(np.percentile(errors[columns], 90) <= PRECISION)
 
 
-def _load(names: Sequence[str], load: Callable[[str], Runner], runners: dict[str, Runner], seed: int) -> None:
+def _load(journal: Journal, load: Callable[[str], Runner], runners: dict[str, Runner], seed: int) -> None:
     runners.clear()  # before the next ones need the memory
+    names = journal.names
     for index in round_order(seed, len(names)):
-        runners[names[index]] = load(names[index])
-    for name in names:  # allocations and lazy initialisation are not latency
-        runners[name]()
+        try:
+            runners[names[index]] = load(names[index])
+        except RefusedError as error:
+            journal.leave_out(names[index], str(error))
+    for name in journal.names:  # allocations and lazy initialisation are not latency
+        try:
+            runners[name]()
+        except MemoryError:
+            raise
+        except Exception as error:  # every runtime has exceptions of its own
+            journal.leave_out(name, reason_of(error))
+    if names and not journal.names:
+        name, reason = next(iter(journal.refused.items()))
+        raise MeasurementError(f"nothing of this can be run here, beginning with {name}: {reason}")
+
+
+def reason_of(error: Exception) -> str:
+    """What a runtime says when it does not take a model, on one line.
+
+    Args:
+        error: what it raised.
+    """
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def round_order(shuffle: int, count: int) -> list[int]:

@@ -107,7 +107,13 @@ def _report(gate: Gate, study: optuna.Study, attributes: Mapping[str, object], i
     trials = study.get_trials(deepcopy=False)
     ended = [trial for trial in trials if trial.state == TrialState.COMPLETE]
     # Somebody may have added trials of their own with plain Optuna.
-    complete = [(trial, record) for trial in ended if (record := _told(trial, gate)) is not None]
+    better = {name: gate.mapping(each, "a latency") for name, each in remeasured(attributes).items()}
+    # What the runtime turned out to refuse is no network to be recommended, nor to be compared with.
+    complete = [
+        (trial, record)
+        for trial in ended
+        if (record := _told(trial, gate)) is not None and "refused" not in better.get(record.architecture, {})
+    ]
     if not complete:
         raise ReportError(
             f"study {study.study_name!r} holds no complete trial yet"
@@ -119,7 +125,7 @@ def _report(gate: Gate, study: optuna.Study, attributes: Mapping[str, object], i
     provenance = gate.mapping(attributes.get("provenance") or {}, "provenance")
     known = _Known(
         gate.number("search.caution", caution, 0, 1_000),
-        remeasured(attributes),
+        better,
         # While networks are being trained, the report is that of the search.
         trained(attributes) if section(provenance, TRAINED) else {},
         gate.number("seed_scatter", scatter_of(attributes).get("points", 0.0), 0, 100),

@@ -8,13 +8,20 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
 
-from nas.measuring.rounds import Runner
+from nas.measuring.rounds import Runner, reason_of
 from nas.runtimes import executorch, litert, ncnn, onnxruntime, openvino, pytorch
-from nas.runtimes.subject import PRECISIONS, Model, Precision, RuntimeUnavailableError, Subject
+from nas.runtimes.subject import (
+    PRECISIONS,
+    CannotRunError,
+    Model,
+    Precision,
+    RuntimeUnavailableError,
+    Subject,
+)
 from search_spaces.errors import InputError
 from search_spaces.layers import LayerKey
 from search_spaces.tasks import Task, TaskNetwork
@@ -137,27 +144,20 @@ class Runtime:
         """A call that runs a layer or a whole network once.
 
         Raises:
-            RuntimeUnavailableError: if the runtime is not installed, or cannot run it.
+            CannotRunError: if it does not take this subject.
+            RuntimeUnavailableError: if the runtime is not installed.
         """
         self.version()
         if isinstance(subject, TaskNetwork):
             self.check_task(subject.task)
-        try:
+        with self._naming(subject):
             return ENGINES[self.name].runner(subject, self.precision, self.threads)
-        except InputError:
-            raise
-        except Exception as error:  # every runtime has exceptions of its own
-            what = f"layer {subject}" if isinstance(subject, LayerKey) else f"network {subject.id}"
-            reason = " ".join(str(error).split())[:200] or type(error).__name__
-            raise RuntimeUnavailableError(
-                f"runtime {self.name} ({self.precision}) cannot run {what}: {reason}; "
-                "take another runtime, or leave such layers out of the search space"
-            ) from error
 
     def model(self, subject: Subject) -> Model:
         """A layer or a whole network as a board is sent it.
 
         Raises:
+            CannotRunError: if the runtime does not take this subject.
             RuntimeUnavailableError: if boards cannot run it, or the runtime is not installed here.
         """
         make = ENGINES[self.name].model
@@ -169,7 +169,24 @@ class Runtime:
         self.version()
         if isinstance(subject, TaskNetwork):
             self.check_task(subject.task)
-        return make(subject, self.precision)
+        with self._naming(subject):
+            return make(subject, self.precision)
+
+    @contextlib.contextmanager
+    def _naming(self, subject: Subject) -> Iterator[None]:
+        """Whatever goes wrong with a subject becomes one line that names it."""
+        try:
+            yield
+        except (InputError, MemoryError):
+            raise
+        except Exception as error:  # every runtime has exceptions of its own
+            what = f"layer {subject}" if isinstance(subject, LayerKey) else f"network {subject.id}"
+            reason = reason_of(error)
+            raise CannotRunError(
+                f"runtime {self.name} ({self.precision}) cannot run {what}: {reason}; "
+                "take another runtime, or leave such layers out of the search space",
+                reason,
+            ) from error
 
 
 def installed(precision: Precision = "fp32") -> tuple[RuntimeName, ...]:

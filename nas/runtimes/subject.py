@@ -30,6 +30,18 @@ class RuntimeUnavailableError(InputError):
     """A runtime that is not installed, or that cannot do what was asked. The message says what to do."""
 
 
+class CannotRunError(RuntimeUnavailableError):
+    """A layer or network that a runtime, or its converter, does not take.
+
+    Attributes:
+        reason: what the runtime says.
+    """
+
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
 @dataclass(frozen=True, slots=True)
 class Model:
     """A layer or network as a runtime takes it, see :func:`nas.measuring.models.runner_of`.

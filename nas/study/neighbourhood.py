@@ -105,7 +105,9 @@ class Neighbourhood:
         """The candidate of these values if it is within the budget and the limits."""
         candidate = self.realise(genes)
         self.tried += 1
-        if candidate.latency.latency_ms > self.budget_ms or self._excess(candidate) > 1:
+        if candidate.latency.refused or candidate.latency.latency_ms > self.budget_ms:
+            return None
+        if self._excess(candidate) > 1:
             return None
         self.feasible += 1
         return candidate
@@ -130,11 +132,18 @@ class Neighbourhood:
         """The fastest member within the limits, by coordinate descent from the smallest.
 
         Raises:
-            BudgetError: if it is above the budget, or nothing was found within the limits.
+            BudgetError: if it is above the budget, or nothing was found within the limits, or none that the
+                runtime takes.
         """
         if self._fastest is None:
             self._fastest = self._descend()
-        latency_ms = self._fastest.latency.latency_ms
+        latency_ms, refused = self._fastest.latency.latency_ms, self._fastest.latency.refused
+        if refused:
+            raise BudgetError(
+                f"nothing in the space {self.space.name!r} can be run: the runtime refuses {len(refused)} "
+                f"layer{'s' if len(refused) > 1 else ''} even of the network it takes most of, e.g. "
+                f"{refused[0]}; take another runtime, or leave such layers out of the search space"
+            )
         if self._excess(self._fastest) > 1:
             found = cost(self._fastest.architecture)
             raise BudgetError(
@@ -200,7 +209,7 @@ class Neighbourhood:
                     if name in best.parameters and value != best.parameters[name]:
                         other = self.realise(best.genes | {name: value})
                         slower = best.latency.latency_ms < other.latency.latency_ms <= self.budget_ms
-                        if slower and self._excess(other) <= 1:
+                        if slower and not other.latency.refused and self._excess(other) <= 1:
                             best, improved = other, True
         return best
 
@@ -224,6 +233,7 @@ class Neighbourhood:
         """See :meth:`nas.cost.Limits.excess`; 1 where there are no limits."""
         return 1.0 if self._limits is None else self._limits.excess(cost(candidate.architecture))
 
-    def _rank(self, candidate: Candidate) -> tuple[float, float]:
-        """Within the limits first, then fast."""
-        return max(1.0, self._excess(candidate)), candidate.latency.latency_ms
+    def _rank(self, candidate: Candidate) -> tuple[float, int, float]:
+        """Within the limits first, then of layers that the runtime takes, then fast."""
+        latency = candidate.latency
+        return max(1.0, self._excess(candidate)), len(latency.refused), latency.latency_ms
