@@ -10,12 +10,16 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import torch
+
 from nas.accuracy.csv import read_extra
 from nas.accuracy.imagenet import SHIPPED_PARAMETERS
 from nas.budget import LatencyBudget
+from nas.cost import cost
 from nas.latency.heads import HeadCost
 from nas.latency.table import LatencyTable
 from nas.latency.validation import Card, card_problem
+from nas.network import Network
 from nas.page.report import Report
 from nas.pictures.folders import read_folder
 from nas.settings import (
@@ -135,6 +139,22 @@ def _content(accuracy: AccuracyConfig) -> dict[str, str]:
     elif isinstance(accuracy, TableConfig):
         found["path"] = Path(accuracy.path).read_bytes()
     return {key: hashlib.sha256(content).hexdigest()[:16] for key, content in found.items()}
+
+
+def checked_macs(architecture: Architecture) -> dict[str, object]:
+    """Multiply-accumulates of a network as counted here and, independently, by fvcore, which runs it."""
+    from fvcore.nn import FlopCountAnalysis
+
+    image = torch.zeros(1, 3, architecture.resolution, architecture.resolution)
+    counting = FlopCountAnalysis(Network(architecture).eval(), image)
+    counting.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
+    found = counting.by_operator()
+    return {
+        "network": architecture.id,
+        "counted": cost(architecture).macs,
+        "fvcore": round(found["conv"] + found["linear"]),
+        "fvcore_version": importlib.metadata.version("fvcore"),
+    }
 
 
 def provenance(

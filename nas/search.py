@@ -48,7 +48,7 @@ from nas.page.torchvision_reference import (
     record_tables,
     recorded,
 )
-from nas.provenance import fingerprint, layers, provenance
+from nas.provenance import checked_macs, fingerprint, layers, provenance
 from nas.quantities import latency_text
 from nas.runtimes.runtime import Runtime
 from nas.saving import write_atomically
@@ -234,6 +234,8 @@ def _search(config: SearchConfig) -> None:
             opened.set_user_attr("provenance", known)
         report = report_of(opened, importances=False)
         known = {**known, "layers": layers(report, table)}
+        if report.front and report.front[0].architecture is not None:
+            known["macs"] = checked_macs(report.front[0].architecture)
         if isinstance(accuracy, Predictor):
             known[JOINT] = accuracy.joint(report.compared).to_dict()
         if named.storage:  # what others go by stays as it is

@@ -279,6 +279,63 @@ def test_resolution_and_classes_of_a_table_of_ones_own_are_those_asked_for(run: 
 
 
 @pytest.mark.slow
+def test_other_objectives_end_in_reports(run: Run, tmp_path: Path) -> None:
+    asked = ["hardware=rpi4", "search_space=benchmark_stages", "search.trials=12", "search.screen=0"]
+    references = "search.references=[mobilenet_v2]"
+    mnasnet = ["objective=mnasnet", "objective.target_ms=60", "study.name=mnasnet"]
+    outcome = run("search", *asked, references, *mnasnet)
+    assert outcome.code == 0, outcome
+    study = read_study(tmp_path / "results" / "mnasnet")
+    assert len(study.directions) == 1
+    for trial in study.trials:
+        # Tan et al. 2019: accuracy x (latency / target)^-0.07, of the cautious accuracy.
+        told = trial.user_attrs
+        cautious = told["top1"] - told["deviation"]
+        assert trial.value == pytest.approx(cautious * (told["latency_ms"] / 60) ** -0.07, rel=1e-3)
+    third = ["objective.third=parameters", "study.name=third"]
+    outcome = run("search", *asked, references, *third)
+    assert outcome.code == 0, outcome
+    study = read_study(tmp_path / "results" / "third")
+    report = report_of(study, importances=False)
+    assert len(study.directions) == 3
+    assert {int(trial.values[2]) for trial in study.trials} == {each.parameters for each in report.networks}
+    found = study.user_attrs["provenance"]["macs"]
+    assert found["network"] == report.front[0].id
+    assert found["fvcore"] == found["counted"] == report.front[0].macs
+    # On the front of three objectives some network is neither the most accurate of its latency nor faster.
+    for one in report.front:
+        better = [
+            other
+            for other in report.networks
+            if other.judged_top1 > one.judged_top1
+            and other.latency_ms < one.latency_ms
+            and other.parameters < one.parameters
+        ]
+        assert not better
+    rows = list(csv.DictReader((tmp_path / "results" / "third" / "pareto.csv").open()))
+    assert {row["id"] for row in rows if row["kind"] == "candidate"} <= {each.id for each in report.front}
+
+
+@pytest.mark.slow
+def test_two_workers_train_what_one_trains(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(TINY_SPACE))
+    tops = []
+    for workers in (1, 2):
+        asked = [*QUICK, "search_space=tiny.yaml", "sampler=random", f"search.workers={workers}"]
+        asked += ["accuracy.scatter=0", "search.end_to_end=0", f"study.name=with_{workers}"]
+        outcome = run("search", *asked)
+        assert outcome.code == 0, outcome
+        report = report_of(read_study(tmp_path / "results" / f"with_{workers}"), importances=False)
+        assert len({each.id for each in report.candidates}) == 5
+        assert {each.accuracy_source for each in report.candidates} == {"measured"}
+        tops.append({each.id: each.top1 for each in report.networks})
+    # Whoever trains a network, with its seed it comes out the same.
+    common = tops[0].keys() & tops[1].keys()
+    assert len(common) >= 2
+    assert {each: tops[0][each] for each in common} == {each: tops[1][each] for each in common}
+
+
+@pytest.mark.slow
 def test_every_sampler_begins_with_the_same_screened_networks(run: Run, tmp_path: Path) -> None:
     asked = ["hardware=rpi4", "search_space=benchmark_stages", "search.references=[]", "search.trials=8"]
     first = {}

@@ -1,6 +1,8 @@
 from pathlib import Path
 
-from nas.provenance import folder_digest
+from nas.cost import cost
+from nas.provenance import checked_macs, folder_digest
+from search_spaces.references import reference
 
 
 def test_pictures_that_change_are_noticed_and_results_among_them_are_not(tmp_path: Path) -> None:
@@ -17,3 +19,10 @@ def test_pictures_that_change_are_noticed_and_results_among_them_are_not(tmp_pat
     assert folder_digest(tmp_path) == before
     (tmp_path / "cats" / "2.png").write_bytes(b"another")
     assert folder_digest(tmp_path) != before
+
+
+def test_multiply_accumulates_are_checked_by_another_counter() -> None:
+    network = reference("mobilenet_v3_small_050", 96)
+    found = checked_macs(network)
+    assert found["network"] == network.id
+    assert found["fvcore"] == found["counted"] == cost(network).macs
