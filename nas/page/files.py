@@ -29,7 +29,6 @@ from nas.page.report import Report
 from nas.page.sentences import MIXED_KINDS, signed
 from nas.page.summary import summary
 from nas.pictures.recognition import LABELS, labels
-from nas.quantities import latency_text
 from nas.saving import markdown_text, spreadsheet_cell, write_atomically
 from nas.shell import shell_line
 
@@ -154,7 +153,7 @@ def comparison_rows(first: Report, second: Report) -> dict[str, str]:
     for row in equal_budgets(first, second):
         one, other = row.best
         if one and other:
-            rows[f"within {latency_text(row.budget_ms)}"] = (
+            rows[f"within {row.budget_ms:g} ms"] = (
                 f"{_accuracy(one)} and {_accuracy(other)}: {signed(row.points or 0.0, 1)} points"
             )
     return rows
