@@ -228,6 +228,9 @@ def _read_candidate(where: str, data: object) -> Candidate:
         values["expansion"] = scalar(f"{where}: expansion", values["expansion"], float, 0.1, MAX_FACTOR)
     if "name" in values:
         scalar(f"{where}: name", values["name"], str)
+    kinds = (*(name for name, kind in BLOCKS.items() if not kind.bare), "skip")
+    if values.get("kind", "skip") not in kinds:
+        raise SpaceError(f"{where}: kind must be one of {', '.join(kinds)}, not {values['kind']!r}")
     candidate = made(Candidate, values)
     try:
         candidate.build(16, 16, 1, Rounding())

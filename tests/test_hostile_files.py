@@ -67,6 +67,7 @@ _CASES: list[tuple[str, Change]] = [
     ("own_space", _value(r"layers: 2", "layers: 16777216")),
     ("own_space", _value(r"expansions: \[3, 4\]", "expansions: [1.0e+308]")),
     ("space", _value("24", "65000")),
+    *(("space", _value("kind: skip", f"kind: {each}")) for each in ("false", "x", "{}", "[]", "null", "7")),
     ("space", _whole(b"{" * 5_000)),
     ("card", _value(r"\"within_5_percent\": [\d.]+", '"within_5_percent": "all"')),
     ("card", _value(r"\"mape\": [\d.e-]+", '"mape": [0.1]')),
