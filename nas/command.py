@@ -72,8 +72,12 @@ def command(config_name: str, schema: type[_Settings], main: Callable[[_Settings
     except OSError as error:
         if error.errno not in _DISK_ERRORS:
             raise
+        # A write that fails does not say to which file.
+        text = f"cannot write {error.filename}" if error.filename else "a file cannot be written"
         errors.print(
-            f"error: cannot write {error.filename or ''}: {error.strerror}", style="red", markup=False
+            f"error: {text}: {error.strerror}; the same command goes on when it can",
+            style="red",
+            markup=False,
         )
         sys.exit(2)
     except KeyboardInterrupt:

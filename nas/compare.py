@@ -12,6 +12,8 @@ from rich.table import Table
 from nas.command import command
 from nas.console import console, measuring_progress, print_summary, warn
 from nas.latency.deployment import best_of_each, matrix, measure_deployments, save
+from nas.latency.hardware import check_threads
+from nas.measuring.conditions import usable_cores
 from nas.page.reading import read_study, report_of
 from nas.quantities import latency_text
 from nas.runtimes.runtime import TASK_RUNTIMES, Runtime, installed
@@ -144,6 +146,7 @@ def _runtimes(settings: CompareSettings, task: Task | None) -> list[Runtime]:
     else:
         here = dict.fromkeys(name for precision in precisions for name in installed(precision))
         names = [name for name in here if name not in _NOT_DEPLOYED and (not task or name in TASK_RUNTIMES)]
+    check_threads("compare.threads", max(settings.threads), usable_cores())
     found: list[Runtime] = []
     for name in names:
         able = [each for each in precisions if each in Runtime.precisions_of(name)] or precisions

@@ -398,6 +398,7 @@ def test_what_cannot_be_compared_is_said_before_anything_is_measured(run: Run) -
     refused(run("compare"), "compare.networks=[")
     refused(run("compare", "compare.networks=[mobilenet_v9]"), "mobilenet_v9")
     refused(run("compare", "compare.networks=[nowhere.yaml]"), "nowhere.yaml")
+    refused(run("compare", "compare.networks=[mobilenet_v3_small]", "compare.threads=[1,999]"), "=999, but")
     named = "compare.networks=[mobilenet_v2]"
     refused(run("compare", named, "compare.runtimes=[litter]"), "did you mean litert?")
     refused(run("compare", named, "compare.precisions=[int4]"), "int4")

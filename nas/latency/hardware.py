@@ -43,6 +43,19 @@ class NothingNewError(InputError):
     """A result that was imported before."""
 
 
+def check_threads(setting: str, threads: int, cores: int) -> None:
+    """Refuse more threads than there are cores for them.
+
+    Raises:
+        InputError: naming the setting.
+    """
+    if threads > cores:
+        raise InputError(
+            f"{setting}={threads}, but this process may use {cores} core{'s' if cores > 1 else ''}: threads "
+            "would wait for each other"
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class Hardware:
     """What is to be measured, as ``conf/hardware`` describes it.
@@ -97,12 +110,7 @@ class Hardware:
             )
         if not self.measured_here:
             return None
-        cores = len(self.affinity) or usable_cores()
-        if runtime.threads > cores:
-            raise InputError(
-                f"hardware.threads={runtime.threads}, but this process may use {cores} "
-                f"core{'s' if cores > 1 else ''}: threads would wait for each other"
-            )
+        check_threads("hardware.threads", runtime.threads, len(self.affinity) or usable_cores())
         return LocalTarget(runtime, seed, self.affinity)
 
     def how_to_measure(self, runtime: Runtime) -> str:
