@@ -40,8 +40,8 @@ LOADS = 5
 _FEWEST_ROUNDS_A_LOAD = 4
 # Of subjects that stand for themselves: how well nine in ten of them must be known (standard error), and
 # how many times the rounds asked for that may take.
-PRECISION = 0.0075
-_MOST_PRECISE_FACTOR = 3
+PRECISION = 0.01
+_MOST_PRECISE_FACTOR = 2
 # At most this many rounds are measured in one go per round asked for.
 _MAX_ROUNDS_FACTOR = 2
 # Bounds of what can be meant: a day for one run, anchors of many runs, files of thousands of layers.
@@ -255,7 +255,7 @@ def measure(
         snapshot: reads the conditions after each round.
         on_round: called with (steady rounds so far, rounds wanted).
         loads: how often everything is loaded; less often where that would leave few rounds for each.
-        precise: subjects for which to load and measure on, up to three times the rounds, until
+        precise: subjects for which to load and measure on, up to twice the rounds, until
             :data:`PRECISION` is reached.
 
     Returns:
