@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -231,3 +233,21 @@ def _initialise(module: nn.Module) -> None:
         nn.init.normal_(module.weight, 0.0, 0.01)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
+
+
+def operations_by_fvcore(module: nn.Module, side: int) -> Mapping[str, float]:
+    """Multiply-accumulates of a module by kind of operator, as fvcore counts them where one image passes.
+
+    Args:
+        module: takes images (1, 3, side, side).
+        side: of the image, in pixels.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it scripts a loss when it is imported, which torch deprecates
+        from fvcore.nn import FlopCountAnalysis
+
+        counting = FlopCountAnalysis(module, torch.zeros(1, 3, side, side))
+        found: Mapping[str, float] = (
+            counting.unsupported_ops_warnings(False).uncalled_modules_warnings(False).by_operator()
+        )
+    return found

@@ -10,8 +10,6 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import torch
-
 from nas.accuracy.csv import read_extra
 from nas.accuracy.imagenet import SHIPPED_PARAMETERS
 from nas.budget import LatencyBudget
@@ -19,7 +17,7 @@ from nas.cost import cost
 from nas.latency.heads import HeadCost
 from nas.latency.table import LatencyTable
 from nas.latency.validation import Card, card_problem
-from nas.network import Network
+from nas.network import Network, operations_by_fvcore
 from nas.page.report import Report
 from nas.pictures.folders import read_folder
 from nas.settings import (
@@ -143,12 +141,7 @@ def _content(accuracy: AccuracyConfig) -> dict[str, str]:
 
 def checked_macs(architecture: Architecture) -> dict[str, object]:
     """Multiply-accumulates of a network as counted here and, independently, by fvcore, which runs it."""
-    from fvcore.nn import FlopCountAnalysis
-
-    image = torch.zeros(1, 3, architecture.resolution, architecture.resolution)
-    counting = FlopCountAnalysis(Network(architecture).eval(), image)
-    counting.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
-    found = counting.by_operator()
+    found = operations_by_fvcore(Network(architecture).eval(), architecture.resolution)
     return {
         "network": architecture.id,
         "counted": cost(architecture).macs,

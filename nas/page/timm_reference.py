@@ -11,9 +11,9 @@ from __future__ import annotations
 import difflib
 from dataclasses import dataclass
 
-import torch
 from torch import nn
 
+from nas.network import operations_by_fvcore
 from nas.page.torchvision_reference import TorchvisionReference, TorchvisionReferenceError
 from search_spaces.references import canonical_name
 
@@ -93,13 +93,10 @@ def timm_references(name: str) -> list[TimmReference]:
 
 
 def _reference(model: str) -> TimmReference:
-    from fvcore.nn import FlopCountAnalysis
-
     tag, top1, side = _PUBLISHED[model]
     empty = TimmReference(PREFIX + model, tag, top1, 0, 0, side)
     built = empty.build()
-    counting = FlopCountAnalysis(built, torch.zeros(1, 3, side, side)).unsupported_ops_warnings(False)
-    counted = counting.uncalled_modules_warnings(False).by_operator()
+    counted = operations_by_fvcore(built, side)
     macs = round(sum(counted[operator] for operator in _PRODUCTS))
     parameters = sum(each.numel() for each in built.parameters())
     return TimmReference(PREFIX + model, tag, top1, macs, parameters, side)
