@@ -153,7 +153,7 @@ def test_a_search_ends_in_a_report_and_continues(run: Run, tmp_path: Path) -> No
     assert_drawn(study / "pareto.png")
     config = yaml.safe_load((study / "config.yaml").read_text())
     assert (config["accuracy"]["epochs"], config["search"]["trials"]) == (1, 5)
-    assert config["search_space"]["stages"] == SearchSpace.from_dict(TINY_SPACE).to_dict()["stages"]
+    assert SearchSpace.from_dict(config["search_space"]) == SearchSpace.from_dict(TINY_SPACE)
     page = (study / "report.html").read_text()
     assert all(row["id"] in page for row in csv.DictReader((study / "pareto.csv").open()))
     rows = list(csv.DictReader((study / "pareto.csv").open()))

@@ -415,12 +415,12 @@ def test_options_in_the_text_exist() -> None:
 
 
 def test_links_lead_somewhere() -> None:
-    anchors = {
-        re.sub(r"[^a-z -]", "", title.lower()).replace(" ", "-")
-        for title in re.findall(r"^## (.*)$", README, re.MULTILINE)
-    }
     for target in re.findall(r"\]\(([^)]+)\)", README):
-        if target.startswith("#"):
-            assert target[1:] in anchors
-        elif not target.startswith("https://"):
-            assert (ROOT / target).exists(), target
+        if target.startswith("https://"):
+            continue
+        name, _, anchor = target.partition("#")
+        page = ROOT / (name or "README.md")
+        assert page.exists(), target
+        if anchor:
+            titles = re.findall(r"^##+ (.*)$", page.read_text(), re.MULTILINE)
+            assert anchor in {re.sub(r"[^a-z -]", "", each.lower()).replace(" ", "-") for each in titles}

@@ -176,6 +176,7 @@ def test_a_server_that_is_away_at_the_beginning_is_waited_for(
 
 
 @pytest.mark.slow
+@pytest.mark.minute
 def test_commands_on_two_machines_share_a_study_and_its_latencies(url: str, tmp_path: Path) -> None:
     def command(name: str, folder: str, *settings: str) -> subprocess.Popen[bytes]:
         (tmp_path / folder).mkdir(exist_ok=True)
