@@ -46,6 +46,11 @@ class NothingNewError(InputError):
 def check_threads(setting: str, threads: int, cores: int) -> None:
     """Refuse more threads than there are cores for them.
 
+    Args:
+        setting: where they were asked for.
+        threads: wanted.
+        cores: that may be used.
+
     Raises:
         InputError: naming the setting.
     """
