@@ -17,7 +17,7 @@ import numpy as np
 from nas.devices.device import ANCHOR
 from nas.measuring.conditions import cpu_model, snapshot
 from nas.measuring.progress import ProfileProgress
-from nas.measuring.rounds import Journal, Runner, measure, round_order, without_drift
+from nas.measuring.rounds import Journal, Runner, measure, steadied
 from nas.runtimes.runtime import Runtime
 from nas.runtimes.subject import RuntimeUnavailableError
 from nas.saving import spreadsheet_cell, write_atomically
@@ -137,16 +137,12 @@ def _measure_prepared(
 
     anchor = Runtime(threads=threads).runner(ANCHOR)
     kept = measure(load, anchor, journal, rounds, seed, snapshot, progress.measured, precise=list(prepared))
-    samples = np.array([each.samples_ms for each in kept])
-    orders = [round_order(each.shuffle, len(prepared)) for each in kept]
-    percentiles = (
-        np.median(without_drift(samples, orders), axis=0),
-        *np.percentile(samples, [90, 99], axis=0),
-    )
+    p90s, p99s = np.percentile([each.samples_ms for each in kept], [90, 99], axis=0)
+    p50s = np.median(steadied(kept), axis=0)
     journal.path.unlink()
     return [
         Deployment(name, runtime, versions[runtime.name], float(p50), float(p90), float(p99), len(kept))
-        for (name, runtime), p50, p90, p99 in zip(prepared.values(), *percentiles, strict=True)
+        for (name, runtime), p50, p90, p99 in zip(prepared.values(), p50s, p90s, p99s, strict=True)
     ]
 
 

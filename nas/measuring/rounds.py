@@ -268,10 +268,11 @@ def measure(
     rounds_a_load = rounds_of_a_load(rounds, loads)
     left, wanted = 0, rounds
     most = len(journal.rounds) + rounds * _MAX_ROUNDS_FACTOR
+    kept = steady(journal.rounds)
     while True:
-        kept = steady(journal.rounds)
         if len(kept) >= wanted:
-            columns = [index for index, name in enumerate(journal.names) if name in set(precise)]
+            alone = set(precise)
+            columns = [index for index, name in enumerate(journal.names) if name in alone]
             if len(kept) >= _MOST_PRECISE_FACTOR * rounds or _are_precise(kept, columns):
                 break
             wanted, most = len(kept) + rounds_a_load, most + rounds_a_load * _MAX_ROUNDS_FACTOR
@@ -292,10 +293,10 @@ def measure(
             anchors += [_time_ms(anchor) for _ in range(anchor_at.count(position))]
             samples[index] = _time_ms(runners[names[index]])
         journal.append(Round(samples, anchors, snapshot(), shuffle, number))
-        on_round(len(steady(journal.rounds)), wanted)
+        kept = steady(journal.rounds)
+        on_round(len(kept), wanted)
         left -= 1
-    found = steady(journal.rounds)
-    if len(found) < (rounds + 1) // 2:
+    if len(kept) < (rounds + 1) // 2:
         throttled = [each for each in journal.rounds if is_throttled(each)]
         if 2 * len(throttled) > len(journal.rounds):
             reasons = sorted({reason for each in throttled for reason in _reasons(each)})
@@ -305,9 +306,9 @@ def measure(
             )
         raise MeasurementError(
             f"the machine did not hold still: the anchor network stayed within {STEADY_TOLERANCE:.0%} of its "
-            f"median in only {len(found)} of {len(journal.rounds)} rounds; stop other work and try again"
+            f"median in only {len(kept)} of {len(journal.rounds)} rounds; stop other work and try again"
         )
-    return found
+    return kept
 
 
 def rounds_of_a_load(rounds: int, loads: int = LOADS) -> int:
@@ -335,9 +336,7 @@ def standard_errors(samples_ms: Samples, loads: Sequence[int]) -> Samples:
 def _are_precise(kept: Sequence[Round], columns: Sequence[int]) -> bool:
     if not columns:
         return True
-    samples = np.array([each.samples_ms for each in kept])
-    orders = [round_order(each.shuffle, samples.shape[1]) for each in kept]
-    errors = standard_errors(without_drift(samples, orders), [each.load for each in kept])
+    errors = standard_errors(steadied(kept), [each.load for each in kept])
     return bool(np.mean(errors[columns] <= PRECISION) >= 0.9)
 
 
@@ -406,6 +405,12 @@ def without_drift(samples_ms: Samples, orders: Sequence[Sequence[int]]) -> Sampl
         corrected = log_samples - (drift - np.median(drift))
     result: Samples = np.exp(corrected)
     return result
+
+
+def steadied(rounds: Sequence[Round]) -> Samples:
+    """(rounds, subjects), without the drift that all subjects share, see :func:`without_drift`."""
+    samples_ms = np.array([each.samples_ms for each in rounds])
+    return without_drift(samples_ms, [round_order(each.shuffle, samples_ms.shape[1]) for each in rounds])
 
 
 def steady(rounds: Sequence[Round]) -> list[Round]:

@@ -34,8 +34,7 @@ from nas.measuring.rounds import (
     Journal,
     Runner,
     measure,
-    round_order,
-    without_drift,
+    steadied,
 )
 from nas.onnx_graph import INPUT_NAME
 from nas.page.reading import PUBLISHED
@@ -217,10 +216,9 @@ def measure_end_to_end(
     }
     kept = Journal(journal, names, identity)
     steady = measure(load, runtime.runner(ANCHOR), kept, rounds, seed, snapshot, precise=list(loaders))
-    samples = without_drift(
-        np.array([each.samples_ms for each in steady]),
-        [round_order(each.shuffle, len(names)) for each in steady],
-    )
+    for name, reason in kept.refused.items():
+        raise TorchvisionReferenceError(f"{name} cannot be run with runtime={runtime.name}: {reason}")
+    samples = steadied(steady)
     anchors = np.array([np.median(each.anchor_ms) for each in steady])
     linked = Measurement(
         tuple(links), samples[:, len(references) :], anchors, {"anchor_ms": float(np.median(anchors))}
