@@ -37,7 +37,7 @@ from nas.measuring.conditions import boot_id
 from nas.measuring.rounds import MeasurementError
 from nas.page.files import write_report
 from nas.page.reading import report_of
-from nas.page.report import JOINT, TRAINED
+from nas.page.report import JOINT, TRAINED, Report
 from nas.page.torchvision_reference import (
     TorchvisionReference,
     TorchvisionReferenceError,
@@ -76,7 +76,7 @@ from nas.study.trial import remeasure
 from search_spaces.architecture import Architecture
 from search_spaces.errors import InputError, masked
 from search_spaces.gate import Gate
-from search_spaces.layers import layer_keys, reachable_layer_keys
+from search_spaces.layers import LayerKey, layer_keys, reachable_layer_keys
 from search_spaces.references import UnknownReferenceError, is_reference, published_top1
 from search_spaces.space import NotInSpaceError, SearchSpace
 from search_spaces.stage import Parameters
@@ -537,9 +537,7 @@ def _measure_front(opened: optuna.Study, table: LatencyTable, latencies: Latency
         if better is table:
             break
         table = better
-        evaluated = {each.id: each.architecture for each in report.networks if each.architecture}
-        layers = {name: table.refused(layer_keys(each)) for name, each in evaluated.items()}
-        refused = {name: keys[0] for name, keys in layers.items() if keys}
+        refused = _refused_networks(report, table)
         _leave_out(opened, {name: f"layer {key}: {table.refusal(key)}" for name, key in refused.items()})
         found = {each.id: table.latency(each) for each in networks if each.id not in refused}
         remeasure(
@@ -550,6 +548,15 @@ def _measure_front(opened: optuna.Study, table: LatencyTable, latencies: Latency
             },
         )
     return table
+
+
+def _refused_networks(report: Report, table: LatencyTable) -> dict[str, LayerKey]:
+    """Networks of a report with a layer that the runtime refuses: the first such layer by id."""
+    if not table.refused(table.entries):  # else every network of a long study would be built for nothing
+        return {}
+    networks = {each.id: each.architecture for each in report.networks if each.architecture}
+    layers = {name: table.refused(layer_keys(each)) for name, each in networks.items()}
+    return {name: keys[0] for name, keys in layers.items() if keys}
 
 
 def _leave_out(opened: optuna.Study, refused: Mapping[str, str]) -> None:

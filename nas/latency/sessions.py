@@ -38,7 +38,7 @@ from nas.runtimes.subject import Subject
 from nas.saving import finish, hold, write_atomically, write_together
 from search_spaces.architecture import Architecture
 from search_spaces.gate import Gate
-from search_spaces.layers import LayerKey, LayerKeyError, layer_keys
+from search_spaces.layers import LayerKey, LayerKeyError
 from search_spaces.tasks import Task, TaskNetwork
 
 # Layers measured again in every further session.
@@ -208,19 +208,19 @@ def fill_gaps(table: LatencyTable, keys: Sequence[LayerKey]) -> LatencyTable:
         GapFillingError: if too few layers were measured.
     """
     measured = {key: each.latency_ms for key, each in table.entries.items() if each.source == "measured"}
-    refused = table.refused(table.entries)
-    wanted = [key for key in keys if key not in measured and key not in set(refused)]
+    refused = set(table.refused(table.entries))
+    wanted = [key for key in keys if key not in measured and key not in refused]
     if not wanted:
         return table
     # Where all that were tried of a kind were refused, so are the others.
-    hopeless = {traits(key) for key in refused}.difference(traits(key) for key in measured)
+    hopeless = {traits(key) for key in refused}.difference(map(traits, measured) if refused else ())
+    like_them = {key: REFUSED_ENTRY for key in wanted if traits(key) in hopeless} if hopeless else {}
     predictor = LayerPredictor(measured)
     predicted = {
         key: entry(each.latency_ms, each.deviation_ms, 0, "predicted")
-        for key, each in predictor.predict([key for key in wanted if traits(key) not in hopeless]).items()
+        for key, each in predictor.predict([key for key in wanted if key not in like_them]).items()
     }
     summary = {"measured": predictor.rows, "predicted": len(predicted), "mean_error": predictor.error}
-    like_them = {key: REFUSED_ENTRY for key in wanted if traits(key) in hopeless}
     return table.with_entries(predicted | like_them, gap_filling=summary)
 
 
@@ -237,11 +237,7 @@ def traits(key: LayerKey) -> str:
 
 def calibrate(table: LatencyTable, networks: Sequence[NetworkRecord]) -> LatencyTable:
     """Fit the correction from summed layers on networks whose layers the table holds."""
-    usable = []
-    for each in networks:
-        keys = layer_keys(each.architecture)
-        if not table.missing(keys) and not table.refused(keys):
-            usable.append(each)
+    usable = [each for each in networks if table.can_tell(each.architecture)]
     if len(usable) < FEWEST_NETWORKS:
         return table
     return table.with_entries({}, calibration=fitted_calibration(table, usable))

@@ -206,6 +206,11 @@ class LatencyTable:
         found = [key for key in dict.fromkeys(keys) if self.entries.get(key) == REFUSED_ENTRY]
         return sorted(found, key=lambda key: (self.refusal(key) == _LIKE_OTHERS, str(key)))
 
+    def can_tell(self, architecture: Architecture) -> bool:
+        """Whether the table holds all layers of a network, and the runtime takes them."""
+        keys = layer_keys(architecture)
+        return not self.missing(keys) and not self.refused(keys)
+
     def refusal(self, key: LayerKey) -> str:
         """Why the runtime refuses a layer.
 

@@ -121,7 +121,7 @@ def _models(
     for each in dict.fromkeys([*references, *calibration_networks(space, _MEMBERS, seed)]):
         with suppress(InputError):
             TaskNetwork(each, task)
-            if not table.missing(layer_keys(each)) and not table.refused(layer_keys(each)):
+            if table.can_tell(each):
                 found.append(each)
     if len(found) < FEWEST_MODELS:
         raise TaskError(
