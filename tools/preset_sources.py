@@ -20,6 +20,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from nas.accuracy.networks import BLOCK_CELLS
 from nas.latency.preset import EstimateError, work
 from search_spaces.architecture import Architecture
 from search_spaces.blocks import Block, Head, Stem
@@ -221,18 +222,6 @@ def _ncnn(folder: Path) -> Iterator[tuple[tuple[str, str], Timed]]:
 
 _GATE = Gate("imagenet_networks.jsonl", EstimateError)
 _Part = TypeVar("_Part", Stem, Block, Head)
-# Of a row of a block table there.
-_CELLS = (
-    "kind",
-    "kernel",
-    "in_channels",
-    "expanded_channels",
-    "out_channels",
-    "stride",
-    "activation",
-    "se",
-    "expansion_conv",
-)
 
 
 def _of_300m(tables: Sequence[Mapping[str, object]], pattern: str) -> Mapping[str, object]:
@@ -259,7 +248,8 @@ def _architecture(table: Mapping[str, object]) -> Architecture:
         return made(cls, {**given, "activation": known})
 
     rows = [_GATE.sequence(row, "a row") for row in _GATE.sequence(table["blocks"], "blocks")]
-    blocks = tuple(part(Block, dict(zip(_CELLS, row, strict=False))) for row in rows)
+    # The estimates know no SE of a size of its own.
+    blocks = tuple(part(Block, dict(zip(BLOCK_CELLS[:-1], row, strict=False))) for row in rows)
     stem, head = _GATE.mapping(table["stem"], "stem"), _GATE.mapping(table["head"], "head")
     stem = {name: stem[name] for name in ("channels", "kernel", "activation")}
     head = {name: head.get(name, 0) for name in ("conv_channels", "hidden_channels", "activation")}

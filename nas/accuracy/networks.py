@@ -25,7 +25,8 @@ from search_spaces.gate import Gate
 
 # Two trainings of one network on ImageNet differ by a few tenths of a point, once by 1.2 (imgclsmob's V1).
 REPEAT_TOLERANCE = 1.5
-_CELLS = (
+# Of a row of a block table in the data.
+BLOCK_CELLS = (
     "kind",
     "kernel",
     "in_channels",
@@ -179,9 +180,9 @@ def _part(cls: type[_Part], where: str, given: Mapping[str, Any]) -> _Part:
 
 
 def _block(number: int, cells: object) -> Block:
-    if not isinstance(cells, list) or len(cells) != len(_CELLS):
-        raise ArchitectureError(f"row {number}: must have {len(_CELLS)} cells: {', '.join(_CELLS)}")
+    if not isinstance(cells, list) or len(cells) != len(BLOCK_CELLS):
+        raise ArchitectureError(f"row {number}: must have {len(BLOCK_CELLS)} cells: {', '.join(BLOCK_CELLS)}")
     try:
-        return Block(**dict(zip(_CELLS, cells, strict=True)))
+        return Block(**dict(zip(BLOCK_CELLS, cells, strict=True)))
     except (ArchitectureError, TypeError) as error:
         raise ArchitectureError(f"row {number}: {error}") from None
