@@ -6,7 +6,9 @@ import pytest
 
 from nas.latency.predictor import GapFillingError, LayerPredictor
 from nas.latency.preset import EstimatedLayers
-from search_spaces.layers import LayerKey, reachable_layer_keys
+from search_spaces.blocks import Block
+from search_spaces.layers import LayerKey, operators, reachable_layer_keys
+from search_spaces.ops import convolutions
 from search_spaces.space import SearchSpace
 from tests.cases import layer_ms
 from tools.preset_adaptation import adaptation_errors
@@ -45,6 +47,21 @@ def test_a_handful_of_layers_tells_the_rates_of_a_device(rpi4: EstimatedLayers, 
     assert predicted == sorted(predicted, reverse=True)
     assert predicted[1] < 6
     assert predicted[2] < 0.2 * errors[2].factor_percent
+
+
+def test_channels_beyond_whole_vectors_are_told_apart(rpi4: EstimatedLayers, keys: list[LayerKey]) -> None:
+    blocks = [key for key in keys if isinstance(key.part, Block)]
+
+    def slow(key: LayerKey) -> bool:
+        return any(each.depthwise and each.out_channels % 16 for each in convolutions(operators(key)))
+
+    even = [key for key in blocks if not slow(key)][:70]
+    odd = [key for key in blocks if slow(key)][:130]
+    measured = {key: rpi4.layer_ms(key) * (1.5 if slow(key) else 1.0) for key in (*even, *odd)}
+    aside = [*even[:20], *odd[:20]]
+    model = LayerPredictor({key: ms for key, ms in measured.items() if key not in aside})
+    predicted = model.predict(aside)
+    assert np.mean([abs(predicted[key].latency_ms / measured[key] - 1) for key in aside]) < 0.03
 
 
 def test_the_stated_error_is_near_the_true_one(rpi4: EstimatedLayers, keys: list[LayerKey]) -> None:
