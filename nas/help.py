@@ -101,6 +101,13 @@ def help_text(command: str, arguments: Sequence[str] = ()) -> str:
     """
     header, keys = _parts(Path(f"{command}.yaml"))
     groups = groups_of(command)
+    for group, choice in list(groups.items()):
+        if len(choices_of(group)) == 1:
+            # Nothing to choose: keys that several commands share.
+            del groups[group]
+            shared = textwrap.indent(_parts(Path(group, f"{choice}.yaml"))[1], "  ")
+            before, _, own = keys.partition(f"{group}:\n")
+            keys = f"{before.rstrip()}\n{group}:\n{shared}\n{own}".strip()
     blocks = [header]
     if groups:
         blocks.append("Groups, * marks the default:\n\n" + "\n".join(_group_lines(groups)))

@@ -18,6 +18,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 
 from search_spaces.blocks import SQUARE, is_oblong
 from search_spaces.errors import InputError
+from search_spaces.references import FAMILIES
 
 _C = TypeVar("_C")
 if TYPE_CHECKING:
@@ -107,8 +108,8 @@ class RuntimeConfig:
 
 
 @dataclass
-class ProfileSettings:
-    """How a latency table is measured.
+class TableSettings:
+    """A latency table: where it lies, and how it is measured where it is missing.
 
     Attributes:
         folder: where tables are kept.
@@ -116,10 +117,6 @@ class ProfileSettings:
         networks: random members measured end to end for the calibration.
         rounds: steady rounds wanted.
         seed: of the choice of layers, of the networks and of the order of measuring.
-        dry_run: only say what would be measured and how long it would take.
-        kit: write a portable measuring kit to this zip file instead of measuring.
-        import_file: turn a board's result file into a table instead of measuring; ``profile.import=``.
-        export: write the table there is to this file, in once-for-all's YAML form, instead of measuring.
     """
 
     folder: str = "results/latency"
@@ -127,10 +124,6 @@ class ProfileSettings:
     networks: int = 80
     rounds: int = ROUNDS
     seed: int = 0
-    dry_run: bool = False
-    kit: str | None = None
-    import_file: str | None = None
-    export: str | None = None
 
     def __post_init__(self) -> None:
         if self.max_keys is not None:
@@ -138,6 +131,23 @@ class ProfileSettings:
         _at_least("profile.networks", self.networks, 0)
         _at_least("profile.rounds", self.rounds, 1)
         _at_least("profile.seed", self.seed, 0)
+
+
+@dataclass
+class ProfileSettings(TableSettings):
+    """A latency table to be measured now, or what else ``python -m nas.profile`` does instead.
+
+    Attributes:
+        dry_run: only say what would be measured and how long it would take.
+        kit: write a portable measuring kit to this zip file instead of measuring.
+        import_file: turn a board's result file into a table instead of measuring; ``profile.import=``.
+        export: write the table there is to this file, in once-for-all's YAML form, instead of measuring.
+    """
+
+    dry_run: bool = False
+    kit: str | None = None
+    import_file: str | None = None
+    export: str | None = None
 
 
 @dataclass
@@ -579,14 +589,14 @@ class SearchSettings:
     budget_ms: str | None = None
     budget_margin: float | None = None
     limits: LimitsConfig = field(default_factory=LimitsConfig)
-    references: list[str] = field(default_factory=list)
+    references: list[str] = field(default_factory=lambda: list(FAMILIES))
     caution: float = 1.0
     workers: int = 1
-    screen: int = 0
+    screen: int = 200_000
     refine: str | None = None
     refine_from: str | None = None
     refine_to_ms: float | None = None
-    end_to_end: int = 0
+    end_to_end: int = 40
     percentile: int = 50
     train_best: int = 0
     task: str = "classification"
@@ -635,7 +645,7 @@ class SearchConfig:
     study: StudyConfig = field(default_factory=StudyConfig)
     search: SearchSettings = field(default_factory=SearchSettings)
     train: FinalRecipeSettings = field(default_factory=FinalRecipeSettings)
-    profile: ProfileSettings = field(default_factory=ProfileSettings)
+    profile: TableSettings = field(default_factory=TableSettings)
 
 
 AccuracyConfig = ImagenetConfig | ProxyConfig | SupernetAccuracyConfig | TableConfig | TrainConfig

@@ -37,7 +37,7 @@ from nas.latency.validation import (
 )
 from nas.measuring.conditions import PACKAGES
 from nas.runtimes.runtime import Runtime
-from nas.settings import ROUNDS, Chosen, HardwareConfig, ProfileSettings, RuntimeConfig
+from nas.settings import ROUNDS, Chosen, HardwareConfig, RuntimeConfig, TableSettings
 from search_spaces.architecture import Architecture
 from search_spaces.errors import InputError
 from search_spaces.layers import layer_keys
@@ -71,7 +71,7 @@ class ValidateConfig:
     hardware: HardwareConfig = field(default_factory=HardwareConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
     search_space: Chosen = None
-    profile: ProfileSettings = field(default_factory=ProfileSettings)
+    profile: TableSettings = field(default_factory=TableSettings)
     validate: ValidationSettings = field(default_factory=ValidationSettings)
 
 

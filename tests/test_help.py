@@ -7,7 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -20,7 +20,11 @@ from nas import settings
 from nas.command import store_schemas
 from nas.data import DatasetSettings
 from nas.help import CONFIG_FOLDER, choices_of, commands, completions, groups_of, help_text
+from nas.latency.provision import Effort
+from nas.pictures.augment import Augment
 from nas.report import with_named_studies
+from nas.training.final import FinalRecipe
+from nas.training.supernet_training import SupernetRecipe
 from tests.cases import COMMANDS, command_of
 
 FILES = sorted(path.relative_to(CONFIG_FOLDER) for path in CONFIG_FOLDER.rglob("*.yaml"))
@@ -110,6 +114,76 @@ def test_every_choice_composes(path: Path, everywhere: bool) -> None:
             assert compose(name, [f"{path.parent}={path.stem}"])[str(path.parent)]
 
 
+def _differences(said: Mapping[str, object], declared: Mapping[str, object], place: str) -> list[str]:
+    """Keys whose value in a YAML file is another one, or of another type, than the schema's default.
+
+    What either leaves open (``???``) or takes from another key (``${...}``) has no value to differ in.
+    """
+    found = []
+    for key, value in said.items():
+        default, where = declared[key], f"{place}.{key}"
+        if isinstance(value, Mapping) and isinstance(default, Mapping):
+            found += _differences(value, default, where)
+            continue
+        is_open = default == "???" or str(value).startswith(("???", "${"))
+        if not is_open and (value, type(value)) != (default, type(default)):
+            found.append(f"{where} is {value!r} in the YAML file, {default!r} in its schema")
+    return found
+
+
+def _defaults(schema: type) -> Mapping[str, object]:
+    found = OmegaConf.to_container(OmegaConf.structured(schema))
+    assert isinstance(found, dict)
+    return {str(key): value for key, value in found.items()}
+
+
+def test_a_difference_between_file_and_schema_is_found() -> None:
+    said = {"trials": 3, "name": "${a.b}", "limits": {"macs": 1.0, "parameters": 2}, "free": 5}
+    declared = {"trials": 3, "name": "x", "limits": {"macs": None, "parameters": 2.0}, "free": "???"}
+    assert [each.split(" ")[0] for each in _differences(said, declared, "search")] == [
+        "search.limits.macs",
+        "search.limits.parameters",
+    ]
+
+
+def test_files_and_schemas_agree_on_every_default() -> None:
+    files = {Path(f"{name}.yaml"): command_of(name)[1] for name in COMMANDS}
+    files |= {Path(f"accuracy/{name}.yaml"): schema for name, schema in settings.ACCURACY_SCHEMAS.items()}
+    files |= {
+        Path("train/final.yaml"): settings.FinalRecipeSettings,
+        Path("profile/table.yaml"): settings.TableSettings,
+    }
+    found = []
+    for path, schema in files.items():
+        said = yaml.safe_load((CONFIG_FOLDER / path).read_text())
+        said.pop("defaults", None)
+        found += _differences(said, _defaults(schema), path.stem)
+    assert found == []
+
+
+@pytest.mark.parametrize(
+    ("schema", "plain"),
+    [
+        (settings.FinalRecipeSettings, FinalRecipe),
+        (settings.SupernetSettings, SupernetRecipe),
+        (settings.TableSettings, Effort),
+        (settings.AugmentConfig, Augment),
+        (settings.DatasetConfig, DatasetSettings),
+    ],
+)
+def test_objects_made_of_settings_have_their_defaults(schema: type, plain: type) -> None:
+    declared = _defaults(schema)
+    own = {each.name: each for each in dataclasses.fields(plain) if each.name in declared}
+    # Sections within are objects of their own, or none.
+    shared = {
+        name: each.default
+        for name, each in own.items()
+        if each.default is not dataclasses.MISSING and not isinstance(declared[name], dict)
+    }
+    assert shared
+    assert shared == {name: declared[name] for name in shared}
+
+
 def test_every_field_of_the_schemas_is_explained() -> None:
     modules = [settings, *(command_of(name)[0] for name in COMMANDS)]
     classes = {
@@ -134,18 +208,16 @@ def test_help_names_every_choice_and_key(name: str) -> None:
     assert f"python -m {folder}.{name}" in text
     assert "--cfg job" in text
     assert max(len(line) for line in text.splitlines()) <= 120
-    for group in groups_of(name):
+    shared = {group for group in groups_of(name) if len(choices_of(group)) == 1}
+    for group in groups_of(name).keys() - shared:
         for choice in choices_of(group):
             assert re.search(rf"^ .* {choice} ", text, re.MULTILINE), choice
     with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
         composed = OmegaConf.to_container(compose(name))
     assert isinstance(composed, dict)
-    own = {key: value for key, value in composed.items() if key not in groups_of(name)}
+    own = {key: value for key, value in composed.items() if key not in groups_of(name) or key in shared}
     for key, value in own.items():
-        fields = set(value) if isinstance(value, dict) else {key}
-        if name != "profile":  # what other commands say of a profile leaves these out
-            fields -= {"dry_run", "kit", "import_file", "export"}
-        for field in fields:
+        for field in set(value) if isinstance(value, dict) else {key}:
             assert f"{field}:" in text
 
 

@@ -38,7 +38,7 @@ class AdaptationConfig:
 
     table: str = MISSING
     estimate: str = "rpi4"
-    counts: list[int] = field(default_factory=lambda: [10, 30, 100, 300, 700])
+    counts: list[int] = field(default_factory=lambda: [10, 30, 100, 300])
     draws: int = 5
 
 
