@@ -1,9 +1,13 @@
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+
+# Tests share the cores among processes: none takes all of them for the threads of a matrix product.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from nas.command import command
 from nas.devices import kit
@@ -12,6 +16,12 @@ from search_spaces.space import SearchSpace
 from tests.cases import Outcome, Run, command_of
 
 CONF = Path(__file__).parent.parent / "conf"
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """How many processes ``-n auto`` starts: as many as the smallest machine that checks has cores."""
+    return 2
 
 
 @pytest.fixture(scope="session")
