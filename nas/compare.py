@@ -9,6 +9,7 @@ from typing import cast
 import numpy as np
 from rich.table import Table
 
+from nas.bundle import check_folder
 from nas.command import command
 from nas.console import console, measuring_progress, print_summary, warn
 from nas.latency.deployment import best_of_each, matrix, measure_deployments, save
@@ -81,6 +82,7 @@ def main(config: CompareConfig) -> None:
     runtimes = _runtimes(settings, task)
     console.print(f"{len(networks)} networks on {len(runtimes)} configurations, {settings.rounds} rounds")
     folder = Path(settings.output)
+    check_folder(folder, "compare.output", overwrite=True)
     with measuring_progress() as bars:
         found, refused = measure_deployments(networks, runtimes, folder, settings.rounds, settings.seed, bars)
     save(found, folder)

@@ -7,7 +7,6 @@ its preprocessing, in the metadata of the ONNX file and in files beside it.
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
 import json
 import shlex
 from collections.abc import Mapping
@@ -23,7 +22,7 @@ from numpy.typing import NDArray
 from omegaconf import MISSING
 from torch import Tensor, nn
 
-from nas import data
+from nas import __version__, data
 from nas.accuracy.source import Judgement
 from nas.accuracy.train import Recipe, calibration_images, fit, judge, judge_quantized
 from nas.assembly import dataset_settings, recipe_of
@@ -263,7 +262,7 @@ def _export_task(settings: ExportSettings, task: Task, output: Path, trained: _T
         rows["weights"] = f"{path}" + ("" if complete else "; those of the head are random: train it")
     made = task_graph(whole, folded_weights(model.eval()), batch=int(settings.batch))
     made.producer_name = "mobilenet-nas"
-    made.producer_version = importlib.metadata.version("mobilenet-nas")
+    made.producer_version = __version__
     notes = {
         "architecture": architecture.to_yaml(),
         "task": json.dumps({"name": task.name, "classes": task.classes}),
@@ -450,7 +449,7 @@ def _model(
     else:
         batch.dim_value = int(settings.batch)
     model.producer_name = "mobilenet-nas"
-    model.producer_version = importlib.metadata.version("mobilenet-nas")
+    model.producer_version = __version__
     notes = recognition.notes() if recognition else {"versions": json.dumps(versions())}
     onnx.helper.set_model_props(model, {"architecture": network.architecture.to_yaml(), **notes})
     return bytes(model.SerializeToString())

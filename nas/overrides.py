@@ -59,7 +59,7 @@ def overrides_of(command: str, schema: type, arguments: Sequence[str]) -> list[s
         InputError: for a file of one's own that cannot be used, and for a key that does not exist.
     """
     remember(["python", "-m", _module(command), *arguments])
-    kinds = key_kinds(schema)
+    kinds, groups = key_kinds(schema), groups_of(command)
     several = bool({"-m", "--multirun"} & set(arguments))
     result: list[str] = []
     takes_value = False
@@ -73,9 +73,14 @@ def overrides_of(command: str, schema: type, arguments: Sequence[str]) -> list[s
         key = _RENAMED.get(key, key)
         bare = key.lstrip("+~")
         if not bare.startswith("hydra"):
-            _check_key(command, key, kinds, groups_of(command))
+            _check_key(command, key, kinds, groups)
         if key == "sampler":
             value = _sampler(value)
+        if key in groups and "/" in value and not (key in FILE_GROUPS and _names_files(value)):
+            # Hydra would compose any YAML file it leads to, directives included.
+            ready = ", ".join(choices_of(key))
+            own = "; a file of one's own ends in .yaml" if key in FILE_GROUPS else ""
+            raise InputError(f"{key}={value} is a path; ready choices are {ready}{own}")
         if key in FILE_GROUPS and _names_files(value):
             options = [_own_file(key, each) for each in _files(value, several)]
             result.append(f"{key}={','.join(options)}")

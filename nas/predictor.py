@@ -26,6 +26,7 @@ from nas.accuracy.networks import TrainedNetwork, read_networks
 from nas.accuracy.recipes import TARGETS
 from nas.command import command
 from nas.console import console, print_summary
+from nas.saving import check_output
 from search_spaces.errors import InputError
 
 _USAGE = "usage: python -m nas.predictor fit data=FOLDER [extra=FILE] [output=FILE] [evaluate=false] [--help]"
@@ -89,6 +90,8 @@ def fit(settings: FitConfig) -> None:
         AccuracyError: for a network that the predictor does not cover.
     """
     torch.set_num_threads(1)
+    output = Path(settings.output) if settings.output else SHIPPED_PARAMETERS
+    check_output(output, "output", overwrite=output == SHIPPED_PARAMETERS or None)
     networks = read_networks(Path(settings.networks))
     if settings.specialised:
         networks += read_networks(Path(settings.specialised))
@@ -113,7 +116,6 @@ def fit(settings: FitConfig) -> None:
     if extra:
         predictor = predictor.with_networks(extra)
     notes = _notes(networks, extra)
-    output = Path(settings.output) if settings.output else SHIPPED_PARAMETERS
     predictor.save(output, notes)
     own = "" if output == SHIPPED_PARAMETERS else f" accuracy.parameters={output}"
     rows = {

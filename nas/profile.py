@@ -12,7 +12,7 @@ from nas.assembly import hardware_of, runtime_of
 from nas.command import command
 from nas.console import console, measuring_progress, print_summary, print_table_summary, warn
 from nas.devices.device import Target
-from nas.devices.kit import groups_of, read_result, write_kit
+from nas.devices.kit import check_kit, groups_of, read_result, write_kit
 from nas.latency.hardware import Hardware, import_result
 from nas.latency.once_for_all import once_for_all
 from nas.latency.plan import Plan, calibration_networks, make_plan, seconds_needed
@@ -52,6 +52,8 @@ def main(config: ProfileConfig) -> None:
     if settings.export:
         _export(Path(settings.export), board, runtime, folder)
         return
+    if settings.kit:
+        check_kit(Path(settings.kit), "profile.kit")
     target = None if settings.kit else board.target(runtime, settings.seed, console.print)
     if target is None and not settings.kit:
         raise InputError(
@@ -145,8 +147,6 @@ def _export(path: Path, board: Hardware, runtime: Runtime, folder: Path) -> None
             f"there is no latency table in {folder} yet; measure it with: {board.how_to_measure(runtime)}"
         )
     made = once_for_all(table)
-    if path.is_file():
-        raise InputError(f"profile.export={path} exists already: name another file")
     check_output(path, "profile.export", size_bytes=len(made.text))
     write_atomically(path, made.text)
     rows = {

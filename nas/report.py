@@ -11,6 +11,7 @@ from nas.command import command
 from nas.console import print_report_summary, print_summary, warn
 from nas.page.files import comparison_rows, write_comparison, write_report
 from nas.page.reading import ReportError, read_study
+from nas.saving import check_output
 
 
 @dataclass
@@ -41,7 +42,12 @@ def main(config: ReportConfig) -> None:
         print_report_summary(write_report(folder, study))
         return
     other = Path(settings.compare)
-    path = Path(settings.output or folder / f"comparison-{other.resolve().name}.html")
+    path = folder / f"comparison-{other.resolve().name}.html"
+    if settings.output:
+        path = Path(settings.output)
+        if path.suffix not in (".html", ".htm"):
+            raise ReportError(f"output={path} is to hold a page: let it end in .html")
+        check_output(path, "output")
     first, second = write_comparison(path, study, read_study(other, settings.storage, warn))
     rows = comparison_rows(first, second) | {"page": str(path)}
     print_summary(f"{first.name} and {second.name}", rows, f"open {path} in a browser")

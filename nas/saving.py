@@ -126,13 +126,13 @@ def finish(folder: Path) -> None:
         _synchronise(folder)
 
 
-def check_output(path: Path, setting: str, overwrite: bool = False, size_bytes: int = 0) -> None:
+def check_output(path: Path, setting: str, overwrite: bool | None = None, size_bytes: int = 0) -> None:
     """Refuse an output before hours are spent on what is to be written there.
 
     Args:
         path: the file.
         setting: that names it, for the message.
-        overwrite: whether a file that is there may be replaced.
+        overwrite: whether a file that is there may be replaced; None: it may not, and no setting allows it.
         size_bytes: about how much will be written.
 
     Raises:
@@ -142,7 +142,8 @@ def check_output(path: Path, setting: str, overwrite: bool = False, size_bytes: 
         raise SaveError(f"{setting}={path} is a folder: name a file in it")
     if path.exists() and not overwrite:
         section = setting.partition(".")[0]
-        raise SaveError(f"{path} exists already: give another {setting}, or {section}.overwrite=true")
+        otherwise = "move it away" if overwrite is None else f"{section}.overwrite=true"
+        raise SaveError(f"{path} exists already: give another {setting}, or {otherwise}")
     parent = path.absolute().parent
     while not parent.exists():
         parent = parent.parent

@@ -18,6 +18,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 
 from search_spaces.blocks import SQUARE, is_oblong
 from search_spaces.errors import InputError
+from search_spaces.gate import is_host
 from search_spaces.references import FAMILIES
 
 _C = TypeVar("_C")
@@ -73,8 +74,7 @@ class HardwareConfig:
 
     def __post_init__(self) -> None:
         for host in (self.host, *self.hosts):
-            # ssh would take it for an option, a shell for several words.
-            if host is not None and not re.fullmatch(r"[A-Za-z0-9_\[][^\s;&|<>$`'\"()\\]*", host):
+            if host is not None and not is_host(host):
                 raise InputError(f"hardware.host must be a host or user@host, not {host!r}")
             if host is not None and re.fullmatch(r"[^\[]*[^:]:\d+", host):
                 name, port = host.rsplit(":", 1)

@@ -15,6 +15,7 @@ from nas.assembly import dataset_settings
 from nas.command import command
 from nas.console import console, print_summary, progress_bars
 from nas.network import Network
+from nas.saving import check_output
 from nas.settings import Chosen, DatasetConfig, SupernetSettings
 from nas.shell import shell_line
 from nas.tensors import read_tensors
@@ -42,6 +43,8 @@ def main(config: SupernetConfig) -> None:
     torch.set_num_threads(settings.threads)
     dataset = config.dataset
     images = dataset_settings(dataset)
+    path = Path(settings.checkpoint)
+    check_output(path, "supernet.checkpoint", overwrite=True)
     with joined(settings.device) as processes:
         if processes.is_first:
             console.print(data.check(images))
@@ -54,7 +57,6 @@ def main(config: SupernetConfig) -> None:
         supernet = Supernet(space)
         if settings.start_from:
             supernet.load(_start(settings, space))
-        path = Path(settings.checkpoint)
         training = SupernetTraining(
             supernet, split, _recipe(settings), processes, path, {"dataset": dataset.name}
         )

@@ -13,7 +13,9 @@ from nas.assembly import dataset_settings
 from nas.bundle import bundle, check_folder
 from nas.command import command
 from nas.console import console, print_summary
+from nas.cost import cost
 from nas.finish import finish
+from nas.saving import check_output
 from nas.settings import DatasetConfig, FinalTrainSettings
 from nas.shell import shell_line
 from nas.tensors import write_tensors
@@ -42,10 +44,16 @@ def main(config: FinalTrainConfig) -> None:
     if settings.bundle:
         # A training that goes on may have written its bundle already.
         check_folder(Path(settings.bundle), "train.bundle", checkpoint.exists())
+    output = Path(settings.output)
+    architecture = _architecture(settings)
+    # The same command goes on with what it has written before, and replaces nothing else.
+    size_bytes = 4 * cost(architecture).parameters
+    check_output(checkpoint, "train.checkpoint", overwrite=True, size_bytes=2 * size_bytes)
+    check_output(output, "train.output", checkpoint.exists() or None, size_bytes)
     with joined(settings.device) as processes:
         if processes.is_first:
             console.print(data.check(images))
-        architecture = replace(_architecture(settings), classes=data.class_count(images))
+        architecture = replace(architecture, classes=data.class_count(images))
         finished = finish(architecture, images, settings, checkpoint, processes, "training")
     if finished is None:
         return
@@ -55,7 +63,6 @@ def main(config: FinalTrainConfig) -> None:
         "dataset": json.dumps(images.to_dict(), ensure_ascii=False),
         **table_note(architecture),
     }
-    output = Path(settings.output)
     write_tensors(output, finished.network.state_dict(), notes)
     rows["weights"] = str(output)
     if settings.bundle:

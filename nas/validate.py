@@ -12,7 +12,7 @@ from rich.table import Table
 from nas.assembly import hardware_of, runtime_of
 from nas.command import command
 from nas.console import console, measuring_progress, print_summary
-from nas.devices.kit import MeasuredTarget, read_result, write_kit
+from nas.devices.kit import MeasuredTarget, check_kit, read_result, write_kit
 from nas.latency.end_to_end import timing_subjects
 from nas.latency.hardware import Hardware
 from nas.latency.plan import CALIBRATION_REFERENCES
@@ -84,6 +84,8 @@ def main(config: ValidateConfig) -> None:
     folder = table_folder(Path(profiling.folder), config.hardware.name, runtime)
     references = reference_architectures(space, dict.fromkeys([*FAMILIES, *CALIBRATION_REFERENCES]))
     board = hardware_of(config.hardware)
+    if settings.kit:
+        check_kit(Path(settings.kit), "validate.kit")
     if settings.kit or settings.import_file:
         _by_kit(settings, board, runtime, space, references, folder, profiling.seed)
         return

@@ -47,6 +47,7 @@ MAX_YAML_VALUES = 100_000
 MAX_TEXT = 10_000
 # Names become file names, titles and parts of commands.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}")
+_HOST = re.compile(r"[A-Za-z0-9_\[][^\s;&|<>$`'\"()\\]*")
 _LARGEST_INTEGER = 2**63
 
 
@@ -66,6 +67,11 @@ def check_name(setting: str, name: str) -> None:
             f"{setting} must begin with a letter or digit and hold only letters, digits and . _ + -, "
             f"at most 100, not {name!r}"
         )
+
+
+def is_host(text: str) -> bool:
+    """Whether ssh takes a text for a host, and neither ssh nor a shell takes it for anything else."""
+    return bool(_HOST.fullmatch(text)) and not re.search(r"[@/]-", text)
 
 
 def inside(folder: Path, name: str) -> Path:

@@ -74,6 +74,40 @@ def test_bad_input_is_one_clear_line(
     assert not list(tmp_path.rglob("*"))
 
 
+@pytest.mark.parametrize(
+    ("command", "argument", "part"),
+    [
+        ("train", "train.output=folder", "train.output=folder is a folder"),
+        ("train", "train.output=file/weights", "is no folder that can be written to"),
+        ("train", "train.output=file", "file exists already: give another train.output, or move it away"),
+        ("train", "train.checkpoint=file/training", "train.checkpoint=file/training cannot be written"),
+        ("supernet", "supernet.checkpoint=folder", "supernet.checkpoint=folder is a folder"),
+        ("supernet", "supernet.checkpoint=file/weights", "is no folder that can be written to"),
+        ("export", "export.output=file/model.onnx", "is no folder that can be written to"),
+        ("profile", "profile.kit=folder", "profile.kit=folder is a folder"),
+        ("profile", "profile.kit=file", "file exists already: give another profile.kit, or move it away"),
+        ("validate", "validate.kit=file/kit.zip", "is no folder that can be written to"),
+        ("compare", "compare.output=file", "compare.output=file is a file"),
+        ("predictor", "output=folder", "output=folder is a folder"),
+    ],
+)
+def test_an_output_that_cannot_be_written_is_refused_first(
+    run: Run, tmp_path: Path, command: str, argument: str, part: str
+) -> None:
+    (tmp_path / "file").write_text("kept")
+    (tmp_path / "folder").mkdir()
+    small = {
+        "train": ["train.architecture=mobilenet_v1_025", "train.resolution=32", "dataset=synthetic"],
+        "supernet": ["dataset=synthetic", "dataset.resolutions=[32]", "search_space=benchmark_stages"],
+        "export": ["export.architecture=mobilenet_v1_025"],
+        "compare": ["compare.networks=[mobilenet_v1_025]", "compare.resolution=32"],
+        "predictor": ["data=nowhere"],
+    }
+    refused(run(command, *small.get(command, ["hardware=rpi4"]), argument), part)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "folder"]
+    assert (tmp_path / "file").read_text() == "kept"
+
+
 def test_log_handlers_of_others_stay_open(run: Run) -> None:
     # absl, which OpenVINO brings along, closes the stream that was standard error when it was imported.
     closed: list[bool] = []

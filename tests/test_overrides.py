@@ -129,6 +129,9 @@ def test_the_command_is_remembered_as_it_was_typed(tmp_path: Path) -> None:
         ("+anything.at.all=1", "no setting anything.at.all"),
         ("accuracy.epoch=3", "did you mean accuracy.epochs?"),
         ("search_space=nowhere.yaml", "there is no such file; ready choices are"),
+        ("search_space=../../own", "search_space=../../own is a path; ready choices are"),
+        ("dataset=../../own", "dataset=../../own is a path; ready choices are"),
+        ("hardware='../../own'", "is a path; ready choices are"),
     ],
 )
 def test_a_key_that_does_not_exist_is_refused_with_the_nearest(argument: str, message: str) -> None:
@@ -162,6 +165,9 @@ def test_kinds_of_keys() -> None:
         ("hardware", "name: b\ndescription: ${oc.env:HOME}\n", "interpolations are not known"),
         ("hardware", "name: b\nhost: -oProxyCommand=touch /tmp/x\n", "hardware.host must be"),
         ("hardware", "name: b\nhosts: ['pi@a; reboot']\n", "hardware.host must be"),
+        ("hardware", "name: b\nhosts: [a, '-oProxyCommand=x']\n", "hardware.host must be"),
+        ("hardware", "name: b\nhost: pi@-oProxyCommand=x\n", "hardware.host must be"),
+        ("hardware", "name: b\nhost: ssh://-oProxyCommand=x\n", "hardware.host must be"),
         ("hardware", "name: b\npython: python3; reboot\n", "hardware.python must be"),
         ("hardware", "name: b\ntreads: 2\n", "did you mean threads?"),
         ("hardware", "name: b\nthreads: many\n", "is no board"),

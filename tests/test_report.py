@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from nas.report import with_named_studies
+from nas.report import ReportConfig, main, with_named_studies
+from search_spaces.errors import InputError
 from tests.page.report_cases import REFERENCES, made_up_study
 
 
@@ -46,6 +47,23 @@ def test_a_folder_without_a_study_is_one_line(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "there is no study in" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("output", "reason"),
+    [
+        ("study.journal", "let it end in .html"),
+        ("notes.html", "exists already: give another output, or move it away"),
+    ],
+)
+def test_a_comparison_replaces_no_file_of_others(tmp_path: Path, output: str, reason: str) -> None:
+    made_up_study(tmp_path, trials=1)
+    path = tmp_path / output
+    path.touch()
+    before = path.read_bytes()
+    with pytest.raises(InputError, match=reason):
+        main(ReportConfig(study=str(tmp_path), compare=str(tmp_path), output=str(path)))
+    assert path.read_bytes() == before
 
 
 def test_a_report_is_rebuilt_without_what_trains_and_measures() -> None:

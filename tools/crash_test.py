@@ -43,11 +43,13 @@ from optuna import get_all_study_names
 from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 
+from nas.devices.kit import parse_result
 from nas.latency.sessions import load_networks
 from nas.latency.table import LatencyTable
 from nas.latency.validation import load_card
 from nas.measuring import rounds
 from nas.page.reading import read_study, report_of
+from nas.runtimes.runtime import Runtime
 from nas.study import leases
 from nas.study.storage import open_storage
 from search_spaces.architecture import Architecture
@@ -56,7 +58,15 @@ from tools.dying import DIED, die_before
 from tools.postgres import PostgresServer
 
 # What a command is, and what it imports on its way.
-_COMMAND_MODULES = ("nas.profile", "nas.search", "nas.validate", "nas.train", "nas.supernet", "nas.export")
+_COMMAND_MODULES = (
+    "nas.profile",
+    "nas.search",
+    "nas.validate",
+    "nas.train",
+    "nas.supernet",
+    "nas.export",
+    "nas.report",
+)
 _LIBRARIES = ("matplotlib.pyplot", "pandas", "psycopg", "sqlalchemy.orm", "torchvision")
 _LEASE_S = 2.0
 _POLL_S = 0.002
@@ -67,6 +77,7 @@ _MOST_OPERATIONS = 120
 _DATABASE = "DATABASE"
 # Of what a command writes, that the disk has room for.
 _DISK_SHARES = (0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 0.97, 1.05)
+_ROUNDS = 3
 SPACE = """name: tiny
 resolutions: [32]
 stems: [{channels: 16, activation: hswish}]
@@ -82,7 +93,7 @@ _PROFILE = [
     "search_space=space.yaml",
     "profile.max_keys=12",
     "profile.networks=4",
-    "profile.rounds=3",
+    f"profile.rounds={_ROUNDS}",
 ]
 _SEARCH = ["search.references=[mobilenet_v1_025]", "search.screen=0"]
 COMMANDS: dict[str, list[str]] = {
@@ -139,6 +150,20 @@ COMMANDS: dict[str, list[str]] = {
         "export.weights=results/weights.safetensors",
         "export.output=results/model.onnx",
     ],
+    "report": ["nas.report", "study=results/found"],
+    "kit": ["kit.zip", "--folder", "results"],
+}
+# What comes before a command, undisturbed.
+_BEFORE: dict[str, list[str]] = {
+    "validate": COMMANDS["profile"],
+    "export": COMMANDS["final"],
+    "report": [*COMMANDS["search"], "study.name=found"],
+    "kit": ["nas.profile", "hardware=rpi4", *_PROFILE[1:], "profile.kit=kit.zip"],
+}
+# What a command writes again bit for bit, besides weights.
+_REPEATED = {
+    "export": ["model.onnx", "labels.txt", "preprocessing.json"],
+    "report": ["found/report.html", "found/summary.md", "found/pareto.*", "found/architectures/*"],
 }
 
 
@@ -219,10 +244,15 @@ def _become(words: Sequence[str], folder: Path, printed: Path, dies_before: int 
         if dies_before is not None:
             die_before(dies_before, folder / "results")
         try:
-            runpy.run_module(words[0], run_name="__main__", alter_sys=True)
+            if words[0].endswith(".zip"):
+                runpy.run_path(words[0], run_name="__main__")
+            else:
+                runpy.run_module(words[0], run_name="__main__", alter_sys=True)
             code = 0
         except SystemExit as error:
             code = error.code if isinstance(error.code, int) else int(error.code is not None)
+            if isinstance(error.code, str):
+                print(error.code, file=sys.stderr)
     except BaseException:
         traceback.print_exc()
     finally:
@@ -289,9 +319,9 @@ def check(name: str, words: Sequence[str], folder: Path, before: set[int]) -> li
             problems.append("there is no card")
     wanted = next((int(each[14:]) for each in words if each.startswith("search.trials=")), None)
     with studies(folder, words) as found:
-        if (wanted is not None) != bool(found):
-            problems.append(f"{len(found)} studies")
-        for study in found:
+        if wanted is not None and not found:
+            problems.append("there is no study")
+        for study in found if wanted is not None else ():
             report = report_of(study, importances=False)
             candidates = [each for each in report.networks if each.kind == "candidate"]
             different = len({each.id for each in candidates})
@@ -303,7 +333,22 @@ def check(name: str, words: Sequence[str], folder: Path, before: set[int]) -> li
     for path in folder.glob("results/*/architectures/*.yaml"):
         if Architecture.from_file(path).id != path.stem:
             problems.append(f"{path.name} is another network")
+    if name == "kit":
+        problems += _check_kit(folder)
     return problems
+
+
+def _check_kit(folder: Path) -> list[str]:
+    """What is wrong with what the board wrote."""
+    result = parse_result((folder / "results/kit-result.jsonl").read_text(), "result", "rpi4", Runtime())
+    problems = [*result.problems]
+    for group in result.groups:
+        rounds_there = len(group.measurement.samples_ms)
+        if rounds_there != _ROUNDS:
+            problems.append(f"group {group.number} has {rounds_there} rounds")
+    wanted = {"kit-result.jsonl", "kit-rounds"}
+    others = {each.name for each in (folder / "results").iterdir()} - wanted
+    return problems + ([f"left over: {sorted(others)}"] if others else [])
 
 
 def crash(
@@ -323,7 +368,7 @@ def crash(
     if code != 0:
         return Outcome(problems=[f"undisturbed: exit code {code}: {printed[-300:]}"])
     outcome.problems += check(name, words, whole, set())
-    weights = _weights(whole)
+    made = _made(name, whole)
     operations = _MOST_OPERATIONS
     for moment in range(moments):
         folder = work / f"{name}-{moment}"
@@ -352,12 +397,13 @@ def crash(
         before = complete_trials(folder, words)
         code, printed, _ = run(words, folder)
         found = []
-        if code != 0 or "Traceback" in printed:
+        # One that died after its last file has nothing left to do, and says so.
+        ended = code == 0 or (name == "export" and "model.onnx exists already" in printed)
+        if not ended or "Traceback" in printed:
             found.append(f"exit code {code}: {printed.strip()[-300:]}")
         else:
             found += check(name, words, folder, before)
-            if _weights(folder) != weights:
-                found.append("other weights than those of an undisturbed training")
+            found += _other_files(made, _made(name, folder))
         outcome.problems += [f"moment {moment}: {each}" for each in found]
         if found:
             (folder / "printed").write_text(printed)
@@ -376,15 +422,24 @@ def _told(name: str, folder: Path, server: PostgresServer | None) -> list[str]:
     return [each.replace(_DATABASE, url) for each in COMMANDS[name]]
 
 
-def _weights(folder: Path) -> str | None:
-    """A digest of what was trained, None where nothing is."""
-    path = folder / "results" / "weights.safetensors"
-    if not path.exists():
-        return None
-    digest = hashlib.sha256()
-    for name, tensor in sorted(safetensors.numpy.load_file(path).items()):
-        digest.update(name.encode() + tensor.tobytes())
-    return digest.hexdigest()
+def _made(name: str, folder: Path) -> dict[str, str]:
+    """Digests of what a command makes the same each time: of weights' tensors, of other files' bytes."""
+    results = folder / "results"
+    digests = {}
+    for path in sorted(each for pattern in _REPEATED.get(name, ()) for each in results.glob(pattern)):
+        digests[str(path.relative_to(results))] = hashlib.sha256(path.read_bytes()).hexdigest()
+    weights = results / "weights.safetensors"
+    if weights.exists():
+        digest = hashlib.sha256()
+        for tensor_name, tensor in sorted(safetensors.numpy.load_file(weights).items()):
+            digest.update(tensor_name.encode() + tensor.tobytes())
+        digests[weights.name] = digest.hexdigest()
+    return digests
+
+
+def _other_files(undisturbed: dict[str, str], found: dict[str, str]) -> list[str]:
+    names = sorted(each for each in undisturbed | found if undisturbed.get(each) != found.get(each))
+    return [f"other than undisturbed: {', '.join(names)}"] if names else []
 
 
 def fill(name: str, template: Path, work: Path) -> list[str]:
@@ -396,7 +451,7 @@ def fill(name: str, template: Path, work: Path) -> list[str]:
     code, printed, _ = run(words, whole)
     if code != 0:
         return [f"undisturbed: exit code {code}: {printed[-300:]}"]
-    weights = _weights(whole)
+    made = _made(name, whole)
     needed = sum(each.stat().st_size for each in whole.rglob("*") if each.is_file())
     begun = sum(each.stat().st_size for each in template.rglob("*") if each.is_file())
     for share in _DISK_SHARES:
@@ -411,17 +466,14 @@ def fill(name: str, template: Path, work: Path) -> list[str]:
             if "Traceback" in printed or (code != 0 and len(lines) != 1):
                 problems.append(f"{kilobytes} kB: exit code {code}: {printed.strip()[-300:]}")
             print(f"{name}, {kilobytes} kB: exit code {code} {' '.join(lines)}", flush=True)
-            ended = code == 0
             before = complete_trials(folder, words)
             _mount(folder, "remount,size=500m")
-            if not ended or name not in ("export",):
+            if code != 0 or name != "export":
                 code, printed, _ = run(words, folder)
             if code != 0 or "Traceback" in printed:
                 problems.append(f"{kilobytes} kB, with room: exit code {code}: {printed.strip()[-300:]}")
             else:
-                found = check(name, words, folder, before)
-                if _weights(folder) != weights:
-                    found.append("other weights than those of an undisturbed training")
+                found = check(name, words, folder, before) + _other_files(made, _made(name, folder))
                 problems += [f"{kilobytes} kB, with room: {each}" for each in found]
         finally:
             subprocess.run(["/bin/umount", str(folder)], check=True)  # noqa: S603
@@ -449,19 +501,17 @@ def main() -> None:
     (empty / "space.yaml").write_text(SPACE)
     prepare()
     names = arguments.commands.split(",")
-    templates = {"validate": "profile", "export": "final"}
     outcomes = {}
     with ExitStack() as stack:
         server = stack.enter_context(PostgresServer()) if "shared" in names else None
         for name in names:
             generator = random.Random(f"{arguments.seed} {name}")
             template = empty
-            if first := templates.get(name):
-                template = arguments.folder / f"after-{first}"
-                if not template.exists():
-                    shutil.copytree(empty, template)
-                    code, printed, _ = run(COMMANDS[first], template)
-                    assert code == 0, printed
+            if first := _BEFORE.get(name):
+                template = arguments.folder / f"before-{name}"
+                shutil.copytree(empty, template)
+                code, printed, _ = run(first, template)
+                assert code == 0, printed
             if arguments.full_disk:
                 outcome = Outcome(problems=fill(name, template, arguments.folder))
             else:

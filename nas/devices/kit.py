@@ -9,6 +9,7 @@ says how many groups there are.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import zipfile
 from collections.abc import Callable, Sequence
@@ -22,6 +23,7 @@ from nas.devices.device import ANCHOR, REFUSED, Measurement, deal_out, measureme
 from nas.measuring import board, conditions, models, rounds
 from nas.runtimes.runtime import Runtime
 from nas.runtimes.subject import CannotRunError, Subject
+from nas.saving import check_output, write_atomically
 from search_spaces.architecture import Architecture
 from search_spaces.errors import InputError
 from search_spaces.gate import Gate, JsonObject
@@ -52,10 +54,6 @@ from nas.measuring.board import main
 
 main()
 """
-
-
-class KitError(InputError):
-    """A kit that cannot be made."""
 
 
 class ResultError(InputError):
@@ -103,6 +101,19 @@ def groups_of(subjects: Sequence[Subject], size: int = GROUP_SUBJECTS) -> list[l
     return [first, *([*group, *links] for group in others)]
 
 
+def check_kit(path: Path, setting: str) -> None:
+    """Refuse what is no place for a kit before it is made; a kit of before is replaced, nothing else.
+
+    Args:
+        path: of the kit.
+        setting: that names it, for the message.
+
+    Raises:
+        SaveError: if it is a folder, another file, or cannot be written.
+    """
+    check_output(path, setting, overwrite=zipfile.is_zipfile(path) or None)
+
+
 def write_kit(
     path: Path,
     settings: KitSettings,
@@ -121,7 +132,7 @@ def write_kit(
         The kit's identity, which its result carries.
 
     Raises:
-        KitError: if the file cannot be written.
+        SaveError: if the file cannot be written.
         nas.runtimes.subject.RuntimeUnavailableError: if the runtime is not installed, or not one for boards.
     """
     settings.runtime.model(ANCHOR)  # a runtime that boards lack is refused before anything is written
@@ -145,35 +156,30 @@ def write_kit(
         },
     }
     manifest["kit"] = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()[:12]
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as kit:
-            for number, (name, subject) in enumerate(subjects.items()):
-                on_prepared(number + 1, len(subjects))
-                try:
-                    model = settings.runtime.model(subject)
-                except CannotRunError as error:
-                    described[name] = {"refused": error.reason}  # the board says so in its result
-                    continue
-                weights = [
-                    {"name": each, "shape": list(values.shape), "type": str(values.dtype)}
-                    for each, values in model.weights.items()
-                ]
-                graph = f"graphs/{number:05}"
-                described[name] = {"graph": graph, "weights": weights}
-                kit.writestr(graph, model.skeleton)
-            kit.writestr(board.MANIFEST, json.dumps(manifest | {"subjects": described}))
-            for package in ("nas", "nas/measuring"):
-                kit.writestr(f"{package}/__init__.py", "")
-            for name, module in _MODULES.items():
-                assert module.__file__
-                kit.write(module.__file__, f"nas/{name}")
-            kit.writestr("__main__.py", _MAIN)
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise KitError(f"cannot write {path}: {error.strerror}") from None
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as kit:
+        for number, (name, subject) in enumerate(subjects.items()):
+            on_prepared(number + 1, len(subjects))
+            try:
+                model = settings.runtime.model(subject)
+            except CannotRunError as error:
+                described[name] = {"refused": error.reason}  # the board says so in its result
+                continue
+            weights = [
+                {"name": each, "shape": list(values.shape), "type": str(values.dtype)}
+                for each, values in model.weights.items()
+            ]
+            graph = f"graphs/{number:05}"
+            described[name] = {"graph": graph, "weights": weights}
+            kit.writestr(graph, model.skeleton)
+        kit.writestr(board.MANIFEST, json.dumps(manifest | {"subjects": described}))
+        for package in ("nas", "nas/measuring"):
+            kit.writestr(f"{package}/__init__.py", "")
+        for name, module in _MODULES.items():
+            assert module.__file__
+            kit.write(module.__file__, f"nas/{name}")
+        kit.writestr("__main__.py", _MAIN)
+    write_atomically(path, content.getvalue())
     return str(manifest["kit"])
 
 

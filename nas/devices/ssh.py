@@ -39,7 +39,7 @@ from nas.measuring import conditions
 from nas.measuring.board import MANIFEST
 from nas.measuring.rounds import MeasurementError, Samples
 from nas.runtimes.subject import Subject
-from search_spaces.gate import Gate
+from search_spaces.gate import Gate, is_host
 
 # A board may vanish for a while (a reboot, a flaky network) before the run is given up.
 RECONNECT_WAITS_S = (1, 2, 5, 10, 30, 60, 120, 300)
@@ -228,7 +228,7 @@ class Board:
         ssh = shutil.which("ssh")
         if ssh is None:
             raise RemoteError("there is no ssh on this machine: install an OpenSSH client")
-        if self.host.startswith("-") or not self.host:
+        if not is_host(self.host):
             raise RemoteError(f"hardware.host={self.host!r} names no host")
         options = [f"-o{name}={value}" for name, value in _OPTIONS.items()]
         # ssh says 255 of a command that a signal killed as of a connection that dropped.

@@ -353,4 +353,4 @@ def main() -> None:
             )
         sys.exit(f"{error}; run the same command again to go on")
     except (RuntimeError, MemoryError) as error:
-        sys.exit(str(error) or "out of memory: make the kit with smaller groups (profile.group_size)")
+        sys.exit(str(error) or "out of memory: make the kit with fewer layers (profile.max_keys)")

@@ -11,12 +11,13 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from nas import __version__
 from nas.pictures.preprocessing import Preprocessing
 from search_spaces.gate import Gate
 
 LABELS = "labels.txt"
 PREPROCESSING = "preprocessing.json"
-_VERSIONS_OF = ("mobilenet-nas", "torch", "onnx", "pillow", "numpy")
+_VERSIONS_OF = ("torch", "onnx", "pillow", "numpy")
 _MOST_CLASSES = 100_000
 
 
@@ -66,4 +67,4 @@ def labels(classes: Sequence[str]) -> str:
 
 def versions() -> dict[str, str]:
     """Versions of what trains and exports."""
-    return {name: importlib.metadata.version(name) for name in _VERSIONS_OF}
+    return {"mobilenet-nas": __version__} | {name: importlib.metadata.version(name) for name in _VERSIONS_OF}

@@ -363,7 +363,6 @@ class FinalTraining:
             "curve": self.curve,
             "scale": self._scaler.get_scale(),
         }
-        self._path.parent.mkdir(parents=True, exist_ok=True)
         write_tensors(self._path, tensors, {_NOTE: json.dumps(note)})
         self._saved = time.monotonic()
 

@@ -169,6 +169,7 @@ def test_boards_that_disagree_are_refused(server: Server, tmp_path: Path) -> Non
         ("unknown-key", "unknown-key: it does not accept your key: run `ssh-copy-id unknown-key`"),
         ("changed-host", "changed-host: its host key is unknown or has changed: run `ssh changed-host`"),
         ("-oProxyCommand=true", "names no host"),
+        ("pi@-oProxyCommand=true", "names no host"),
     ],
 )
 def test_a_board_that_cannot_be_used_is_one_clear_line(
