@@ -1,13 +1,11 @@
 """A sampler, a source of accuracy, a runtime, a dataset: each is added by a line in its mapping."""
 
-import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
-from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseSampler, QMCSampler
 
 from nas import assembly, data
@@ -68,9 +66,7 @@ def made(chosen: MacsConfig, config: SearchConfig, space: SearchSpace) -> assemb
 
 
 def quasi_random(seed: int) -> BaseSampler:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ExperimentalWarning)
-        return QMCSampler(seed=seed)
+    return QMCSampler(seed=seed)
 
 
 def test_a_source_of_accuracy_and_a_sampler_make_a_search(

@@ -21,6 +21,7 @@ from typing import cast
 
 import numpy as np
 import optuna
+from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
@@ -72,7 +73,7 @@ class Best:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a search is.
+    """The state of a running search.
 
     Attributes:
         done: completed candidates in the study, those of earlier runs included.
@@ -97,7 +98,7 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class SearchResult:
-    """How a search ended.
+    """The end of a search.
 
     Attributes:
         progress: as reported last.
@@ -116,16 +117,17 @@ class SearchResult:
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """What proposes candidates.
+    """The sampler that proposes candidates, and where it begins.
 
     Attributes:
-        sampler: one of :data:`nas.study.samplers.SAMPLERS`.
+        sampler: one of :data:`nas.study.samplers.SAMPLERS`, a class of :mod:`optuna.samplers` by its name, or
+            any of Optuna's samplers as it is.
         seed: of all its random choices.
         first: members of the space to evaluate before it is asked, as far as they are within the budget and
             not in the study.
     """
 
-    sampler: str = DEFAULT_SAMPLER
+    sampler: str | BaseSampler = DEFAULT_SAMPLER
     seed: int = 0
     first: Sequence[Parameters] = ()
 
@@ -359,7 +361,7 @@ class _Search:
         return self._proposer.propose()
 
     def _wants_more(self) -> bool:
-        """Whether another network can be started without missing what those in flight would teach."""
+        """True if another network can be started without missing what those in flight would teach."""
         in_flight = self._workers.in_flight
         return in_flight < self._workers.count or (
             in_flight < self._workers.room and (bool(self._first) or self._proposer.settled > 0)
@@ -540,7 +542,7 @@ class _Clock:
         return time.monotonic() - self._start
 
     def over(self) -> bool:
-        """Whether the limit has passed."""
+        """True if the limit has passed."""
         return self.limit_s is not None and self.seconds() >= self.limit_s
 
     def rate(self, done: int) -> float:
@@ -548,7 +550,7 @@ class _Clock:
         return (done - self._done_at_start) / max(time.monotonic() - self._first, 1e-9)
 
     def report_due(self) -> bool:
-        """Whether it is time for progress again."""
+        """True if it is time for progress again."""
         if time.monotonic() - self._reported < _PROGRESS_INTERVAL_S:
             return False
         self._reported = time.monotonic()

@@ -1,13 +1,15 @@
-"""How to propose the next network: a sampler of our own, and Optuna's as they are.
-
-    proposer = make_proposer("nsga2", objective, Neighbourhood(space, latency, budget_ms), seed=0)
+"""Samplers, ours and Optuna's, all behind Optuna's ``BaseSampler``; and what the search asks of one.
 
     sampler = BayesianSampler(Neighbourhood(space, latency, budget_ms), Pareto(), seed=0)
     study = optuna.create_study(directions=["maximize", "minimize"], sampler=sampler)
     study.optimize(lambda trial: evaluate(space.suggest(trial)), n_trials=100)
 
-The second is our sampler in any Optuna study. The search itself asks it without the detour of
-:meth:`optuna.Study.ask`, which would cost more time than all the rest.
+    run_search(study, problem, Sampling("nsga2"), Stop(300))                  # by the name it has in SAMPLERS
+    run_search(study, problem, Sampling("BruteForceSampler"), Stop(300))      # or in optuna.samplers
+    run_search(study, problem, Sampling(NSGAIISampler(population_size=20)), Stop(300))     # or as it is
+
+The first is our sampler in any Optuna study. The search asks it without the detour of
+:meth:`optuna.Study.ask`, which would cost more time than all the rest, see :meth:`BayesianSampler.proposer`.
 
 Optuna's samplers work on a study in memory that mirrors the durable one. They see a fixed set of
 parameters (those of blocks that do not exist included), no network outside the space, and their
@@ -16,6 +18,7 @@ proposals above the budget or already known as failed trials.
 
 from __future__ import annotations
 
+import inspect
 import random
 import threading
 import warnings
@@ -46,13 +49,6 @@ from search_spaces.architecture import Architecture
 from search_spaces.errors import InputError
 from search_spaces.space import NotInSpaceError
 
-
-def _nsga3(seed: int) -> BaseSampler:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ExperimentalWarning)
-        return NSGAIIISampler(seed=seed)
-
-
 # So many proposals of an Optuna sampler may be too slow or known before a feasible one is drawn for it.
 # A Gaussian process takes seconds for each and, with nothing learned from a rejection, repeats itself.
 _PATIENCE = 50
@@ -70,7 +66,7 @@ class Proposer(Protocol):
 
     @property
     def settled(self) -> int:
-        """How many further proposals are decided already, whatever is observed before they are made."""
+        """The number of further proposals that are decided already, whatever is observed before them."""
 
     def propose(self) -> Candidate:
         """A candidate that is not in ``seen``, and now is.
@@ -176,6 +172,15 @@ class BayesianSampler(BaseSampler):
         # Optuna asks one sampler from several threads where n_jobs > 1.
         self._lock = threading.Lock()
 
+    def proposer(self, neighbourhood: Neighbourhood, seed: int) -> BayesianProposer:
+        """The proposer behind it, without a study around it; the search asks it directly.
+
+        Args:
+            neighbourhood: the space and the budget.
+            seed: of all random choices.
+        """
+        return BayesianProposer(neighbourhood, self._objective, seed, self._expensive)
+
     def reseed_rng(self) -> None:
         """Draw other random numbers from now on."""
         self._others.reseed_rng()
@@ -219,7 +224,7 @@ class BayesianSampler(BaseSampler):
                 wanted = ", ".join(names(self._objective))
                 raise ValueError(f"the study has {len(study.directions)} values, not {wanted}")
             seed = self._generator.getrandbits(32)
-            self._proposer = BayesianProposer(self._neighbourhood, self._objective, seed, self._expensive)
+            self._proposer = self.proposer(self._neighbourhood, seed)
             self._study_name, self._observed = study.study_name, set[int]()
         sign = 1 if study.directions[0] == StudyDirection.MAXIMIZE else -1
         for trial in study.get_trials(deepcopy=False):
@@ -244,54 +249,73 @@ class BayesianSampler(BaseSampler):
         return self._neighbourhood.realise(parameters)
 
 
-# What it was called before; kept for whoever imports it.
-EvolutionSampler = BayesianSampler
-
-
 def make_proposer(
-    name: str, objective: Objective, neighbourhood: Neighbourhood, seed: int, expensive: bool = False
+    sampler: str | BaseSampler,
+    objective: Objective,
+    neighbourhood: Neighbourhood,
+    seed: int,
+    expensive: bool = False,
 ) -> Proposer:
-    """A proposer by the name of its sampler, one of :data:`SAMPLERS`.
+    """A proposer, which a search asks for networks.
 
     Args:
-        name: the sampler.
+        sampler: one of :data:`SAMPLERS`, the name of a class in :mod:`optuna.samplers`, or a sampler itself.
         objective: what a network is worth.
         neighbourhood: the space and the budget.
-        seed: of all random choices.
+        seed: of all random choices; those of a sampler given as it is are its own.
         expensive: whether an evaluation takes longer than a tenth of a second or so.
 
     Raises:
         SamplerError: if there is no such sampler.
     """
+    if isinstance(sampler, str):
+        sampler = _maker(sampler)(neighbourhood, objective, seed, expensive)
+    if isinstance(sampler, BayesianSampler):
+        return sampler.proposer(neighbourhood, seed)
+    return OptunaProposer(sampler, objective, neighbourhood, seed)
+
+
+def _maker(name: str) -> MakesSampler:
     if name in RENAMED_SAMPLERS:
         today = RENAMED_SAMPLERS[name]
-        warnings.warn(f"the sampler {name} is called {today} now", FutureWarning, stacklevel=2)
+        warnings.warn(f"the sampler {name} is called {today} now", FutureWarning, stacklevel=3)
         name = today
-    if name not in SAMPLERS:
-        raise SamplerError(f"unknown sampler {name!r}: known are {', '.join(SAMPLERS)}")
-    return SAMPLERS[name](objective, neighbourhood, seed, expensive)
+    if name in SAMPLERS:
+        return SAMPLERS[name]
+    of_optuna: object = getattr(optuna.samplers, name, None)
+    if not isinstance(of_optuna, type) or not issubclass(of_optuna, BaseSampler):
+        raise SamplerError(
+            f"unknown sampler {name!r}: known are {', '.join(SAMPLERS)}, and the classes of optuna.samplers"
+        )
+    settings = inspect.signature(of_optuna).parameters
+    lacking = [each for each, setting in settings.items() if setting.default is inspect.Parameter.empty]
+    if lacking or "seed" not in settings:
+        raise SamplerError(
+            f"optuna.samplers.{name} cannot be made of a seed alone: {', '.join(lacking) or 'it has none'}"
+        )
+    return optuna_sampler(lambda seed: of_optuna(**{"seed": seed}))
 
 
-def _bayesian(objective: Objective, neighbourhood: Neighbourhood, seed: int, expensive: bool) -> Proposer:
-    return BayesianProposer(neighbourhood, objective, seed, expensive)
+def optuna_sampler(make: Callable[[int], BaseSampler]) -> MakesSampler:
+    """An entry of :data:`SAMPLERS` for an Optuna sampler, which is made of a seed."""
+
+    def sampler(
+        neighbourhood: Neighbourhood, objective: Objective, seed: int, expensive: bool
+    ) -> BaseSampler:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            return make(seed)
+
+    return sampler
 
 
-def optuna_sampler(make: Callable[[int], BaseSampler]) -> MakesProposer:
-    """What makes proposers of an Optuna sampler, which is made of a seed."""
-
-    def proposer(objective: Objective, neighbourhood: Neighbourhood, seed: int, expensive: bool) -> Proposer:
-        return OptunaProposer(make(seed), objective, neighbourhood, seed)
-
-    return proposer
-
-
-MakesProposer = Callable[[Objective, Neighbourhood, int, bool], Proposer]
+MakesSampler = Callable[[Neighbourhood, Objective, int, bool], BaseSampler]
 DEFAULT_SAMPLER = "bayesian"
 # A sampler is a line here and a YAML in conf/sampler.
-SAMPLERS: dict[str, MakesProposer] = {
-    "bayesian": _bayesian,
+SAMPLERS: dict[str, MakesSampler] = {
+    "bayesian": BayesianSampler,
     "nsga2": optuna_sampler(lambda seed: NSGAIISampler(seed=seed)),
-    "nsga3": optuna_sampler(_nsga3),
+    "nsga3": optuna_sampler(lambda seed: NSGAIIISampler(seed=seed)),
     "tpe": optuna_sampler(lambda seed: TPESampler(seed=seed, multivariate=True)),
     "gp": optuna_sampler(lambda seed: GPSampler(seed=seed)),
     "random": optuna_sampler(lambda seed: RandomSampler(seed=seed)),

@@ -222,6 +222,21 @@ def test_unknown_samplers_are_named() -> None:
         make_proposer("annealing", Pareto(), neighbourhood(), seed=0)
 
 
+@pytest.mark.parametrize(
+    "chosen", ["BruteForceSampler", optuna.samplers.NSGAIISampler(seed=3), sampler(seed=3)]
+)
+def test_any_sampler_of_optuna_s_proposes_for_a_search(chosen: str | BaseSampler) -> None:
+    proposer = make_proposer(chosen, Pareto(), neighbourhood(), seed=0)
+    found = [proposer.propose() for _ in range(5)]
+    assert len({each.architecture for each in found}) == 5
+    assert all(each.latency.latency_ms <= BUDGET_MS for each in found)
+
+
+def test_samplers_that_take_more_than_a_seed_are_refused() -> None:
+    with pytest.raises(SamplerError, match="GridSampler cannot be made of a seed alone: search_space"):
+        make_proposer("GridSampler", Pareto(), neighbourhood(), seed=0)
+
+
 def test_the_default_sampler_s_former_name_means_it_and_warns() -> None:
     with pytest.warns(FutureWarning, match="evolution is called bayesian now"):
         old = make_proposer("evolution", Pareto(), neighbourhood(), 3)
