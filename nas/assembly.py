@@ -100,7 +100,7 @@ def runtime_of(config: RuntimeConfig) -> Runtime:
 
 
 def limits_of(config: LimitsConfig, precision: str) -> Limits:
-    """What candidates may cost at most, besides time."""
+    """The limits on what candidates cost, besides time."""
     names = (each.name for each in dataclasses.fields(config))
     given = {name: float(value) for name in names if (value := getattr(config, name)) is not None}
     return Limits(**given, bytes_per_value=BYTES_PER_VALUE[precision])

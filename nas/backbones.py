@@ -200,13 +200,13 @@ def detector(
 
 
 def task_model(network: Network, task: Task) -> TaskModel:
-    """What a task makes of a network: see :func:`segmenter` and :func:`detector`."""
+    """A network with the head of a task: see :func:`segmenter` and :func:`detector`."""
     build = segmenter if task.name == "segmentation" else detector
     return build(network, task.classes)
 
 
 def head_classes(task: Task, weights: Mapping[str, Tensor]) -> int | None:
-    """How many classes the head in a whole model's weights tells apart, None where they hold no such head."""
+    """The number of classes of the head in a whole model's weights, None where they hold no such head."""
     segmentation = task.name == "segmentation"
     name = "low_classifier.bias" if segmentation else "classification_head.module_list.0.1.bias"
     found = [values for key, values in weights.items() if key.endswith(name)]
@@ -214,7 +214,7 @@ def head_classes(task: Task, weights: Mapping[str, Tensor]) -> int | None:
 
 
 def raw_outputs(model: TaskModel, images: Tensor) -> dict[str, Tensor]:
-    """What the graph of a model gives for normalised images: of detection, what its heads say."""
+    """A model's outputs for normalised images as its graph has them: of detection, those of its heads."""
     dense = isinstance(model, LRASPP)
     found: dict[str, Tensor] = model(images) if dense else model.head([*model.backbone(images).values()])
     return found

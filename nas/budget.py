@@ -22,7 +22,7 @@ from search_spaces.space import SearchSpace
 
 
 def is_foreign(name: str) -> bool:
-    """Whether a name is of a network that torchvision or timm builds."""
+    """True if a name is of a network that torchvision or timm builds."""
     return is_torchvision(name) or is_timm(name)
 
 
@@ -43,7 +43,7 @@ def foreign_references(names: Sequence[str]) -> list[TorchvisionReference]:
 
 @dataclass(frozen=True, slots=True)
 class LatencyBudget:
-    """What ``search.budget_ms`` and ``search.budget_margin`` ask for.
+    """The budget that ``search.budget_ms`` and ``search.budget_margin`` ask for.
 
     Attributes:
         latency_ms: the number, None where a network gives it or there is no budget.
@@ -63,7 +63,7 @@ class LatencyBudget:
     def read(
         cls, budget: str | None, margin: float | None, space: SearchSpace, resolution: int | None
     ) -> LatencyBudget:
-        """What was asked for.
+        """The budget that was asked for.
 
         Args:
             budget: milliseconds, the name of a reference, of a network of torchvision or timm, or a file.
@@ -106,7 +106,7 @@ class LatencyBudget:
         return table.estimate_error or 0.0 if self.latency_ms is not None else 0.0
 
     def bound_ms(self, table: LatencyTable, timed_ms: float | None = None) -> float | None:
-        """What a network may take, None without a budget.
+        """The most milliseconds a network may take, None without a budget.
 
         Args:
             table: what latencies are taken from.

@@ -1,4 +1,4 @@
-"""What a model card says of a trained network: accuracy, latency here, recipe, data; and its bundle."""
+"""The model card of a trained network (accuracy, latency here, recipe, data), and its bundle."""
 
 from __future__ import annotations
 

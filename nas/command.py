@@ -1,4 +1,4 @@
-"""How every command starts: compose its configuration, run it, turn errors into a line and an exit code."""
+"""The start of every command: compose its configuration, run it, turn errors into a line and an exit code."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ _NOT_DEPLOYED = ("torch", "torch_compile")
 
 @dataclass
 class CompareSettings:
-    """What to time.
+    """The networks to time, and on what.
 
     Attributes:
         networks: names of references, YAML files of architectures, or folders of studies.

@@ -1,4 +1,4 @@
-"""What commands print: progress bars while they work, a summary when they are done."""
+"""The output of commands: progress bars while they work, a summary when they are done."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def search_progress(trials: int) -> Iterator[Callable[[SearchProgress], None]]:
 
 
 def print_summary(title: str, rows: Mapping[str, str], next_command: str) -> None:
-    """What a command ends with: what it found, where the files are, and what to type next.
+    """Print the end of a command: what it found, where the files are, and what to type next.
 
     Args:
         title: what was done.
@@ -141,7 +141,7 @@ def print_summary(title: str, rows: Mapping[str, str], next_command: str) -> Non
 
 
 def print_table_summary(table: LatencyTable, folder: Path, next_step: str) -> None:
-    """What a profile found and where it lies.
+    """Print what a profile found and where it lies.
 
     Args:
         table: the table.
@@ -180,7 +180,7 @@ def print_table_summary(table: LatencyTable, folder: Path, next_step: str) -> No
 
 
 def print_report_summary(files: ReportFiles) -> None:
-    """What a study holds beside each reference, and where the files are."""
+    """Print what a study holds beside each reference, and where the files are."""
     report = files.report
     if report.answers:
         if console.width < _NARROW:

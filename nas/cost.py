@@ -17,7 +17,7 @@ from search_spaces.ops import convolutions, peak_values
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What one forward pass of one image takes.
+    """The cost of one forward pass of one image.
 
     Attributes:
         macs: multiply-accumulates.
@@ -36,7 +36,7 @@ BYTES_PER_VALUE = {"fp32": 4, "int8": 1}
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a network may cost at most, besides time; infinite where there is no limit.
+    """The most a network may cost, besides time; infinite where there is no limit.
 
     Attributes:
         parameters: trainable parameters.
@@ -54,7 +54,7 @@ class Limits:
 
     @property
     def any(self) -> bool:
-        """Whether there is a limit at all."""
+        """True if there is a limit at all."""
         return math.isfinite(min(self.parameters, self.macs, self.model_size_mb, self.peak_memory_mb))
 
     @property
@@ -68,7 +68,7 @@ class Limits:
         return min(self.parameters, self.model_size_mb * 1e6 / self.bytes_per_value)
 
     def excess(self, cost: Cost) -> float:
-        """How many times the worst limit is exceeded; at most 1 for what is allowed."""
+        """The factor by which the worst limit is exceeded; at most 1 for what is allowed."""
         return max(
             cost.parameters / self.all_parameters, cost.macs / self.macs, cost.peak_values / self.peak_values
         )

@@ -94,7 +94,7 @@ class DatasetSettings:
 
     @classmethod
     def from_dict(cls, data: object, gate: Gate) -> DatasetSettings:
-        """What :meth:`to_dict` gave.
+        """An object made again of what :meth:`to_dict` gave.
 
         Raises:
             InputError: of the gate's kind, if it is something else.
@@ -161,7 +161,7 @@ class Split:
 
     @property
     def recognition(self) -> Recognition:
-        """What goes with a network that was trained on it."""
+        """The class names and preprocessing that go with a network trained on it."""
         return Recognition(self.classes, self.preprocessing)
 
 

@@ -62,7 +62,7 @@ _MOST_OFF = 1e-3
 
 @dataclass
 class ExportSettings:
-    """What to export.
+    """The network to export, and as what.
 
     Attributes:
         architecture: a YAML file of a study's folder, or the name of a reference.
@@ -290,7 +290,7 @@ def _export_task(settings: ExportSettings, task: Task, output: Path, trained: _T
 
 
 def _parity(content: bytes, model: TaskModel, whole: TaskNetwork, batch: int) -> str:
-    """How far the file's outputs are from PyTorch's on random images.
+    """The distance of the file's outputs from PyTorch's on random images.
 
     Raises:
         InputError: if it does not compute the same.
@@ -331,7 +331,7 @@ def _outputs(settings: ExportSettings) -> tuple[Path, Path]:
 
 
 def _recipe(config: ExportConfig) -> Recipe:
-    """How ``export.train=true`` trains."""
+    """The recipe of ``export.train=true``."""
     if not isinstance(config.accuracy, TrainConfig):
         raise InputError("export.train=true trains by the settings of accuracy=train: leave accuracy= out")
     return recipe_of(config.accuracy, seed=0)

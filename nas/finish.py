@@ -119,7 +119,7 @@ def final_recipe(settings: FinalRecipeSettings) -> FinalRecipe:
 
 
 def _described(settings: FinalRecipeSettings) -> dict[str, object]:
-    """How networks are trained, for people and for telling whether that has changed."""
+    """A recipe in words, for people and for telling whether it has changed."""
     return {**asdict(final_recipe(settings)), "init": settings.init, "teacher": settings.teacher}
 
 
@@ -318,7 +318,7 @@ def _teacher(name: str, architecture: Architecture) -> nn.Module:
 def _progress(
     processes: Processes, training: FinalTraining, label: str
 ) -> Iterator[Callable[[FinalProgress], None] | None]:
-    """What reports steps, the loss and the time left; nothing in all processes but the first."""
+    """A callback that prints steps, the loss and the time left; nothing in all processes but the first."""
     if not processes.is_first:
         yield None
         return

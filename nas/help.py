@@ -1,4 +1,4 @@
-"""What the commands can be told, read from the commented YAML files under ``conf/``: help and completion.
+"""Help and completion of the commands, read from the commented YAML files under ``conf/``.
 
 The comments in those files are the documentation: ``--help`` prints them, so they cannot drift apart.
 Importing this costs nothing but YAML, so that completion answers at once.
@@ -37,7 +37,7 @@ def commands() -> list[str]:
 
 
 def purposes() -> dict[str, str]:
-    """What each command of the package does, in the first sentence of its YAML file."""
+    """The purpose of each command of the package, from the first sentence of its YAML file."""
     return {
         name: " ".join(_parts(Path(f"{name}.yaml"))[0].split("\n\n")[0].split())
         for name in commands()
@@ -73,7 +73,7 @@ def keys_of(command: str, chosen: Mapping[str, str] | None = None) -> list[str]:
 
 
 def completions(words: Sequence[str]) -> list[str]:
-    """What the last of some words can become; the words follow ``python -m nas.COMMAND``, which is the first.
+    """Completions of the last of some words, which follow ``python -m nas.`` and begin with the command.
 
     >>> completions(["search", "hardware=rpi"])
     ['hardware=rpi3', 'hardware=rpi4', 'hardware=rpi5']
@@ -93,7 +93,7 @@ def completions(words: Sequence[str]) -> list[str]:
 
 
 def help_text(command: str, arguments: Sequence[str] = ()) -> str:
-    """What a command does, its groups with their choices, and its keys with defaults and comments.
+    """The help of a command: its purpose, groups with their choices, keys with defaults and comments.
 
     Args:
         command: its name.

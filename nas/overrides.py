@@ -1,4 +1,4 @@
-"""What a person types, made into what Hydra reads: values mean what they say, whatever characters they hold.
+"""Typed words made into Hydra's overrides: values mean what they say, whatever characters they hold.
 
 Hydra has a grammar of its own for values: a comma asks for a sweep, ``$`` for an interpolation, and a
 bracket, a tilde or an umlaut is a syntax error. Settings that take text or a path are quoted for it here.
@@ -48,7 +48,7 @@ _numbers = itertools.count(1)
 
 
 def overrides_of(command: str, schema: type, arguments: Sequence[str]) -> list[str]:
-    """What Hydra is given for what was typed.
+    """Hydra's overrides for what was typed.
 
     Args:
         command: its YAML file in ``conf/``, without its ending.

@@ -77,7 +77,7 @@ class FitConfig:
 
     @property
     def effort(self) -> Effort:
-        """How much to compute."""
+        """The amount of computing that a fit takes."""
         accel, supernet = self.own_inducing
         return Effort(self.inducing, (accel, supernet), self.sample, self.steps)
 

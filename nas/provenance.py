@@ -1,4 +1,4 @@
-"""What a study remembers of its making: what must not change while it goes on, and what its report says."""
+"""The memory of a study's making: what must not change while it goes on, and what its report says."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def fingerprint(
     references: Mapping[str, Architecture],
     budget: LatencyBudget,
 ) -> dict[str, object]:
-    """What must not change while a study goes on.
+    """The settings that must not change while a study goes on.
 
     Args:
         config: of the search.
@@ -158,7 +158,7 @@ def provenance(
     budget_ms: float | None,
     classes: Sequence[str] = (),
 ) -> dict[str, object]:
-    """What else a report should say.
+    """The circumstances of a study that its report names.
 
     Args:
         config: of the search.

@@ -361,7 +361,7 @@ def _budget_ms(
     timed: Mapping[str, float],
     limits: Limits,
 ) -> float | None:
-    """What a network may take, None without a budget.
+    """The most milliseconds a network may take, None without a budget.
 
     Raises:
         BudgetError: if nothing in the space meets it: said before anything is written.

@@ -94,7 +94,7 @@ class HardwareConfig:
 
 @dataclass
 class RuntimeConfig:
-    """What runs networks on the hardware.
+    """The runtime on the hardware.
 
     Attributes:
         name: onnxruntime, litert, litert_split, openvino, ncnn, executorch, torch or torch_compile.
@@ -273,7 +273,7 @@ class ProxyConfig:
 
 @dataclass
 class AugmentConfig:
-    """What training does to images; see :class:`nas.pictures.augment.Augment`.
+    """Random changes of training images; see :class:`nas.pictures.augment.Augment`.
 
     Attributes:
         flip: mirrored left to right, half of them.
@@ -317,7 +317,7 @@ class SupernetAccuracyConfig:
 
 @dataclass
 class FinalRecipeSettings:
-    """How networks are trained to the end; see :class:`nas.training.final.FinalRecipe`.
+    """The recipe of training to the end; see :class:`nas.training.final.FinalRecipe`.
 
     Attributes:
         init: whose weights to begin with: scratch, a name or a file.
@@ -377,7 +377,7 @@ class FinalRecipeSettings:
 
 @dataclass
 class FinalTrainSettings(FinalRecipeSettings):
-    """What ``python -m nas.train`` trains, and how.
+    """The network that ``python -m nas.train`` trains, and its recipe.
 
     Attributes:
         architecture: block table (YAML), or the name of a reference.
@@ -401,7 +401,7 @@ class FinalTrainSettings(FinalRecipeSettings):
 
 @dataclass
 class SupernetSettings:
-    """What ``python -m nas.supernet`` trains; see :class:`nas.training.supernet_training.SupernetRecipe`.
+    """The recipe of ``python -m nas.supernet``; see :class:`nas.training.supernet_training.SupernetRecipe`.
 
     Attributes:
         checkpoint: what is trained; the same command goes on from there.
@@ -482,10 +482,10 @@ class DatasetConfig:
 
 @dataclass
 class SamplerConfig:
-    """How the next network is proposed; see :mod:`nas.study.samplers`.
+    """The sampler that proposes networks; see :mod:`nas.study.samplers`.
 
     Attributes:
-        name: bayesian, or one of Optuna's samplers.
+        name: bayesian, or one of Optuna's samplers, also by the name of its class as NSGAIIISampler.
     """
 
     name: str = MISSING
@@ -493,7 +493,7 @@ class SamplerConfig:
 
 @dataclass
 class ObjectiveConfig:
-    """What a network is worth; see :mod:`nas.study.objective`.
+    """The objective of a search; see :mod:`nas.study.objective`.
 
     Attributes:
         name: pareto, budget or mnasnet.
@@ -534,7 +534,7 @@ class StudyConfig:
 
 @dataclass
 class LimitsConfig:
-    """What candidates may cost at most, besides time; null: no limit.
+    """The limits on what candidates cost, besides time; null: no limit.
 
     Attributes:
         parameters: trainable parameters.
@@ -557,7 +557,7 @@ class LimitsConfig:
 
 @dataclass
 class SearchSettings:
-    """How long to search, for what, and beside what.
+    """The length, aim and company of a search.
 
     Attributes:
         trials: completed candidates wanted in the study.
@@ -696,7 +696,7 @@ def settings_of(config: DictConfig, schema: type[_C]) -> _C:
 
 
 def accuracy_settings(chosen: object) -> AccuracyConfig:
-    """What a command was told of its source of accuracy: an object of one of :data:`ACCURACY_SCHEMAS`."""
+    """A command's settings of its source of accuracy: an object of one of :data:`ACCURACY_SCHEMAS`."""
     assert isinstance(chosen, tuple(ACCURACY_SCHEMAS.values()))
     return cast(AccuracyConfig, chosen)
 

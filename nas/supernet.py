@@ -108,7 +108,7 @@ def _start(settings: SupernetSettings, space: SearchSpace) -> Network:
 def _progress(
     processes: Processes, training: SupernetTraining
 ) -> Iterator[Callable[[SupernetProgress], None] | None]:
-    """What reports steps, losses and the time left; nothing in all processes but the first."""
+    """A callback that prints steps, losses and the time left; nothing in all processes but the first."""
     if not processes.is_first:
         yield None
         return

@@ -47,7 +47,7 @@ from search_spaces.space import SearchSpace
 
 @dataclass
 class ValidationSettings:
-    """How to validate.
+    """The networks, rounds and files of a validation.
 
     Attributes:
         networks: fresh random members besides the references.

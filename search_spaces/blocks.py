@@ -137,17 +137,17 @@ class Block:
 
     @property
     def keeps_shape(self) -> bool:
-        """Whether input and output have the same shape."""
+        """True if input and output have the same shape."""
         return self.stride == 1 and self.in_channels == self.out_channels
 
     @property
     def has_residual(self) -> bool:
-        """Whether the input is added to the output (MobileNetV2, 3.3)."""
+        """True if the input is added to the output (MobileNetV2, 3.3)."""
         return any(isinstance(each, Add) for each in self.operators(1))
 
     @property
     def is_identity(self) -> bool:
-        """Whether the block does nothing at all."""
+        """True if the block does nothing at all."""
         return not self.operators(1)
 
     @property
@@ -156,13 +156,13 @@ class Block:
         return (self.se_channels or squeeze_channels(self.expanded_channels)) if self.se else 0
 
     def operators(self, size: int) -> Operators:
-        """What the block consists of, for an input of ``size`` pixels a side; nothing for an identity."""
+        """The operators of the block, for an input of ``size`` pixels a side; none for an identity."""
         return _block_operators(self, size)
 
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """What turns the last feature map into logits.
+    """The layers from the last feature map to the logits.
 
     V1: pooling and classifier. V2: a 1x1 convolution before pooling. V3: a 1x1 convolution, then
     pooling, then a hidden linear layer (the cheap last stage of MobileNetV3, 5.1). Zero channels
@@ -329,16 +329,16 @@ class BlockKind:
 
     @property
     def may_expand(self) -> bool:
-        """Whether a block can have an expansion convolution."""
+        """True if a block can have an expansion convolution."""
         return "x" in self.letters
 
     @property
     def universal(self) -> bool:
-        """Whether depthwise convolutions may stand before the expansion and after it, or be missing."""
+        """True if depthwise convolutions may stand before the expansion and after it, or be missing."""
         return "a" in self.letters
 
     def printed(self, block: Block) -> str:
-        """How papers print a block of this kind."""
+        """A block of this kind as papers print it."""
         return self.title(block) if callable(self.title) else self.title.format(kernel=block.kernel)
 
     def check(self, block: Block) -> None:
@@ -394,7 +394,7 @@ SQUARE = "images are square here: write one side in pixels, e.g. 224"
 
 
 def is_oblong(value: object) -> bool:
-    """Whether somebody means an image of two sides: ``[224, 160]`` or ``224x160``."""
+    """True if somebody means an image of two sides: ``[224, 160]`` or ``224x160``."""
     if isinstance(value, str):
         return re.fullmatch(r"\s*\d+\s*[x×*,/]\s*\d+\s*", value.lower()) is not None
     return isinstance(value, list | tuple) and len(value) == 2

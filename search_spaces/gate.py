@@ -52,7 +52,7 @@ _LARGEST_INTEGER = 2**63
 
 
 def is_plain_name(name: object) -> bool:
-    """Whether a text can be the name of a file in a folder: letters, digits, ``. _ + -``, 100 at most."""
+    """True if a text can be the name of a file in a folder: letters, digits, ``. _ + -``, 100 at most."""
     return isinstance(name, str) and _NAME.fullmatch(name) is not None and ".." not in name
 
 

@@ -139,7 +139,7 @@ def _parse(text: str) -> LayerKey:
 
 @lru_cache(maxsize=200_000)
 def operators(key: LayerKey) -> Operators:
-    """What a layer consists of, in order."""
+    """The operators of a layer, in order."""
     part = key.part
     if isinstance(part, Head):
         return part.operators(key.size, key.in_channels, key.classes)
@@ -158,7 +158,7 @@ def layer_keys(architecture: Architecture) -> tuple[LayerKey, ...]:
 
 
 def network_operators(architecture: Architecture) -> tuple[Operators, ...]:
-    """What each layer of an architecture consists of."""
+    """The operators of each layer of an architecture."""
     return tuple(operators(key) for key in layer_keys(architecture))
 
 

@@ -53,7 +53,7 @@ class Conv:
 
     @property
     def depthwise(self) -> bool:
-        """Whether each channel has a kernel of its own."""
+        """True if each channel has a kernel of its own."""
         return self.groups > 1
 
     @property

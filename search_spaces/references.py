@@ -272,7 +272,7 @@ def canonical_name(name: str) -> str:
 
 
 def is_reference(name: str) -> bool:
-    """Whether a name is of the family."""
+    """True if a name is of the family."""
     try:
         ReferenceName.parse(name)
     except UnknownReferenceError:

@@ -59,7 +59,7 @@ class NotInSpaceError(InputError):
 
 
 class SuggestsCategorical(Protocol):
-    """What a space needs of an Optuna trial."""
+    """The part of an Optuna trial that a space needs."""
 
     def suggest_categorical(self, name: str, choices: Sequence[Value]) -> Value | None:
         """Choose one of ``choices``."""
@@ -329,7 +329,7 @@ class SearchSpace:
         )
 
     def contains(self, architecture: Architecture) -> bool:
-        """Whether the architecture is a member."""
+        """True if the architecture is a member."""
         try:
             self.encode(architecture)
         except NotInSpaceError:

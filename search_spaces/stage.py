@@ -21,7 +21,7 @@ Chooser = Callable[[str, tuple[Value, ...]], Value]
 
 @dataclass(frozen=True, slots=True)
 class Rounding:
-    """How channel counts are rounded.
+    """The rounding of channel counts.
 
     Attributes:
         channel_divisor: widths times the width multiplier become multiples of this.

@@ -184,7 +184,7 @@ class Task:
         return 8 if self.name == "segmentation" else 16
 
     def takes_expansion(self, key: LayerKey) -> bool:
-        """Whether the finer map is what a layer of stride 2 expands its input to, as in V3's SSDLite."""
+        """True if the finer map is what a layer of stride 2 expands its input to, as in V3's SSDLite."""
         first, *others = operators(key)
         return (
             self.name == "detection"
@@ -206,7 +206,7 @@ class Task:
         return Tap(key.size, key.part.conv_channels or key.in_channels)
 
     def head(self, fine: Tap, coarse: Tap) -> tuple[Operators, ...]:
-        """What the head consists of, in the order of torchvision's modules."""
+        """The operators of the head, in the order of torchvision's modules."""
         if self.name == "segmentation":
             channels = coarse.channels
             return (
@@ -223,15 +223,15 @@ class Task:
         return (*self.extras(coarse), *predictors)
 
     def fine_part(self, fine: Tap) -> tuple[Operators, ...]:
-        """What of the head depends on the finer map."""
+        """The operators of the head that depend on the finer map."""
         return self._chosen(fine, Tap(1, 1), _OF_FINE)
 
     def coarse_part(self, coarse: Tap) -> tuple[Operators, ...]:
-        """What of the head depends on the channels of the map of stride 32."""
+        """The operators of the head that depend on the channels of the map of stride 32."""
         return self._chosen(Tap(1, 1), coarse, _OF_COARSE)
 
     def fixed_part(self, resolution: int) -> tuple[Operators, ...]:
-        """What of the head is the same for every network of a resolution."""
+        """The operators of the head that are the same for every network of a resolution."""
         sizes = [resolution]
         for _ in range(5):
             sizes.append(halve(sizes[-1]))
@@ -253,7 +253,7 @@ class Task:
         )
 
     def extras(self, tap: Tap) -> tuple[tuple[Conv, ...], ...]:
-        """What makes SSDLite's four further maps, one from the other."""
+        """The operators of SSDLite's four further maps, one from the other."""
         found = []
         for out in EXTRA_CHANNELS:
             middle = out // 2

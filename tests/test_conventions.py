@@ -10,6 +10,8 @@ ROOT = Path(__file__).parents[1]
 MOST_ANY = 14
 # Public functions of three and more parameters that say nothing of them: lower it likewise.
 MOST_WITHOUT_ARGUMENTS = 15
+# Docstrings that begin with a question instead of what one gets: lower it likewise.
+MOST_QUESTIONS = 11
 
 
 @lru_cache
@@ -57,3 +59,17 @@ def test_public_functions_say_what_they_take() -> None:
     assert without_arguments(ast.parse(text)) == ["f"]
     found = {path: names for path, module in modules().items() if (names := without_arguments(module))}
     assert sum(map(len, found.values())) <= MOST_WITHOUT_ARGUMENTS, found
+
+
+def questions(module: ast.Module) -> list[str]:
+    """First lines of docstrings that begin with What, How or Whether."""
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    found = [ast.get_docstring(node) or "" for node in ast.walk(module) if isinstance(node, documented)]
+    return [text.splitlines()[0] for text in found if text.startswith(("What ", "How ", "Whether "))]
+
+
+def test_docstrings_say_what_one_gets() -> None:
+    text = "def f():\n    'What it is.'\nclass C:\n    'Whatever.'\n    def g():\n        'Whether so.'\n"
+    assert sorted(questions(ast.parse(text))) == ["What it is.", "Whether so."]
+    found = {path: lines for path, module in modules().items() if (lines := questions(module))}
+    assert sum(map(len, found.values())) <= MOST_QUESTIONS, found

@@ -169,7 +169,7 @@ _REPEATED = {
 
 @dataclass
 class Outcome:
-    """What became of a command's deaths.
+    """The outcome of a command's deaths.
 
     Attributes:
         killed_at_random: runs killed at a random moment.
@@ -292,7 +292,7 @@ def complete_trials(folder: Path, words: Sequence[str]) -> set[int]:
 
 
 def check(name: str, words: Sequence[str], folder: Path, before: set[int]) -> list[str]:
-    """What is wrong with the files of a command that has ended.
+    """Faults in the files of a command that has ended.
 
     Args:
         name: of the command.

@@ -43,7 +43,7 @@ def resolved(requirements: list[str]) -> dict[str, importlib.metadata.Distributi
 
 
 def licence(distribution: importlib.metadata.Distribution) -> str:
-    """What a package says of its licence, in one line."""
+    """A package's own statement of its licence, in one line."""
     metadata = distribution.metadata.json
     classifiers = metadata.get("classifier", [])
     named = [each.rpartition("::")[2].strip() for each in classifiers if each.startswith("License ::")]

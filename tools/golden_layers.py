@@ -31,7 +31,7 @@ def networks() -> list[Architecture]:
 
 
 def described(network: Architecture) -> dict[str, object]:
-    """What must stay as it is while code moves."""
+    """A description of all that must stay as it is while code moves."""
     counted = cost(network)
     keys = " ".join(map(str, layer_keys(network)))
     return {

@@ -48,7 +48,7 @@ _CALIBRATING_V1 = ("mobilenet_v1_025", "mobilenet_v1_125", "mobilenet_v1_150")
 
 @dataclass
 class BenchmarkSettings:
-    """What to measure.
+    """The networks, layers and rounds to measure.
 
     Attributes:
         kept_aside: networks the figures are of, references included.

@@ -1,4 +1,4 @@
-"""What a trial costs as a study grows, and how long the report of a long study takes.
+"""The cost of a trial as a study grows, and of the report of a long study.
 
     python -m tools.long_study_benchmark --trials 20000 --output results/long-study
 

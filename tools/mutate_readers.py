@@ -91,7 +91,7 @@ class TookTooLongError(Exception):
 
 @dataclass
 class Outcome:
-    """What became of a reader's inputs.
+    """The outcome of a reader's inputs.
 
     Attributes:
         inputs: how many were tried.

@@ -44,7 +44,7 @@ class AdaptationConfig:
 
 @dataclass(frozen=True, slots=True)
 class LeftOutErrors:
-    """How well layers are predicted that were not measured.
+    """The errors of predicting layers that were not measured.
 
     Attributes:
         layers: number of measured layers used.
@@ -126,7 +126,7 @@ def main(config: AdaptationConfig) -> None:
 
 
 def _measured(path: Path) -> tuple[str, dict[LayerKey, float]]:
-    """What was measured, and latencies in milliseconds by layer.
+    """The title of a measured table, and latencies in milliseconds by layer.
 
     Args:
         path: folder of a latency table, or a CSV with the columns ``key`` and ``mean_ms``.

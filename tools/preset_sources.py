@@ -54,7 +54,7 @@ class Timed:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """What was timed on one device by one runtime, and so shares one level.
+    """The latencies timed on one device by one runtime, which share one level.
 
     Attributes:
         runtime: name of the runtime.

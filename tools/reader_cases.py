@@ -420,7 +420,7 @@ def _drawn(folder: Path) -> object:
 
 
 def _noted_weights() -> bytes:
-    """What training writes: weights with what they recognise, and what they were trained on."""
+    """Weights as training writes them, with what they recognise and what they were trained on."""
     recognition = Recognition(("cat", "dog"), Preprocessing.of_photos(32))
     images = DatasetSettings("synthetic", None, 0.25, None)
     notes = {**recognition.notes(), "dataset": json.dumps(images.to_dict())}

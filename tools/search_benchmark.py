@@ -1,4 +1,4 @@
-"""How good and how fast the search engine is.
+"""The quality and the speed of the search engine.
 
     python -m tools.search_benchmark stages          # samplers on a space whose true front is known
     python -m tools.search_benchmark candidates      # the same, another kind of space

@@ -93,7 +93,7 @@ class Runs:
         self._known: dict[str, object] = dict(json.loads(line) for line in lines)
 
     def get(self, name: str, compute: Callable[..., Any], *arguments: Any) -> Any:
-        """What is known under a name, computed and kept where it is not."""
+        """The value kept under a name, computed where there is none."""
         if name not in self._known:
             self._known[name] = compute(*arguments)
             with self._path.open("a") as file:
@@ -123,7 +123,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def ranking(images: Path, runs: Runs, folder: Path, seeds: int) -> None:
-    """How a supernet ranks members, against training them alone.
+    """Print the rank correlation of a supernet's members with training them alone.
 
     Args:
         images: that networks are trained on.

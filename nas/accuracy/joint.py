@@ -22,7 +22,7 @@ _SAMPLES = 4000
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """How much more accurate one network is predicted to be than another, trained by the same recipe.
+    """The predicted gain in accuracy of one network over another, both trained by the same recipe.
 
     Attributes:
         points: mean, percentage points of top-1.
@@ -55,7 +55,7 @@ class JointPrediction:
         return id_ in self.ids
 
     def difference(self, id_: str, reference: str) -> Difference:
-        """How much more accurate a network is than another.
+        """The predicted gain in accuracy of a network over another.
 
         Raises:
             ValueError: if one of them is not among the networks.

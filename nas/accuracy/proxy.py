@@ -23,7 +23,7 @@ PROXIES: tuple[ProxyName, ...] = get_args(ProxyName)
 
 
 def naswot(network: nn.Module, images: Tensor) -> float:
-    """How differently the activations of an untrained network separate a batch; higher is better.
+    """A score of how differently an untrained network's activations separate a batch; higher is better.
 
     Log-determinant of the kernel that counts, for two images, the units that are on or off for both
     (Mellor et al. 2021, "Neural Architecture Search without Training", arXiv 2006.04647).

@@ -1,4 +1,4 @@
-"""What every source of accuracy answers with: trained, predicted, looked up or published."""
+"""The answer of every source of accuracy: trained, predicted, looked up or published."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def lower_bound(top1: Values, deviation: Values, caution: float) -> Values:
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """How well a network did on validation images, and how much of it anybody would have got.
+    """A network's result on validation images, beside the share that guessing would have got.
 
     Attributes:
         top1: percentage of images whose first answer is right.
@@ -82,7 +82,7 @@ class Judgement:
 
     @property
     def above_chance(self) -> bool:
-        """Whether it did better than the most frequent class, by more than two standard deviations."""
+        """True if it did better than the most frequent class, by more than two standard deviations."""
         return self.top1 - 2 * self.deviation > self.majority
 
     def to_dict(self) -> dict[str, object]:
@@ -91,7 +91,7 @@ class Judgement:
 
     @classmethod
     def from_dict(cls, data: object, gate: Gate) -> Judgement:
-        """What :meth:`to_dict` gave.
+        """An object made again of what :meth:`to_dict` gave.
 
         Raises:
             InputError: of the gate's kind, if it is something else.
@@ -165,7 +165,7 @@ class SearchSource(AccuracyEstimator, Protocol):
 
     @property
     def expensive(self) -> bool:
-        """Whether an answer takes a tenth of a second or more: then proposals deserve more thought."""
+        """True if an answer takes a tenth of a second or more: then proposals deserve more thought."""
 
 
 AccuracyOrError = Accuracy | AccuracyError

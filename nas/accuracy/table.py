@@ -105,7 +105,7 @@ class AccuracyTable:
 
 
 def _texts(values: Sequence[Value]) -> dict[str, Value]:
-    """What a cell may say for each value."""
+    """The texts by which a cell may say each value."""
     texts: dict[str, Value] = {_text(value): value for value in values}
     if all(isinstance(value, bool) for value in values):
         words: dict[str, Value] = {"0": False, "no": False, "1": True, "yes": True}

@@ -37,7 +37,7 @@ CALIBRATION_IMAGES = 100
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """How a network is trained.
+    """The settings by which a candidate is trained.
 
     Attributes:
         epochs: passes over the training images.
@@ -225,7 +225,7 @@ def _run(training: FinalTraining, epochs: int) -> None:
 
 
 def judge(network: nn.Module, split: Split, recipe: Recipe) -> Judgement:
-    """How well a network does on the validation images.
+    """The accuracy of a network on the validation images.
 
     Args:
         network: the network.
@@ -236,7 +236,7 @@ def judge(network: nn.Module, split: Split, recipe: Recipe) -> Judgement:
 
 
 def judge_on(network: nn.Module, images: ImageSource, classes: Sequence[str], batch_size: int) -> Judgement:
-    """How well a network does on any images.
+    """The accuracy of a network on any images.
 
     Args:
         network: the network.
@@ -269,7 +269,7 @@ def calibration_images(split: Split) -> list[NDArray[np.float32]]:
 
 
 def judge_quantized(network: Network, split: Split) -> Judgement:
-    """How well the int8 network that ``nas.export`` would write does on the validation images."""
+    """The accuracy on the validation images of the int8 network that ``nas.export`` would write."""
     side = network.architecture.resolution
     model = onnx_model(network.eval().cpu(), (1, 3, side, side))
     runner = OnnxRunner(quantize(model, calibration_images(split)).SerializeToString(), 1)

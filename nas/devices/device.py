@@ -40,7 +40,7 @@ _MEGABYTES_PER_SUBJECT = 4
 
 
 def subject_name(subject: Subject) -> str:
-    """How journals and result files call a layer or a network."""
+    """The name of a layer or a network in journals and result files."""
     return str(subject) if isinstance(subject, LayerKey) else f"network_{subject.id}"
 
 
@@ -107,7 +107,7 @@ class Target(Protocol):
 
     @property
     def session_subjects(self) -> int:
-        """How many subjects the device holds in memory at once; more are measured in several sessions."""
+        """The number of subjects held in memory at once; more are measured in several sessions."""
 
     def measure(
         self,

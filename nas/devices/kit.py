@@ -62,7 +62,7 @@ class ResultError(InputError):
 
 @dataclass(frozen=True, slots=True)
 class KitSettings:
-    """How a kit is to be measured.
+    """The settings a kit is measured by.
 
     Attributes:
         hardware: name of the hardware config.
@@ -185,7 +185,7 @@ def write_kit(
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """What a board measured of one group of subjects.
+    """The measurements of one group of subjects on a board.
 
     Attributes:
         number: of the group in its kit, from 0.
@@ -254,7 +254,7 @@ class ResultHeader:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a board measured.
+    """The measurements of a board.
 
     Attributes:
         header: the kit's settings, and the board as it described itself.
@@ -279,7 +279,7 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class MeasuredTarget:
-    """What a board measured, in place of the board: it gives what was asked of its kit and nothing else."""
+    """A board's measurements in its place: they give what was asked of its kit and nothing else."""
 
     result: Result
 
@@ -295,7 +295,7 @@ class MeasuredTarget:
 
     @property
     def session_subjects(self) -> int:
-        """How many subjects the result holds."""
+        """The number of subjects the result holds."""
         return sum(len(each.measurement.subjects) for each in self.result.groups)
 
     def measure(
@@ -470,7 +470,7 @@ def _measurement(
 
 
 def agreement(measured: Sequence[Measurement], names: Sequence[str]) -> list[float]:
-    """How much slower each board is than the first on the layers all of them measured.
+    """The slowness of each board against the first on the layers all of them measured.
 
     Args:
         measured: one measurement per board.

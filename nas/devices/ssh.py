@@ -72,7 +72,7 @@ _PROGRESS = re.compile(r"(\d+) of (\d+) rounds")
 
 
 class RemoteError(MeasurementError):
-    """What went wrong with a board. The message names the board and says what to do."""
+    """A failure of a board. The message names the board and says what to do."""
 
 
 class ConnectionLostError(RemoteError):

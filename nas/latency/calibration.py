@@ -75,7 +75,7 @@ def network_features(keys: Sequence[LayerKey], layers_ms: Sequence[float]) -> ND
 
 @dataclass(frozen=True, slots=True)
 class ErrorSummary:
-    """How predictions compare with measurements; shares and errors as fractions, not percent.
+    """Errors of predictions against measurements; shares and errors as fractions, not percent.
 
     Attributes:
         networks: number of networks.

@@ -119,7 +119,7 @@ def time_networks(
 def timing_subjects(
     networks: Sequence[Subject], table: LatencyTable, known: Sequence[NetworkRecord]
 ) -> list[Subject]:
-    """What :func:`time_networks` measures: the networks, beside what tells the level and the drift."""
+    """The subjects of :func:`time_networks`: the networks, beside what tells the level and the drift."""
     # Networks tell the level: among so many of them lone layers find colder caches than among a table's
     # layers, and ran 15 % slower where networks ran 7 % slower. Layers run along to tell drift within rounds.
     again = [each.architecture for each in spread(known)]

@@ -63,7 +63,7 @@ def check_threads(setting: str, threads: int, cores: int) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Hardware:
-    """What is to be measured, as ``conf/hardware`` describes it.
+    """A device to be measured, as ``conf/hardware`` describes it.
 
     Attributes:
         name: what tables and reports call it.
@@ -86,7 +86,7 @@ class Hardware:
     affinity: tuple[int, ...] = ()
 
     def kit_settings(self, runtime: Runtime, rounds: int, seed: int) -> KitSettings:
-        """How a kit for this hardware is to be measured.
+        """The settings a kit for this hardware is measured by.
 
         Args:
             runtime: what runs the layers.

@@ -1,4 +1,4 @@
-"""What a task's head adds to the latency of a network, learnt from whole models timed end to end.
+"""The latency that a task's head adds to a network, learnt from whole models timed end to end.
 
 A head takes two maps of the network, so its latency depends on their channels and sizes. It is linear in
 a few quantities of its operators,

@@ -71,7 +71,7 @@ def _line(entry: Entry) -> dict[str, float | int]:
 
 
 def _names(key: LayerKey) -> list[str]:
-    """What a layer is called there, and the layers of a head that follow; nothing where it has no name."""
+    """Names of a layer there, and the layers of a head that follow; nothing where it has no name."""
     part, size, channels = key.part, key.size, key.in_channels
     if isinstance(part, Stem):
         if (part.kernel, part.activation) != (3, "hswish"):

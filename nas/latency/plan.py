@@ -1,4 +1,4 @@
-"""What to measure for a search space: which layers, which whole networks, and how long that takes.
+"""The layers and whole networks to measure for a search space, and how long that takes.
 
 A large space has tens of thousands of layers: then a well-chosen subset is measured and the rest predicted.
 """
@@ -44,7 +44,7 @@ _SPREAD_SAMPLE = 12
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a profile measures and what it predicts.
+    """The layers and networks that a profile measures, and the layers it predicts.
 
     Attributes:
         keys: layers to measure.
@@ -106,7 +106,7 @@ def make_plan(
 
 
 def calibration_networks(space: SearchSpace, count: int, seed: int) -> tuple[Architecture, ...]:
-    """What calibrates a table for a space: references and members of all sizes; none where 0 are wanted.
+    """Networks to calibrate a space's table with: references, members of all sizes; none where 0 are wanted.
 
     Args:
         space: the space.

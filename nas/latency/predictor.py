@@ -154,7 +154,7 @@ class LayerPredictor:
 
 @dataclass(frozen=True, slots=True)
 class _Physics:
-    """What each kind of work costs on a device.
+    """The cost of each kind of work on a device.
 
     Attributes:
         coefficients: milliseconds per unit, in the order of :data:`nas.latency.preset.TERMS`.
@@ -262,7 +262,7 @@ def _rows_by_kind(keys: Sequence[LayerKey]) -> dict[str, NDArray[np.int_]]:
 
 
 def _features(key: LayerKey) -> list[float]:
-    """What a layer is, whatever its kind: shapes, kernels, passes, and logarithms of its work."""
+    """Features of a layer of any kind: shapes, kernels, passes, and logarithms of its work."""
     made_of = operators(key)
     products = list(convolutions(made_of))
     maps = [each for each in products if each.out_size > 1 or each.kernel > 1]

@@ -45,7 +45,7 @@ class EstimateError(InputError):
 
 
 def work(key: LayerKey) -> NDArray[np.float64]:
-    """What one run of a layer does, in the order of :data:`TERMS`, shape (6,).
+    """The work of one run of a layer, in the order of :data:`TERMS`, shape (6,).
 
     The residual addition is charged to every block, with one or without: else a block that
     changes its channels could be faster than a narrower one that keeps them.

@@ -29,7 +29,7 @@ from search_spaces.space import SearchSpace
 
 @dataclass(frozen=True, slots=True)
 class Effort:
-    """How much to measure.
+    """The number of layers, networks and rounds to measure.
 
     Attributes:
         max_keys: layers at most, None for all.

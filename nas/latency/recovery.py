@@ -1,4 +1,4 @@
-"""What a process that died left behind: interrupted sessions are gone on with, half-saved tables completed.
+"""Recovery after a process died: interrupted sessions are gone on with, half-saved tables completed.
 
     table = recovered(folder, "host", runtime, networks=lambda: calibration_networks(space, 80, 0))
     table = resumed(target, runtime, "host", folder, rounds=40, table=table, ...)
@@ -249,7 +249,7 @@ def _with_last_session(folder: Path, table: LatencyTable, networks: Networks) ->
 
 
 def _measurement(samples: _Samples, candidates: dict[str, Architecture]) -> Measurement | None:
-    """What samples say of the subjects that can be named; None without enough steady rounds."""
+    """Latencies of the subjects that can be named, from samples; None without enough steady rounds."""
     known: dict[int, Subject] = {}
     for column, name in enumerate(samples.names):
         with suppress(InputError):

@@ -327,7 +327,7 @@ def link_keys(table: LatencyTable) -> list[LayerKey]:
 
 
 def table_level(table: LatencyTable, measured: Measurement) -> float:
-    """What a session's latencies must be multiplied by to be at the table's level.
+    """The factor that brings a session's latencies to the table's level.
 
     The median over the layers both hold; with too few of them, the ratio of the anchor networks.
     """
@@ -345,7 +345,7 @@ def table_level(table: LatencyTable, measured: Measurement) -> float:
 
 
 def is_measured(table: LatencyTable, key: LayerKey) -> bool:
-    """Whether the table holds a measurement of a layer."""
+    """True if the table holds a measurement of a layer."""
     found = table.entries.get(key)
     return found is not None and found.source == "measured"
 

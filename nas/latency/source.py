@@ -207,14 +207,14 @@ class LatencySource:
         return load_networks(self.folder) if self.folder.exists() else []
 
     def is_elsewhere(self, table: LatencyTable) -> bool:
-        """Whether a table was measured by another machine than the one kept here."""
+        """True if a table was measured by another machine than the one kept here."""
         local = LatencyTable.load(self.folder) if (self.folder / "table.json").exists() else None
         return not is_from(table, local)
 
     def agreement(
         self, table: LatencyTable, carried: Sequence[NetworkRecord], journal: Path
     ) -> Agreement | None:
-        """How a table that was measured elsewhere holds here; None where that is no question.
+        """The check of a table measured elsewhere against this machine; None where that is no question.
 
         Args:
             table: what a shared study goes by.

@@ -124,7 +124,7 @@ _REFUSED_CELLS = ["inf", "0", "0", "refused"]
 
 @dataclass(frozen=True, slots=True)
 class TableHeader:
-    """What a table holds for.
+    """The hardware, runtime and conditions that a table holds for, with its calibration.
 
     Attributes:
         hardware: name of the hardware config.
@@ -207,7 +207,7 @@ class LatencyTable:
         return sorted(found, key=lambda key: (self.refusal(key) == _LIKE_OTHERS, str(key)))
 
     def can_tell(self, architecture: Architecture) -> bool:
-        """Whether the table holds all layers of a network, and the runtime takes them."""
+        """True if the table holds all layers of a network, and the runtime takes them."""
         keys = layer_keys(architecture)
         return not self.missing(keys) and not self.refused(keys)
 
@@ -255,7 +255,7 @@ class LatencyTable:
         return Latency(max(total, least_ms), "table" if worst == "measured" else worst)
 
     def share_ms(self, key: LayerKey) -> float:
-        """What a layer adds to the latency of a network that classifies, calibrated where the table is."""
+        """The latency a layer adds to a network that classifies, calibrated where the table is."""
         alone_ms, calibration = self.entries[key].latency_ms, self.header.calibration
         if calibration is None or math.isinf(alone_ms):
             return alone_ms
@@ -297,7 +297,7 @@ class LatencyTable:
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
     def state(self) -> dict[str, object]:
-        """What a statement about this table holds for: its calibration and the sessions it rests on."""
+        """The calibration and the sessions of this table, for which a statement about it holds."""
         calibration = self.header.calibration
         coefficients = repr(calibration.coefficients) if calibration else "uncalibrated"
         sessions = [json.dumps(each, sort_keys=True) for each in self.header.sessions]

@@ -36,7 +36,7 @@ _FEWEST_LINKS = 10
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """How a machine compares with the one that a table was measured on.
+    """The comparison of a machine with the one that a table was measured on.
 
     Attributes:
         slower: how much slower (positive) or faster it is, as a fraction; taken out of everything else.
@@ -59,7 +59,7 @@ class Agreement:
 
 
 def is_from(table: LatencyTable, local: LatencyTable | None) -> bool:
-    """Whether a table was measured where the local one was: they begin with the same session."""
+    """True if a table was measured where the local one was: they begin with the same session."""
     mine, its = (() if each is None else each.header.sessions[:1] for each in (local, table))
     return not its or (bool(mine) and _plain(mine[0]) == _plain(its[0]))
 
@@ -144,7 +144,7 @@ def measured_elsewhere(
 
 
 def at_level_of(table: LatencyTable, local: LatencyTable) -> dict[LayerKey, Entry]:
-    """What a local table holds, at the level of another one.
+    """The entries of a local table at the level of another one.
 
     The levels are told by the layers both measured; with too few of them, by the anchor networks.
     """

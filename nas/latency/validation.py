@@ -1,4 +1,4 @@
-"""How wrong is a latency table? Fresh networks, measured end to end, against what the table says.
+"""The errors of a latency table on fresh networks, measured end to end.
 
 The answer is kept beside the table as its *validation card* (``card.json``, ``card.md``,
 ``validation.csv``, ``validation.png``); a search shows its headline and warns where there is none.
@@ -71,7 +71,7 @@ class Card:
 
     @property
     def is_good(self) -> bool:
-        """Whether a search need not warn."""
+        """True if a search need not warn."""
         return not self.faults
 
     @property

@@ -91,7 +91,7 @@ def with_head(
 
 
 def fitted_head(table: LatencyTable, task: Task, records: Sequence[NetworkRecord]) -> HeadCost:
-    """What the head adds to the table's networks, from whole models timed end to end.
+    """The latency that a head adds to the table's networks, from whole models timed end to end.
 
     Args:
         table: with layers and calibration.

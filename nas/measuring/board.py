@@ -60,7 +60,7 @@ class KitSubject(TypedDict, total=False):
 
 
 class Manifest(TypedDict, total=False):
-    """What a kit says of itself; kits of older versions lack some of it."""
+    """The manifest of a kit; kits of older versions lack some of it."""
 
     kit: str
     hardware: str
@@ -80,7 +80,7 @@ class Manifest(TypedDict, total=False):
 
 
 class BoardError(RuntimeError):
-    """What stops the measurement on the board. The message is one line that says what to do."""
+    """A failure that stops measuring on the board. The message is one line that says what to do."""
 
 
 def decode_throttled(bits: int) -> dict[str, list[str]]:

@@ -37,7 +37,7 @@ def cpu_model() -> str:
 
 
 def describe() -> dict[str, object]:
-    """What stays the same while measuring: machine, system, cores this process may use."""
+    """The conditions that stay while measuring: machine, system, cores this process may use."""
     affinity = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
     return {
         "cpu": cpu_model(),
@@ -52,7 +52,7 @@ def describe() -> dict[str, object]:
 
 
 def snapshot() -> dict[str, float | None]:
-    """What may change from round to round: clock, temperature, load, free memory."""
+    """The conditions that may change from round to round: clock, temperature, load, free memory."""
     frequency = _number(_CPU_FOLDER / "scaling_cur_freq")
     temperature = _number(_THERMAL_FOLDER / "thermal_zone0" / "temp")
     throttles = _number(Path("/sys/devices/system/cpu/cpu0/thermal_throttle/core_throttle_count"))
@@ -66,7 +66,7 @@ def snapshot() -> dict[str, float | None]:
 
 
 def boot_id() -> str | None:
-    """What tells this running machine from others, even from those with a copy of its disk."""
+    """An id of this running machine, other than that of a machine with a copy of its disk."""
     return (_read(Path("/proc/sys/kernel/random/boot_id")) or "").strip() or None
 
 

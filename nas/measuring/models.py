@@ -131,7 +131,7 @@ class OnnxRunner:
         self._session.run_with_iobinding(self._binding)
 
     def output(self) -> Values:
-        """What the last run gave, the first of several outputs."""
+        """The output of the last run, the first of several."""
         found: Values = self._binding.get_outputs()[0].numpy()
         return found
 
@@ -171,7 +171,7 @@ class OpenVinoRunner:
         self._wait()
 
     def output(self) -> Values:
-        """What the last run gave."""
+        """The output of the last run."""
         found: Values = self._request.get_output_tensor().data
         return found
 
@@ -233,7 +233,7 @@ class NcnnRunner:
         self._status, self._found = extractor.extract(self._last)
 
     def output(self) -> Values:
-        """What the last run gave, with a batch of one in front."""
+        """The output of the last run, with a batch of one in front."""
         found: Values = np.array(self._found)[None]
         return found
 
@@ -274,7 +274,7 @@ class LiteRTRunner:
         self._run()
 
     def output(self) -> Values:
-        """What the last run gave; feature maps are in NHWC."""
+        """The output of the last run; feature maps are in NHWC."""
         found: Values = self._interpreter.get_tensor(self._output)
         return found
 

@@ -1,4 +1,4 @@
-"""What is called while layers and networks are measured, to draw progress bars."""
+"""Callbacks for progress bars while layers and networks are measured."""
 
 from __future__ import annotations
 

@@ -191,7 +191,7 @@ class Journal:
 
 
 def _read_refused(data: object) -> dict[str, str]:
-    """What a journal's header says of subjects that were refused; nothing where it says something else."""
+    """Reasons by refused subject from a journal's header; none where it says something else."""
     if not isinstance(data, dict) or not all(isinstance(each, str) for pair in data.items() for each in pair):
         return {}
     return dict(data)
@@ -312,12 +312,12 @@ def measure(
 
 
 def rounds_of_a_load(rounds: int, loads: int = LOADS) -> int:
-    """How many rounds are run before everything is loaded anew."""
+    """The number of rounds before everything is loaded anew."""
     return max(_FEWEST_ROUNDS_A_LOAD, -(-rounds // loads))
 
 
 def standard_errors(samples_ms: Samples, loads: Sequence[int]) -> Samples:
-    """How well each subject is known: (rounds, subjects) -> (subjects,), relative.
+    """The relative standard error of each subject: (rounds, subjects) -> (subjects,).
 
     What its loadings disagree by, over the square root of their number; infinite with one loading.
 
@@ -361,7 +361,7 @@ def _load(journal: Journal, load: Callable[[str], Runner], runners: dict[str, Ru
 
 
 def reason_of(error: Exception) -> str:
-    """What a runtime says when it does not take a model, on one line.
+    """A runtime's reason for not taking a model, on one line.
 
     Args:
         error: what it raised.
@@ -428,7 +428,7 @@ def _reasons(measured: Round) -> list[str]:
 
 
 def is_throttled(measured: Round) -> bool:
-    """Whether the board slowed down during a round (a list of reasons in its conditions)."""
+    """True if the board slowed down during a round (a list of reasons in its conditions)."""
     return bool(measured.conditions.get("throttled"))
 
 

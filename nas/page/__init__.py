@@ -1,1 +1,1 @@
-"""What a study found, as data, as a page, as figures and as files."""
+"""The results of a study as data, as a page, as figures and as files."""

@@ -1,4 +1,4 @@
-"""What two studies have to do with each other: equal budgets, answers, circumstances, shared networks."""
+"""Two studies compared: equal budgets, answers, circumstances, shared networks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _FEWEST_SHARED = 5
 
 @dataclass(frozen=True, slots=True)
 class EqualBudget:
-    """What two studies offer within the same latency budget.
+    """The best networks of two studies within the same latency budget.
 
     Attributes:
         budget_ms: the budget.
@@ -31,7 +31,7 @@ class EqualBudget:
 
     @property
     def points(self) -> float | None:
-        """How much more accurate the second one is, in percentage points."""
+        """The gain in accuracy of the second one, in percentage points."""
         one, other = self.best
         return None if one is None or other is None else other.top1 - one.top1
 

@@ -98,7 +98,7 @@ def write_comparison(path: Path, first: optuna.Study, second: optuna.Study) -> t
 
 
 def summary_rows(files: ReportFiles) -> dict[str, str]:
-    """What commands print at their end: what was found, and where the files are."""
+    """Rows of the summary that commands end with: what was found, and where the files are."""
     report = files.report
     rows = {
         "latency": report.title or "device unknown",
@@ -135,7 +135,7 @@ def answer_rows(report: Report) -> list[tuple[str, str, str, str]]:
 
 
 def next_command(files: ReportFiles) -> str:
-    """What to type after a report: the export of the most accurate network of the front."""
+    """The command to type after a report: the export of the most accurate network of the front."""
     found = [each for each in files.report.front if each.kind != "reference" and each.architecture]
     if not found:
         return f"open {shlex.quote(str(files.html))} in a browser"
@@ -148,7 +148,7 @@ def next_command(files: ReportFiles) -> str:
 
 
 def comparison_rows(first: Report, second: Report) -> dict[str, str]:
-    """What the comparison of two studies prints: the best of each at equal budgets."""
+    """Rows of the summary of a comparison: the best of each study at equal budgets."""
     rows = {f"{report.name} on": report.title or "device unknown" for report in (first, second)}
     for row in equal_budgets(first, second):
         one, other = row.best

@@ -78,7 +78,7 @@ def _templates() -> Environment:
 
 
 def _digest(text: str) -> str:
-    """What a content security policy allows a text by."""
+    """The source expression by which a content security policy allows a text."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
@@ -88,7 +88,7 @@ def _counts(report: Report, attribute: str) -> str:
 
 
 def _error_table(latency: Mapping[str, object]) -> tuple[list[str], list[tuple[str, ...]]]:
-    """How wrong latencies of whole networks are: heads and rows, empty where nobody knows."""
+    """Errors of whole networks' latencies: heads and rows, empty where nobody knows."""
     calibration, fresh = section(latency, "calibration"), section(latency, "card")
     columns = {
         "sums": section(calibration, "uncorrected"),
@@ -150,7 +150,7 @@ def _flat(mapping: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str
 
 
 def _words_used(reports: Sequence[Report]) -> dict[str, str]:
-    """What the labels beside numbers mean, as far as they are used."""
+    """Meanings of the labels beside numbers, as far as they are used."""
     latencies = {name for report in reports for name in report.source_counts("latency_source")}
     latencies |= {layer.source for report in reports for layer in report.layers.values()}
     accuracies = {name for report in reports for name in report.source_counts("accuracy_source")}

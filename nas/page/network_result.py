@@ -1,4 +1,4 @@
-"""What a study knows of one network: accuracy, latency and costs, each with its source."""
+"""One network as a study knows it: accuracy, latency and costs, each with its source."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class NetworkResult:
-    """What the study knows of one network.
+    """One network as the study knows it.
 
     Attributes:
         trial: number of its trial, negative for references whose accuracy is published, which are no trials.
@@ -122,7 +122,7 @@ class NetworkResult:
         return self.latency_ms if found is None else found
 
     def cost(self, name: str) -> float:
-        """What it costs in an objective: latency, or one of :data:`nas.study.objective.THIRD_COSTS`."""
+        """One of its costs: latency, or one of :data:`nas.study.objective.THIRD_COSTS`."""
         return float(getattr(self, name) or 0.0)
 
     @property
@@ -139,7 +139,7 @@ class NetworkResult:
 
     @property
     def is_ours(self) -> bool:
-        """Whether it was timed like the candidates: all but what torchvision and timm build."""
+        """True if it was timed like the candidates: all but what torchvision and timm build."""
         return self.trial >= 0 or self.network is not None
 
     @property
@@ -162,6 +162,6 @@ class NetworkResult:
 
 
 def losses(networks: Sequence[NetworkResult], third: str | None) -> NDArray[np.float64]:
-    """What is minimised (networks, 1 + costs): negative judged accuracy, latency, a third cost."""
+    """The losses to minimise (networks, 1 + costs): negative judged accuracy, latency, a third cost."""
     costs = ("latency_ms", third) if third else ("latency_ms",)
     return np.array([[-network.judged_top1, *(network.cost(name) for name in costs)] for network in networks])

@@ -1,4 +1,4 @@
-"""What the page's script draws: numbers by network in the order of the study, each distinct layer once."""
+"""The numbers that the page's script draws: by network in the order of the study, each layer once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a study becomes a report: it is read from its folder or database, checked, and told in plain data.
+"""The reader of studies: from its folder or database, checked, to a report in plain data.
 
 report = report_of(read_study(Path("results/digits")))
 """
@@ -163,7 +163,7 @@ def _limits(gate: Gate, fingerprint: object) -> dict[str, float]:
 
 @dataclass(frozen=True, slots=True)
 class _Known:
-    """What a study says of all its networks.
+    """The part of a study that all its networks share.
 
     Attributes:
         caution: standard deviations taken off uncertain accuracies.
@@ -183,7 +183,7 @@ class _Known:
 
 
 def _told(trial: FrozenTrial, gate: Gate) -> Trial | None:
-    """What a trial of ours says, once its accuracy is told."""
+    """The network of a trial of ours, once its accuracy is told."""
     record = Trial.of(trial, gate)
     return None if record is None or record.accuracy is None else record
 

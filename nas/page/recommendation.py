@@ -18,7 +18,7 @@ _NEAREST = 6
 
 @dataclass(frozen=True, slots=True)
 class Gain:
-    """How much more accurate a network is than a reference, both trained once by the same recipe.
+    """The gain in accuracy of a network over a reference, both trained once by the same recipe.
 
     Attributes:
         difference: predicted, points.
@@ -48,7 +48,7 @@ class Gain:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the search found in comparison with one reference.
+    """The networks that the search found beside one reference.
 
     Attributes:
         reference: the network to beat.
@@ -71,7 +71,7 @@ class Answer:
 
     @property
     def is_gain(self) -> bool:
-        """Whether something is gained at the reference's latency beyond one standard deviation."""
+        """True if something is gained at the reference's latency beyond one standard deviation."""
         return self.gained is not None and self.gained.bound > 0
 
     @property
@@ -83,11 +83,11 @@ class Answer:
 
     @property
     def mixes_kinds(self) -> bool:
-        """Whether accuracies are of different kinds, predicted and published: they are not compared."""
+        """True if accuracies are of different kinds, predicted and published: they are not compared."""
         return any(self.differs(each) for each in (self.as_fast, self.as_accurate) if each is not None)
 
     def differs(self, found: NetworkResult) -> bool:
-        """Whether the accuracy of a network is of another kind than the reference's."""
+        """True if the accuracy of a network is of another kind than the reference's."""
         return found.accuracy_source != self.reference.accuracy_source
 
 
@@ -114,7 +114,7 @@ def answer_beside(
     caution: float,
     recipe: str,
 ) -> Answer:
-    """What was found beside a reference.
+    """The answer to a reference: the networks found at its latency and at its accuracy.
 
     Args:
         reference: the network to beat.

@@ -1,4 +1,4 @@
-"""What is in a report: the networks of a study, its front and answers, as plain data.
+"""A report as plain data: the networks of a study, its front and answers.
 
     report = report_of(read_study(Path("results/digits")))        # nas.page.reading
     for answer in report.answers:
@@ -66,7 +66,7 @@ class LayerLatency:
 
 @dataclass(frozen=True, slots=True)
 class Importance:
-    """How much of the variation between the trials one parameter explains, as shares of 1."""
+    """The share, 0 to 1, of the variation between the trials that one parameter explains."""
 
     parameter: str
     accuracy: float
@@ -146,13 +146,13 @@ class Report:
 
     @cached_property
     def front_and_references(self) -> tuple[NetworkResult, ...]:
-        """What tables show: members of the front and references, by latency."""
+        """Members of the front and references, by latency, as tables show them."""
         found = {network.trial: network for network in (*self.front, *self.references)}
         return tuple(sorted(found.values(), key=lambda network: network.latency_ms))
 
     @cached_property
     def candidates(self) -> tuple[NetworkResult, ...]:
-        """What the search proposed."""
+        """The networks that the search proposed."""
         return tuple(network for network in self.networks if network.kind != "reference")
 
     @cached_property
@@ -203,7 +203,7 @@ class Report:
         return float(found) if isinstance(found, float | int) and 0 < found < 1 else 0.0
 
     def is_within_budget(self, network: NetworkResult) -> bool:
-        """Whether a network is as fast as it must be at the percentile that counts, and within all limits."""
+        """True if a network is as fast as it must be at the percentile that counts, and within all limits."""
         if any(network.cost(name) > most for name, most in self.limits.items()):
             return False
         measured = network.latency_source == "measured"
@@ -212,13 +212,13 @@ class Report:
 
     @cached_property
     def answers(self) -> tuple[Answer, ...]:
-        """What the study found beside each reference: first the one that gave the budget, then by latency."""
+        """The answer to each reference: first the one that gave the budget, then by latency."""
         budget_name = self.provenance.get("budget_name")
         ordered = sorted(self.references, key=lambda reference: reference.name != budget_name)
         return tuple(self.answer_at(reference, reference.latency_ms) for reference in ordered)
 
     def answer_at(self, reference: NetworkResult, latency_ms: float) -> Answer:
-        """What the study found beside a reference within a latency, be it the reference's own or another."""
+        """The answer to a reference within a latency, be it the reference's own or another."""
         recommendable = {network.trial for network in self._recommendable}
         known = (self.joint, self.caution, self.recipe)
         return answer_beside(reference, latency_ms, self.candidates, recommendable, *known)
@@ -230,7 +230,7 @@ class Report:
 
     @property
     def caution(self) -> float:
-        """How many deviations the search took off uncertain accuracies."""
+        """The number of deviations the search took off uncertain accuracies."""
         for network in self.networks:
             if network.deviation:
                 return (network.top1 - network.judged_top1) / network.deviation
@@ -249,13 +249,13 @@ class Report:
 
     @property
     def task(self) -> str:
-        """What networks are for if not for classification, e.g. ``segmentation``; empty otherwise."""
+        """The task of the networks if not classification, e.g. ``segmentation``; empty otherwise."""
         name = section(self.provenance, "task").get("name")
         return name if isinstance(name, str) and name in DEFAULT_CLASSES else ""
 
     @property
     def task_classes(self) -> int | None:
-        """What networks for another task tell apart, None where that is torchvision's number."""
+        """The number of classes of another task's networks, None where that is torchvision's number."""
         classes = section(self.provenance, "task").get("classes")
         usual = not self.task or classes == DEFAULT_CLASSES[self.task]
         return classes if isinstance(classes, int) and not usual else None
@@ -279,7 +279,7 @@ class Report:
         return str(section(self.provenance, "latency").get("title") or self.provenance.get("hardware") or "")
 
     def source_counts(self, attribute: str) -> dict[str, int]:
-        """How many networks have their ``accuracy_source`` or ``latency_source`` from where."""
+        """The number of networks by ``accuracy_source`` or ``latency_source``."""
         return dict(Counter(str(getattr(network, attribute)) for network in self.networks))
 
     def worth_timing(self, count: int) -> dict[str, Architecture]:

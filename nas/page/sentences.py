@@ -1,4 +1,4 @@
-"""What a report says: gains and savings in words, and what accuracies and latencies are worth."""
+"""The sentences of a report: gains and savings in words, and what accuracies and latencies are worth."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ _PERCENTAGES = ("mape", "bias", "within_5_percent", "within_10_percent", "worst"
 
 
 def vocabulary(accuracies: Container[str], latencies: Container[str]) -> dict[str, str]:
-    """What sources of accuracies and of latencies mean, and what ± does."""
+    """Meanings of the sources of accuracies and of latencies, and of ±."""
     found: dict[str, str] = {}
     for what, words, used in (
         ("Latency", _LATENCY_WORDS, latencies),
@@ -89,14 +89,14 @@ def gain_text(gained: Gain) -> str:
 
 
 def gain(answer: Answer) -> str:
-    """What is gained at the reference's latency, e.g. ``at least +0.7 points``."""
+    """The gain at the reference's latency in words, e.g. ``at least +0.7 points``."""
     if answer.as_fast is None:
         return "nothing found is as fast"
     return "not compared" if answer.gained is None else gain_text(answer.gained)
 
 
 def saving(answer: Answer) -> str:
-    """What is saved at the reference's accuracy, e.g. ``−25 % latency``."""
+    """The saving at the reference's accuracy in words, e.g. ``−25 % latency``."""
     if answer.as_accurate is None:
         return "nothing found is as accurate"
     if answer.latency_change is None:
@@ -135,7 +135,7 @@ def notes(report: Report) -> tuple[str, ...]:
 
 
 def task_note(report: Report) -> str:
-    """What latencies and accuracies are of, where networks are for another task than classification."""
+    """A note on what latencies and accuracies are of, where the task is another than classification."""
     if not report.task:
         return ""
     found = section(report.provenance, "task")
@@ -196,7 +196,7 @@ def training_note(report: Report) -> str:
 
 
 def scatter_note(report: Report) -> str:
-    """How much accuracies scatter with the seed of training, empty where nobody knows."""
+    """A note on how accuracies scatter with the seed of training, empty where nobody knows."""
     if not report.seed_scatter:
         return ""
     return (
@@ -206,7 +206,7 @@ def scatter_note(report: Report) -> str:
 
 
 def stopped_note(report: Report) -> str:
-    """How many trainings were stopped on their way, empty if none was."""
+    """A note on trainings that were stopped on their way, empty if none was."""
     if not report.stopped:
         return ""
     return (
@@ -237,7 +237,7 @@ def published_wins(report: Report) -> str:
 
 
 def margin_note(report: Report) -> str:
-    """What became of a budget that is kept a share free, in words; empty where none is."""
+    """A note on a budget of which a share is kept free; empty where none is."""
     margin = report.budget_margin
     if not margin or report.budget_ms is None:
         return ""
@@ -245,7 +245,7 @@ def margin_note(report: Report) -> str:
 
 
 def accuracy_label(report: Report) -> str:
-    """What the accuracies of this study are."""
+    """The name of this study's accuracies, for axes and columns."""
     scored = any(network.accuracy_source == "proxy" for network in report.networks)
     return "training-free score" if scored else "top-1 accuracy in %"
 
@@ -257,7 +257,7 @@ def _few(classes: Sequence[str]) -> str:
 
 
 def extent(report: Report) -> str:
-    """How much was tried and what it was to keep to, in a line."""
+    """A line on how much was tried and what it was to keep to."""
     budget = "no latency budget"
     if report.bound_ms is not None:
         margin = f" ({margin_note(report)})" if report.budget_margin else ""
@@ -272,7 +272,7 @@ def remarks(report: Report) -> tuple[str, ...]:
 
 
 def caution_note(report: Report) -> str:
-    """How much of its uncertainty the search took off an accuracy, empty where nothing was."""
+    """A note on the uncertainty that the search took off an accuracy, empty where nothing was."""
     if not report.caution:
         return ""
     plural = "" if abs(report.caution - 1) < 0.005 else "s"
@@ -283,7 +283,7 @@ def caution_note(report: Report) -> str:
 
 
 def third_note(report: Report) -> str:
-    """What the front is in besides accuracy and latency, empty where there is nothing."""
+    """A note on the third objective besides accuracy and latency, empty where there is none."""
     if report.third is None:
         return ""
     return (
@@ -293,7 +293,7 @@ def third_note(report: Report) -> str:
 
 
 def verdict(latency: Mapping[str, object]) -> str:
-    """How far off the latencies of whole networks are, in a sentence; from the provenance of a latency."""
+    """A sentence on the error of whole networks' latencies, from the provenance of a latency."""
     fresh = section(section(latency, "card"), "calibrated")
     left_out = section(section(latency, "calibration"), "left_out")
     for errors, where in ((fresh, "networks it never saw"), (left_out, "networks left out one by one")):

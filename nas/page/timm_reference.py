@@ -50,7 +50,7 @@ NAMES: tuple[str, ...] = tuple(_PUBLISHED)
 
 @dataclass(frozen=True)
 class TimmReference(TorchvisionReference):
-    """What is published of a checkpoint; built by ``timm``."""
+    """A checkpoint with its published accuracy; built by ``timm``."""
 
     @property
     def model(self) -> str:
@@ -66,7 +66,7 @@ class TimmReference(TorchvisionReference):
 
 
 def is_timm(name: str) -> bool:
-    """Whether the name of a reference asks for a timm model."""
+    """True if the name of a reference asks for a timm model."""
     return name.startswith(PREFIX)
 
 

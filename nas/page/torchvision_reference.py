@@ -59,7 +59,7 @@ class TorchvisionReferenceError(InputError):
 
 @dataclass(frozen=True, slots=True)
 class TorchvisionReference:
-    """What torchvision's metadata say of a classifier's default weights.
+    """A classifier's default weights as torchvision's metadata describe them.
 
     Attributes:
         name: with the prefix, e.g. ``torchvision:resnet50``.
@@ -89,7 +89,7 @@ class TorchvisionReference:
 
 
 def is_torchvision(name: str) -> bool:
-    """Whether the name of a reference asks for a torchvision model."""
+    """True if the name of a reference asks for a torchvision model."""
     return name.startswith(PREFIX)
 
 

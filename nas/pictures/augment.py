@@ -1,4 +1,4 @@
-"""What training does to pictures: each step can be turned off, for what changes the meaning of some data."""
+"""Random changes of training pictures: each can be turned off, as some change the meaning of some data."""
 
 from __future__ import annotations
 

@@ -81,7 +81,7 @@ class Pictures:
 
 @dataclass(frozen=True, slots=True)
 class PictureFolder:
-    """What a folder of pictures holds.
+    """The contents of a folder of pictures.
 
     Attributes:
         classes: names, NFC-normalised, by code point: the order of class numbers.
@@ -208,7 +208,7 @@ class _Scan:
 
     @property
     def notes(self) -> list[str]:
-        """What else to know, each a short phrase."""
+        """Short phrases on what else to know."""
         if not self._unreadable:
             return self._notes
         return [*self._notes, f"left out, as they cannot be read: {listed(self._unreadable)}"]
@@ -232,11 +232,11 @@ class _Scan:
         return found
 
     def is_nested(self, folder: Path) -> bool:
-        """Whether it holds folders, and no pictures beside them."""
+        """True if it holds folders, and no pictures beside them."""
         return bool(self.subfolders(folder)) and not self.holds_pictures(folder)
 
     def holds_pictures(self, folder: Path) -> bool:
-        """Whether there are pictures in the folder itself."""
+        """True if there are pictures in the folder itself."""
         return any(
             Path(each.name).suffix.lower() in SUFFIXES and not each.is_dir() for each in self._entries(folder)
         )
@@ -327,7 +327,7 @@ class _Scan:
 
 @cache
 def _readable(path: Path, changed_ns: int) -> bool:
-    """Whether a picture can be read; asked for the same file several times in a command."""
+    """True if a picture can be read; asked for the same file several times in a command."""
     try:
         check_picture(path)
     except PictureError:

@@ -1,4 +1,4 @@
-"""What a network is shown of a picture: resized, cropped, normalised, the same wherever it runs."""
+"""A picture made into a network's input: resized, cropped, normalised, the same wherever it runs."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ class Preprocessing:
 
     @classmethod
     def from_dict(cls, data: object, gate: Gate) -> Preprocessing:
-        """What :meth:`to_dict` gave.
+        """An object made again of what :meth:`to_dict` gave.
 
         Raises:
             InputError: of the gate's kind, if it is something else.

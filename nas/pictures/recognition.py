@@ -1,4 +1,4 @@
-"""What a trained network needs beside its weights to recognise pictures: names of classes, preprocessing.
+"""The things a trained network needs beside its weights: names of classes, preprocessing.
 
 It travels with them: in the notes of a safetensors file, in the metadata of an ONNX file, and as
 ``labels.txt`` and ``preprocessing.json`` beside a deployed one.
@@ -23,7 +23,7 @@ _MOST_CLASSES = 100_000
 
 @dataclass(frozen=True, slots=True)
 class Recognition:
-    """How to ask a network, and what its answers mean.
+    """The preprocessing of a network's input and the names of its outputs.
 
     Attributes:
         classes: names, in the order of the network's outputs.
@@ -48,7 +48,7 @@ class Recognition:
 
     @classmethod
     def from_notes(cls, notes: Mapping[str, str], gate: Gate) -> Recognition | None:
-        """What :meth:`notes` wrote, None where there is nothing of it.
+        """The object that :meth:`notes` wrote, None where there is nothing of it.
 
         Raises:
             InputError: of the gate's kind, if it is damaged.

@@ -36,7 +36,7 @@ class PictureView(Dataset[tuple[Tensor, int]]):
 
 @dataclass(frozen=True, slots=True)
 class Plain:
-    """What validation, calibration and deployment see."""
+    """Pictures as validation, calibration and deployment see them."""
 
     preprocessing: Preprocessing
 

@@ -33,7 +33,7 @@ TASK_RUNTIMES: tuple[str, ...] = ("onnxruntime", "openvino")
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """What a file of this package offers.
+    """A runtime as its file in this package offers it.
 
     Attributes:
         package: distribution whose version is the runtime's.
@@ -110,7 +110,7 @@ class Runtime:
 
     @staticmethod
     def precisions_of(name: str) -> tuple[Precision, ...]:
-        """What a runtime can run; nothing where there is no such runtime."""
+        """The precisions of a runtime; none where there is no such runtime."""
         return ENGINES[name].precisions if name in ENGINES else ()
 
     def version(self) -> str:
@@ -201,7 +201,7 @@ def installed(precision: Precision = "fp32") -> tuple[RuntimeName, ...]:
 
 
 def pays_at_borders(name: str, precision: str) -> bool:
-    """Whether a layer timed alone converts its input and output, which within a network it does not.
+    """True if a layer timed alone converts its input and output, which within a network it does not.
 
     ONNX Runtime's fp32 convolutions, for one, work in blocks of channels; so do those of most others.
     """

@@ -1,4 +1,4 @@
-"""What runtimes run: a layer or a whole network, as a module and as a graph."""
+"""The subjects that runtimes run: a layer or a whole network, as a module and as a graph."""
 
 from __future__ import annotations
 

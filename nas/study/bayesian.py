@@ -50,7 +50,7 @@ _CELLS_PER_COST = 25
 
 @dataclass(frozen=True, slots=True)
 class Effort:
-    """How much thought goes into a proposal.
+    """The amount of computing that a proposal takes.
 
     Attributes:
         growth: the process learns anew when the study has grown by this share; in between proposals
@@ -121,7 +121,7 @@ class BayesianProposer:
 
     @property
     def settled(self) -> int:
-        """How many proposals are left of the last ranking."""
+        """The number of proposals left of the last ranking."""
         return len(self._queue)
 
     def propose(self) -> Candidate:

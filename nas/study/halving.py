@@ -27,7 +27,7 @@ Curve = Sequence[tuple[int, float]]
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """Whether a training goes on, from what was known when it began; see :class:`Halving`.
+    """The rule by which a training goes on, from what was known when it began; see :class:`Halving`.
 
     Attributes:
         objective: what networks are compared by.
@@ -42,7 +42,7 @@ class Rule:
     rivals: Mapping[int, Sequence[tuple[float, ...]]]
 
     def __call__(self, epochs: int, top1: float) -> bool:
-        """Whether to go on after so many epochs with that top-1."""
+        """True if the training should go on after so many epochs with that top-1."""
         rivals = self.rivals.get(epochs, ())
         count = len(rivals) + 1
         if count < self.reduction:
@@ -58,7 +58,7 @@ class Rule:
 
 
 class Halving:
-    """What is known of the rungs of a study.
+    """The rungs of a study as far as they are known.
 
     Args:
         objective: what networks are compared by.
@@ -86,7 +86,7 @@ class Halving:
                 self._gains.setdefault(epochs, []).append(curve[-1][1] - top1)
 
     def rule(self, evaluation: Evaluation) -> Rule:
-        """Whether the training of a network goes on."""
+        """True if the training of a network goes on."""
         return Rule(
             self._objective,
             self._reduction,

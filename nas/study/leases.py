@@ -185,7 +185,7 @@ class SharedLedger:
 
 
 def _clash(claimed: Mapping[str, object], held: Mapping[str, object]) -> bool:
-    """Whether a claim is void because of an earlier one."""
+    """True if a claim is void because of an earlier one."""
     if claimed["name"] is not None and claimed["name"] == held.get("name"):
         return True
     # A reference that copies its result from another trial evaluates nothing.

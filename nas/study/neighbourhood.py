@@ -166,7 +166,7 @@ class Neighbourhood:
 
     @property
     def is_small(self) -> bool:
-        """Whether listing the whole space is sensible."""
+        """True if listing the whole space is sensible."""
         return self.space.size <= ENUMERABLE
 
     def random(self, generator: random.Random) -> Candidate:

@@ -53,7 +53,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Refinement:
-    """What came of a refinement.
+    """The result of a refinement.
 
     Attributes:
         path: from the start to the last network.
@@ -97,12 +97,12 @@ class NetAdapt:
 
     @property
     def reached(self) -> bool:
-        """Whether the network is within the target."""
+        """True if the network is within the target."""
         return bool(self.path) and self.path[-1].latency_ms <= self._target_ms
 
     @property
     def settled(self) -> int:
-        """How many proposals are left of this step."""
+        """The number of proposals left of this step."""
         return sum(candidate.architecture not in self.seen for candidate in self._proposals.values())
 
     def propose(self) -> Candidate:

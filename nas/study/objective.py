@@ -1,4 +1,4 @@
-"""What a network is worth: the objectives a search can have.
+"""The objectives a search can have: what a network is worth.
 
 Every objective is one *utility*, to be maximised, and any number of *costs*, to be minimised. The
 utility is accuracy times a factor, and factor and costs are known before anything is trained: this
@@ -48,18 +48,18 @@ class Objective(Protocol):
 
     @property
     def caution(self) -> float:
-        """How many standard deviations to subtract from an uncertain accuracy."""
+        """The number of standard deviations to subtract from an uncertain accuracy."""
 
     @property
     def utility_name(self) -> str:
-        """What the first objective is called."""
+        """The name of the first objective."""
 
     @property
     def cost_names(self) -> tuple[str, ...]:
-        """What the other objectives are called."""
+        """Names of the other objectives."""
 
     def factor(self, latency_ms: float) -> float:
-        """What accuracy is multiplied by to give the utility."""
+        """The factor from accuracy to utility."""
 
     def costs(self, latency_ms: float, cost: Cost) -> tuple[float, ...]:
         """The costs, in the order of ``cost_names``."""
@@ -153,7 +153,7 @@ class MnasNet:
 
 
 def names(objective: Objective) -> tuple[str, ...]:
-    """What the values of a trial are called."""
+    """Names of the values of a trial."""
     return (objective.utility_name, *objective.cost_names)
 
 

@@ -91,7 +91,7 @@ def dominated_share(losses: Points, bounds: Points) -> float:
 
 
 def dominated_share_over_time(losses: Points, bounds: Points) -> list[tuple[int, float]]:
-    """How :func:`dominated_share` grows: (index of a point, share with all points up to it) at each change.
+    """The growth of :func:`dominated_share`: (index of a point, share of all up to it) at each change.
 
     The last index is always among them; with three objectives, evenly spread indices are.
     """

@@ -1,4 +1,4 @@
-"""What a search is about: the parts that stay the same however networks are proposed and evaluated."""
+"""The problem of a search: the parts that stay however networks are proposed and evaluated."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Problem:
 
     @property
     def expensive(self) -> bool:
-        """Whether the source says that an accuracy takes a tenth of a second or more."""
+        """True if the source says that an accuracy takes a tenth of a second or more."""
         return isinstance(self.accuracy, SearchSource) and self.accuracy.expensive
 
     def neighbourhood(self) -> Neighbourhood:

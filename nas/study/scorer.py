@@ -42,7 +42,7 @@ _Index = dict[str, int]
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """What a search ranks N networks by; NaN where the predictor refuses a network.
+    """The numbers a search ranks N networks by; NaN where the predictor refuses a network.
 
     Attributes:
         top1: (N,) percent.
@@ -60,7 +60,7 @@ class Scores:
 
 
 def layer_latency(table: LatencyTable, limits: Limits | None = None) -> LayerLatency:
-    """What each layer of a table adds to the latency of a network, with the head of a task if it has one.
+    """The latency each layer of a table adds to a network, with the head of a task if it has one.
 
     Args:
         table: where latencies come from.
@@ -228,7 +228,7 @@ class BatchScorer:
         return Scores(*(np.concatenate(column) for column in columns))
 
     def arrays(self, rows: Choices) -> RunArrays:
-        """What the predictor takes from (N, P) rows."""
+        """The predictor's input for (N, P) rows."""
         return self._walk(rows)[0]
 
     def _score(self, rows: Choices) -> tuple[Floats, ...]:

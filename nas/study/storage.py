@@ -323,7 +323,7 @@ def _describe(
 
 
 def _is_begun(study: optuna.Study) -> bool:
-    """Whether whoever created a study has described it; waits for that as long as it may be under way.
+    """True if the creator of a study has described it; waits for that as long as it may be under way.
 
     Raises:
         StudyMismatchError: if it was not made by this project.

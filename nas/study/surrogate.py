@@ -59,7 +59,7 @@ def tuned_kernel(
 
 
 class GaussianProcess:
-    """What networks of known accuracy say of others.
+    """A Gaussian process from networks of known accuracy to others.
 
     Args:
         features: (networks, features), each of order one.

@@ -1,4 +1,4 @@
-"""What a trial says of its network, and what is learned of networks after their trials.
+"""Records of trials: the network of each, and what is learned of networks after their trials.
 
 A trial keeps it in user attributes, whose names are written and read here alone:
 
@@ -43,7 +43,7 @@ _MOST_RUNGS = 1_000
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """What a trial says of its network.
+    """The record that a trial holds of its network.
 
     Attributes:
         architecture: id of the network.
@@ -102,7 +102,7 @@ class Trial:
 
     @classmethod
     def of(cls, trial: FrozenTrial, gate: Gate) -> Trial | None:
-        """What a trial says; None of one that was not made by this project.
+        """The record of a trial; None of one that was not made by this project.
 
         Args:
             trial: of the study.
@@ -203,7 +203,7 @@ def remeasure(study: optuna.Study, latencies: Mapping[str, Mapping[str, object]]
 
 
 def remeasured(attributes: Mapping[str, object]) -> dict[str, object]:
-    """What :func:`remeasure` kept among a study's attributes, by architecture id."""
+    """The latencies that :func:`remeasure` kept in a study, by architecture id."""
     return _by_network(attributes, _REMEASURED)
 
 
@@ -222,7 +222,7 @@ def train_to_the_end(
 
 
 def trained(attributes: Mapping[str, object]) -> dict[str, object]:
-    """What :func:`train_to_the_end` kept among a study's attributes, by architecture id."""
+    """The accuracies that :func:`train_to_the_end` kept in a study, by architecture id."""
     return _by_network(attributes, _TRAINED)
 
 
@@ -244,5 +244,5 @@ def record_scatter(study: optuna.Study, points: float, top1: Mapping[str, Sequen
 
 
 def scatter_of(attributes: Mapping[str, object]) -> dict[str, object]:
-    """What :func:`record_scatter` kept; empty if nothing."""
+    """The scatter that :func:`record_scatter` kept; empty if none."""
     return dict(Gate("the study").mapping(attributes.get(_SCATTER) or {}, _SCATTER))

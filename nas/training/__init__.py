@@ -1,1 +1,1 @@
-"""How networks get their weights: inherited, shared, trained."""
+"""The weights of networks: inherited, shared, trained."""

@@ -52,7 +52,7 @@ class BundleError(InputError):
 
 @dataclass(frozen=True, slots=True)
 class Parity:
-    """How far a file agrees with the network in PyTorch.
+    """The agreement of a file with the network in PyTorch.
 
     Attributes:
         difference: the largest of any logit, as a share of the largest logit.

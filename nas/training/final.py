@@ -37,7 +37,7 @@ _NOTE = "training"
 
 @dataclass(frozen=True, slots=True)
 class FinalRecipe:
-    """How the final network is trained.
+    """The recipe that the final network is trained by.
 
     Attributes:
         epochs: passes over the training images.
@@ -114,7 +114,7 @@ class FinalRecipe:
 
 @dataclass(frozen=True, slots=True)
 class FinalProgress:
-    """How far a training is.
+    """The state of a running training.
 
     Attributes:
         step: steps done, those of earlier runs included.

@@ -32,7 +32,7 @@ _NEW = -1
 
 @dataclass(frozen=True, slots=True)
 class Inherited:
-    """How much a network has from another one.
+    """The share of a network's weights that it has from another one.
 
     Attributes:
         copied: weights that were copied.
@@ -160,7 +160,7 @@ def _products(layer: Layer) -> dict[str, _Product]:
 
 
 def _last(products: Mapping[str, _Product]) -> _Product:
-    """What writes to the border behind a block."""
+    """The last of a block's products, which writes to the border behind it."""
     return [*products.values()][-1]
 
 

@@ -1,4 +1,4 @@
-"""What a training's optimiser is told of a network's weights."""
+"""The groups of a network's weights that a training's optimiser treats apart."""
 
 from __future__ import annotations
 

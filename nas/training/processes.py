@@ -35,7 +35,7 @@ class Processes:
 
     @property
     def is_first(self) -> bool:
-        """Whether this one writes files and prints."""
+        """True if this one writes files and prints."""
         return self.rank == 0
 
     def share(self, batch: Tensor) -> Tensor:

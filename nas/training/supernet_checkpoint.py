@@ -55,7 +55,7 @@ class Checkpoint:
 
     @property
     def is_finished(self) -> bool:
-        """Whether it was trained to the end."""
+        """True if it was trained to the end."""
         return self.epoch >= self.epochs
 
     def supernet(self) -> Supernet:

@@ -35,7 +35,7 @@ class TrainingError(InputError):
 
 @dataclass(frozen=True, slots=True)
 class SupernetRecipe:
-    """How a supernet is trained.
+    """The recipe that a supernet is trained by.
 
     Attributes:
         epochs: passes over the training images.
@@ -80,7 +80,7 @@ class SupernetRecipe:
 
 @dataclass(frozen=True, slots=True)
 class SupernetProgress:
-    """How far a training is.
+    """The state of a running training.
 
     Attributes:
         step: steps done, those of earlier runs included.
@@ -220,7 +220,7 @@ class SupernetTraining:
     # -- one step ------------------------------------------------------------------------------
 
     def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """What is left of this epoch: this process's images and labels."""
+        """The images and labels left of this epoch for this process."""
         seed = self.recipe.seed * 10_007 + self._epoch
         for number, (images, labels) in enumerate(self._split.train.batches(self.batch_size, True, seed)):
             if number >= self._batch and len(labels) == self.batch_size:
@@ -252,7 +252,7 @@ class SupernetTraining:
         return f"; {self._path} is as it was after the last checkpoint"
 
     def _fitting(self, images: Tensor, labels: Tensor) -> str:
-        """What batch size there is room for, in words."""
+        """The batch size there is room for, in words."""
         if self._processes.count > 1:
             return ""  # the others may have had room, and wait
         count = len(labels)
@@ -360,7 +360,7 @@ def _detail(old: object, new: object) -> str:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error is the lack of memory, of a GPU or of this machine."""
+    """True if an error is the lack of memory, of a GPU or of this machine."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or _MADE_BY_CPU in str(error)
 
 
