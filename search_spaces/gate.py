@@ -70,7 +70,7 @@ def check_name(setting: str, name: str) -> None:
 
 
 def is_host(text: str) -> bool:
-    """Whether ssh takes a text for a host, and neither ssh nor a shell takes it for anything else."""
+    """True if ssh takes a text for a host, and neither ssh nor a shell takes it for anything else."""
     return bool(_HOST.fullmatch(text)) and not re.search(r"[@/]-", text)
 
 

@@ -339,7 +339,7 @@ def check(name: str, words: Sequence[str], folder: Path, before: set[int]) -> li
 
 
 def _check_kit(folder: Path) -> list[str]:
-    """What is wrong with what the board wrote."""
+    """Faults in what the board wrote."""
     result = parse_result((folder / "results/kit-result.jsonl").read_text(), "result", "rpi4", Runtime())
     problems = [*result.problems]
     for group in result.groups:
