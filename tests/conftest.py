@@ -1,3 +1,4 @@
+import gc
 import os
 import sys
 from collections.abc import Iterator
@@ -8,6 +9,8 @@ import pytest
 
 # Tests share the cores among processes: none takes all of them for the threads of a matrix product.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from hydra._internal.hydra import Hydra
 
 from nas.command import command
 from nas.devices import kit
@@ -22,6 +25,11 @@ CONF = Path(__file__).parent.parent / "conf"
 def pytest_xdist_auto_num_workers() -> int:
     """How many processes ``-n auto`` starts: as many as the smallest machine that checks has cores."""
     return 2
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays: the garbage collector need not look through it again and again."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
@@ -53,6 +61,8 @@ def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_
     """Runs ``python -m nas.<name>`` in this process, in an empty folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "400")
+    # Hydra composes everything twice, first to see whether it is told to sweep: nothing here is.
+    monkeypatch.setattr(Hydra, "get_mode", lambda *_, **__: None)
 
     def run_command(name: str, *arguments: str) -> Outcome:
         module, schema = command_of(name)

@@ -8,13 +8,15 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from functools import cache
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, get_type_hints
 
 import pytest
 import yaml
 from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from nas import settings
 from nas.command import store_schemas
@@ -35,6 +37,13 @@ ROOT = CONFIG_FOLDER.parent
 def schemas() -> None:
     for name in COMMANDS:
         store_schemas(name, command_of(name)[1])
+
+
+@cache
+def composed(name: str, *overrides: str) -> DictConfig:
+    """The configuration of a command; to be read, not changed."""
+    with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
+        return compose(name, list(overrides))
 
 
 def _leaves(node: yaml.Node) -> Iterator[tuple[str, int, int]]:
@@ -76,42 +85,41 @@ def test_every_file_is_headed_by_commands_that_compose(path: Path) -> None:
         assert examples == []
         return
     assert examples
-    with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
-        for name, *arguments in examples:
-            if name == "predictor":
-                assert arguments.pop(0) == "fit"
-            if name == "report":
-                arguments = with_named_studies(arguments)
-            overrides = [
-                each.replace("profile.import=", "profile.import_file=")
-                for each in arguments
-                if "=" in each and not each.endswith(("my_board.yaml", "my_space.yaml"))
-            ]
-            compose(name, overrides)
-        if len(path.parts) == 2:
-            assert any(f"{path.parent}={path.stem}" in arguments for arguments in examples) or any(
-                groups_of(name).get(str(path.parent)) == path.stem for name, *_ in examples
-            )
+    for name, *arguments in examples:
+        if name == "predictor":
+            assert arguments.pop(0) == "fit"
+        if name == "report":
+            arguments = with_named_studies(arguments)
+        overrides = [
+            each.replace("profile.import=", "profile.import_file=")
+            for each in arguments
+            if "=" in each and not each.endswith(("my_board.yaml", "my_space.yaml"))
+        ]
+        composed(name, *overrides)
+    # Every choice of a group is composed here by one command.
+    if len(path.parts) == 2:
+        assert any(f"{path.parent}={path.stem}" in arguments for arguments in examples) or any(
+            groups_of(name).get(str(path.parent)) == path.stem for name, *_ in examples
+        )
 
 
 @pytest.mark.parametrize("path", [each for each in FILES if len(each.parts) == 1], ids=str)
 def test_every_command_file_composes(path: Path) -> None:
-    with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
-        if path.stem in COMMANDS:
-            assert set(compose(path.stem)) >= set(groups_of(path.stem))
-        else:
-            assert path.stem == "hydra_base"
+    if path.stem in COMMANDS:
+        assert set(composed(path.stem)) >= set(groups_of(path.stem))
+    else:
+        assert path.stem == "hydra_base"
 
 
-@pytest.mark.parametrize("everywhere", [False, pytest.param(True, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("path", [each for each in FILES if len(each.parts) == 2], ids=str)
-def test_every_choice_composes(path: Path, everywhere: bool) -> None:
-    users = [name for name in commands() if str(path.parent) in groups_of(name)]
-    assert users
-    with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
-        # Groups have one schema, whichever commands use them.
-        for name in users if everywhere else users[:1]:
-            assert compose(name, [f"{path.parent}={path.stem}"])[str(path.parent)]
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_every_choice_composes_for_every_command_that_has_it(name: str) -> None:
+    groups = {group: choices_of(group) for group in groups_of(name)}
+    # The first choice of each group together, then the second of each, and so on.
+    for choices in zip_longest(*groups.values()):
+        chosen = {group: choice for group, choice in zip(groups, choices, strict=True) if choice}
+        found = composed(name, *(f"{group}={choice}" for group, choice in chosen.items()))
+        assert all(found[group] for group in chosen)
 
 
 def _differences(said: Mapping[str, object], declared: Mapping[str, object], place: str) -> list[str]:
@@ -212,10 +220,9 @@ def test_help_names_every_choice_and_key(name: str) -> None:
     for group in groups_of(name).keys() - shared:
         for choice in choices_of(group):
             assert re.search(rf"^ .* {choice} ", text, re.MULTILINE), choice
-    with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
-        composed = OmegaConf.to_container(compose(name))
-    assert isinstance(composed, dict)
-    own = {key: value for key, value in composed.items() if key not in groups_of(name) or key in shared}
+    whole = OmegaConf.to_container(composed(name))
+    assert isinstance(whole, dict)
+    own = {key: value for key, value in whole.items() if key not in groups_of(name) or key in shared}
     for key, value in own.items():
         for field in set(value) if isinstance(value, dict) else {key}:
             assert f"{field}:" in text

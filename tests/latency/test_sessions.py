@@ -1,5 +1,6 @@
 import random
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -31,8 +32,14 @@ def small_space(mobilenet_space: SearchSpace) -> SearchSpace:
     return replace(mobilenet_space.restricted([96]), width_multipliers=(1.0,))
 
 
+@lru_cache
+def plan_of(space: SearchSpace, max_keys: int | None, networks: int) -> Plan:
+    """The plan that many tests measure."""
+    return make_plan(space, [], max_keys, networks, seed=0)
+
+
 def test_a_plan_without_limit_measures_every_reachable_layer(small_space: SearchSpace) -> None:
-    plan = make_plan(small_space, [], None, 5, seed=0)
+    plan = plan_of(small_space, None, 5)
     assert set(plan.keys) >= reachable_layer_keys(small_space)
     assert {key for network in plan.networks for key in layer_keys(network)} <= set(plan.keys)
     assert not plan.predicted
@@ -51,7 +58,7 @@ def test_a_limited_plan_takes_references_first_and_predicts_the_rest(small_space
 
 def test_networks_are_timed_at_the_level_of_the_table(small_space: SearchSpace, tmp_path: Path) -> None:
     target = FakeTarget(noise=0.01)
-    plan = make_plan(small_space, [], 200, 30, seed=0)
+    plan = plan_of(small_space, 200, 30)
     table = profile(target, Runtime(), "fake", plan, tmp_path, rounds=10)
     networks = fresh_networks(small_space, 5, 0, plan.networks)
     target.speed = 0.9
@@ -67,7 +74,7 @@ def test_networks_are_timed_at_the_level_of_the_table(small_space: SearchSpace, 
 
 
 def test_a_plan_spreads_over_sizes_and_kinds(small_space: SearchSpace) -> None:
-    plan = make_plan(small_space, [], 300, 4, seed=0)
+    plan = plan_of(small_space, 300, 4)
     reachable = reachable_layer_keys(small_space)
     for attribute in ("size", "in_channels"):
         values = {getattr(key, attribute) for key in reachable}
@@ -78,7 +85,7 @@ def test_a_plan_spreads_over_sizes_and_kinds(small_space: SearchSpace) -> None:
 
 def test_what_a_table_holds_is_not_measured_again(small_space: SearchSpace, tmp_path: Path) -> None:
     target = FakeTarget()
-    first = make_plan(small_space, [], 100, 6, seed=0)
+    first = plan_of(small_space, 100, 6)
     assert len(set(first.keys)) == 100
     table = profile(target, Runtime(), "fake", first, tmp_path, 4)
     again = make_plan(small_space, [], 100, 6, seed=0, table=table)
@@ -90,7 +97,7 @@ def test_what_a_table_holds_is_not_measured_again(small_space: SearchSpace, tmp_
 
 
 def test_calibration_finds_the_law_of_the_device(small_space: SearchSpace, tmp_path: Path) -> None:
-    plan = make_plan(small_space, [], None, 40, seed=0)
+    plan = plan_of(small_space, None, 40)
     table = profile(FakeTarget(noise=0.01), Runtime(), "fake", plan, tmp_path, rounds=20)
     calibration = table.header.calibration
     assert calibration is not None
@@ -102,7 +109,7 @@ def test_calibration_finds_the_law_of_the_device(small_space: SearchSpace, tmp_p
 
 
 def test_leave_one_out_equals_fitting_without_the_network(small_space: SearchSpace, tmp_path: Path) -> None:
-    plan = make_plan(small_space, [], None, 30, seed=0)
+    plan = plan_of(small_space, None, 30)
     table = profile(FakeTarget(noise=0.05), Runtime(), "fake", plan, tmp_path, rounds=3)
     networks = load_networks(tmp_path)
     features = features_of(table, [each.architecture for each in networks])
@@ -124,14 +131,14 @@ def test_leave_one_out_equals_fitting_without_the_network(small_space: SearchSpa
 def test_borders_are_corrected_only_where_layers_pay_for_them(
     small_space: SearchSpace, tmp_path: Path, name: RuntimeName, precision: Precision, fitted: int
 ) -> None:
-    plan = make_plan(small_space, [], None, 30, seed=0)
+    plan = plan_of(small_space, None, 30)
     table = profile(FakeTarget(noise=0.05), Runtime(name, precision), "fake", plan, tmp_path, rounds=3)
     assert table.header.calibration is not None
     assert np.count_nonzero(table.header.calibration.coefficients) == fitted
 
 
 def test_shares_of_layers_add_up_to_the_network(small_space: SearchSpace, tmp_path: Path) -> None:
-    plan = make_plan(small_space, [], None, 30, seed=0)
+    plan = plan_of(small_space, None, 30)
     table = profile(FakeTarget(noise=0.02), Runtime(), "fake", plan, tmp_path, rounds=3)
     calibration = table.header.calibration
     assert calibration is not None
@@ -142,7 +149,7 @@ def test_shares_of_layers_add_up_to_the_network(small_space: SearchSpace, tmp_pa
 
 
 def test_gaps_are_filled_and_say_so(small_space: SearchSpace, tmp_path: Path) -> None:
-    plan = make_plan(small_space, [], 250, 20, seed=0)
+    plan = plan_of(small_space, 250, 20)
     table = profile(FakeTarget(noise=0.005), Runtime(), "fake", plan, tmp_path, rounds=10)
     assert table.header.gap_filling["measured"] == 250
     assert table.header.gap_filling["mean_error"] < 0.05
@@ -158,7 +165,7 @@ def test_gaps_are_filled_and_say_so(small_space: SearchSpace, tmp_path: Path) ->
 
 def test_predicted_layers_of_the_front_can_be_measured(small_space: SearchSpace, tmp_path: Path) -> None:
     target = FakeTarget(noise=0.005)
-    plan = make_plan(small_space, [], 150, 20, seed=0)
+    plan = plan_of(small_space, 150, 20)
     table = profile(target, Runtime(), "fake", plan, tmp_path, rounds=6)
     network = next(
         each for each in fresh_networks(small_space, 20, 0, ()) if table.latency(each).source == "predicted"
@@ -178,7 +185,7 @@ def test_predicted_layers_of_the_front_can_be_measured(small_space: SearchSpace,
 def test_an_interrupted_profile_measures_only_the_missing_rounds(
     small_space: SearchSpace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan = make_plan(small_space, [], 50, 4, seed=0)
+    plan = plan_of(small_space, 50, 4)
     appended = Journal.append
     rounds = []
 
@@ -263,7 +270,7 @@ def test_drift_is_told_by_networks_where_some_were_measured_before(
     small_space: SearchSpace, tmp_path: Path
 ) -> None:
     target = FakeTarget(noise=0.01)
-    plan = make_plan(small_space, [], None, 30, seed=0)
+    plan = plan_of(small_space, None, 30)
     table = profile(target, Runtime(), "fake", plan, tmp_path, rounds=10)
     fresh = {each.id: each for each in fresh_networks(small_space, 10, 1, plan.networks)}
     target.speed, target.cold_caches = 0.8, 1.2
@@ -277,7 +284,7 @@ def test_drift_is_told_by_networks_where_some_were_measured_before(
 
 
 def test_seconds_needed_grows_with_the_rounds(small_space: SearchSpace) -> None:
-    plan = make_plan(small_space, [], 20, 2, seed=0)
+    plan = plan_of(small_space, 20, 2)
     runtime = Runtime()
     assert (
         0 < seconds_needed(FakeTarget(), runtime, plan, 5) < seconds_needed(FakeTarget(), runtime, plan, 5000)
@@ -301,4 +308,4 @@ def test_activations_that_cost_time_are_told_apart(small_space: SearchSpace) -> 
 
 def test_too_few_layers_to_predict_the_others_from_are_refused_first(small_space: SearchSpace) -> None:
     with pytest.raises(InputError, match=r"profile\.max_keys=5 measures 5 layers, but the others"):
-        make_plan(small_space, [], 5, 1, seed=0)
+        plan_of(small_space, 5, 1)
