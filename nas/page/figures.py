@@ -7,7 +7,6 @@ import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nas.page.network_result import NetworkResult
 from nas.page.report import Report
 from nas.page.sentences import accuracy_label
 from nas.quantities import latency_text
@@ -20,6 +19,8 @@ CANDIDATE_COLOUR = "#9aa0a6"
 FRONT_COLOUR = "#0072b2"
 REFERENCE_COLOUR = "#d55e00"
 
+# Of the frame.
+_COLUMNS = ("label", "kind", "top1", "deviation", "latency_ms", "accuracy_source", "latency_source")
 # Fixed, so that the same study gives the same bytes.
 _SETTINGS: Any = {"font.size": 8, "svg.fonttype": "none", "svg.hashsalt": "mobilenet-nas"}
 _REFERENCE_MARKERS = "DsP^vX*ph"
@@ -48,29 +49,31 @@ def save_pareto_figures(report: Report, folder: Path) -> list[Path]:
 
 
 def _draw(axes: Axes, report: Report) -> None:
-    floor = min((each.top1 for each in report.references), default=0.0) - _BELOW_REFERENCES
-    below = sum(each.top1 < floor for each in report.candidates)
+    frame = report.frame(columns=_COLUMNS)
+    by_latency = frame.sort_values("latency_ms", kind="stable")
+    candidates = frame[frame.kind != "reference"]
+    references = by_latency[by_latency.kind == "reference"]
+    front = by_latency[by_latency.on_front]
+    floor = (references.top1.min() if len(references) else 0.0) - _BELOW_REFERENCES
+    below = int((candidates.top1 < floor).sum())
     axes.scatter(
-        *_coordinates(report.candidates),
+        candidates.latency_ms,
+        candidates.top1,
         s=6,
         color=CANDIDATE_COLOUR,
         alpha=0.5,
         linewidths=0,
-        label=f"candidates ({len(report.candidates):,}{f', {below:,} below' if below else ''})",
+        label=f"candidates ({len(candidates):,}{f', {below:,} below' if below else ''})",
         rasterized=True,
     )
-    if report.front:
-        latencies, accuracies = _coordinates(report.front)
+    if len(front):
+        latencies, accuracies, deviations = front.latency_ms, front.top1, front.deviation.fillna(0.0)
         axes.step(latencies, accuracies, where="post", color=FRONT_COLOUR, linewidth=1)
-        deviations = [network.deviation or 0.0 for network in report.front]
-        dense = len(report.front) > _DENSE_FRONT
-        if any(deviations) and dense:
-            low, high = (
-                [top1 + sign * deviation for top1, deviation in zip(accuracies, deviations, strict=True)]
-                for sign in (-1, 1)
-            )
+        dense = len(front) > _DENSE_FRONT
+        if deviations.any() and dense:
+            low, high = accuracies - deviations, accuracies + deviations
             axes.fill_between(latencies, low, high, color=FRONT_COLOUR, alpha=0.2, linewidth=0)
-        elif any(deviations):
+        elif deviations.any():
             axes.errorbar(
                 latencies,
                 accuracies,
@@ -82,11 +85,14 @@ def _draw(axes: Axes, report: Report) -> None:
             )
         axes.scatter(latencies, accuracies, s=2 if dense else 12, color=FRONT_COLOUR, zorder=3, label="front")
     # Names in the legend, not beside the points: they would cover each other. Of many, those of the family.
-    named = [each for each in report.references if each.trial >= 0] or list(report.references)
-    foreign = [each for each in report.references if each not in named]
-    if foreign:
+    family = references.index >= 0
+    named, foreign = (
+        (references[family], references[~family]) if family.any() else (references, references[:0])
+    )
+    if len(foreign):
         axes.scatter(
-            *_coordinates(tuple(foreign)),
+            foreign.latency_ms,
+            foreign.top1,
             s=14,
             marker="x",
             color=REFERENCE_COLOUR,
@@ -94,16 +100,18 @@ def _draw(axes: Axes, report: Report) -> None:
             zorder=4,
             label=f"published ({len(foreign)})",
         )
-    for reference, marker in zip(named, itertools.cycle(_REFERENCE_MARKERS), strict=False):
+    for number, marker in zip(range(len(named)), itertools.cycle(_REFERENCE_MARKERS), strict=False):
+        reference = named.iloc[[number]]
         axes.scatter(
-            *_coordinates((reference,)),
+            reference.latency_ms,
+            reference.top1,
             s=30,
             marker=marker,
             color=REFERENCE_COLOUR,
             edgecolors="white",
             linewidths=0.5,
             zorder=4,
-            label=reference.label,
+            label=reference.label.item(),
         )
     if report.bound_ms is not None:
         axes.axvline(report.bound_ms, color="black", linestyle="--", linewidth=0.8)
@@ -117,19 +125,11 @@ def _draw(axes: Axes, report: Report) -> None:
             fontsize=7,
         )
     title = textwrap.fill(report.title, _LABEL_CHARACTERS)
-    axes.set_xlabel(f"latency in ms ({_sources(report, 'latency_source')})\n{title}")
-    axes.set_ylabel(f"{accuracy_label(report)} ({_sources(report, 'accuracy_source')})")
+    axes.set_xlabel(f"latency in ms ({', '.join(frame.latency_source.unique())})\n{title}")
+    axes.set_ylabel(f"{accuracy_label(report)} ({', '.join(frame.accuracy_source.unique())})")
     if below:
         axes.set_ylim(bottom=floor)
     axes.grid(linewidth=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     # Where networks would be slow and inaccurate there are few points to cover.
     axes.legend(loc="lower right", fontsize=7, framealpha=0.85, edgecolor="none")
-
-
-def _coordinates(networks: tuple[NetworkResult, ...]) -> tuple[list[float], list[float]]:
-    return [network.latency_ms for network in networks], [network.top1 for network in networks]
-
-
-def _sources(report: Report, attribute: str) -> str:
-    return ", ".join(report.source_counts(attribute))

@@ -26,7 +26,7 @@ from search_spaces.tasks import DEFAULT_CLASSES
 if TYPE_CHECKING:
     import pandas
 
-_TEXTS = frozenset(("id", "name", "kind", "accuracy_source", "latency_source"))
+_TEXTS = frozenset(("id", "name", "label", "kind", "accuracy_source", "latency_source"))
 # Key of the provenance: predictions of the front and the references with how their errors go together, see
 # nas.accuracy.joint.
 JOINT = "joint"
@@ -120,7 +120,7 @@ class Report:
 
         Args:
             networks: which, in this order; None: all, in the order of the study.
-            columns: which of :data:`COLUMNS`; costs that follow from a block table take their time.
+            columns: which of :data:`COLUMNS`, or ``label``; costs that follow from a block table take time.
 
         Returns:
             These columns and ``on_front``, by number of the trial. Accuracies are in percent,
