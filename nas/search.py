@@ -51,7 +51,7 @@ from nas.page.torchvision_reference import (
 from nas.provenance import checked_macs, fingerprint, layers, provenance
 from nas.quantities import latency_text
 from nas.runtimes.runtime import Runtime
-from nas.saving import write_atomically
+from nas.saving import check_output, write_atomically
 from nas.settings import (
     SearchConfig,
     SearchSettings,
@@ -129,6 +129,7 @@ def _search(config: SearchConfig) -> None:
         _check_task(task, board, runtime, space, references.values(), [each.name for each in foreign])
     named = config.study
     folder = Path(named.folder) / named.name
+    check_output(folder / "report.html", "study.folder", overwrite=True)
     tables = table_folder(Path(profiling.folder), board.name, runtime)
     latencies = LatencySource(
         board,

@@ -87,6 +87,7 @@ def test_bad_input_is_one_clear_line(
         ("profile", "profile.kit=folder", "profile.kit=folder is a folder"),
         ("profile", "profile.kit=file", "file exists already: give another profile.kit, or move it away"),
         ("validate", "validate.kit=file/kit.zip", "is no folder that can be written to"),
+        ("search", "study.folder=file", "is no folder that can be written to"),
         ("compare", "compare.output=file", "compare.output=file is a file"),
         ("predictor", "output=folder", "output=folder is a folder"),
     ],

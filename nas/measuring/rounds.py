@@ -141,7 +141,9 @@ class Journal:
         size = None
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("ab", buffering=0) as file:
+            # Never through a link, which may have come with a folder from elsewhere.
+            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW
+            with open(os.open(self.path, flags, 0o644), "ab", buffering=0) as file:  # noqa: PTH123
                 size = file.tell()
                 if not size:
                     lines = json.dumps(self._header) + "\n" + lines

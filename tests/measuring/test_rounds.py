@@ -266,3 +266,11 @@ def test_a_full_disk_is_said_and_leaves_the_rounds_before(
     assert path.read_bytes() == before
     Journal(path, ["a", "b", "c"], {}).append(_steady_round())
     assert len(Journal(path, ["a", "b", "c"], {}).rounds) == 2
+
+
+def test_rounds_are_not_written_through_a_link(tmp_path: Path) -> None:
+    link = tmp_path / "partial.jsonl"
+    link.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(MeasurementError, match=r"cannot write .*partial\.jsonl"):
+        Journal(link, ["a"], {}).append(_steady_round(1))
+    assert not (tmp_path / "elsewhere").exists()
