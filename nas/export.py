@@ -1,4 +1,4 @@
-"""``python -m nas.export``: an architecture as an ONNX or LiteRT file, the same graph that was timed.
+"""``python -m nas.export``: an architecture as an ONNX, LiteRT or ExecuTorch file, the graph that was timed.
 
 A network that was trained goes out with what it needs to recognise pictures: the names of its classes and
 its preprocessing, in the metadata of the ONNX file and in files beside it.
@@ -32,6 +32,7 @@ from nas.command import command
 from nas.console import console, print_summary
 from nas.cost import cost
 from nas.data import DatasetSettings
+from nas.executorch_graph import executorch_program
 from nas.litert_graph import litert_model
 from nas.network import Network, WeightsError, folded_weights
 from nas.onnx_graph import onnx_model
@@ -52,9 +53,9 @@ from search_spaces.gate import Gate
 from search_spaces.references import UnknownReferenceError, reference
 from search_spaces.tasks import Task, TaskNetwork, task_of
 
-_ENDINGS = {"onnx": ".onnx", "litert": ".tflite", "litert_split": ".tflite"}
+_ENDINGS = {"onnx": ".onnx", "litert": ".tflite", "litert_split": ".tflite", "executorch": ".pte"}
 # What would be taken for something else under such a name.
-_OTHER_ENDINGS = {".safetensors", ".yaml", ".yml", ".json", ".txt", ".pt", ".pth", ".onnx", ".tflite"}
+_OTHER_ENDINGS = {".safetensors", ".yaml", ".yml", ".json", ".txt", ".pt", ".pth", ".pte", ".onnx", ".tflite"}
 
 # Share of the largest output that ONNX Runtime and PyTorch may differ by.
 _MOST_OFF = 1e-3
@@ -70,7 +71,8 @@ class ExportSettings:
         weights: safetensors file of trained weights; null: random weights, good for timing only.
         train: train on the dataset first, with the settings of accuracy=train.
         precision: fp32, or int8 quantised with the dataset's training images.
-        format: onnx, litert, or litert_split (int8 with hard swish in operators that XNNPACK takes).
+        format: onnx, litert, litert_split (int8 with hard swish in operators that XNNPACK takes), or
+            executorch (fp32).
         overwrite: replace files that are there already.
         resolution: side of the input in pixels; null: 224 of a reference, a table's own.
         classes: null: those of the dataset or the weights; else 1000 of a reference, a table's own.
@@ -233,7 +235,7 @@ def main(config: ExportConfig) -> None:
     rows |= {
         "network": f"{counted.parameters / 1e6:.2f} M parameters, {counted.macs / 1e6:.0f} M MACs",
         "input": f"input: {settings.batch} x "
-        + (f"3 x {side} x {side}" if settings.format == "onnx" else f"{side} x {side} x 3"),
+        + (f"3 x {side} x {side}" if settings.format in ("onnx", "executorch") else f"{side} x {side} x 3"),
         "file": f"{output} ({output.stat().st_size / 1e6:.1f} MB)",
     }
     print_summary(f"exported {name}", rows, _next(settings, output))
@@ -437,6 +439,8 @@ def _model(
     # Without images nominal ranges: right for timing, as random weights are.
     ranges = activation_ranges(model, calibrating) if calibrating else {}
     int8 = settings.precision == "int8"
+    if settings.format == "executorch":
+        return executorch_program(model)
     if settings.format != "onnx":
         split_hswish = settings.format == "litert_split"
         made = litert_model(model, ranges if int8 else None, split_hswish=split_hswish, weights_outside=False)
@@ -458,7 +462,9 @@ def _model(
 def _next(settings: ExportSettings, output: Path) -> str:
     if settings.train or settings.weights:
         check = f"import onnxruntime; onnxruntime.InferenceSession({str(output)!r})"
-        if settings.format != "onnx":
+        if settings.format == "executorch":
+            check = f"from executorch.runtime import Runtime; Runtime.get().load_program({str(output)!r})"
+        elif settings.format != "onnx":
             check = f"from ai_edge_litert.interpreter import Interpreter; Interpreter({str(output)!r})"
         return shlex.join(["python", "-c", check])
     return shell_line(

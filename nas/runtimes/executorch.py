@@ -1,45 +1,89 @@
-"""ExecuTorch with XNNPACK, fp32. Its exporter takes seconds a layer."""
+"""ExecuTorch with XNNPACK, fp32."""
 
 from __future__ import annotations
 
-import warnings
+import contextlib
+import os
+from collections.abc import Iterator
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
+from nas.executorch_graph import executorch_program
+from nas.measuring.models import Values, random_image
 from nas.measuring.rounds import Runner
-from nas.runtimes.subject import Precision, Subject, build_module, input_shape
+from nas.runtimes.subject import Precision, Subject, borders, graph, input_shape
 
 PACKAGE = EXTRA = "executorch"
 PRECISIONS: tuple[Precision, ...] = ("fp32",)
 
 
+class ExecuTorchRunner:
+    """A call that runs a program once on a fixed random image.
+
+    Args:
+        program: content of a ``.pte`` file.
+        shape: of its input.
+        threads: within an operator.
+    """
+
+    def __init__(self, program: bytes, shape: tuple[int, ...], threads: int) -> None:
+        with _quiet():
+            from executorch.extension.pybindings import portable_lib
+
+            # The pool belongs to the process and has a thread for every core until told otherwise.
+            if portable_lib._threadpool_get_thread_count() != threads:
+                portable_lib._unsafe_reset_threadpool(threads)
+        # The module reads its weights from the program without owning it: this keeps it alive.
+        self._program = program
+        self._run = portable_lib._load_for_executorch_from_buffer(program).forward
+        self.take(random_image(shape, "float32", 0))
+
+    def __call__(self) -> None:
+        """Run once."""
+        self._found = self._run(self._inputs)
+
+    def output(self) -> Values:
+        """What the last run gave; feature maps of layers are in NHWC."""
+        found: Values = self._found[0].numpy()
+        return found
+
+    def take(self, image: Values) -> None:
+        """Run on another image, now and from now on: of the input's shape."""
+        self._inputs = (torch.from_numpy(np.ascontiguousarray(image)),)
+        self()
+
+
 def runner(subject: Subject, precision: Precision, threads: int) -> Runner:
-    """A call that runs a layer or a network once.
+    """A call that runs a layer or a network once; feature maps go from layer to layer in NHWC.
 
     Args:
         subject: the layer or network.
         precision: ``fp32`` or ``int8``.
         threads: within an operator.
     """
-    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
-    from executorch.exir import to_edge_transform_and_lower
-    from executorch.extension.pybindings import portable_lib
+    ends = borders(subject)
+    weights: dict[str, NDArray[np.float32]] = {}
+    model = graph(subject, precision, weights)
+    with _quiet():
+        program = executorch_program(model, weights, ends)
+    batch, channels, *sides = input_shape(subject)
+    shape = (batch, *sides, channels) if ends.input else (batch, channels, *sides)
+    return ExecuTorchRunner(program, shape, threads)
 
-    # The pool belongs to the process and has a thread for every core until told otherwise.
-    if portable_lib._threadpool_get_thread_count() != threads:
-        portable_lib._unsafe_reset_threadpool(threads)
-    image = torch.randn(input_shape(subject), generator=torch.Generator().manual_seed(0))
-    with warnings.catch_warnings():
-        # Its own use of what PyTorch is about to drop: several lines a layer.
-        warnings.simplefilter("ignore", FutureWarning)
-        exported = torch.export.export(build_module(subject), (image,))
-        lowered = to_edge_transform_and_lower(exported, partitioner=[XnnpackPartitioner()])
-        program = lowered.to_executorch()
-    buffer = program.buffer
-    module = portable_lib._load_for_executorch_from_buffer(buffer)
 
-    def run(_: bytes = buffer) -> object:
-        # The module reads its weights from the buffer without owning it: this keeps it alive.
-        return module.forward((image,))
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the lines that its libraries write to the standard error, each time they are used, meanwhile.
 
-    return run
+    What goes wrong is an exception all the same.
+    """
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nothing:  # noqa: PTH123 - a descriptor, no path
+            os.dup2(nothing.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)

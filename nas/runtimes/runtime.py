@@ -205,4 +205,7 @@ def pays_at_borders(name: str, precision: str) -> bool:
 
     ONNX Runtime's fp32 convolutions, for one, work in blocks of channels; so do those of most others.
     """
-    return name not in ("litert", "litert_split") and (name, precision) != ("onnxruntime", "int8")
+    return name not in ("litert", "litert_split", "executorch") and (name, precision) != (
+        "onnxruntime",
+        "int8",
+    )

@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import get_args
 
@@ -13,6 +14,7 @@ import pytest
 import torch
 from _pytest.mark import ParameterSet
 
+from nas.executorch_graph import executorch_program
 from nas.litert_graph import litert_model
 from nas.measuring.conditions import PACKAGES
 from nas.measuring.models import (
@@ -26,6 +28,7 @@ from nas.measuring.models import (
 from nas.ncnn_graph import ncnn_model
 from nas.onnx_graph import onnx_model
 from nas.quantize import activation_ranges, quantize
+from nas.runtimes.executorch import ExecuTorchRunner
 from nas.runtimes.onnxruntime import timed_graph
 from nas.runtimes.runtime import RUNTIMES, Runtime, RuntimeName, installed
 from nas.runtimes.subject import (
@@ -70,8 +73,10 @@ NETWORK = reference("mobilenet_v3_small_035", 32, 10)
 HAS_LITERT = pytest.mark.skipif(
     "litert" not in installed(), reason="needs pip install 'mobilenet-nas[litert]'"
 )
-TAKES_LONG = ("executorch", "torch_compile")
-HAVE_THE_MODULE = ("torch", *TAKES_LONG)
+HAS_EXECUTORCH = pytest.mark.skipif(
+    "executorch" not in installed(), reason="needs pip install 'mobilenet-nas[executorch]'"
+)
+TAKES_LONG = ("torch_compile",)
 
 
 def every_runtime(precision: Precision) -> list[ParameterSet]:
@@ -110,9 +115,9 @@ def output_of(runner: object) -> np.ndarray:
     """What a runner gives, feature maps in NCHW."""
     assert callable(runner)
     found = runner()
-    if isinstance(runner, OnnxRunner | LiteRTRunner | OpenVinoRunner | NcnnRunner):
+    if isinstance(runner, OnnxRunner | LiteRTRunner | OpenVinoRunner | NcnnRunner | ExecuTorchRunner):
         found = runner.output()
-        nhwc = isinstance(runner, LiteRTRunner) and found.ndim == 4
+        nhwc = isinstance(runner, LiteRTRunner | ExecuTorchRunner) and found.ndim == 4
         found = found.transpose(0, 3, 1, 2) if nhwc else found
     elif isinstance(found, (list, tuple)):
         found = found[0]
@@ -153,7 +158,7 @@ def test_int8_layers_have_the_ends_they_have_in_a_network(name: RuntimeName) -> 
 
 @pytest.mark.parametrize(
     "name", ["torch", *(each for each in every_runtime("fp32") if each.values[0] in TAKES_LONG)]
-)  # type: ignore[attr-defined]
+)
 def test_what_runs_is_the_module(name: RuntimeName) -> None:
     for subject in (LAYERS[2], NETWORK):
         torch.manual_seed(0)
@@ -363,8 +368,54 @@ def test_what_a_runtime_refuses_is_named_in_one_line(
         Runtime().runner(subject)
 
 
-@pytest.mark.skipif("executorch" not in installed(), reason="executorch is not installed")
+@HAS_EXECUTORCH
+@pytest.mark.parametrize("subject", [*LAYERS, NETWORK], ids=lambda subject: str(subject)[:40])
+def test_executorch_gives_what_the_onnx_graph_gives(subject: Subject) -> None:
+    model, image, ends = graph_of(subject), image_of(subject), borders(subject)
+    expected = run_onnx(model, image)
+    whole = ExecuTorchRunner(executorch_program(model), image.shape, threads=1)
+    whole.take(image)
+    assert np.abs(whole.output() - expected).max() < 1e-5 * np.abs(expected).max()
+    inner = image.transpose(0, 2, 3, 1) if ends.input else image
+    layer = ExecuTorchRunner(executorch_program(model, borders=ends), inner.shape, threads=1)
+    layer.take(inner)
+    assert np.abs(output_of(layer) - expected).max() < 1e-5 * np.abs(expected).max()
+
+
+@HAS_EXECUTORCH
 @pytest.mark.slow
+@pytest.mark.parametrize("subject", [LAYERS[2], LAYERS[8], LAYERS[16], NETWORK], ids=lambda s: str(s)[:40])
+def test_executorch_is_given_the_operators_of_its_exporter(
+    subject: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from executorch.backends.xnnpack import xnnpack_preprocess
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+    from executorch.backends.xnnpack.serialization import xnnpack_graph_serialize
+    from executorch.exir import to_edge_transform_and_lower
+
+    operators: Counter[str] = Counter()
+    serialize = xnnpack_graph_serialize.serialize_xnnpack_binary
+
+    def counted(graph: object, constants: bytearray) -> bytes:
+        for node in graph.xnodes:  # type: ignore[attr-defined]
+            operators[f"{type(node.xnode_union).__name__} {node.output_min_max is not None}"] += 1
+        return bytes(serialize(graph, constants))
+
+    for module in (xnnpack_preprocess, xnnpack_graph_serialize):
+        monkeypatch.setattr(module, "serialize_xnnpack_binary", counted)
+    module = build_module(subject)
+    exported = torch.export.export(module, (torch.from_numpy(image_of(subject)),))
+    to_edge_transform_and_lower(exported, partitioner=[XnnpackPartitioner()]).to_executorch()
+    theirs = operators.copy()
+    operators.clear()
+    executorch_program(onnx_model(module, input_shape(subject)))
+    # It takes a pooled map out of the delegate to flatten it; here it is one transposition more.
+    for each in (theirs, operators):
+        each.pop("XNNStaticTranspose False", None)
+    assert operators == theirs
+
+
+@HAS_EXECUTORCH
 def test_executorch_uses_the_threads_asked_for() -> None:
     from executorch.extension.pybindings import portable_lib
 
