@@ -280,6 +280,8 @@ def _latency_rows(report: Report, network: NetworkResult) -> dict[str, str]:
     for name, value in (("p90", network.p90_ms), ("p99", network.p99_ms)):
         if value is not None:
             rows[name] = latency_text(value)
+    if network.energy_mj is not None:
+        rows["energy"] = f"{network.energy_mj:.3g} mJ an inference, of the processor's whole package"
     if report.bound_ms is not None:
         met = "met" if report.is_within_budget(network) else "not met"
         rows["budget"] = f"{latency_text(report.bound_ms)} at p{report.percentile}: {met}"

@@ -602,6 +602,7 @@ def _time_best(
                 "latency_error_ms": each.error_ms,
                 "p90_ms": each.record.p90_ms,
                 "p99_ms": each.record.p99_ms,
+                **({} if each.energy_mj is None else {"energy_mj": each.energy_mj}),
             }
             for each in timed.networks
         },
@@ -613,6 +614,7 @@ def _time_best(
         "networks": len(timed.networks),
         "rounds": timed.conditions.get("rounds"),
         "drift": timed.drift,
+        "energy": timed.conditions.get("energy"),
         "percentile": settings.percentile,
     }
 

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nas.measuring.conditions import AffinityError, affine_to, cpu_model, describe, snapshot
+from nas.measuring.energy import energy_meter, energy_source
 from nas.measuring.rounds import (
     Journal,
     MeasurementError,
@@ -35,6 +36,8 @@ ANCHOR = reference("mobilenet_v3_small")
 
 # Where a session's record keeps the reasons for which subjects were refused, by their names.
 REFUSED = "refused"
+# Where it keeps the energy of subjects in millijoules an inference, by their names.
+ENERGY = "energy_mj"
 # Weights, their repacked copy and buffers of a session, layers and networks mixed as in a profile.
 _MEGABYTES_PER_SUBJECT = 4
 
@@ -76,6 +79,13 @@ class Measurement:
         """Why subjects were refused, by name."""
         reasons = Gate("the record of a session").mapping(self.record.get(REFUSED, {}), REFUSED)
         return {name: str(reason) for name, reason in reasons.items()}
+
+    @property
+    def energies_mj(self) -> dict[str, float]:
+        """Millijoules an inference, by the subject's name: of those whose energy was read."""
+        gate = Gate("the record of a session")
+        found = gate.mapping(self.record.get(ENERGY, {}), ENERGY)
+        return {name: gate.number(ENERGY, value, 0) for name, value in found.items()}
 
     def steadied(self) -> NDArray[np.float64]:
         """Samples without the drift that all subjects share: (rounds, subjects)."""
@@ -229,6 +239,7 @@ class LocalTarget:
             snapshot,
             on_round,
             precise=[subject_name(each) for each in precise],
+            meter=energy_meter(),
         )
         return measurement(
             [by_name[name] for name in kept.names],
@@ -236,6 +247,7 @@ class LocalTarget:
             kept.rounds,
             {
                 **describe(),
+                "energy": energy_source(),
                 "before": before,
                 **({REFUSED: kept.refused} if kept.refused else {}),
                 **({"undelegated": undelegated} if undelegated else {}),
@@ -264,6 +276,11 @@ def measurement(
         name: _range([each.conditions.get(name) for each in all_rounds])
         for name in (all_rounds[0].conditions if all_rounds else {})
     }
+    read: dict[str, list[float]] = {}
+    for each in kept:
+        for name, value in each.energy_mj.items():
+            read.setdefault(name, []).append(value)
+    energies_mj = {name: float(np.median(values)) for name, values in read.items()}
     return Measurement(
         subjects=tuple(subjects),
         samples_ms=np.array([each.samples_ms for each in kept]),
@@ -278,6 +295,7 @@ def measurement(
             "anchor_ms": float(np.median(anchors)),
             "anchor_spread": float(np.subtract(*np.percentile(anchors, [75, 25])) / np.median(anchors)),
             "conditions": conditions,
+            **({ENERGY: energies_mj} if energies_mj else {}),
             **machine,
         },
     )

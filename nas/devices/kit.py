@@ -20,7 +20,7 @@ import numpy as np
 
 from nas.cost import layer_cost
 from nas.devices.device import ANCHOR, REFUSED, Measurement, deal_out, measurement, subject_name
-from nas.measuring import board, conditions, models, rounds
+from nas.measuring import board, conditions, energy, models, rounds
 from nas.runtimes.runtime import Runtime
 from nas.runtimes.subject import CannotRunError, Subject
 from nas.saving import check_output, write_atomically
@@ -39,6 +39,7 @@ _LINKS = 20
 DEFAULT_TEMPERATURE_LIMIT_C = 75.0
 _MODULES = {
     "measuring/conditions.py": conditions,
+    "measuring/energy.py": energy,
     "measuring/models.py": models,
     "measuring/rounds.py": rounds,
     "measuring/board.py": board,

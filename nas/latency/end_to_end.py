@@ -34,10 +34,12 @@ class Timed:
         record: the network, the table's statistic and percentiles.
         error_ms: standard error of its latency: what the loadings of its model disagree by, over the
             square root of their number.
+        energy_mj: millijoules an inference; None where they cannot be read.
     """
 
     record: NetworkRecord
     error_ms: float
+    energy_mj: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +107,7 @@ def time_networks(
             Timed(
                 NetworkRecord(each, *(value / level for value in found[each].latencies_ms)),
                 found[each].latency_ms * errors[subject] / level,
+                measured.energies_mj.get(subject_name(subject)),
             )
             for each, subject in zip(architectures, whole, strict=True)
             if each.id not in reasons

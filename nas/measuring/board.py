@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
 from nas.measuring import conditions
+from nas.measuring.energy import energy_meter, energy_source
 
 if TYPE_CHECKING:  # numpy may be missing on the board, which is to be said in one line
     from nas.measuring.models import WeightShape
@@ -277,7 +278,10 @@ def _measure_group(
         report(f"{label}: {done} of {wanted} rounds, {left_s:.0f} s left{heat}")
 
     seed, precise = manifest["seed"], manifest["precise"]
-    rounds.measure(runner, anchor, journal, wanted, seed, watch.snapshot, on_round, precise=precise)
+    meter = energy_meter()
+    rounds.measure(
+        runner, anchor, journal, wanted, seed, watch.snapshot, on_round, precise=precise, meter=meter
+    )
     if refused := journal.refused:
         name, reason = next(iter(refused.items()))
         report(
@@ -313,6 +317,7 @@ def _describe_board(runtime: str) -> dict[str, object]:
     return {
         **conditions.describe(),
         **conditions.snapshot(),
+        "energy": energy_source(),
         "numpy": installed["numpy"],
         "runtime_version": installed[package],
         "throttled": None if throttled is None else decode_throttled(throttled),

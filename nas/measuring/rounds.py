@@ -15,6 +15,7 @@ Needs only Python 3.9 and numpy: this file also runs on boards, inside the porta
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
@@ -26,6 +27,8 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+
+from nas.measuring.energy import EnergyMeter
 
 JOURNAL_SCHEMA = 1
 ANCHOR_RUNS_PER_ROUND = 3
@@ -47,6 +50,7 @@ _MAX_ROUNDS_FACTOR = 2
 # Bounds of what can be meant: a day for one run, anchors of many runs, files of thousands of layers.
 _SHORTEST_MS = 1e-9
 _LONGEST_MS = 86_400_000.0
+_LARGEST_MJ = 1e12
 _MOST_ANCHORS = 1_000
 _MOST_LOADS = 1_000_000
 _MOST_BYTES = 256_000_000
@@ -77,6 +81,8 @@ class Round:
         conditions: clock, temperature, load when the round ended.
         shuffle: seed of the order in which the subjects ran, see :func:`round_order`.
         load: which loading of the models it ran on, counted from 0.
+        energy_mj: millijoules an inference of subjects by name, in the first round of a loading where they
+            were read.
     """
 
     samples_ms: list[float]
@@ -84,6 +90,7 @@ class Round:
     conditions: Mapping[str, object]
     shuffle: int = 0
     load: int = 0
+    energy_mj: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
 class Journal:
@@ -222,6 +229,12 @@ def read_round(data: object, subjects: int) -> Round:
         raise ValueError("the order of a round is no whole number")
     if type(load) is not int or not 0 <= load < _MOST_LOADS:
         raise ValueError("the loading of a round is no whole number that can be")
+    energy_mj = data.get("energy_mj", {})
+    if not isinstance(energy_mj, dict) or len(energy_mj) > subjects:
+        raise ValueError("the energy of a round is no mapping")
+    for value in energy_mj.values():
+        if type(value) not in (int, float) or not 0 <= value <= _LARGEST_MJ:
+            raise ValueError(f"{str(value)[:40]!r} mJ is no energy")
     if not isinstance(conditions, dict) or len(conditions) > 100:
         raise ValueError("the conditions of a round are no mapping")
     for name, value in conditions.items():
@@ -231,7 +244,7 @@ def read_round(data: object, subjects: int) -> Round:
         number = type(value) in (int, float, bool) and -1e18 < value < 1e18 and name != "throttled"
         if not (listed or number or value is None):
             raise ValueError(f"the condition {name[:40]!r} of a round is no number")
-    return Round(samples, anchors, conditions, shuffle, load)
+    return Round(samples, anchors, conditions, shuffle, load, energy_mj)
 
 
 def measure(
@@ -244,6 +257,7 @@ def measure(
     on_round: Callable[[int, int], None] = lambda done, wanted: None,
     loads: int = LOADS,
     precise: Sequence[str] = (),
+    meter: EnergyMeter | None = None,
 ) -> list[Round]:
     """Run all subjects in interleaved rounds until ``rounds`` of them were steady.
 
@@ -259,6 +273,7 @@ def measure(
         loads: how often everything is loaded; less often where that would leave few rounds for each.
         precise: subjects for which to load and measure on, up to twice the rounds, until
             :data:`PRECISION` is reached.
+        meter: reads their energy, once for every loading; None: nothing is read.
 
     Returns:
         The steady rounds.
@@ -280,12 +295,15 @@ def measure(
             wanted, most = len(kept) + rounds_a_load, most + rounds_a_load * _MAX_ROUNDS_FACTOR
         if len(journal.rounds) >= most:
             break
+        energy_mj: dict[str, float] = {}
         if not left:
             number = 1 + max((each.load for each in journal.rounds), default=-1)
             _load(journal, load, runners, seed * 1_000_003 + 500_000 + number)
             names = journal.names
             anchor()
             left = rounds_a_load
+            if meter is not None:
+                energy_mj = {name: meter.inference_mj(runners[name]) for name in precise if name in names}
         shuffle = seed * 1_000_003 + len(journal.rounds)
         order = round_order(shuffle, len(names))
         anchor_at = [len(order) * index // ANCHOR_RUNS_PER_ROUND for index in range(ANCHOR_RUNS_PER_ROUND)]
@@ -294,7 +312,7 @@ def measure(
         for position, index in enumerate(order):
             anchors += [_time_ms(anchor) for _ in range(anchor_at.count(position))]
             samples[index] = _time_ms(runners[names[index]])
-        journal.append(Round(samples, anchors, snapshot(), shuffle, number))
+        journal.append(Round(samples, anchors, snapshot(), shuffle, number, energy_mj))
         kept = steady(journal.rounds)
         on_round(len(kept), wanted)
         left -= 1

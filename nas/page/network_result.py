@@ -81,6 +81,7 @@ class NetworkResult:
         latency_error_ms: one standard deviation of the latency, None where unknown.
         p90_ms: 90th percentile of the runs timed end to end, None where there were none.
         p99_ms: 99th percentile.
+        energy_mj: millijoules an inference, of the processor's whole package; None where they were not read.
         judgement: what a trained network was judged on, None for others.
         bytes_per_value: of its weights and feature maps.
     """
@@ -103,6 +104,7 @@ class NetworkResult:
     latency_error_ms: float | None = None
     p90_ms: float | None = None
     p99_ms: float | None = None
+    energy_mj: float | None = None
     judgement: Judgement | None = None
     bytes_per_value: int = 4
 

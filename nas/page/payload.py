@@ -22,6 +22,7 @@ _DIGITS = 6
 _NUMBERS = ("top1", "deviation", "latency_ms", "latency_error_ms", "macs", "parameters", "resolution")
 _SOURCES = ("accuracy_source", "latency_source")
 _PERCENTILES = ("p90_ms", "p99_ms")
+_ENERGY = "energy_mj"
 # Block tables in a page, at most, besides those of the front, the references and the answers.
 _MOST_TABLES = 1_500
 
@@ -34,12 +35,16 @@ def payload(reports: Sequence[Report]) -> str:
 
 
 def _study(report: Report) -> dict[str, object]:
-    networks, frame = report.networks, report.frame(columns=("id", *_NUMBERS, *_SOURCES, *_PERCENTILES))
+    networks, frame = (
+        report.networks,
+        report.frame(columns=("id", *_NUMBERS, *_SOURCES, *_PERCENTILES, _ENERGY)),
+    )
     sources = sorted({*frame.accuracy_source, *frame.latency_source})
     front = [report.positions[network.trial] for network in report.front]
     layers, tabled = _Layers(report.layers), _with_table(report)
     timed = frame.reset_index(drop=True)[list(_PERCENTILES)].dropna()
     percentiles = zip(_numbers(timed.p90_ms), _numbers(timed.p99_ms), strict=True)
+    powered = frame.reset_index(drop=True)[_ENERGY].dropna()
     return {
         "name": report.name,
         "columns": PAPER_COLUMNS,
@@ -58,6 +63,7 @@ def _study(report: Report) -> dict[str, object]:
             **{name: _numbers(frame[name]) for name in _NUMBERS},
             **{name: frame[name].map(sources.index).tolist() for name in _SOURCES},
             "percentiles_ms": dict(zip(timed.index.tolist(), percentiles, strict=True)),
+            "energies_mj": dict(zip(powered.index.tolist(), _numbers(powered), strict=True)),
             "layers": [
                 layers.indices(n.architecture) if position in tabled and n.architecture else None
                 for position, n in enumerate(networks)

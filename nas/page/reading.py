@@ -288,6 +288,7 @@ class _Percentiles(TypedDict):
     latency_error_ms: float | None
     p90_ms: float | None
     p99_ms: float | None
+    energy_mj: float | None
 
 
 def _percentiles(
@@ -303,7 +304,13 @@ def _percentiles(
     if percent is not None and error_ms is None:
         percent = gate.number("error_percent", percent, 0, 1_000)
         error_ms = gate.number("latency_ms", latency["latency_ms"]) * percent / 100
-    return {"latency_error_ms": error_ms, "p90_ms": told("p90_ms"), "p99_ms": told("p99_ms")}
+    energy = latency.get("energy_mj")
+    return {
+        "latency_error_ms": error_ms,
+        "p90_ms": told("p90_ms"),
+        "p99_ms": told("p99_ms"),
+        "energy_mj": None if energy is None else gate.number("energy_mj", energy, 0),
+    }
 
 
 def _published_top1(name: str | None, architecture: Architecture | None) -> float | None:

@@ -48,6 +48,7 @@ COLUMNS = (
     "latency_error_ms",
     "p90_ms",
     "p99_ms",
+    "energy_mj",
     "macs",
     "parameters",
     "model_size_mb",

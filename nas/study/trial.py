@@ -195,8 +195,8 @@ def remeasure(study: optuna.Study, latencies: Mapping[str, Mapping[str, object]]
     Args:
         study: the study.
         latencies: by architecture id, ``latency_ms`` and ``latency_source``, and where a network was timed
-            end to end ``p90_ms``, ``p99_ms`` and ``latency_error_ms``; or ``refused``, the reason why the
-            runtime does not take it: reports leave it out.
+            end to end ``p90_ms``, ``p99_ms``, ``latency_error_ms`` and ``energy_mj``; or ``refused``,
+            the reason why the runtime does not take it: reports leave it out.
     """
     for name, each in latencies.items():
         study.set_user_attr(_REMEASURED + name, dict(each))

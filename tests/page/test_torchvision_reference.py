@@ -9,6 +9,7 @@ from nas.latency.provision import Effort
 from nas.latency.source import LatencySource
 from nas.latency.table import Entry, LatencyTable, TableHeader
 from nas.measuring.conditions import cpu_model
+from nas.page.payload import payload
 from nas.page.reading import report_of
 from nas.page.sentences import gain, saving
 from nas.page.torchvision_reference import (
@@ -138,9 +139,14 @@ def test_tables_that_nothing_here_judges_stand_beside_the_front_and_are_timed(tm
     assert (ours.top1, ours.parameters, ours.architecture) == (73.8, 3_774_024, small)
     assert ours.latency_ms == MadeUpLatency().latency(small).latency_ms
     assert after.worth_timing(2)[small.id] == small
-    remeasure(study, {small.id: {"latency_ms": 4.5, "latency_source": "measured", "p90_ms": 5.0}})
-    (timed,) = (each for each in report_of(study).references if each.id == small.id)
+    end_to_end = {"latency_ms": 4.5, "latency_source": "measured", "p90_ms": 5.0, "energy_mj": 61.25}
+    remeasure(study, {small.id: end_to_end})
+    measured = report_of(study)
+    (timed,) = (each for each in measured.references if each.id == small.id)
     assert (timed.latency_ms, timed.latency_source, timed.p90_ms) == (4.5, "measured", 5.0)
+    frame = measured.frame()
+    assert frame.energy_mj.dropna().tolist() == [61.25]
+    assert f'"energies_mj":{{"{measured.positions[timed.trial]}":61.25}}' in payload([measured])
 
 
 def test_a_search_times_them_in_as_many_rounds_as_its_layers(

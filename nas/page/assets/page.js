@@ -30,7 +30,7 @@
       study, index, id: n.id[index], name: s.names[index] || null, top1: n.top1[index],
       deviation: n.deviation[index], latency: n.latency_ms[index], macs: n.macs[index],
       parameters: n.parameters[index], resolution: n.resolution[index], trial: n.trial[index],
-      latencyError: n.latency_error_ms[index], percentiles: n.percentiles_ms[index],
+      latencyError: n.latency_error_ms[index], percentiles: n.percentiles_ms[index], energy: n.energies_mj[index],
       accuracySource: s.sources[n.accuracy_source[index]], latencySource: s.sources[n.latency_source[index]],
       layers: (n.layers[index] || []).map((i) => s.layers[i]),
     };
@@ -247,6 +247,7 @@
       make("div", {}, `${latency(network)}, ${network.latencySource}`),
       ...(network.percentiles
         ? [make("div", {}, `p90 ${latencyText(network.percentiles[0])}, p99 ${latencyText(network.percentiles[1])}`)] : []),
+      ...(network.energy ? [make("div", {}, `${Number(network.energy.toPrecision(3))} mJ, whole processor`)] : []),
       make("div", {}, `${accuracy(network)}, ${network.accuracySource}`),
       make("div", {}, `${millions(network.parameters)} parameters`),
       make("div", {}, `${millions(network.macs)} MACs`),
