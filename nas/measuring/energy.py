@@ -75,7 +75,7 @@ class EnergyMeter:
 
 
 def energy_source(folder: Path = POWERCAP) -> str:
-    """What energy is read from here, or why it is not: for the record of a session.
+    """The counters that energy is read from here, or the reason why it is not, for the record of a session.
 
     Args:
         folder: where Linux shows its counters.
