@@ -18,9 +18,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from nas.page import sentences
 from nas.page.comparison import compare, plain
 from nas.page.payload import payload
-from nas.page.reading import uncollected
 from nas.page.report import JOINT, Report, section
 from nas.quantities import latency_text
+from nas.study.journal import without_collecting
 
 # Beside how many references the answers are shown at once.
 _SHOWN_ANSWERS = 6
@@ -42,7 +42,7 @@ def comparison_page(first: Report, second: Report) -> str:
     return _page("comparison.html", [first, second], title=title, names=names, comparison=comparison)
 
 
-@uncollected()
+@without_collecting()
 def _page(template: str, reports: Sequence[Report], **values: object) -> str:
     assets = resources.files("nas.page") / "assets"
     style, script = ((assets / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))

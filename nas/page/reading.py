@@ -5,13 +5,11 @@ report = report_of(read_study(Path("results/digits")))
 
 from __future__ import annotations
 
-import gc
 import logging
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypedDict
@@ -27,7 +25,7 @@ from nas.latency.table import MAX_MS
 from nas.page.importances import parameter_importances
 from nas.page.network_result import Member, NetworkResult, losses
 from nas.page.report import JOINT, TRAINED, LayerLatency, Report, section
-from nas.study.journal import JournalReader, storage_of
+from nas.study.journal import JournalReader, storage_of, without_collecting
 from nas.study.objective import THIRD_COSTS
 from nas.study.pareto import cost_bounds, dominated_share_over_time, front
 from nas.study.storage import open_storage
@@ -50,19 +48,6 @@ class ReportError(InputError):
     """A study that no report can be made of. The message says why."""
 
 
-@contextmanager
-def uncollected() -> Iterator[None]:
-    """No search of memory for cycles meanwhile: with a long study in it, that takes a quarter of the time."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
-
-
-@uncollected()
 def read_study(
     folder: Path, storage: str | None = None, say: Callable[[str], None] = _log.warning
 ) -> optuna.Study:
@@ -97,7 +82,7 @@ def read_study(
     return optuna.load_study(study_name=name, storage=opened)
 
 
-@uncollected()
+@without_collecting()
 def report_of(study: optuna.Study, importances: bool = True) -> Report:
     """Compute everything a report shows.
 

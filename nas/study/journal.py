@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import gc
 import json
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -112,7 +113,7 @@ def storage_of(backend: BaseJournalBackend, gate: Gate) -> JournalStorage:
         InputError: if its records contradict each other.
     """
     try:
-        with _without_collecting():
+        with without_collecting():
             return JournalStorage(backend)
     except InputError:
         raise
@@ -129,7 +130,7 @@ def storage_of(backend: BaseJournalBackend, gate: Gate) -> JournalStorage:
 
 
 @contextmanager
-def _without_collecting() -> Iterator[None]:
+def without_collecting() -> Iterator[None]:
     """Without looking for cyclic garbage: all that a long study makes are millions of objects that stay."""
     enabled = gc.isenabled()
     gc.disable()
@@ -140,18 +141,21 @@ def _without_collecting() -> Iterator[None]:
             gc.enable()
 
 
-def records(gate: Gate, lines: Iterable[bytes], first: int = 1) -> Iterator[dict[str, object]]:
+def records(
+    gate: Gate, lines: Iterable[bytes], first: int = 1, known: Distributions | None = None
+) -> Iterator[dict[str, object]]:
     """Journal lines as records that Optuna can replay.
 
     Args:
         gate: names the file.
         lines: without or with their ends.
         first: number of the first line.
+        known: distributions of earlier lines of the same file, which those of these lines are added to.
 
     Raises:
         InputError: naming the line.
     """
-    parameters = _Distributions()
+    parameters = known or Distributions()
     for number, line in enumerate(lines, start=first):
         where = Gate(f"{gate.name} is damaged in line {number}: it", gate.error, gate.remedy)
         if len(line) > MAX_LINE:
@@ -197,7 +201,7 @@ def _plain_json(line: bytes, gate: Gate) -> object:
     return found
 
 
-class _Distributions:
+class Distributions:
     """The distributions of a file's trials: nine tenths of its text, and the same few over and over.
 
     Each text of all distributions of a trial is parsed and checked once.
@@ -230,6 +234,9 @@ class _Distributions:
                 record = _plain_json(rest, gate)
                 if isinstance(record, dict) and record.get("distributions", False) is None:
                     record["distributions"] = found
+                    params = record.get("params")
+                    if isinstance(params, dict):  # the trials of a study share the names
+                        record["params"] = {sys.intern(name): value for name, value in params.items()}
                     return record
         return _plain_json(line, gate)
 
@@ -269,7 +276,7 @@ class _Distributions:
                 self._checked.add(text)
 
 
-def _check(gate: Gate, record: object, parameters: _Distributions) -> dict[str, object]:
+def _check(gate: Gate, record: object, parameters: Distributions) -> dict[str, object]:
     if not isinstance(record, dict) or type(record.get("op_code")) is not int:
         gate.fail("has no operation")
     wanted = _FIELDS.get(record["op_code"])

@@ -29,7 +29,7 @@ from optuna.trial import TrialState
 from nas.latency.table import FILES, MAX_BYTES, LatencyTable
 from nas.saving import HeldError, SaveError, hold, saving
 from nas.study.database import PatientStorage, StorageError
-from nas.study.journal import records, storage_of
+from nas.study.journal import Distributions, records, storage_of
 from nas.study.objective import Objective, directions, names
 from nas.study.trial import SETTLED
 from search_spaces.errors import InputError, masked
@@ -96,6 +96,8 @@ class JournalFile(BaseJournalBackend):
             self._held.close()
             raise
         self._read_count, self._read_offset = 0, 0
+        # Kept from record to record: memory would hold them once for each trial.
+        self._known = Distributions()
         self._synchronised = time.monotonic()
 
     def read_logs(self, log_number_from: int) -> Iterator[dict[str, object]]:
@@ -108,7 +110,7 @@ class JournalFile(BaseJournalBackend):
             self._read_count, self._read_offset = 0, 0
         gate = Gate(f"the study file {self._path}", StorageError)
         lines = self._complete_lines()
-        for line, record in zip(lines, records(gate, lines, self._read_count + 1), strict=True):
+        for line, record in zip(lines, records(gate, lines, self._read_count + 1, self._known), strict=True):
             self._read_count += 1
             self._read_offset += len(line) + 1
             if self._read_count > log_number_from:
