@@ -9,6 +9,8 @@ import pytest
 
 # Tests share the cores among processes: none takes all of them for the threads of a matrix product.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# pytest-xdist tells its processes the terminal's width; what commands print is read here as from a log.
+os.environ.pop("COLUMNS", None)
 
 from hydra._internal.hydra import Hydra
 

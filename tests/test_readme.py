@@ -51,6 +51,7 @@ README = (ROOT / "README.md").read_text()
 __all__ = ["schemas"]
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.alone,  # three rounds decide what meets a budget
     pytest.mark.skipif(SSHD is None, reason="needs an SSH server (apt install openssh-server)"),
     pytest.mark.usefixtures("unsteady_machine"),
 ]
