@@ -23,10 +23,9 @@ from nas.accuracy.imagenet import shipped_predictor
 from nas.help import CONFIG_FOLDER
 from nas.latency.hardware import Hardware, estimated_table
 from nas.page.files import pareto_csv
-from nas.page.html import report_page
 from nas.page.reading import read_study, report_of
+from nas.page.rendering import report_page, summary
 from nas.page.report import Report
-from nas.page.summary import summary
 from nas.runtimes.runtime import Runtime
 from nas.saving import write_atomically
 from nas.study.loop import Progress, Sampling, Stop, run_search

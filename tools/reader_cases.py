@@ -31,9 +31,8 @@ from nas.measuring import board, models
 from nas.measuring.rounds import Journal, Round
 from nas.overrides import read_own_file
 from nas.page.files import pareto_csv, write_report
-from nas.page.html import report_page
 from nas.page.reading import read_study, report_of
-from nas.page.summary import summary
+from nas.page.rendering import report_page, summary
 from nas.pictures.decode import read_picture
 from nas.pictures.preprocessing import Preprocessing
 from nas.pictures.recognition import Recognition

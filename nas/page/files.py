@@ -22,12 +22,11 @@ import optuna
 from nas.page import sentences
 from nas.page.comparison import equal_budgets
 from nas.page.figures import save_pareto_figures
-from nas.page.html import comparison_page, report_page
 from nas.page.network_result import NetworkResult
 from nas.page.reading import ReportError, report_of
+from nas.page.rendering import comparison_page, report_page, summary
 from nas.page.report import Report
 from nas.page.sentences import MIXED_KINDS, signed
-from nas.page.summary import summary
 from nas.pictures.recognition import LABELS, labels
 from nas.saving import markdown_text, spreadsheet_cell, write_atomically
 from nas.shell import shell_line

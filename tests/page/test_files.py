@@ -16,8 +16,8 @@ from nas.page.files import (
     write_report,
 )
 from nas.page.reading import read_study
+from nas.page.rendering import summary
 from nas.page.sentences import MIXED_KINDS
-from nas.page.summary import summary
 from search_spaces.architecture import Architecture
 from tests.cases import assert_drawn
 from tests.page.report_cases import REFERENCES, made_up_study, network, report

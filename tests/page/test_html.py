@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from nas.page.comparison import equal_budgets
-from nas.page.html import comparison_page, report_page
+from nas.page.rendering import comparison_page, report_page
 from nas.page.report import JOINT, Report
 from nas.page.sentences import MIXED_KINDS
 from search_spaces.references import reference

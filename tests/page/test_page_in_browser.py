@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from nas.page.html import comparison_page, report_page
 from nas.page.reading import read_study, report_of
+from nas.page.rendering import comparison_page, report_page
 from search_spaces.references import reference
 from tests.page.report_cases import REFERENCES, made_up_study, network, report
 from tests.page.test_html import HOSTILE, hostile_report

@@ -15,8 +15,8 @@ from nas.page.files import pareto_csv
 from nas.page.importances import parameter_importances
 from nas.page.network_result import NetworkResult
 from nas.page.reading import ReportError, hypervolume_over_trials, read_study, report_of
+from nas.page.rendering import summary
 from nas.page.report import COLUMNS
-from nas.page.summary import summary
 from nas.study.loop import architecture_of
 from nas.study.objective import Pareto
 from nas.study.pareto import hypervolume

@@ -1,8 +1,8 @@
-"""The page: one file with everything in it, for one study or for two side by side.
+"""The page for one study or for two side by side, and the summary in Markdown, as Jinja's templates fill in.
 
-Text and tables are templates of Jinja's, which escape whatever they are given; plots are drawn by page.js
-from embedded JSON. The page may load nothing and run nothing but that script: its content security policy
-says so.
+Whatever templates are given is escaped, for HTML or for Markdown. A page is one file with everything in it:
+plots are drawn by page.js from embedded JSON. It may load nothing and run nothing but that script: its
+content security policy says so.
 """
 
 from __future__ import annotations
@@ -13,13 +13,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from importlib import resources
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, pass_context, select_autoescape
+from jinja2.runtime import Context
 
 from nas.page import sentences
 from nas.page.comparison import compare, plain
 from nas.page.payload import payload
 from nas.page.report import JOINT, Report, section
 from nas.quantities import latency_text
+from nas.saving import markdown_text
 from nas.study.journal import without_collecting
 
 # Beside how many references the answers are shown at once.
@@ -42,6 +44,25 @@ def comparison_page(first: Report, second: Report) -> str:
     return _page("comparison.html", [first, second], title=title, names=names, comparison=comparison)
 
 
+def summary(report: Report) -> str:
+    """The answers and the front in Markdown, for READMEs and notes."""
+    command = _Verbatim(" ".join(str(report.provenance.get("command") or "").split()))
+    return _templates().get_template("summary.md").render(report=report, command=command)
+
+
+class _Verbatim(str):
+    """Text of one line that stands in a block of Markdown's code, where nothing is markup."""
+
+    __slots__ = ()
+
+
+@pass_context
+def _in_markdown(context: Context, value: object) -> object:
+    """A value as it stands in a template; in pages Jinja escapes it."""
+    is_page = str(context.name).endswith(".html")
+    return value if is_page or isinstance(value, _Verbatim) else markdown_text(str(value))
+
+
 @without_collecting()
 def _page(template: str, reports: Sequence[Report], **values: object) -> str:
     assets = resources.files("nas.page") / "assets"
@@ -58,7 +79,8 @@ def _page(template: str, reports: Sequence[Report], **values: object) -> str:
 def _templates() -> Environment:
     environment = Environment(
         loader=PackageLoader("nas.page", "templates"),
-        autoescape=True,
+        autoescape=select_autoescape(["html"]),
+        finalize=_in_markdown,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
