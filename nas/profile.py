@@ -18,8 +18,9 @@ from nas.latency.once_for_all import once_for_all
 from nas.latency.plan import Plan, calibration_networks, make_plan, seconds_needed
 from nas.latency.provision import load_table, profile_command, reference_architectures, table_folder
 from nas.latency.recovery import resumed
-from nas.latency.sessions import TABLE, profile
+from nas.latency.sessions import TABLE, Bench, profile
 from nas.measuring.conditions import PACKAGES
+from nas.measuring.progress import ProfileProgress
 from nas.runtimes.runtime import Runtime
 from nas.saving import check_output, hold, write_atomically
 from nas.settings import Chosen, HardwareConfig, ProfileSettings, RuntimeConfig
@@ -76,20 +77,14 @@ def _profile(
     networks = functools.partial(calibration_networks, space, settings.networks, settings.seed)
     command = profile_command(board.name, runtime)
     table = load_table(folder, board.name, runtime, device, version, networks, console.print)
+
+    def bench(progress: ProfileProgress) -> Bench:
+        assert target is not None
+        return Bench(target, runtime, board.name, folder, settings.rounds, progress, console.print, command)
+
     if target is not None and not settings.dry_run:
         with measuring_progress() as progress:
-            table = resumed(
-                target,
-                runtime,
-                board.name,
-                folder,
-                settings.rounds,
-                table,
-                progress,
-                networks,
-                command,
-                console.print,
-            )
+            table = resumed(bench(progress), table, networks)
     plan = make_plan(
         space,
         reference_architectures(space).values(),
@@ -117,7 +112,7 @@ def _profile(
         _write_kit(Path(str(settings.kit)), board, runtime, plan, settings)
         return
     with measuring_progress() as progress:
-        table = profile(target, runtime, board.name, plan, folder, settings.rounds, table, progress, command)
+        table = profile(bench(progress), plan, table)
     print_table_summary(table, folder, profile_command(board.name, runtime, "validate"))
 
 

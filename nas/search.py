@@ -155,7 +155,7 @@ def _search(config: SearchConfig) -> None:
                 "  mind: accuracies are those of fp32; what quantising costs is not predicted "
                 "(accuracy.int8_penalty, or accuracy=train to measure it)"
             )
-        judged, published = _runnable(judged, table), _runnable(published, table)
+        judged, published = table.runnable(judged, warn), table.runnable(published, warn)
         _say_refused(table, space, runtime)
         check_measurable(foreign, table, runtime)
         card = load_card(tables)
@@ -277,19 +277,6 @@ def _judged(
             warn(f"{name} is shown with its published accuracy, {top1:g} %: {reason}")
             published[name] = architecture
     return judged, published
-
-
-def _runnable(references: Mapping[str, Architecture], table: LatencyTable) -> dict[str, Architecture]:
-    """References that the runtime takes; the others are left out, said in a line."""
-    found: dict[str, Architecture] = {}
-    for name, architecture in references.items():
-        if refused := table.latency(architecture).refused:
-            warn(
-                f"{name} is left out: the runtime refuses its layer {refused[0]}: {table.refusal(refused[0])}"
-            )
-        else:
-            found[name] = architecture
-    return found
 
 
 def _say_refused(table: LatencyTable, space: SearchSpace, runtime: Runtime) -> None:

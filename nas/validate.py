@@ -24,14 +24,13 @@ from nas.latency.provision import (
     reference_architectures,
     table_folder,
 )
-from nas.latency.sessions import NetworkRecord, fill_gaps, load_networks
+from nas.latency.sessions import Bench, NetworkRecord, fill_gaps, load_networks
 from nas.latency.table import LatencyTable
 from nas.latency.validation import (
     FAMILY_COLUMNS,
     Validation,
     family_rows,
     fresh_networks,
-    runnable,
     save,
     validate,
 )
@@ -99,17 +98,8 @@ def main(config: ValidateConfig) -> None:
         )
     effort = Effort(profiling.max_keys, profiling.networks, profiling.rounds, profiling.seed)
     with measuring_progress() as progress:
-        table = ready_table(
-            space,
-            list(references.values()),
-            target,
-            runtime,
-            config.hardware.name,
-            folder,
-            effort,
-            progress,
-            console.print,
-        )
+        bench = Bench(target, runtime, board.name, folder, effort.rounds, progress, console.print)
+        table = ready_table(bench, space, list(references.values()), effort)
         known = load_networks(folder)
         judged, shown = _networks(space, references, settings, known, table)
         validation = validate(table, judged, shown, target, folder, settings.rounds, progress, known)
@@ -158,7 +148,7 @@ def _by_kit(
     table = fill_gaps(
         table, table.missing(dict.fromkeys(key for each in networks for key in layer_keys(each)))
     )
-    judged, shown = runnable(judged, table), runnable(shown, table)
+    judged, shown = table.runnable(judged), table.runnable(shown)
     networks = [*judged.values(), *shown.values()]
     if settings.kit:
         path = Path(settings.kit)

@@ -22,6 +22,7 @@ from nas.latency.calibration import ErrorSummary
 from nas.latency.plan import Plan, make_plan
 from nas.latency.provision import reference_architectures
 from nas.latency.sessions import (
+    Bench,
     NetworkRecord,
     features_of,
     fill_gaps,
@@ -92,15 +93,8 @@ def main(config: BenchmarkConfig) -> None:
     plan = Plan(tuple(keys), (*kept, *calibrating))
     console.print(f"measuring {len(keys):,} layers and {len(plan.networks)} networks")
     with measuring_progress() as bars:
-        table = profile(
-            LocalTarget(runtime, settings.seed),
-            runtime,
-            hardware,
-            plan,
-            folder,
-            settings.rounds,
-            progress=bars,
-        )
+        target = LocalTarget(runtime, settings.seed)
+        table = profile(Bench(target, runtime, hardware, folder, settings.rounds, bars), plan)
     records = {record.architecture: record for record in load_networks(folder)}
     chosen = [records[each] for each in calibrating]
     judged = [records[each] for each in kept]

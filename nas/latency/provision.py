@@ -5,16 +5,14 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from nas.devices.device import Target
 from nas.latency.plan import Plan, calibration_networks, make_plan
 from nas.latency.recovery import Networks, recovered, resumed
-from nas.latency.sessions import PENDING, TABLE, is_measured, profile
+from nas.latency.sessions import PENDING, TABLE, Bench, is_measured, profile
 from nas.latency.table import LatencyTable, TableError
 from nas.measuring.models import PROTOCOL
-from nas.measuring.progress import ProfileProgress
 from nas.runtimes.runtime import Runtime
 from nas.saving import HeldError, hold
 from nas.settings import ROUNDS
@@ -188,34 +186,29 @@ def _own_network(path: Path, classes: int) -> Architecture:
 
 
 def ready_table(
-    space: SearchSpace,
-    references: Sequence[Architecture],
-    target: Target,
-    runtime: Runtime,
-    hardware: str,
-    folder: Path,
-    effort: Effort,
-    progress: ProfileProgress,
-    say: Callable[[str], None],
+    bench: Bench, space: SearchSpace, references: Sequence[Architecture], effort: Effort
 ) -> LatencyTable:
     """A table that covers a space and its references, measured now as far as it is not there yet.
 
     Args:
+        bench: where and how to measure.
         space: every layer it can reach will be in the table.
         references: so will theirs.
-        target: the device.
-        runtime: what runs the layers on it.
-        hardware: name of the hardware config.
-        folder: where the table is kept, see :func:`table_folder`.
         effort: how much to measure.
-        progress: callbacks for progress bars.
-        say: told in one line what is going to be measured.
 
     Raises:
         StaleTableError: if the table there was measured under other conditions.
         nas.measuring.rounds.MeasurementError: if the machine did not hold still.
     """
+    target, runtime, hardware, folder, say = (
+        bench.target,
+        bench.runtime,
+        bench.hardware,
+        bench.folder,
+        bench.say,
+    )
     command = profile_command(hardware, runtime)
+    bench = replace(bench, command=command)
     networks = functools.partial(calibration_networks, space, effort.networks, effort.seed)
     wanted = reachable_layer_keys(space).union(*(layer_keys(each) for each in references))
     device, version = target.device, target.runtime_version
@@ -227,28 +220,17 @@ def ready_table(
     with hold(folder, TABLE):
         # As it is now that nobody else can change it.
         table = load_table(folder, hardware, runtime, device, version, networks, say)
-        table = resumed(
-            target, runtime, hardware, folder, effort.rounds, table, progress, networks, command, say
-        )
+        table = resumed(bench, table, networks)
         plan = make_plan(space, references, effort.max_keys, effort.networks, effort.seed, table)
         what = "no latency table yet" if table is None else "the latency table lacks layers of this space"
         say(
             f"{what}: measuring {len(plan.keys):,} layers and {len(plan.networks)} networks on "
             f"{device}, predicting {len(plan.predicted):,} from them"
         )
-        return profile(target, runtime, hardware, plan, folder, effort.rounds, table, progress, command)
+        return profile(bench, plan, table)
 
 
-def measure_layers(
-    table: LatencyTable,
-    architectures: Iterable[Architecture],
-    target: Target,
-    runtime: Runtime,
-    folder: Path,
-    rounds: int,
-    progress: ProfileProgress,
-    say: Callable[[str], None] = lambda line: None,
-) -> LatencyTable:
+def measure_layers(table: LatencyTable, architectures: Iterable[Architecture], bench: Bench) -> LatencyTable:
     """The table with every layer of some networks measured instead of predicted.
 
     What is measured is added to the table in the folder, which may hold more than ``table`` by now: measured
@@ -257,12 +239,7 @@ def measure_layers(
     Args:
         table: the table as a study knows it.
         architectures: the networks.
-        target: the device.
-        runtime: what runs the layers on it.
-        folder: where the table is kept, see :func:`table_folder`.
-        rounds: steady rounds.
-        progress: callbacks for progress bars.
-        say: told whom this waits for, if another process is measuring.
+        bench: where and how to measure.
 
     Raises:
         nas.measuring.rounds.MeasurementError: if the machine did not hold still.
@@ -275,66 +252,31 @@ def measure_layers(
     }
     if not keys:
         return table
-    header = table.header
-    with hold(folder, TABLE, say):
-        shared = load_table(folder, header.hardware, runtime, target.device, target.runtime_version) or table
+    target, hardware = bench.target, table.header.hardware
+    bench = replace(bench, hardware=hardware, command=table.profile_command)
+    with hold(bench.folder, TABLE, bench.say):
+        kept = load_table(bench.folder, hardware, bench.runtime, target.device, target.runtime_version)
         # A process may have died over the front as it was then.
-        shared = (
-            resumed(
-                target,
-                runtime,
-                header.hardware,
-                folder,
-                rounds,
-                shared,
-                progress,
-                say=say,
-                profile_command=table.profile_command,
-            )
-            or shared
-        )
+        shared = resumed(bench, kept or table) or kept or table
         plan = Plan(keys=tuple(key for key in keys if not is_measured(shared, key)), networks=())
         if plan.keys:
-            shared = profile(
-                target,
-                runtime,
-                header.hardware,
-                plan,
-                folder,
-                rounds,
-                shared,
-                progress,
-                table.profile_command,
-            )
+            shared = profile(bench, plan, shared)
     return table.with_entries({key: shared.entries[key] for key in keys}, sessions=shared.header.sessions)
 
 
-def finish_interrupted(
-    target: Target,
-    runtime: Runtime,
-    hardware: str,
-    folder: Path,
-    rounds: int,
-    progress: ProfileProgress,
-    say: Callable[[str], None] = lambda line: None,
-) -> None:
+def finish_interrupted(bench: Bench) -> None:
     """Go on with a session over which a process died, unless another process is at it.
 
     Args:
-        target: the device.
-        runtime: what runs the layers on it.
-        hardware: name of the hardware config.
-        folder: where the table is kept, see :func:`table_folder`.
-        rounds: steady rounds.
-        progress: callbacks for progress bars.
-        say: told what is gone on with.
+        bench: where and how to measure.
 
     Raises:
         nas.measuring.rounds.MeasurementError: if the machine did not hold still.
     """
+    folder, target = bench.folder, bench.target
     if not (folder / PENDING).exists():
         return
     # A table that this cannot extend is a matter of the command that measures.
     with suppress(HeldError, TableError), hold(folder, TABLE):
-        table = load_table(folder, hardware, runtime, target.device, target.runtime_version)
-        resumed(target, runtime, hardware, folder, rounds, table, progress, say=say)
+        table = load_table(folder, bench.hardware, bench.runtime, target.device, target.runtime_version)
+        resumed(bench, table)

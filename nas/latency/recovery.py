@@ -1,7 +1,7 @@
 """Recovery after a process died: interrupted sessions are gone on with, half-saved tables completed.
 
     table = recovered(folder, "host", runtime, networks=lambda: calibration_networks(space, 80, 0))
-    table = resumed(target, runtime, "host", folder, rounds=40, table=table, ...)
+    table = resumed(Bench(target, runtime, "host", folder, rounds=40), table, networks)
 
 Since tables are saved in one step there is little left to repair: a session that was being measured, which
 ``pending.json`` describes. Older versions wrote file after file; what such a table lacks is taken from the
@@ -13,15 +13,16 @@ from __future__ import annotations
 import datetime
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from nas.devices.device import ANCHOR, REFUSED, Measurement, Target, measurement, subject_name
+from nas.devices.device import ANCHOR, REFUSED, Measurement, measurement, subject_name
 from nas.latency.sessions import (
     FEWEST_NETWORKS,
     NETWORKS,
     PENDING,
     TABLE,
+    Bench,
     NetworkRecord,
     Session,
     add_session,
@@ -34,7 +35,6 @@ from nas.latency.sessions import (
     networks_text,
 )
 from nas.latency.table import LatencyTable, TableError, TableHeader, read_header, recorded
-from nas.measuring.progress import ProfileProgress
 from nas.measuring.rounds import JournalError, Round, read_round, steady
 from nas.runtimes.runtime import Runtime
 from nas.runtimes.subject import Subject
@@ -118,35 +118,18 @@ def recovered(
     return table
 
 
-def resumed(
-    target: Target,
-    runtime: Runtime,
-    hardware: str,
-    folder: Path,
-    rounds: int,
-    table: LatencyTable | None,
-    progress: ProfileProgress,
-    networks: Networks = tuple,
-    profile_command: str = "python -m nas.profile",
-    say: Callable[[str], None] = lambda line: None,
-) -> LatencyTable | None:
+def resumed(bench: Bench, table: LatencyTable | None, networks: Networks = tuple) -> LatencyTable | None:
     """The table with the session that was being measured when a process died, if there was one.
 
     Args:
-        target: the device.
-        runtime: what runs the layers on it.
-        hardware: name of the hardware config.
-        folder: where the table is kept; held by this process.
-        rounds: steady rounds wanted.
+        bench: where and how to measure; its folder is held by this process.
         table: the table so far.
-        progress: callbacks for progress bars.
         networks: networks that may be part of it.
-        profile_command: for error messages.
-        say: told what is gone on with.
 
     Raises:
         nas.measuring.rounds.MeasurementError: if the machine did not hold still.
     """
+    folder = bench.folder
     for group, wanted in _interrupted(folder, networks):
         fresh = [
             each
@@ -159,11 +142,9 @@ def resumed(
                     (folder / journal_name(group)).unlink(missing_ok=True)
                     (folder / PENDING).unlink()
             continue
-        say(f"going on with an interrupted session: {len(group):,} layers and networks")
+        bench.say(f"going on with an interrupted session: {len(group):,} layers and networks")
         with suppress(JournalError):  # of another device or version: left as it is
-            table = measure_session(
-                target, runtime, hardware, group, folder, wanted or rounds, table, progress, profile_command
-            )
+            table = measure_session(replace(bench, rounds=wanted or bench.rounds), group, table)
     return table
 
 

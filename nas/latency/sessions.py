@@ -10,9 +10,9 @@ import datetime
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -77,47 +77,55 @@ class NetworkRecord:
         return (self.latency_ms, self.p50_ms, self.p90_ms, self.p99_ms)
 
 
-def profile(
-    target: Target,
-    runtime: Runtime,
-    hardware: str,
-    plan: Plan,
-    folder: Path,
-    rounds: int,
-    table: LatencyTable | None = None,
-    progress: ProfileProgress = ProfileProgress(),  # noqa: B008 - frozen
-    profile_command: str = "python -m nas.profile",
-) -> LatencyTable:
-    """Measure what the plan says, extend or make the table, calibrate it and write it.
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """A device, with all else that measuring a table on it takes.
 
-    Args:
+    Attributes:
         target: the device.
         runtime: what runs the layers on it.
         hardware: name of the hardware config.
-        plan: what to measure.
         folder: where table, networks and samples are kept.
         rounds: steady rounds wanted.
-        table: the table to extend.
         progress: callbacks for progress bars.
-        profile_command: what error messages tell the user to type for missing layers.
+        say: told in a line what is measured, gone on with or waited for.
+        command: what error messages tell the user to type for missing layers.
+    """
+
+    target: Target
+    runtime: Runtime
+    hardware: str
+    folder: Path
+    rounds: int
+    progress: ProfileProgress = field(default_factory=ProfileProgress)
+    say: Callable[[str], None] = lambda line: None
+    command: str = "python -m nas.profile"
+
+
+def profile(bench: Bench, plan: Plan, table: LatencyTable | None = None) -> LatencyTable:
+    """Measure what the plan says, extend or make the table, calibrate it and write it.
+
+    Args:
+        bench: where and how to measure.
+        plan: what to measure.
+        table: the table to extend.
 
     Raises:
         nas.measuring.rounds.MeasurementError: if the machine did not hold still.
         HeldError: if another process is measuring for this table.
         SaveError: if the table cannot be written.
     """
+    folder = bench.folder
     with hold(folder, TABLE):
         known = {each.architecture for each in load_networks(folder)} if table is not None else set()
         subjects: list[Subject] = [*plan.keys, *(each for each in plan.networks if each not in known)]
-        for part in deal_out(subjects, target.session_subjects):
+        for part in deal_out(subjects, bench.target.session_subjects):
             # Another day, another clock speed: layers measured before tie the sessions together.
             links = link_keys(table) if table is not None else []
             group = [*part, *(key for key in links if key not in part)]
             # What an interrupted session was measuring, so that the next command goes on with just that.
-            write_atomically(folder / PENDING, _pending(group, rounds))
-            table = measure_session(
-                target, runtime, hardware, group, folder, rounds, table, progress, profile_command
-            )
+            write_atomically(folder / PENDING, _pending(group, bench.rounds))
+            table = measure_session(bench, group, table)
         if table is None:
             raise TableError("there is nothing to measure and no table to extend")
         completed = complete(table, plan.predicted, load_networks(folder))
@@ -126,40 +134,25 @@ def profile(
         return completed
 
 
-def measure_session(
-    target: Target,
-    runtime: Runtime,
-    hardware: str,
-    group: Sequence[Subject],
-    folder: Path,
-    rounds: int,
-    table: LatencyTable | None,
-    progress: ProfileProgress,
-    profile_command: str,
-) -> LatencyTable:
+def measure_session(bench: Bench, group: Sequence[Subject], table: LatencyTable | None) -> LatencyTable:
     """Measure in one session and save it: table, calibration, networks and samples at once.
 
     Args:
-        target: the device.
-        runtime: what runs the layers on it.
-        hardware: name of the hardware config.
+        bench: where and how to measure; its folder is held by this process.
         group: layers and networks that take turns with each other.
-        folder: where table, networks and samples are kept; held by this process.
-        rounds: steady rounds wanted.
         table: the table to extend.
-        progress: callbacks for progress bars.
-        profile_command: what error messages tell the user to type for missing layers.
 
     Raises:
         nas.measuring.rounds.JournalError: if rounds kept there belong to another device or runtime.
         nas.measuring.rounds.MeasurementError: if the machine did not hold still.
     """
+    target, folder, progress = bench.target, bench.folder, bench.progress
     journal = folder / journal_name(group)
-    measured = target.measure(group, rounds, journal, progress.prepared, progress.measured)
+    measured = target.measure(group, bench.rounds, journal, progress.prepared, progress.measured)
     networks = load_networks(folder) if table is not None else []
     ended = datetime.datetime.now(datetime.UTC)
-    session = Session(measured, hardware, target.device, runtime, target.runtime_version, ended)
-    table, networks = add_session(table, networks, session, profile_command)
+    session = Session(measured, bench.hardware, target.device, bench.runtime, target.runtime_version, ended)
+    table, networks = add_session(table, networks, session, bench.command)
     number = len(table.header.sessions)
     write_together(
         folder,

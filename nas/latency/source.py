@@ -18,7 +18,7 @@ from nas.latency.provision import (
     ready_table,
     staleness,
 )
-from nas.latency.sessions import PENDING, TABLE, NetworkRecord, load_networks
+from nas.latency.sessions import PENDING, TABLE, Bench, NetworkRecord, load_networks
 from nas.latency.table import LatencyTable
 from nas.latency.transfer import Agreement, agreement, at_level_of, is_from, measured_elsewhere
 from nas.latency.whole_models import with_head
@@ -93,17 +93,7 @@ class LatencySource:
             keys = sorted(keys_of(space, references), key=str)
             return table_without_measuring(self.board, keys, self.runtime, self.folder)
         with self.progress() as bars:
-            return ready_table(
-                space,
-                references,
-                target,
-                self.runtime,
-                self.board.name,
-                self.folder,
-                self.effort,
-                bars,
-                self.say,
-            )
+            return ready_table(self._bench(target, bars), space, references, self.effort)
 
     def for_task(
         self,
@@ -181,26 +171,17 @@ class LatencySource:
         if not keys:
             if (self.folder / PENDING).exists() and not self.is_elsewhere(table):
                 with self.progress() as bars:
-                    finish_interrupted(
-                        target, self.runtime, self.board.name, self.folder, self.effort.rounds, bars, self.say
-                    )
+                    finish_interrupted(self._bench(target, bars))
             return table
         self.say(f"measuring {len(keys)} layers of the front that were predicted so far")
         if self.is_elsewhere(table):
             with hold(self.folder, TABLE, self.say), self.progress() as bars:
-                return measured_elsewhere(
-                    table,
-                    sorted(keys, key=str),
-                    target,
-                    self.runtime,
-                    self.folder,
-                    self.effort.rounds,
-                    bars,
-                )
+                return measured_elsewhere(table, sorted(keys, key=str), self._bench(target, bars))
         with self.progress() as bars:
-            return measure_layers(
-                table, networks, target, self.runtime, self.folder, self.effort.rounds, bars, self.say
-            )
+            return measure_layers(table, networks, self._bench(target, bars))
+
+    def _bench(self, target: Target, bars: ProfileProgress) -> Bench:
+        return Bench(target, self.runtime, self.board.name, self.folder, self.effort.rounds, bars, self.say)
 
     def networks(self) -> list[NetworkRecord]:
         """Networks measured end to end for the table kept here."""

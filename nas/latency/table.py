@@ -14,7 +14,7 @@ import json
 import math
 import statistics
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -253,6 +253,27 @@ class LatencyTable:
             whole = strided_keys(architecture)
             total = sum(head.layer_ms(key, stride, self.share_ms(key)) for key, stride in whole)
         return Latency(max(total, least_ms), "table" if worst == "measured" else worst)
+
+    def runnable(
+        self, networks: Mapping[str, Architecture], say: Callable[[str], None] = lambda line: None
+    ) -> dict[str, Architecture]:
+        """Those of some networks that have no layer which the runtime refuses.
+
+        Args:
+            networks: by name.
+            say: told in a line of each that is left out.
+
+        Raises:
+            MissingKeysError: if a layer is missing.
+        """
+        found: dict[str, Architecture] = {}
+        for name, architecture in networks.items():
+            if refused := self.latency(architecture).refused:
+                reason = f"{refused[0]}: {self.refusal(refused[0])}"
+                say(f"{name} is left out: the runtime refuses its layer {reason}")
+            else:
+                found[name] = architecture
+        return found
 
     def share_ms(self, key: LayerKey) -> float:
         """The latency a layer adds to a network that classifies, calibrated where the table is."""

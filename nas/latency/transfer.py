@@ -16,6 +16,7 @@ import numpy as np
 from nas.devices.device import Target
 from nas.latency.end_to_end import spread
 from nas.latency.sessions import (
+    Bench,
     NetworkRecord,
     Session,
     add_session,
@@ -27,7 +28,6 @@ from nas.latency.sessions import (
 from nas.latency.table import Entry, LatencyTable, entry, recorded
 from nas.measuring.progress import ProfileProgress
 from nas.measuring.rounds import STATISTICS
-from nas.runtimes.runtime import Runtime
 from nas.runtimes.subject import Subject
 from search_spaces.layers import LayerKey
 
@@ -109,35 +109,24 @@ def agreement(
     return Agreement(level - 1, float(np.abs(ratios / level - 1).mean()), len(whole), len(layers))
 
 
-def measured_elsewhere(
-    table: LatencyTable,
-    keys: Sequence[LayerKey],
-    target: Target,
-    runtime: Runtime,
-    folder: Path,
-    rounds: int,
-    progress: ProfileProgress = ProfileProgress(),  # noqa: B008 - frozen
-) -> LatencyTable:
+def measured_elsewhere(table: LatencyTable, keys: Sequence[LayerKey], bench: Bench) -> LatencyTable:
     """A table with these layers measured here, at its own level; written nowhere.
 
     Args:
         table: of another machine.
         keys: the layers.
-        target: this machine.
-        runtime: what runs the layers.
-        folder: for the rounds meanwhile.
-        rounds: steady rounds wanted.
-        progress: callbacks for progress bars.
+        bench: this machine; its folder is for the rounds meanwhile.
 
     Raises:
         nas.measuring.rounds.MeasurementError: if the machine did not hold still.
     """
     links = [key for key in link_keys(table) if key not in keys]
     group: list[Subject] = [*keys, *links]
-    journal = folder / journal_name(group, "elsewhere")
-    measured = target.measure(group, rounds, journal, progress.prepared, progress.measured)
+    target, progress = bench.target, bench.progress
+    journal = bench.folder / journal_name(group, "elsewhere")
+    measured = target.measure(group, bench.rounds, journal, progress.prepared, progress.measured)
     header, ended = table.header, datetime.datetime.now(datetime.UTC)
-    session = Session(measured, header.hardware, target.device, runtime, target.runtime_version, ended)
+    session = Session(measured, header.hardware, target.device, bench.runtime, target.runtime_version, ended)
     extended, _ = add_session(table, [], session, table.profile_command)
     journal.unlink(missing_ok=True)
     return extended.with_entries({}, created=header.created)

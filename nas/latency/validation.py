@@ -173,7 +173,7 @@ def validate(
         MissingKeysError: if the table lacks a layer.
         MeasurementError: if the machine did not hold still, or there are too few networks.
     """
-    networks, shown = runnable(networks, table), runnable(shown, table)
+    networks, shown = table.runnable(networks), table.runnable(shown)
     _check_enough(networks)
     wanted = [*networks.values(), *shown.values()]
     timed = time_networks(wanted, table, target, folder, rounds, progress, known)
@@ -201,16 +201,6 @@ def validate(
         state=table.state(),
     )
     return Validation(card, timed.journal, names, records, predicted_ms, raw_ms)
-
-
-def runnable(networks: Mapping[str, Architecture], table: LatencyTable) -> dict[str, Architecture]:
-    """Those of some networks that have no layer which the runtime refuses.
-
-    Args:
-        networks: by name.
-        table: knows which layers are refused.
-    """
-    return {name: each for name, each in networks.items() if not table.latency(each).refused}
 
 
 def _check_enough(networks: Mapping[str, Architecture]) -> None:

@@ -13,7 +13,7 @@ import pytest
 from nas.latency.plan import Plan, calibration_networks, make_plan
 from nas.latency.provision import Effort, finish_interrupted, load_table, ready_table
 from nas.latency.recovery import recovered
-from nas.latency.sessions import NETWORKS, load_networks, profile
+from nas.latency.sessions import NETWORKS, Bench, load_networks, profile
 from nas.latency.table import LatencyTable, TableError
 from nas.measuring.progress import ProfileProgress
 from nas.measuring.rounds import MeasurementError
@@ -41,15 +41,10 @@ def _command(
     device = target or FakeTarget(noise=0.01, session_subjects=30)
     effort = replace(EFFORT, max_keys=max_keys)
     return ready_table(
+        Bench(device, RUNTIME, "fake", folder, effort.rounds, ProfileProgress(), lambda line: None),
         small_space(),
         references,
-        device,
-        RUNTIME,
-        "fake",
-        folder,
         effort,
-        ProfileProgress(),
-        lambda line: None,
     )
 
 
@@ -233,7 +228,7 @@ def test_an_interrupted_session_of_an_older_version_is_gone_on_with(tmp_path: Pa
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        profile(Interrupted(session_subjects=30), RUNTIME, "fake", plan, folder, 4)
+        profile(Bench(Interrupted(session_subjects=30), RUNTIME, "fake", folder, 4), plan)
     (partial,) = folder.glob("partial-*.jsonl")
     assert len(partial.read_text().splitlines()) == 3
     _command(folder)
@@ -243,7 +238,7 @@ def test_an_interrupted_session_of_an_older_version_is_gone_on_with(tmp_path: Pa
 
 def test_rounds_of_another_device_are_left_alone(tmp_path: Path) -> None:
     with pytest.raises(MeasurementError):
-        profile(_Broken(), RUNTIME, "fake", Plan(_some_keys(), ()), tmp_path, 4)
+        profile(Bench(_Broken(), RUNTIME, "fake", tmp_path, 4), Plan(_some_keys(), ()))
     table = _command(tmp_path, FakeTarget(device="another cpu", session_subjects=30))
     assert table.header.device == "another cpu"
 
@@ -265,7 +260,7 @@ def _died_over_the_front(folder: Path) -> list[LayerKey]:
     table = LatencyTable.load(folder)
     keys = [key for key, each in table.entries.items() if each.source == "predicted"][:3]
     with pytest.raises(MeasurementError, match="killed"):
-        profile(Killed(noise=0.01), RUNTIME, "fake", Plan(tuple(keys), ()), folder, 4, table)
+        profile(Bench(Killed(noise=0.01), RUNTIME, "fake", folder, 4), Plan(tuple(keys), ()), table)
     assert (folder / "pending.json").exists()
     return keys
 
@@ -276,7 +271,7 @@ def _left_over(folder: Path) -> list[str]:
 
 def test_a_session_over_the_front_is_finished_though_the_front_is_another_by_then(saved: Path) -> None:
     keys = _died_over_the_front(saved)
-    finish_interrupted(FakeTarget(noise=0.01), RUNTIME, "fake", saved, 4, ProfileProgress())
+    finish_interrupted(Bench(FakeTarget(noise=0.01), RUNTIME, "fake", saved, 4, ProfileProgress()))
     assert not _left_over(saved)
     assert {LatencyTable.load(saved).entries[key].source for key in keys} == {"measured"}
 
@@ -285,10 +280,10 @@ def test_a_session_that_others_measured_meanwhile_leaves_nothing(saved: Path) ->
     keys = _died_over_the_front(saved)
     pending = (saved / "pending.json").read_text()
     table = LatencyTable.load(saved)
-    profile(FakeTarget(noise=0.01), RUNTIME, "fake", Plan((*keys, *_some_keys()), ()), saved, 4, table)
+    profile(Bench(FakeTarget(noise=0.01), RUNTIME, "fake", saved, 4), Plan((*keys, *_some_keys()), ()), table)
     (saved / "pending.json").write_text(pending)
     assert _left_over(saved)
-    finish_interrupted(FakeTarget(noise=0.01), RUNTIME, "fake", saved, 4, ProfileProgress())
+    finish_interrupted(Bench(FakeTarget(noise=0.01), RUNTIME, "fake", saved, 4, ProfileProgress()))
     assert not _left_over(saved)
 
 
@@ -310,7 +305,7 @@ def test_two_writers_of_one_table_do_not_mix(saved: Path) -> None:
     def second() -> None:
         table = LatencyTable.load(saved)
         keys = tuple(key for key, each in table.entries.items() if each.source == "predicted")[:5]
-        profile(FakeTarget(), RUNTIME, "fake", Plan(keys, ()), saved, 4, table)
+        profile(Bench(FakeTarget(), RUNTIME, "fake", saved, 4), Plan(keys, ()), table)
 
     def refused() -> None:
         with pytest.raises(HeldError, match=rf"is in use by process {os.getppid()} on .*: wait for it"):

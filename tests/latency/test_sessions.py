@@ -11,7 +11,7 @@ from nas.latency.end_to_end import time_networks
 from nas.latency.plan import Plan, make_plan, seconds_needed
 from nas.latency.predictor import LayerPredictor
 from nas.latency.provision import Effort, measure_layers, ready_table, reference_architectures
-from nas.latency.sessions import features_of, load_networks, profile
+from nas.latency.sessions import Bench, features_of, load_networks, profile
 from nas.latency.table import LatencyTable
 from nas.latency.validation import card_problem, fresh_networks, load_card, save, validate
 from nas.measuring.progress import ProfileProgress
@@ -59,7 +59,7 @@ def test_a_limited_plan_takes_references_first_and_predicts_the_rest(small_space
 def test_networks_are_timed_at_the_level_of_the_table(small_space: SearchSpace, tmp_path: Path) -> None:
     target = FakeTarget(noise=0.01)
     plan = plan_of(small_space, 200, 30)
-    table = profile(target, Runtime(), "fake", plan, tmp_path, rounds=10)
+    table = profile(Bench(target, Runtime(), "fake", tmp_path, 10), plan)
     networks = fresh_networks(small_space, 5, 0, plan.networks)
     target.speed = 0.9
     timed = time_networks(networks, table, target, tmp_path, 20, known=load_networks(tmp_path))
@@ -87,7 +87,7 @@ def test_what_a_table_holds_is_not_measured_again(small_space: SearchSpace, tmp_
     target = FakeTarget()
     first = plan_of(small_space, 100, 6)
     assert len(set(first.keys)) == 100
-    table = profile(target, Runtime(), "fake", first, tmp_path, 4)
+    table = profile(Bench(target, Runtime(), "fake", tmp_path, 4), first)
     again = make_plan(small_space, [], 100, 6, seed=0, table=table)
     assert not again.keys
     assert not again.networks
@@ -98,7 +98,7 @@ def test_what_a_table_holds_is_not_measured_again(small_space: SearchSpace, tmp_
 
 def test_calibration_finds_the_law_of_the_device(small_space: SearchSpace, tmp_path: Path) -> None:
     plan = plan_of(small_space, None, 40)
-    table = profile(FakeTarget(noise=0.01), Runtime(), "fake", plan, tmp_path, rounds=20)
+    table = profile(Bench(FakeTarget(noise=0.01), Runtime(), "fake", tmp_path, 20), plan)
     calibration = table.header.calibration
     assert calibration is not None
     assert calibration.uncorrected.mape > 0.1
@@ -110,7 +110,7 @@ def test_calibration_finds_the_law_of_the_device(small_space: SearchSpace, tmp_p
 
 def test_leave_one_out_equals_fitting_without_the_network(small_space: SearchSpace, tmp_path: Path) -> None:
     plan = plan_of(small_space, None, 30)
-    table = profile(FakeTarget(noise=0.05), Runtime(), "fake", plan, tmp_path, rounds=3)
+    table = profile(Bench(FakeTarget(noise=0.05), Runtime(), "fake", tmp_path, 3), plan)
     networks = load_networks(tmp_path)
     features = features_of(table, [each.architecture for each in networks])
     actual = np.array([each.latency_ms for each in networks])
@@ -132,14 +132,14 @@ def test_borders_are_corrected_only_where_layers_pay_for_them(
     small_space: SearchSpace, tmp_path: Path, name: RuntimeName, precision: Precision, fitted: int
 ) -> None:
     plan = plan_of(small_space, None, 30)
-    table = profile(FakeTarget(noise=0.05), Runtime(name, precision), "fake", plan, tmp_path, rounds=3)
+    table = profile(Bench(FakeTarget(noise=0.05), Runtime(name, precision), "fake", tmp_path, 3), plan)
     assert table.header.calibration is not None
     assert np.count_nonzero(table.header.calibration.coefficients) == fitted
 
 
 def test_shares_of_layers_add_up_to_the_network(small_space: SearchSpace, tmp_path: Path) -> None:
     plan = plan_of(small_space, None, 30)
-    table = profile(FakeTarget(noise=0.02), Runtime(), "fake", plan, tmp_path, rounds=3)
+    table = profile(Bench(FakeTarget(noise=0.02), Runtime(), "fake", tmp_path, 3), plan)
     calibration = table.header.calibration
     assert calibration is not None
     network = plan.networks[3]
@@ -150,7 +150,7 @@ def test_shares_of_layers_add_up_to_the_network(small_space: SearchSpace, tmp_pa
 
 def test_gaps_are_filled_and_say_so(small_space: SearchSpace, tmp_path: Path) -> None:
     plan = plan_of(small_space, 250, 20)
-    table = profile(FakeTarget(noise=0.005), Runtime(), "fake", plan, tmp_path, rounds=10)
+    table = profile(Bench(FakeTarget(noise=0.005), Runtime(), "fake", tmp_path, 10), plan)
     assert table.header.gap_filling["measured"] == 250
     assert table.header.gap_filling["mean_error"] < 0.05
     errors = []
@@ -166,20 +166,20 @@ def test_gaps_are_filled_and_say_so(small_space: SearchSpace, tmp_path: Path) ->
 def test_predicted_layers_of_the_front_can_be_measured(small_space: SearchSpace, tmp_path: Path) -> None:
     target = FakeTarget(noise=0.005)
     plan = plan_of(small_space, 150, 20)
-    table = profile(target, Runtime(), "fake", plan, tmp_path, rounds=6)
+    table = profile(Bench(target, Runtime(), "fake", tmp_path, 6), plan)
     network = next(
         each for each in fresh_networks(small_space, 20, 0, ()) if table.latency(each).source == "predicted"
     )
     others = {key: entry for key, entry in table.entries.items() if key not in layer_keys(network)}
     # The machine is 10 % faster by now; the anchor ties both sessions together.
     target.speed = 1.1
-    better = measure_layers(table, [network], target, Runtime(), tmp_path, 6, SILENT)
+    better = measure_layers(table, [network], Bench(target, Runtime(), "fake", tmp_path, 6))
     assert better.latency(network).source == "table"
     for key, entry in better.layer_latencies(network):
         assert entry.latency_ms == pytest.approx(layer_ms(key), rel=0.02)
     assert {key: better.entries[key] for key in others} == others
     assert better.header.calibration == table.header.calibration
-    assert measure_layers(better, [network], target, Runtime(), tmp_path, 6, SILENT) is better
+    assert measure_layers(better, [network], Bench(target, Runtime(), "fake", tmp_path, 6)) is better
 
 
 def test_an_interrupted_profile_measures_only_the_missing_rounds(
@@ -197,10 +197,10 @@ def test_an_interrupted_profile_measures_only_the_missing_rounds(
 
     monkeypatch.setattr(Journal, "append", append)
     with pytest.raises(KeyboardInterrupt):
-        profile(FakeTarget(), Runtime(), "fake", plan, tmp_path, rounds=8)
+        profile(Bench(FakeTarget(), Runtime(), "fake", tmp_path, 8), plan)
     assert not (tmp_path / "table.csv").exists()
     monkeypatch.setattr(Journal, "append", appended)
-    table = profile(FakeTarget(), Runtime(), "fake", plan, tmp_path, rounds=8)
+    table = profile(Bench(FakeTarget(), Runtime(), "fake", tmp_path, 8), plan)
     assert table.header.sessions[0]["rounds"] == 8
     (samples,) = tmp_path.glob("samples-*.jsonl")
     assert samples.read_text().count('"samples_ms"') == 8
@@ -215,7 +215,10 @@ def test_a_ready_table_is_measured_once(small_space: SearchSpace, tmp_path: Path
     def ready(space: SearchSpace, max_keys: int) -> LatencyTable:
         effort = Effort(max_keys, networks=8, rounds=4)
         return ready_table(
-            space, references, target, Runtime(), "fake", tmp_path, effort, SILENT, said.append
+            Bench(target, Runtime(), "fake", tmp_path, effort.rounds, SILENT, said.append),
+            space,
+            references,
+            effort,
         )
 
     ready(small_space, 150)
@@ -233,7 +236,7 @@ def test_a_ready_table_is_measured_once(small_space: SearchSpace, tmp_path: Path
 def test_a_validation_card_states_the_error(small_space: SearchSpace, tmp_path: Path) -> None:
     target = FakeTarget(noise=0.01)
     plan = make_plan(small_space, [reference("mobilenet_v2", 96)], 200, 30, seed=0)
-    table = profile(target, Runtime(), "fake", plan, tmp_path, rounds=10)
+    table = profile(Bench(target, Runtime(), "fake", tmp_path, 10), plan)
     assert load_card(tmp_path) is None
     fresh = {each.id: each for each in fresh_networks(small_space, 15, 1, plan.networks)}
     assert not set(fresh.values()) & set(plan.networks)
@@ -254,11 +257,11 @@ def test_a_validation_card_states_the_error(small_space: SearchSpace, tmp_path: 
     # A table that grew is the same; one measured anew is another.
     target.speed = 1.0
     more = make_plan(small_space, [], 220, 30, seed=0, table=table)
-    grown = profile(target, Runtime(), "fake", Plan(more.keys, ()), tmp_path, 8, table)
+    grown = profile(Bench(target, Runtime(), "fake", tmp_path, 8), Plan(more.keys, ()), table)
     assert len(grown.header.sessions) == 2
     assert card_problem(replace(card, drift=0.02), grown) == ""
     target.speed = 0.97
-    anew = profile(target, Runtime(), "fake", plan, tmp_path / "anew", rounds=10)
+    anew = profile(Bench(target, Runtime(), "fake", tmp_path / "anew", 10), plan)
     assert "stale: it was measured anew" in card_problem(card, anew)
     text = (tmp_path / "card.md").read_text()
     assert "| mobilenet_v2 | 60.3 | 3.50 | 56 |" in text
@@ -271,7 +274,7 @@ def test_drift_is_told_by_networks_where_some_were_measured_before(
 ) -> None:
     target = FakeTarget(noise=0.01)
     plan = plan_of(small_space, None, 30)
-    table = profile(target, Runtime(), "fake", plan, tmp_path, rounds=10)
+    table = profile(Bench(target, Runtime(), "fake", tmp_path, 10), plan)
     fresh = {each.id: each for each in fresh_networks(small_space, 10, 1, plan.networks)}
     target.speed, target.cold_caches = 0.8, 1.2
     known = load_networks(tmp_path)

@@ -14,7 +14,7 @@ from nas.latency.end_to_end import spread
 from nas.latency.hardware import Hardware
 from nas.latency.plan import make_plan
 from nas.latency.provision import Effort, StaleTableError
-from nas.latency.sessions import NetworkRecord, load_networks, networks_text, profile, read_networks
+from nas.latency.sessions import Bench, NetworkRecord, load_networks, networks_text, profile, read_networks
 from nas.latency.source import LatencySource, keys_of
 from nas.latency.table import LatencyTable
 from nas.measuring.progress import ProfileProgress
@@ -66,7 +66,7 @@ def carried(tmp_path_factory: pytest.TempPathFactory) -> tuple[LatencyTable, lis
     """What the first machine gives a study: its table and networks, through their texts."""
     folder = tmp_path_factory.mktemp("first")
     plan = make_plan(small_space(), [], EFFORT.max_keys, EFFORT.networks, 0)
-    table = profile(FakeTarget(noise=0.01), Runtime(), "fake", plan, folder, EFFORT.rounds)
+    table = profile(Bench(FakeTarget(noise=0.01), Runtime(), "fake", folder, EFFORT.rounds), plan)
     table = table.restricted(keys_of(small_space(), []))
     text = networks_text(spread(load_networks(folder)))
     networks = read_networks(Gate("the study", InputError), text)
