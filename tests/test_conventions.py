@@ -12,6 +12,8 @@ MOST_ANY = 14
 MOST_WITHOUT_ARGUMENTS = 15
 # Docstrings that begin with a question instead of what one gets: lower it likewise.
 MOST_QUESTIONS = 11
+# Functions of eight and more parameters: lower it likewise.
+MOST_LONG_SIGNATURES = 7
 
 
 @lru_cache
@@ -73,3 +75,21 @@ def test_docstrings_say_what_one_gets() -> None:
     assert sorted(questions(ast.parse(text))) == ["What it is.", "Whether so."]
     found = {path: lines for path, module in modules().items() if (lines := questions(module))}
     assert sum(map(len, found.values())) <= MOST_QUESTIONS, found
+
+
+def long_signatures(module: ast.Module) -> list[str]:
+    """Functions and methods that take eight or more things."""
+    found = []
+    for node in ast.walk(module):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            given = [each.arg for each in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
+            if len([each for each in given if each not in ("self", "cls")]) >= 8:
+                found.append(node.name)
+    return found
+
+
+def test_few_functions_take_very_much() -> None:
+    text = "def f(a, b, c, d, e, f, g, *, h): ...\nclass C:\n    def g(self, a, b, c, d, e, f, g): ...\n"
+    assert long_signatures(ast.parse(text)) == ["f"]
+    found = {path: names for path, module in modules().items() if (names := long_signatures(module))}
+    assert sum(map(len, found.values())) <= MOST_LONG_SIGNATURES, found
