@@ -45,7 +45,7 @@ class ExecuTorchRunner:
         self._found = self._run(self._inputs)
 
     def output(self) -> Values:
-        """What the last run gave; feature maps of layers are in NHWC."""
+        """The output of the last run; feature maps of layers are in NHWC."""
         found: Values = self._found[0].numpy()
         return found
 
