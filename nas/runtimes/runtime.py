@@ -204,8 +204,6 @@ def pays_at_borders(name: str, precision: str) -> bool:
     """True if a layer timed alone converts its input and output, which within a network it does not.
 
     ONNX Runtime's fp32 convolutions, for one, work in blocks of channels; so do those of most others.
+    ExecuTorch's Python module copies both.
     """
-    return name not in ("litert", "litert_split", "executorch") and (name, precision) != (
-        "onnxruntime",
-        "int8",
-    )
+    return name not in ("litert", "litert_split") and (name, precision) != ("onnxruntime", "int8")
