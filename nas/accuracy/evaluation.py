@@ -303,7 +303,7 @@ def promises(left_out: LeftOut) -> list[Promise]:
 
 
 def is_like_target(network: TrainedNetwork) -> bool:
-    """Whether its recipe is of the default target's kind."""
+    """True if its recipe is of the default target's kind."""
     return Recipe.named(network.recipe).kind == "scratch"
 
 

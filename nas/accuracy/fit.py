@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -20,31 +20,38 @@ from nas.accuracy.process import (
     Posterior,
     Scales,
 )
-from nas.accuracy.recipes import BENCHMARKS, KINDS, TARGETS, Recipe
+from nas.accuracy.recipes import BENCHMARKS, KINDS, TARGETS, Recipe, with_groups
 
 _STAGE_COUNT = len(FEATURES) - len(NETWORK_FEATURES)
+
+_SIZES = ("resolution", "macs", "parameters")
+# Linear trends: free over a network's size, small over its other features, and hardly any over a single
+# stage's, of which a few dozen block tables tell less than they seem to.
+_TRENDS = torch.tensor(
+    [-5.3] * _STAGE_COUNT + [-1.5 if name in _SIZES else -3.2 for name in NETWORK_FEATURES]
+)
 
 # Log-normal priors of the scales, (mean, standard deviation) of the logarithm. Those of a recipe's effects
 # and of the noise are narrow: a few dozen recipes tell little of them, and left free the noise comes out so
 # small that networks left out are predicted worse. Chosen in inner splits, see nas.accuracy.evaluation.
 _PRIORS: dict[str, tuple[Tensor, float]] = {
-    "length": (torch.full((len(FEATURES),), 1.6), 0.5),
-    "slope": (
-        torch.cat([torch.full((_STAGE_COUNT,), -3.5), torch.full((len(NETWORK_FEATURES),), -2.5)]),
-        1.0,
-    ),
-    "amplitude": (torch.tensor([-2.0]), 0.7),
-    "size_length": (torch.full((len(SIZE_FEATURES),), 1.3), 0.3),
-    "size_amplitude": (torch.tensor([-3.1]), 0.3),
+    "length": (torch.full((len(FEATURES),), 2.1), 0.5),
+    "slope": (_TRENDS, 1.0),
+    "amplitude": (torch.tensor([-2.75]), 0.7),
+    "size_length": (torch.full((len(SIZE_FEATURES),), 2.3), 0.3),
+    "size_amplitude": (torch.tensor([-1.1]), 0.3),
     "own_length": (torch.full((len(FEATURES),), 2.0), 0.5),
     "own_slope": (torch.full((len(FEATURES),), -4.0), 1.0),
     "own_amplitude": (torch.tensor([-3.2, -3.2]), 0.7),
-    "offset": (torch.log(torch.tensor([0.007, 0.045, 0.28])), 0.3),
+    # By kind of recipe.
+    "offset": (torch.log(torch.tensor([0.03, 0.04, 0.1, 0.28, 0.1])), 0.3),
     "recipe_slope": (
-        torch.log(torch.tensor([0.006, 0.018, 0.04]))[:, None].expand(len(KINDS), len(SLOPE_FEATURES)),
-        0.3,
+        torch.log(torch.tensor([0.015, 0.03, 0.03, 0.04, 0.04]))[:, None].expand(
+            len(KINDS), len(SLOPE_FEATURES)
+        ),
+        0.5,
     ),
-    "noise": (torch.log(torch.tensor([0.015, 0.011, 0.007, 0.002])), 0.15),
+    "noise": (torch.log(torch.tensor([0.015, 0.013, 0.011, 0.007, 0.002])), 0.15),
 }
 
 
@@ -196,7 +203,9 @@ def fit_predictor(regression: Regression, effort: Effort, seed: int) -> Posterio
         own.append(_spread_points(inputs, covariance, scales.own_variance(inputs, number), count))
     variance = scales.shared_variance(few.inputs)
     shared = _spread_points(few.inputs, scales.shared, variance, effort.inducing)
-    return regression.posterior(Basis(scales, shared, tuple(own), _recipes(few.recipes)))
+    # Targets first. `scratch` itself has no rows: it is one more recipe like those of its kind.
+    recipes = with_groups([*TARGETS, *few.recipes])
+    return regression.posterior(Basis(scales, shared, tuple(own), recipes))
 
 
 def _sample(data: Data, effort: Effort, seed: int) -> Data:
@@ -207,11 +216,6 @@ def _sample(data: Data, effort: Effort, seed: int) -> Data:
         generator.permutation(np.flatnonzero(names == benchmark))[: effort.sample] for benchmark in BENCHMARKS
     ]
     return data.chosen(np.concatenate(parts).tolist())
-
-
-def _recipes(names: Iterable[str]) -> tuple[Recipe, ...]:
-    # Targets first. `scratch` itself has no rows: it is one more recipe like those of its kind.
-    return tuple(Recipe.named(name) for name in dict.fromkeys([*TARGETS, *names]))
 
 
 def _fit_scales(data: Data, effort: Effort) -> Scales:
@@ -246,14 +250,12 @@ def _covariance(scales: Scales, data: Data) -> Tensor:
 def _cross(scales: Scales, inputs: Tensor, names: Sequence[str], data: Data) -> Tensor:
     """Covariance of networks under given recipes with those of the data, without noise, (M, N)."""
     result = scales.shared(inputs, data.inputs)
-    rows, columns = np.array(names), np.array(data.recipes)
-    for name in dict.fromkeys(names):
-        row = torch.from_numpy(np.flatnonzero(rows == name))
-        column = torch.from_numpy(np.flatnonzero(columns == name))
-        recipe, left, right = Recipe.named(name), inputs[row], data.inputs[column]
+    for recipe in with_groups(names):
+        row, column = _members(names, recipe), _members(data.recipes, recipe)
+        left, right = inputs[row], data.inputs[column]
         part = scales.effects(left, recipe) @ scales.effects(right, recipe).T
         if recipe.kind == "benchmark":
-            part = part + scales.own(left, right, BENCHMARKS.index(name))
+            part = part + scales.own(left, right, BENCHMARKS.index(recipe.name))
         result = result.index_put((row[:, None], column), part, accumulate=True)
     return result
 
@@ -261,16 +263,21 @@ def _cross(scales: Scales, inputs: Tensor, names: Sequence[str], data: Data) -> 
 def _prior_variance(scales: Scales, inputs: Tensor, names: Sequence[str]) -> tuple[Tensor, Tensor]:
     """Variance of networks under given recipes before anything is seen, and of their noise, (N,) each."""
     variance, noise = scales.shared_variance(inputs), inputs.new_zeros(len(inputs))
-    array = np.array(names)
-    for name in dict.fromkeys(names):
-        row = torch.from_numpy(np.flatnonzero(array == name))
-        recipe = Recipe.named(name)
+    for recipe in with_groups(names):
+        row = _members(names, recipe)
         part = (scales.effects(inputs[row], recipe) ** 2).sum(1)
         if recipe.kind == "benchmark":
-            part = part + scales.own_variance(inputs[row], BENCHMARKS.index(name))
+            part = part + scales.own_variance(inputs[row], BENCHMARKS.index(recipe.name))
         variance = variance.index_put((row,), part, accumulate=True)
-        noise = noise.index_put((row,), scales.noise_variance(recipe))
+        if recipe.kind != "group":
+            noise = noise.index_put((row,), scales.noise_variance(recipe))
     return variance, noise
+
+
+def _members(names: Sequence[str], recipe: Recipe) -> Tensor:
+    """Numbers of the networks that a recipe or a group trained."""
+    members = {name for name in set(names) if recipe in Recipe.named(name).with_group()}
+    return torch.tensor([number for number, name in enumerate(names) if name in members], dtype=torch.int64)
 
 
 def _spread_points(

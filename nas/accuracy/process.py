@@ -2,12 +2,13 @@
 
 The logarithm of the top-1 error of a network with features x, trained by recipe r, is modelled as
 
-    shared(x) + offset_r + slopes_r(x) + own_r(x) + noise
+    shared(x) + offset_r + slopes_r(x) + offset_g + slopes_g(x) + own_r(x) + noise
 
 ``shared`` is one function for all recipes: a constant, a linear part over all features, a
 squared-exponential part over all of them, and one over the whole network's alone. Offset and slopes are
 random effects of a recipe, narrow for recipes like the default target and wide for others, so that a
-recipe's rows tell differences between networks whatever their level. ``own`` is a smooth function of a
+recipe's rows tell differences between networks whatever their level; recipes of one author share those of
+their group g as well. ``own`` is a smooth function of a
 benchmark's or a supernet's, whose cheap scores are a low fidelity of their own (Kennedy & O'Hagan 2000,
 Biometrika 87(1)). The smooth functions are summarised by inducing points (Titsias 2009, "Variational
 learning of inducing variables in sparse Gaussian processes"), so that no network of the data is needed to
@@ -27,14 +28,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nas.accuracy.features import FEATURES, NETWORK_FEATURES
-from nas.accuracy.recipes import BENCHMARKS, KINDS, Recipe
+from nas.accuracy.recipes import BENCHMARKS, KINDS, Recipe, with_groups
 from nas.tensors import read_tensors, write_tensors
 from search_spaces.errors import InputError
 from search_spaces.gate import Gate
 
 Floats = NDArray[np.float64]
 
-FORMAT_VERSION = "2"
+FORMAT_VERSION = "3"
 # Log error around which everything varies, and how far the shared constant may be from it.
 OFFSET = float(np.log(28))
 _CONSTANT = 0.3
@@ -70,7 +71,7 @@ class ParametersError(InputError):
 
 @dataclass(frozen=True, slots=True)
 class Scales:
-    """Logarithms of the scales; D features, two benchmarks, three kinds of recipe.
+    """Logarithms of the scales; D features, two benchmarks, K kinds of recipe.
 
     Attributes:
         length: (D,) length scales of the squared-exponential part of ``shared``.
@@ -81,9 +82,9 @@ class Scales:
         own_length: (D,) length scales of ``own``.
         own_slope: (D,) standard deviations of the linear part of ``own``.
         own_amplitude: (2,) standard deviations of its squared-exponential part, by benchmark.
-        offset: (3,) standard deviations of a recipe's offset, by kind.
-        recipe_slope: (3, len(SLOPE_FEATURES)) standard deviations of a recipe's slopes, by kind.
-        noise: (4,) standard deviations of an observation: recipes like the target, others, benchmarks.
+        offset: (K,) standard deviations of a recipe's offset, by kind.
+        recipe_slope: (K, len(SLOPE_FEATURES)) standard deviations of a recipe's slopes, by kind.
+        noise: (5,) standard deviations of an observation: three kinds of recipes, then benchmarks.
     """
 
     length: Tensor
@@ -130,7 +131,9 @@ class Scales:
 
     def noise_variance(self, recipe: Recipe) -> Tensor:
         """Of one training run, ()."""
-        number = 2 + BENCHMARKS.index(recipe.name) if recipe.kind == "benchmark" else KINDS.index(recipe.kind)
+        number = KINDS.index(recipe.kind)
+        if recipe.kind == "benchmark":
+            number += BENCHMARKS.index(recipe.name)
         return torch.exp(2 * self.noise[number])
 
 
@@ -151,7 +154,7 @@ class Basis:
         scales: of the covariances.
         shared: (M, D) inducing points of ``shared``.
         own: for each benchmark (B, D) inducing points of its ``own``.
-        recipes: those that have effects.
+        recipes: those that have effects, and the groups of several.
     """
 
     scales: Scales
@@ -213,7 +216,8 @@ class Basis:
         for name in dict.fromkeys(names):
             numbers = torch.from_numpy(np.flatnonzero(array == name))
             recipe, chosen = self.recipe(name), inputs[numbers]
-            design[numbers, self.effect_columns(name)] = scales.effects(chosen, recipe)
+            for each in recipe.with_group():
+                design[numbers, self.effect_columns(each.name)] = scales.effects(chosen, each)
             noise[numbers] = scales.noise_variance(recipe)
             if recipe.kind == "benchmark":
                 benchmark = BENCHMARKS.index(name)
@@ -252,7 +256,7 @@ class Posterior:
     @property
     def recipe_names(self) -> tuple[str, ...]:
         """Names of the recipes it knows."""
-        return tuple(recipe.name for recipe in self.basis.recipes)
+        return tuple(recipe.name for recipe in self.basis.recipes if recipe.kind != "group")
 
     def factor(self, name: str) -> float:
         """Factor on standard deviations under a recipe."""
@@ -335,7 +339,7 @@ class Posterior:
             torch.cat([points, inputs[torch.from_numpy(np.flatnonzero(array == name))]])
             for points, name in zip(old.own, BENCHMARKS, strict=True)
         )
-        new = tuple(Recipe.named(name) for name in dict.fromkeys(names) if name not in self.recipe_names)
+        new = tuple(each for each in with_groups(names) if each not in old.recipes)
         basis = Basis(old.scales, torch.cat([old.shared, inputs]), own, (*old.recipes, *new))
         kept = [torch.arange(len(old.shared))]
         for benchmark in range(len(BENCHMARKS)):
@@ -421,20 +425,22 @@ class Evaluator:
         basis = posterior.basis
         scales, points, count = basis.scales, basis.shared, len(basis.shared)
         recipe = basis.recipe(name)
-        effects = basis.effect_columns(name)
-        columns = torch.cat([torch.arange(count), torch.arange(effects.start, effects.stop)])
+        parts = recipe.with_group()
+        effects = [torch.arange(basis.size)[basis.effect_columns(each.name)] for each in parts]
+        columns = torch.cat([torch.arange(count), *effects])
         mean, covariance = posterior.mean[columns], posterior.covariance[columns[:, None], columns]
         inverse = torch.linalg.solve_triangular(
             basis.shared_root(), torch.eye(count, dtype=points.dtype), upper=False
         )
         # Whitened rows are `cross` times the transposed inverse root, and effects are linear in features.
         features = points.shape[1]
-        linear = torch.zeros(count + EFFECTS, features + 1, dtype=points.dtype)
+        linear = torch.zeros(len(columns), features + 1, dtype=points.dtype)
         linear[:count, :features] = inverse @ (points * torch.exp(2 * scales.slope))
         linear[:count, features] = inverse.sum(1) * _CONSTANT**2
-        origin = scales.effects(torch.zeros(1, features, dtype=points.dtype), recipe)[0]
+        zeros, ones = torch.zeros(1, features, dtype=points.dtype), torch.eye(features, dtype=points.dtype)
+        origin = torch.cat([scales.effects(zeros, each) for each in parts], dim=1)[0]
         linear[count:, features] = origin
-        unit = scales.effects(torch.eye(features, dtype=points.dtype), recipe) - origin
+        unit = torch.cat([scales.effects(ones, each) for each in parts], dim=1) - origin
         linear[count:, :features] = unit.T
         values, vectors = torch.linalg.eigh(torch.eye(len(columns), dtype=points.dtype) - covariance)
         root = values.clamp(min=0).sqrt()[:, None] * vectors.T
@@ -458,9 +464,7 @@ class Evaluator:
         # The prior variance is a quadratic form without mixed terms.
         self._square = (torch.exp(2 * scales.slope) + (unit**2).sum(1)).numpy()
         self._linear = (2 * unit @ origin).numpy()
-        self._constant = float(
-            scales.shared_variance(torch.zeros(1, features, dtype=points.dtype)) + (origin**2).sum()
-        )
+        self._constant = float(scales.shared_variance(zeros) + (origin**2).sum())
         self._noise = float(scales.noise_variance(recipe))
         self._factor = posterior.factor(name)
 

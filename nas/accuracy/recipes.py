@@ -18,7 +18,7 @@ Target = Literal["scratch", "mobilenet_v2_v3", "long"]
 TARGETS: tuple[str, ...] = get_args(Target)
 
 # How far a recipe may lie from the others of its kind.
-Kind = Literal["scratch", "other", "benchmark"]
+Kind = Literal["scratch", "plain", "other", "benchmark", "group"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 BENCHMARKS = ("accel_nasbench", "ofa_supernet")
@@ -43,6 +43,52 @@ _SCRATCH = frozenset(
         "densenas",
     }
 )
+# From scratch by other schedules (90 to 300, or thousands of epochs; heavy augmentation), no teacher and no
+# further images.
+_PLAIN = frozenset(
+    {
+        "long",
+        "mobilenet_v1",
+        "mobilenet_v1_paper",
+        "paddle_v1 (120 epochs, step)",
+        "torchvision_v1",
+        "torchvision_v2 (new recipe, reg-tuning)",
+        "torchvision_mnasnet_trainer",
+        "torchvision_mnasnet_pr6019 (new recipe)",
+        "mmpretrain",
+        "randl",
+        "d-li14_v2 (150 epochs)",
+        "d-li14_v2 (250 epochs)",
+        "d-li14_v3 (150 epochs)",
+        "timm_ra_in1k",
+        "timm_ra_in1k tested above training size",
+        "timm_ra2_in1k",
+        "timm_ra2_in1k tested above training size",
+        "timm_ft_in1k",
+        "timm_efficientnet_pruned",
+        "tf_efficientnet_autoaugment",
+        "tf_efficientnet_advprop",
+        "tinynet",
+        "mcunet",
+        "metapruning",
+        "amc (pruned and fine-tuned)",
+    }
+)
+# Recipes of one author that differ by resolution, by epochs or by where a network is tested: what is known
+# of one tells of the others. By the beginning of their names.
+_GROUPS = {
+    "long": "timm_ra4",
+    "timm_ra4": "timm_ra4",
+    "timm_ra_": "timm_ra",
+    "timm_ra2": "timm_ra2",
+    "timm_ft": "timm_ft",
+    "d-li14": "d-li14",
+    "torchvision_v2": "torchvision_new",
+    "torchvision_mnasnet_pr6019": "torchvision_new",
+    "mobilenet_v1": "mobilenet_v1",
+    "paddle_v1": "mobilenet_v1",
+    "ofa (": "ofa",
+}
 # What a file of networks calls the recipe that is a target.
 _NAMES = {"timm_ra4_e3600_r224_in1k": "long"}
 
@@ -63,8 +109,9 @@ class Recipe:
 
     Attributes:
         name: e.g. ``scratch``.
-        kind: ``scratch`` for recipes like the default target, ``benchmark`` for the cheap scores of a
-            benchmark or a supernet, ``other`` for everything else.
+        kind: ``scratch`` for recipes like the default target, ``plain`` for other training from scratch
+            without a teacher or further images, ``benchmark`` for the cheap scores of a benchmark or a
+            supernet, ``group`` for what several recipes have in common, ``other`` for everything else.
     """
 
     name: str
@@ -73,7 +120,26 @@ class Recipe:
     @classmethod
     def named(cls, name: str) -> Recipe:
         """The recipe of that name; a name not known here is of kind ``other``."""
-        return cls(name, "benchmark" if name in BENCHMARKS else "scratch" if name in _SCRATCH else "other")
+        if name in BENCHMARKS:
+            return cls(name, "benchmark")
+        return cls(name, "scratch" if name in _SCRATCH else "plain" if name in _PLAIN else "other")
+
+    @property
+    def group(self) -> Recipe | None:
+        """The group of its author's recipes, None where it stands alone."""
+        if self.kind in ("benchmark", "group"):
+            return None
+        found = next((group for start, group in _GROUPS.items() if self.name.startswith(start)), None)
+        return Recipe(f"group:{found}", "group") if found else None
+
+    def with_group(self) -> tuple[Recipe, ...]:
+        """Itself, and its group where it has one: all whose effects its networks have."""
+        return (self, self.group) if self.group else (self,)
+
+
+def with_groups(names: Iterable[str]) -> tuple[Recipe, ...]:
+    """The recipes of those names and their groups, each once, in order."""
+    return tuple(dict.fromkeys(each for name in names for each in Recipe.named(name).with_group()))
 
 
 def recipe_name(name: str, separable: bool) -> str:
