@@ -127,7 +127,10 @@ def _study(
         assert {each.accuracy_source for each in report.front} == {accuracy}
         assert (report.budget_ms is not None) == budget
         if report.budget_ms is not None:
-            assert max(each.latency_ms for each in report.front) <= report.budget_ms
+            # The reference that gives the budget may come out slower end to end than by the table.
+            candidates = [each for each in report.front if each.kind == "candidate"]
+            assert candidates
+            assert max(each.latency_ms for each in candidates) <= report.budget_ms
         rows = list(csv.DictReader((folder / "pareto.csv").open()))
         assert {row["id"] for row in rows} == {each.id for each in (*report.front, *report.references)}
         page = (folder / "report.html").read_text()
