@@ -17,6 +17,7 @@ from hydra._internal.hydra import Hydra
 from nas.command import command
 from nas.devices import kit
 from nas.measuring import rounds
+from nas.shell import remember
 from search_spaces.space import SearchSpace
 from tests.cases import Outcome, Run, command_of
 
@@ -79,3 +80,9 @@ def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_
         return Outcome(code, found.out, found.err)
 
     return run_command
+
+
+@pytest.fixture(autouse=True)
+def _nothing_typed_before() -> None:
+    """What one test's command was told is in no other test's messages."""
+    remember([])
