@@ -250,8 +250,11 @@ def _covariance(scales: Scales, data: Data) -> Tensor:
 def _cross(scales: Scales, inputs: Tensor, names: Sequence[str], data: Data) -> Tensor:
     """Covariance of networks under given recipes with those of the data, without noise, (M, N)."""
     result = scales.shared(inputs, data.inputs)
-    for recipe in with_groups(names):
-        row, column = _members(names, recipe), _members(data.recipes, recipe)
+    columns = _places(data.recipes)
+    for recipe, row in _places(names).items():
+        if recipe not in columns:
+            continue
+        column = columns[recipe]
         left, right = inputs[row], data.inputs[column]
         part = scales.effects(left, recipe) @ scales.effects(right, recipe).T
         if recipe.kind == "benchmark":
@@ -263,8 +266,7 @@ def _cross(scales: Scales, inputs: Tensor, names: Sequence[str], data: Data) -> 
 def _prior_variance(scales: Scales, inputs: Tensor, names: Sequence[str]) -> tuple[Tensor, Tensor]:
     """Variance of networks under given recipes before anything is seen, and of their noise, (N,) each."""
     variance, noise = scales.shared_variance(inputs), inputs.new_zeros(len(inputs))
-    for recipe in with_groups(names):
-        row = _members(names, recipe)
+    for recipe, row in _places(names).items():
         part = (scales.effects(inputs[row], recipe) ** 2).sum(1)
         if recipe.kind == "benchmark":
             part = part + scales.own_variance(inputs[row], BENCHMARKS.index(recipe.name))
@@ -274,10 +276,14 @@ def _prior_variance(scales: Scales, inputs: Tensor, names: Sequence[str]) -> tup
     return variance, noise
 
 
-def _members(names: Sequence[str], recipe: Recipe) -> Tensor:
-    """Numbers of the networks that a recipe or a group trained."""
-    members = {name for name in set(names) if recipe in Recipe.named(name).with_group()}
-    return torch.tensor([number for number, name in enumerate(names) if name in members], dtype=torch.int64)
+def _places(names: Sequence[str]) -> dict[Recipe, Tensor]:
+    """Numbers of the networks that each recipe and each group trained, given the recipe of each network."""
+    members: dict[Recipe, list[str]] = {}
+    for name in dict.fromkeys(names):
+        for recipe in Recipe.named(name).with_group():
+            members.setdefault(recipe, []).append(name)
+    array = np.array(names)
+    return {recipe: torch.from_numpy(np.flatnonzero(np.isin(array, own))) for recipe, own in members.items()}
 
 
 def _spread_points(

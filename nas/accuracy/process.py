@@ -8,11 +8,10 @@ The logarithm of the top-1 error of a network with features x, trained by recipe
 squared-exponential part over all of them, and one over the whole network's alone. Offset and slopes are
 random effects of a recipe, narrow for recipes like the default target and wide for others, so that a
 recipe's rows tell differences between networks whatever their level; recipes of one author share those of
-their group g as well. ``own`` is a smooth function of a
-benchmark's or a supernet's, whose cheap scores are a low fidelity of their own (Kennedy & O'Hagan 2000,
-Biometrika 87(1)). The smooth functions are summarised by inducing points (Titsias 2009, "Variational
-learning of inducing variables in sparse Gaussian processes"), so that no network of the data is needed to
-predict.
+their group g as well. ``own`` is a smooth function of a benchmark's or a supernet's, whose cheap scores are
+a low fidelity of their own (Kennedy & O'Hagan 2000, Biometrika 87(1)). The smooth functions are summarised by
+inducing points (Titsias 2009, "Variational learning of inducing variables in sparse Gaussian processes"), so
+that no network of the data is needed to predict.
 """
 
 from __future__ import annotations

@@ -134,7 +134,8 @@ class Recipe:
 
     def with_group(self) -> tuple[Recipe, ...]:
         """Itself, and its group where it has one: all whose effects its networks have."""
-        return (self, self.group) if self.group else (self,)
+        group = self.group
+        return (self, group) if group else (self,)
 
 
 def with_groups(names: Iterable[str]) -> tuple[Recipe, ...]:
