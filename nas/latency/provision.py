@@ -200,32 +200,24 @@ def ready_table(
         StaleTableError: if the table there was measured under other conditions.
         nas.measuring.rounds.MeasurementError: if the machine did not hold still.
     """
-    target, runtime, hardware, folder, say = (
-        bench.target,
-        bench.runtime,
-        bench.hardware,
-        bench.folder,
-        bench.say,
-    )
-    command = profile_command(hardware, runtime)
-    bench = replace(bench, command=command)
+    bench = replace(bench, command=profile_command(bench.hardware, bench.runtime))
     networks = functools.partial(calibration_networks, space, effort.networks, effort.seed)
     wanted = reachable_layer_keys(space).union(*(layer_keys(each) for each in references))
-    device, version = target.device, target.runtime_version
-    table = load_table(folder, hardware, runtime, device, version, networks, say)
+    table = _kept_table(bench, networks, bench.say)
     if table is not None and not table.missing(wanted):
         if table.header.calibration is None:
-            say(f"the latency table is not calibrated: sums of layers; networks calibrate it: {command}")
+            bench.say(
+                f"the latency table is not calibrated: sums of layers; networks calibrate it: {bench.command}"
+            )
         return table
-    with hold(folder, TABLE):
+    with hold(bench.folder, TABLE):
         # As it is now that nobody else can change it.
-        table = load_table(folder, hardware, runtime, device, version, networks, say)
-        table = resumed(bench, table, networks)
+        table = resumed(bench, _kept_table(bench, networks, bench.say), networks)
         plan = make_plan(space, references, effort.max_keys, effort.networks, effort.seed, table)
         what = "no latency table yet" if table is None else "the latency table lacks layers of this space"
-        say(
+        bench.say(
             f"{what}: measuring {len(plan.keys):,} layers and {len(plan.networks)} networks on "
-            f"{device}, predicting {len(plan.predicted):,} from them"
+            f"{bench.target.device}, predicting {len(plan.predicted):,} from them"
         )
         return profile(bench, plan, table)
 
@@ -252,10 +244,9 @@ def measure_layers(table: LatencyTable, architectures: Iterable[Architecture], b
     }
     if not keys:
         return table
-    target, hardware = bench.target, table.header.hardware
-    bench = replace(bench, hardware=hardware, command=table.profile_command)
+    bench = replace(bench, hardware=table.header.hardware, command=table.profile_command)
     with hold(bench.folder, TABLE, bench.say):
-        kept = load_table(bench.folder, hardware, bench.runtime, target.device, target.runtime_version)
+        kept = _kept_table(bench)
         # A process may have died over the front as it was then.
         shared = resumed(bench, kept or table) or kept or table
         plan = Plan(keys=tuple(key for key in keys if not is_measured(shared, key)), networks=())
@@ -273,10 +264,18 @@ def finish_interrupted(bench: Bench) -> None:
     Raises:
         nas.measuring.rounds.MeasurementError: if the machine did not hold still.
     """
-    folder, target = bench.folder, bench.target
-    if not (folder / PENDING).exists():
+    if not (bench.folder / PENDING).exists():
         return
     # A table that this cannot extend is a matter of the command that measures.
-    with suppress(HeldError, TableError), hold(folder, TABLE):
-        table = load_table(folder, bench.hardware, bench.runtime, target.device, target.runtime_version)
-        resumed(bench, table)
+    with suppress(HeldError, TableError), hold(bench.folder, TABLE):
+        resumed(bench, _kept_table(bench))
+
+
+def _kept_table(
+    bench: Bench, networks: Networks = tuple, say: Callable[[str], None] = lambda line: None
+) -> LatencyTable | None:
+    """The table in the bench's folder, if it was measured on this very device; see :func:`load_table`."""
+    target = bench.target
+    return load_table(
+        bench.folder, bench.hardware, bench.runtime, target.device, target.runtime_version, networks, say
+    )
