@@ -38,6 +38,12 @@ def test_the_type_checker_sees_nearly_everything() -> None:
     assert found.total() <= MOST_ANY, found.most_common(10)
 
 
+def parameters(node: ast.FunctionDef | ast.AsyncFunctionDef) -> list[str]:
+    """Names of what a function or method takes."""
+    given = (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)
+    return [each.arg for each in given if each.arg not in ("self", "cls")]
+
+
 def without_arguments(module: ast.Module) -> list[str]:
     """Public functions of three and more parameters, methods too, whose docstring has no section for them."""
     found = []
@@ -48,10 +54,9 @@ def without_arguments(module: ast.Module) -> list[str]:
                 scopes.append(node)
             if not isinstance(node, ast.FunctionDef) or node.name.startswith("_"):
                 continue
-            given = [each.arg for each in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
             text = ast.get_docstring(node) or ""
             referred = "Args:" in text or text.startswith("See :")
-            if len([each for each in given if each not in ("self", "cls")]) >= 3 and not referred:
+            if len(parameters(node)) >= 3 and not referred:
                 found.append(node.name)
     return found
 
@@ -81,10 +86,8 @@ def long_signatures(module: ast.Module) -> list[str]:
     """Functions and methods that take eight or more things."""
     found = []
     for node in ast.walk(module):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            given = [each.arg for each in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
-            if len([each for each in given if each not in ("self", "cls")]) >= 8:
-                found.append(node.name)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and len(parameters(node)) >= 8:
+            found.append(node.name)
     return found
 
 
