@@ -20,7 +20,7 @@ from nas.console import console, warn
 from nas.cost import BYTES_PER_VALUE, Limits
 from nas.data import DatasetSettings
 from nas.latency.hardware import Hardware
-from nas.measuring.energy import energy_source
+from nas.measuring.energy import EnergyMeter
 from nas.pictures.augment import Augment
 from nas.runtimes.runtime import Runtime
 from nas.runtimes.subject import Precision
@@ -122,7 +122,7 @@ def objective_of(config: ObjectiveConfig, caution: float, precision: str = "fp32
         if config.third is not None and config.third.startswith("energy"):
             raise InputError(
                 f"objective.third={config.third}: energy is read of the networks that are recommended alone "
-                f"(here {energy_source()}), no search can go by it; objective.third may be "
+                f"(here {EnergyMeter().source}), no search can go by it; objective.third may be "
                 f"{', '.join(THIRD_COSTS)} or null"
             )
         if config.third is not None and config.third not in THIRD_COSTS:

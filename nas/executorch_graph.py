@@ -8,8 +8,10 @@ operators with the exporter's; ``results/runtimes.md`` compares times.
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -48,7 +50,24 @@ def executorch_program(
         ExecuTorchOperatorError: for an operator that no graph of ours contains.
         ImportError: if ``executorch`` is not installed.
     """
-    return _Writer(model, external or {}, borders or Borders()).program()
+    with quiet():
+        return _Writer(model, external or {}, borders or Borders()).program()
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without the lines that ExecuTorch writes to the standard error, each time it is used, meanwhile.
+
+    What goes wrong is an exception all the same.
+    """
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nothing:  # noqa: PTH123 - a descriptor, no path
+            os.dup2(nothing.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 class _Writer:

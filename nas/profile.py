@@ -19,7 +19,7 @@ from nas.latency.plan import Plan, calibration_networks, make_plan, seconds_need
 from nas.latency.provision import load_table, profile_command, reference_architectures, table_folder
 from nas.latency.recovery import resumed
 from nas.latency.sessions import TABLE, Bench, profile
-from nas.measuring.conditions import PACKAGES
+from nas.measuring.conditions import PACKAGES, affine_to
 from nas.measuring.progress import ProfileProgress
 from nas.runtimes.runtime import Runtime
 from nas.saving import check_output, hold, write_atomically
@@ -98,10 +98,10 @@ def _profile(
         f"{runtime.precision}, {runtime.threads} thread(s); space {space.name}: "
         f"{len(reachable_layer_keys(space)):,} layers reachable"
     )
-    seconds = (
-        seconds_needed(target, runtime, plan, settings.rounds) if board.measured_here and target else None
-    )
-    duration = f"about {seconds / 60:.1f} minutes" if seconds is not None else "the board says how long"
+    duration = "the board says how long"
+    if board.measured_here and target:
+        with affine_to(board.affinity):
+            duration = f"about {seconds_needed(runtime, plan, settings.rounds) / 60:.1f} minutes"
     console.print(
         f"to measure: {len(plan.keys):,} layers and {len(plan.networks)} networks in {settings.rounds} "
         f"rounds, {duration}; to predict: {len(plan.predicted):,} layers"

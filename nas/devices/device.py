@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nas.measuring.conditions import AffinityError, affine_to, cpu_model, describe, snapshot
-from nas.measuring.energy import energy_meter, energy_source
+from nas.measuring.energy import EnergyMeter
 from nas.measuring.rounds import (
     Journal,
     MeasurementError,
@@ -151,11 +151,13 @@ class LocalTarget:
         runtime: what runs the layers.
         seed: of the shuffled order.
         affinity: numbers of the cores to measure on; none: all.
+        say: told in one line what is given up while measuring.
     """
 
     runtime: Runtime
     seed: int = 0
     affinity: tuple[int, ...] = ()
+    say: Callable[[str], None] = lambda line: None
 
     @property
     def session_subjects(self) -> int:
@@ -228,6 +230,7 @@ class LocalTarget:
                 on_prepared(prepared, len(subjects))
             return runner
 
+        meter = EnergyMeter(say=self.say)
         before = snapshot()
         started = time.monotonic()
         steady_rounds = measure(
@@ -239,7 +242,7 @@ class LocalTarget:
             snapshot,
             on_round,
             precise=[subject_name(each) for each in precise],
-            meter=energy_meter(),
+            meter=meter,
         )
         return measurement(
             [by_name[name] for name in kept.names],
@@ -247,7 +250,7 @@ class LocalTarget:
             kept.rounds,
             {
                 **describe(),
-                "energy": energy_source(),
+                "energy": meter.source,
                 "before": before,
                 **({REFUSED: kept.refused} if kept.refused else {}),
                 **({"undelegated": undelegated} if undelegated else {}),

@@ -28,7 +28,7 @@ from nas.latency.sessions import (
     networks_text,
 )
 from nas.latency.table import Entry, LatencyTable, TableHeader
-from nas.measuring.conditions import usable_cores
+from nas.measuring.conditions import AffinityError, check_cores, usable_cores
 from nas.runtimes.runtime import Runtime
 from nas.saving import hold, write_together
 from search_spaces.errors import InputError
@@ -101,10 +101,10 @@ class Hardware:
         Args:
             runtime: what runs the layers.
             seed: of the order of measuring.
-            say: takes lines from the boards.
+            say: takes lines from the boards, and what is given up while measuring here.
 
         Raises:
-            InputError: if more threads are wanted than this process may use cores.
+            InputError: if a core to measure on is not there, or there are fewer than threads wanted.
         """
         if self.hosts:
             return SshTarget(
@@ -115,8 +115,12 @@ class Hardware:
             )
         if not self.measured_here:
             return None
-        check_threads("hardware.threads", runtime.threads, len(self.affinity) or usable_cores())
-        return LocalTarget(runtime, seed, self.affinity)
+        try:
+            check_cores(self.affinity)
+        except AffinityError as error:
+            raise InputError(str(error)) from None
+        check_threads("hardware.threads", runtime.threads, len(set(self.affinity)) or usable_cores())
+        return LocalTarget(runtime, seed, self.affinity, say)
 
     def how_to_measure(self, runtime: Runtime) -> str:
         """The commands that make a table for this hardware."""

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nas.cost import cost, layer_cost
-from nas.devices.device import Target
+from nas.devices.device import ANCHOR
 from nas.latency.predictor import MINIMUM_LAYERS, standardised_features
 from nas.latency.table import LatencyTable
 from nas.measuring.rounds import rounds_of_a_load
@@ -117,17 +117,17 @@ def calibration_networks(space: SearchSpace, count: int, seed: int) -> tuple[Arc
     return tuple(dict.fromkeys([*_calibration_references(space), *members])) if members else ()
 
 
-def seconds_needed(target: Target, runtime: Runtime, plan: Plan, rounds: int) -> float:
+def seconds_needed(runtime: Runtime, plan: Plan, rounds: int) -> float:
     """A rough forecast of how long a plan takes on this machine, from a short trial of its parts.
 
     Args:
-        target: the device.
         runtime: what runs the layers.
         plan: what is to be measured.
         rounds: steady rounds wanted.
     """
     layers = random.Random(0).sample(plan.keys, min(8, len(plan.keys)))
     loadings = -(-rounds // rounds_of_a_load(rounds))
+    runtime.runner(ANCHOR)  # what a runtime takes seconds for at its first use, it does once
     prepare_s = run_s = 0.0
     tried_macs = 0
     # Loading goes by the piece, where a network has many; running goes by multiply-accumulates.

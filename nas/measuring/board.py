@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
 from nas.measuring import conditions
-from nas.measuring.energy import energy_meter, energy_source
+from nas.measuring.energy import EnergyMeter
 
 if TYPE_CHECKING:  # numpy may be missing on the board, which is to be said in one line
     from nas.measuring.models import WeightShape
@@ -200,6 +200,7 @@ def run(kit_path: Path, folder: Path, groups: int | None, report: Callable[[str]
             )
         result = folder / f"{kit_path.stem}-result.jsonl"
         watch = Watch(manifest["temperature_limit_c"], report)
+        meter = EnergyMeter(say=report)
         check_packages(manifest["runtime"])
         board = _describe_board(manifest["runtime"])
         report(f"{board['cpu']}, {manifest['runtime']} {board['runtime_version']}, kit {manifest['kit']}")
@@ -207,8 +208,9 @@ def run(kit_path: Path, folder: Path, groups: int | None, report: Callable[[str]
         wanted = len(manifest["groups"]) if groups is None else min(groups, len(manifest["groups"]))
         for number in range(wanted):
             try:
-                _measure_group(kit, manifest, number, journals, watch, report)
+                _measure_group(kit, manifest, number, journals, watch, meter, report)
             finally:
+                board["energy"] = meter.source
                 if _journal_path(journals, number).exists():
                     _write_result(result, manifest, board, journals, number + 1)
         board["throttled_at_end"] = decode_throttled(read_throttled() or 0)
@@ -237,6 +239,7 @@ def _measure_group(
     number: int,
     journals: Path,
     watch: Watch,
+    meter: EnergyMeter,
     report: Callable[[str], None],
 ) -> None:
     from nas.measuring import models, rounds
@@ -278,7 +281,6 @@ def _measure_group(
         report(f"{label}: {done} of {wanted} rounds, {left_s:.0f} s left{heat}")
 
     seed, precise = manifest["seed"], manifest["precise"]
-    meter = energy_meter()
     rounds.measure(
         runner, anchor, journal, wanted, seed, watch.snapshot, on_round, precise=precise, meter=meter
     )
@@ -317,7 +319,6 @@ def _describe_board(runtime: str) -> dict[str, object]:
     return {
         **conditions.describe(),
         **conditions.snapshot(),
-        "energy": energy_source(),
         "numpy": installed["numpy"],
         "runtime_version": installed[package],
         "throttled": None if throttled is None else decode_throttled(throttled),

@@ -126,23 +126,47 @@ class AffinityError(RuntimeError):
 
 @contextlib.contextmanager
 def affine_to(cores: Sequence[int]) -> Iterator[None]:
-    """Run on these cores alone meanwhile, threads that are started included; on all where there are none.
+    """Run on these cores alone meanwhile, with all threads; on all cores where none are named.
+
+    Some runtimes keep their threads from one model to the next (ncnn, ExecuTorch, PyTorch), and OpenVINO the
+    cores it found at its first use: nothing should be loaded before.
+
+    Args:
+        cores: their numbers.
 
     Raises:
-        AffinityError: if a core does not exist, or the system cannot do this.
+        AffinityError: see :func:`check_cores`.
     """
     if not cores:
         yield
         return
-    if not hasattr(os, "sched_setaffinity"):
-        raise AffinityError("hardware.affinity: this system cannot bind a process to cores")
+    check_cores(cores)
     before = os.sched_getaffinity(0)
-    if not set(cores) <= before:
-        raise AffinityError(
-            f"hardware.affinity={list(cores)}: this machine lets the process use cores {sorted(before)}"
-        )
-    os.sched_setaffinity(0, set(cores))
+    _bind_threads(set(cores))
     try:
         yield
     finally:
-        os.sched_setaffinity(0, before)
+        _bind_threads(before)
+
+
+def check_cores(cores: Sequence[int]) -> None:
+    """Refuse cores to measure on that cannot be had.
+
+    Args:
+        cores: their numbers.
+
+    Raises:
+        AffinityError: if a core does not exist, or the system cannot do this.
+    """
+    if cores and not hasattr(os, "sched_setaffinity"):
+        raise AffinityError("hardware.affinity: this system cannot bind a process to cores")
+    if not set(cores) <= (usable := os.sched_getaffinity(0)):
+        raise AffinityError(
+            f"hardware.affinity={list(cores)}: this machine lets the process use cores {sorted(usable)}"
+        )
+
+
+def _bind_threads(cores: Iterable[int]) -> None:
+    for thread in Path("/proc/self/task").iterdir():
+        with contextlib.suppress(ProcessLookupError):  # it has ended
+            os.sched_setaffinity(int(thread.name), cores)

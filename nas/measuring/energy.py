@@ -22,80 +22,65 @@ class EnergyError(RuntimeError):
 
 
 class EnergyMeter:
-    """Reads what the processor's packages have used since it was made.
+    """Reads what the processor's packages use, for as long as they show it.
 
     Args:
         folder: where Linux shows its counters.
+        say: told in one line when a counter that could be read no longer can be.
 
     Attributes:
-        domains: names of the counters, e.g. ``package-0``.
-
-    Raises:
-        EnergyError: if there are none, or this user may not read them.
+        source: the counters that are read, or why none is, for the record of a session.
     """
 
-    def __init__(self, folder: Path = POWERCAP) -> None:
+    def __init__(self, folder: Path = POWERCAP, say: Callable[[str], None] = lambda line: None) -> None:
+        self._say = say
         self._zones: list[Path] = []
-        names: list[str] = []
-        for zone in sorted(folder.glob("intel-rapl:*")):
-            name = _read(zone / "name")
-            if name.startswith("package"):  # the others are parts of it
-                self._zones.append(zone)
-                names.append(name)
-        if not self._zones:
-            raise EnergyError(f"no counters of energy in {folder}")
-        self.domains = tuple(names)
-        self._ranges = [_number(zone / "max_energy_range_uj") for zone in self._zones]
-        self._last = self._counters()
         self._used_uj = 0
+        try:
+            # Other zones are parts of a package, or hold several.
+            zones = {zone: _read(zone / "name") for zone in sorted(folder.glob("intel-rapl:*"))}
+            packages = {zone: name for zone, name in zones.items() if name.startswith("package")}
+            if not packages:
+                raise EnergyError(f"no counters of energy in {folder}")
+            self._ranges = [_number(zone / "max_energy_range_uj") for zone in packages]
+            self._last = [_number(zone / "energy_uj") for zone in packages]
+            self._zones = [*packages]
+            self.source = f"RAPL, {', '.join(packages.values())}"
+        except EnergyError as error:
+            self.source = f"not read: {error}"
 
     def used_mj(self) -> float:
-        """Millijoules since the meter was made; to be asked before a counter wraps twice."""
-        now = self._counters()
+        """Millijoules since the meter was made; to be asked before a counter wraps twice.
+
+        Raises:
+            EnergyError: if a counter can no longer be read.
+        """
+        now = [_number(zone / "energy_uj") for zone in self._zones]
         for before, after, largest in zip(self._last, now, self._ranges, strict=True):
             self._used_uj += after - before if after >= before else after + largest - before
         self._last = now
         return self._used_uj / 1e3
 
-    def inference_mj(self, run: Callable[[], object], shortest_s: float = _SHORTEST_S) -> float:
-        """Millijoules an inference, the mean of as many as fit.
+    def inference_mj(self, run: Callable[[], object], shortest_s: float = _SHORTEST_S) -> float | None:
+        """Millijoules an inference, the mean of as many as fit; None where energy is not read.
 
         Args:
             run: a network once.
             shortest_s: how long to run it again and again.
         """
-        before, start, runs = self.used_mj(), time.monotonic(), 0
-        while runs == 0 or time.monotonic() - start < shortest_s:
-            run()
-            runs += 1
-        return (self.used_mj() - before) / runs
-
-    def _counters(self) -> list[int]:
-        return [_number(zone / "energy_uj") for zone in self._zones]
-
-
-def energy_source(folder: Path = POWERCAP) -> str:
-    """The counters that energy is read from here, or the reason why it is not, for the record of a session.
-
-    Args:
-        folder: where Linux shows its counters.
-    """
-    try:
-        return f"RAPL, {', '.join(EnergyMeter(folder).domains)}"
-    except EnergyError as error:
-        return f"not read: {error}"
-
-
-def energy_meter(folder: Path = POWERCAP) -> EnergyMeter | None:
-    """A meter, None where energy cannot be read (:func:`energy_source` says why).
-
-    Args:
-        folder: where Linux shows its counters.
-    """
-    try:
-        return EnergyMeter(folder)
-    except EnergyError:
-        return None
+        if not self._zones:
+            return None
+        try:
+            before, start, runs = self.used_mj(), time.monotonic(), 0
+            while runs == 0 or time.monotonic() - start < shortest_s:
+                run()
+                runs += 1
+            return (self.used_mj() - before) / runs
+        except EnergyError as error:
+            self._zones = []
+            self.source = f"not read to the end: {error}"
+            self._say(f"warning: energy is missing from here on: {error}")
+            return None
 
 
 def _read(path: Path) -> str:

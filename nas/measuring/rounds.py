@@ -273,7 +273,7 @@ def measure(
         loads: how often everything is loaded; less often where that would leave few rounds for each.
         precise: subjects for which to load and measure on, up to twice the rounds, until
             :data:`PRECISION` is reached.
-        meter: reads their energy, once for every loading; None: nothing is read.
+        meter: reads their energy, once for every loading, while it can be read; None: nothing is read.
 
     Returns:
         The steady rounds.
@@ -303,7 +303,9 @@ def measure(
             anchor()
             left = rounds_a_load
             if meter is not None:
-                energy_mj = {name: meter.inference_mj(runners[name]) for name in precise if name in names}
+                for name in precise:
+                    if name in names and (used_mj := meter.inference_mj(runners[name])) is not None:
+                        energy_mj[name] = used_mj
         shuffle = seed * 1_000_003 + len(journal.rounds)
         order = round_order(shuffle, len(names))
         anchor_at = [len(order) * index // ANCHOR_RUNS_PER_ROUND for index in range(ANCHOR_RUNS_PER_ROUND)]

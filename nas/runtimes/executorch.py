@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-from collections.abc import Iterator
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from nas.executorch_graph import executorch_program
+from nas.executorch_graph import executorch_program, quiet
 from nas.measuring.models import Values, random_image
 from nas.measuring.rounds import Runner
 from nas.runtimes.subject import Precision, Subject, borders, graph, input_shape
@@ -29,7 +25,7 @@ class ExecuTorchRunner:
     """
 
     def __init__(self, program: bytes, shape: tuple[int, ...], threads: int) -> None:
-        with _quiet():
+        with quiet():
             from executorch.extension.pybindings import portable_lib
 
             # The pool belongs to the process and has a thread for every core until told otherwise.
@@ -66,24 +62,7 @@ def runner(subject: Subject, precision: Precision, threads: int) -> Runner:
     ends = borders(subject)
     weights: dict[str, NDArray[np.float32]] = {}
     model = graph(subject, precision, weights)
-    with _quiet():
-        program = executorch_program(model, weights, ends)
+    program = executorch_program(model, weights, ends)
     batch, channels, *sides = input_shape(subject)
     shape = (batch, *sides, channels) if ends.input else (batch, channels, *sides)
     return ExecuTorchRunner(program, shape, threads)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the lines that its libraries write to the standard error, each time they are used, meanwhile.
-
-    What goes wrong is an exception all the same.
-    """
-    kept = os.dup(2)
-    try:
-        with open(os.devnull, "wb") as nothing:  # noqa: PTH123 - a descriptor, no path
-            os.dup2(nothing.fileno(), 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)

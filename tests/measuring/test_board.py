@@ -3,6 +3,7 @@ import os
 import stat
 import subprocess
 import sys
+import threading
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -226,6 +227,14 @@ def test_a_kit_is_measured_on_the_cores_it_names(tmp_path: Path) -> None:
 def test_cores_are_given_back_after_measuring_here(tmp_path: Path) -> None:
     before = os.sched_getaffinity(0)
     core = min(before)
+    # As ncnn, ExecuTorch and PyTorch keep theirs.
+    kept, over = list[int](), threading.Event()
+    old = threading.Thread(target=lambda: (kept.append(threading.get_native_id()), over.wait()))
+    old.start()
+    with conditions.affine_to((core,)):
+        assert os.sched_getaffinity(0) == os.sched_getaffinity(kept[0]) == {core}
+    assert os.sched_getaffinity(kept[0]) == before
+    over.set()
     measured = LocalTarget(RUNTIME, 0, (core,)).measure(SUBJECTS[:2], 4, tmp_path / "journal.jsonl")
     assert measured.record["affinity"] == [core]
     assert os.sched_getaffinity(0) == before

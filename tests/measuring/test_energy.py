@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from nas.measuring.energy import EnergyError, EnergyMeter, energy_meter, energy_source
-from nas.measuring.rounds import Journal, measure, read_round
+from nas.measuring.energy import EnergyMeter
+from nas.measuring.rounds import Journal, Runner, measure, read_round
 
 
 def counter(folder: Path, zone: str, name: str, energy_uj: int, largest_uj: int = 1_000_000) -> Path:
@@ -26,13 +26,20 @@ def powercap(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each network runs once between two readings."""
+    whole = EnergyMeter.inference_mj
+    monkeypatch.setattr(EnergyMeter, "inference_mj", lambda self, run: whole(self, run, 0.0))
+
+
 def test_packages_are_added_up_and_nothing_is_counted_twice(powercap: Path) -> None:
     meter = EnergyMeter(powercap)
     for zone, energy_uj in (("0", 502_000), ("0:0", 999_000), ("1", 1_000), ("2", 990_000)):
         (powercap / f"intel-rapl:{zone}" / "energy_uj").write_text(str(energy_uj))
     assert meter.used_mj() == 3.0
     assert meter.used_mj() == 3.0
-    assert energy_source(powercap) == "RAPL, package-0, package-1"
+    assert meter.source == "RAPL, package-0, package-1"
 
 
 def test_a_counter_that_wraps_goes_on(powercap: Path) -> None:
@@ -66,10 +73,10 @@ def test_energy_is_that_of_one_inference(powercap: Path) -> None:
 def test_where_it_cannot_be_read_the_reason_is_told(tmp_path: Path, spoil: object, reason: str) -> None:
     assert callable(spoil)
     spoil(tmp_path)
-    with pytest.raises(EnergyError, match=reason):
-        EnergyMeter(tmp_path)
-    assert energy_meter(tmp_path) is None
-    assert energy_source(tmp_path).startswith("not read: ")
+    meter = EnergyMeter(tmp_path, pytest.fail)
+    assert meter.source.startswith("not read: ")
+    assert reason in meter.source
+    assert meter.inference_mj(pytest.fail) is None
 
 
 def test_counters_for_root_alone_say_so(powercap: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,10 +84,33 @@ def test_counters_for_root_alone_say_so(powercap: Path, monkeypatch: pytest.Monk
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(Path, "read_text", refuse)
-    assert energy_source(powercap) == f"not read: {powercap}/intel-rapl:0/name may be read by root alone"
+    meter = EnergyMeter(powercap)
+    assert meter.source == f"not read: {powercap}/intel-rapl:0/name may be read by root alone"
 
 
-@pytest.mark.usefixtures("unsteady_machine")
+@pytest.mark.usefixtures("unsteady_machine", "at_once")
+def test_a_counter_that_becomes_unreadable_ends_nothing(powercap: Path, tmp_path: Path) -> None:
+    path, lines, loaded = powercap / "intel-rapl:1" / "energy_uj", list[str](), 0
+
+    def load(name: str) -> Runner:
+        nonlocal loaded
+        loaded += 1
+        if loaded > 2:  # the second loading
+            path.unlink(missing_ok=True)
+        return lambda: None
+
+    meter = EnergyMeter(powercap, lines.append)
+    journal = Journal(tmp_path / "rounds.jsonl", ["one", "two"], {})
+    kept = measure(load, lambda: None, journal, 8, 0, loads=2, precise=["one", "two"], meter=meter)
+    first = {each.load: each for each in reversed(kept)}
+    assert set(first[0].energy_mj) == {"one", "two"}
+    assert all(not each.energy_mj for number, each in first.items() if number)
+    reason = f"{path} cannot be read: No such file or directory"
+    assert lines == [f"warning: energy is missing from here on: {reason}"]
+    assert meter.source == f"not read to the end: {reason}"
+
+
+@pytest.mark.usefixtures("unsteady_machine", "at_once")
 def test_only_what_stands_for_itself_is_read_once_a_loading(powercap: Path, tmp_path: Path) -> None:
     path, used = powercap / "intel-rapl:1" / "energy_uj", 0
 
@@ -90,8 +120,6 @@ def test_only_what_stands_for_itself_is_read_once_a_loading(powercap: Path, tmp_
         path.write_text(str(used % 1_000_000))
 
     meter = EnergyMeter(powercap)
-    monkey = meter.inference_mj
-    meter.inference_mj = lambda run, shortest_s=0.0: monkey(run, 0.0)  # type: ignore[method-assign]
     journal = Journal(tmp_path / "rounds.jsonl", ["network", "layer"], {})
     runners = {"network": network, "layer": lambda: None}
     kept = measure(
