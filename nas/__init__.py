@@ -1,7 +1,25 @@
 """Hardware-aware architecture search for MobileNet-like networks."""
 
 import importlib.metadata
+import os
 import sys
+from types import TracebackType
+
+if sys.argv[:1] == [
+    "-m"
+]:  # python -m nas.search, which is still to be found: importing all of it takes seconds
+
+    def _say_interrupted(
+        kind: type[BaseException], error: BaseException, trace: TracebackType | None
+    ) -> None:
+        """Say Ctrl-C in a line, also before a command has begun."""
+        if not issubclass(kind, KeyboardInterrupt):
+            sys.__excepthook__(kind, error, trace)
+            return
+        print("interrupted", file=sys.stderr)
+        os._exit(130)
+
+    sys.excepthook = _say_interrupted
 
 if sys.platform == "win32":  # files are locked by fcntl, boards reached through ssh's control sockets
     sys.exit("mobilenet-nas runs on Linux and macOS; on Windows, use it within WSL (wsl --install)")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 import sys
@@ -23,14 +22,12 @@ from nas.console import print_in_any_locale
 from nas.help import CONFIG_FOLDER, help_text
 from nas.measuring.rounds import MeasurementError
 from nas.overrides import overrides_of
+from nas.saving import DISK_ERRORS, cannot_write
 from nas.settings import ACCURACY_SCHEMAS, settings_of
 from search_spaces.blocks import SQUARE, is_oblong
 from search_spaces.errors import InputError, masked, shorten
 
 _Settings = TypeVar("_Settings")
-
-# What a disk says: anything else that the system refuses is a fault of ours, with its traceback.
-_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG)
 
 
 def store_schemas(config_name: str, schema: type) -> None:
@@ -70,15 +67,11 @@ def command(config_name: str, schema: type[_Settings], main: Callable[[_Settings
         errors.print(f"error: {_config_error(error)}", style="red", markup=False)
         sys.exit(2)
     except OSError as error:
-        if error.errno not in _DISK_ERRORS:
+        if error.errno not in DISK_ERRORS and "temporary directory" not in str(error):
             raise
-        # A write that fails does not say to which file.
-        text = f"cannot write {error.filename}" if error.filename else "a file cannot be written"
-        errors.print(
-            f"error: {text}: {error.strerror}; the same command goes on when it can",
-            style="red",
-            markup=False,
-        )
+        # Files of ours are named; what is left are the output, and files that libraries put aside.
+        others = f"the standard output, or a temporary file in {os.environ.get('TMPDIR', '/tmp')}"  # noqa: S108
+        errors.print(f"error: {masked(cannot_write(error, others))}", style="red", markup=False)
         sys.exit(2)
     except KeyboardInterrupt:
         errors.print("interrupted; the same command continues where this one stopped", markup=False)

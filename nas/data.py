@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import math
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from dataclasses import fields as dataclass_fields
@@ -427,11 +428,11 @@ def _idx(root: Path, name: str, dimensions: int) -> NDArray[np.uint8]:
     try:
         with (gzip.open if found[0].suffix == ".gz" else open)(found[0], "rb") as file:
             content = file.read(_MOST_IDX_BYTES)
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise DatasetError(f"cannot read {found[0]}: {error}") from None
     start = 4 + 4 * dimensions
     shape = tuple(np.frombuffer(content[4:start], ">u4").tolist()) if len(content) >= start else ()
-    if content[:4] != bytes((0, 0, 8, dimensions)) or math.prod(shape) != len(content) - start:
+    if content[:4] != bytes((0, 0, 8, dimensions)) or not 0 < math.prod(shape) == len(content) - start:
         raise DatasetError(f"{found[0]} is damaged, or no IDX file of {dimensions} dimensions")
     return np.frombuffer(content, np.uint8, offset=start).reshape(shape).copy()
 

@@ -417,7 +417,7 @@ def _without_versions(name: str, content: str) -> object:
         return content
     try:
         found = json.loads(content)
-    except ValueError:
+    except (ValueError, RecursionError):
         return content
     return (
         {key: value for key, value in found.items() if key != "versions"}

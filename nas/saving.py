@@ -13,6 +13,7 @@ and whoever comes next finishes it; before, nothing has changed.
 from __future__ import annotations
 
 import datetime
+import errno
 import fcntl
 import json
 import os
@@ -27,6 +28,16 @@ from pathlib import Path
 from search_spaces.errors import InputError, masked
 from search_spaces.gate import MEGABYTE, Gate, is_plain_name
 
+# What a disk says, and what to do then: anything else that the system refuses is a fault of ours.
+DISK_ERRORS = {
+    errno.ENOSPC: "make room there",
+    errno.EDQUOT: "make room there, or have the quota raised",
+    errno.EROFS: "name a place that can be written to",
+    errno.EACCES: "name a place that can be written to, or change its permissions",
+    errno.EPERM: "name a place that can be written to, or change its permissions",
+    errno.EIO: "look after the disk",
+    errno.EFBIG: "name a place on another file system",
+}
 _COMMIT = ".commit.json"
 _POLL_INTERVAL_S = 0.2
 
@@ -165,8 +176,19 @@ def saving(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason = error.strerror or str(error)
-        raise SaveError(f"cannot write {error.filename or path}: {reason}") from None
+        raise SaveError(cannot_write(error, path)) from None
+
+
+def cannot_write(error: OSError, path: Path | str) -> str:
+    """A line on a file that could not be written: why, and what to do.
+
+    Args:
+        error: of the system.
+        path: what was being written, where the error does not say.
+    """
+    what_to_do = DISK_ERRORS.get(error.errno or 0)
+    then = f"; {what_to_do}, then type the same command again" if what_to_do else ""
+    return f"cannot write {error.filename or path}: {error.strerror or error}{then}"
 
 
 @contextmanager
@@ -256,8 +278,8 @@ def holder(descriptor: int) -> str:
 
 
 def _write(path: Path, content: str | bytes) -> None:
-    # Never through a link, which may have come with a folder from elsewhere.
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+    # Never through a link nor into a pipe, which may have come with a folder from elsewhere.
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     with open(os.open(path, flags, 0o644), "wb") as file:  # noqa: PTH123 - a descriptor, not a path
         file.write(content.encode() if isinstance(content, str) else content)
         file.flush()

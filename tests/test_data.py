@@ -1,3 +1,4 @@
+import gzip
 import hashlib
 import pickle
 import shutil
@@ -231,6 +232,14 @@ def test_fashion_mnist_in_torchvisions_folder_and_damaged(tmp_path: Path) -> Non
     assert len(load(settings, 28).train) == 30
     damaged = raw / "t10k-images-idx3-ubyte"
     damaged.write_bytes(damaged.read_bytes()[:-1])
+    with pytest.raises(DatasetError, match="t10k-images-idx3-ubyte is damaged"):
+        load(settings, 28)
+    damaged.unlink()
+    packed = gzip.compress(bytes(100))
+    damaged.with_suffix(".gz").write_bytes(packed[:12] + b"\xff" + packed[13:])
+    with pytest.raises(DatasetError, match=r"cannot read .*t10k-images-idx3-ubyte\.gz"):
+        load(settings, 28)
+    _idx(damaged, np.zeros((0, 28, 28)))
     with pytest.raises(DatasetError, match="t10k-images-idx3-ubyte is damaged"):
         load(settings, 28)
 

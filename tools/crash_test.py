@@ -1,6 +1,7 @@
 """Kill commands at random moments and before each of their file operations; run them again; look.
 
     python -m tools.crash_test --folder /tmp/crashes --moments 100 --output results/crashes.json
+    python -m tools.crash_test --folder /tmp/interrupts --interrupt    # Ctrl-C: one line, exit code 130
     python -m tools.crash_test --folder /tmp/full --full-disk        # needs root: mounts small file systems
 
 Each command first runs undisturbed. Then copies of it are killed, half of them at a random moment with
@@ -78,6 +79,7 @@ _DATABASE = "DATABASE"
 # Of what a command writes, that the disk has room for.
 _DISK_SHARES = (0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 0.97, 1.05)
 _ROUNDS = 3
+INTERRUPTED = 130
 SPACE = """name: tiny
 resolutions: [32]
 stems: [{channels: 16, activation: hswish}]
@@ -184,6 +186,23 @@ class Outcome:
     problems: list[str] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class Deaths:
+    """The ways in which a command is to die.
+
+    Attributes:
+        moments: how often.
+        seed: of the moments.
+        kind: ``random`` moments, before file ``operations``, or ``both`` in turn.
+        ends_by: the signal at a random moment.
+    """
+
+    moments: int
+    seed: int = 0
+    kind: str = "both"
+    ends_by: int = signal.SIGKILL
+
+
 def prepare(more: Sequence[str] = ()) -> None:
     """Import what the commands import, and let every round count and leases be short.
 
@@ -201,15 +220,20 @@ def prepare(more: Sequence[str] = ()) -> None:
 
 
 def run(
-    words: Sequence[str], folder: Path, seconds: float | None = None, dies_before: int | None = None
+    words: Sequence[str],
+    folder: Path,
+    seconds: float | None = None,
+    dies_before: int | None = None,
+    ends_by: int = signal.SIGKILL,
 ) -> tuple[int, str, float]:
     """(exit code, what it printed, seconds) of a command in a folder.
 
     Args:
         words: the command's module and what it is told.
         folder: where it runs.
-        seconds: after which it is killed, if given.
+        seconds: after which it is sent a signal, if given.
         dies_before: number of the file operation before which it dies, if given.
+        ends_by: that signal.
     """
     start = time.monotonic()
     printed = folder.with_name(f"{folder.name}.printed")
@@ -223,7 +247,7 @@ def run(
         if ended:
             break
         if seconds is not None and not killed and time.monotonic() - start >= seconds:
-            os.kill(child, signal.SIGKILL)
+            os.kill(child, ends_by)
             killed = True
         time.sleep(_POLL_S)
     text = printed.read_text(errors="replace")
@@ -253,6 +277,9 @@ def _become(words: Sequence[str], folder: Path, printed: Path, dies_before: int 
             code = error.code if isinstance(error.code, int) else int(error.code is not None)
             if isinstance(error.code, str):
                 print(error.code, file=sys.stderr)
+    except KeyboardInterrupt:  # before the command's own hook is there
+        code = INTERRUPTED
+        print("interrupted", file=sys.stderr)
     except BaseException:
         traceback.print_exc()
     finally:
@@ -355,11 +382,10 @@ def crash(
     name: str,
     template: Path,
     work: Path,
-    moments: int,
-    generator: random.Random,
+    deaths: Deaths,
     server: PostgresServer | None,
 ) -> Outcome:
-    """Kill a command often, and see what the same command makes of what is left."""
+    """Kill or interrupt a command often, and see what the same command makes of what is left."""
     outcome = Outcome()
     whole = work / f"{name}-whole"
     shutil.copytree(template, whole)
@@ -370,16 +396,21 @@ def crash(
     outcome.problems += check(name, words, whole, set())
     made = _made(name, whole)
     operations = _MOST_OPERATIONS
-    for moment in range(moments):
+    generator = random.Random(f"{deaths.seed} {name}")
+    for moment in range(deaths.moments):
         folder = work / f"{name}-{moment}"
         shutil.copytree(template, folder)
         words = _told(name, folder, server)
-        at_random = moment % 2 == 0
+        at_random = deaths.kind == "random" or (deaths.kind == "both" and moment % 2 == 0)
         # A moment after the end, or an operation that there is not, is no death: another one is tried.
         for _ in range(_TRIES):
             if at_random:
-                code, _, _ = run(words, folder, generator.uniform(0, 1) * seconds)
-                died = code == -signal.SIGKILL
+                code, said, _ = run(words, folder, generator.uniform(0, 1) * seconds, ends_by=deaths.ends_by)
+                died = code in (-signal.SIGKILL, INTERRUPTED)
+                lines = [line for line in said.splitlines() if line.startswith("interrupted")]
+                wrong = not died or (code == INTERRUPTED and (len(lines) != 1 or "Traceback" in said))
+                if wrong and code != 0:
+                    outcome.problems.append(f"moment {moment}: exit code {code}: {said.strip()[-600:]}")
             else:
                 number = generator.randint(1, operations)
                 code, _, _ = run(words, folder, dies_before=number)
@@ -491,6 +522,8 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True, help="a new folder to work in")
     parser.add_argument("--moments", type=int, default=50, help="for each command")
     parser.add_argument("--commands", default=",".join(COMMANDS))
+    parser.add_argument("--kind", choices=("both", "random", "operations"), default="both", help="of moments")
+    parser.add_argument("--interrupt", action="store_true", help="Ctrl-C instead of killing")
     parser.add_argument("--full-disk", action="store_true", help="fill disks instead of killing")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, help="JSON file of the outcomes")
@@ -501,11 +534,13 @@ def main() -> None:
     (empty / "space.yaml").write_text(SPACE)
     prepare()
     names = arguments.commands.split(",")
+    deaths = Deaths(arguments.moments, arguments.seed, arguments.kind)
+    if arguments.interrupt:
+        deaths = Deaths(arguments.moments, arguments.seed, "random", signal.SIGINT)
     outcomes = {}
     with ExitStack() as stack:
         server = stack.enter_context(PostgresServer()) if "shared" in names else None
         for name in names:
-            generator = random.Random(f"{arguments.seed} {name}")
             template = empty
             if first := _BEFORE.get(name):
                 template = arguments.folder / f"before-{name}"
@@ -515,7 +550,7 @@ def main() -> None:
             if arguments.full_disk:
                 outcome = Outcome(problems=fill(name, template, arguments.folder))
             else:
-                outcome = crash(name, template, arguments.folder, arguments.moments, generator, server)
+                outcome = crash(name, template, arguments.folder, deaths, server)
             outcomes[name] = asdict(outcome)
             print(f"{name}: {outcome}", flush=True)
             if arguments.output:

@@ -85,8 +85,8 @@ _VALUES = (
 _VALUE = re.compile(rb'-?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?|"[^"\n]*"|\b[A-Za-z_]\w*\b')
 
 
-class TookTooLongError(Exception):
-    """A reader that did not come back."""
+class TookTooLongError(BaseException):
+    """A reader that did not come back: none of the errors that a reader may catch."""
 
 
 @dataclass
@@ -98,7 +98,8 @@ class Outcome:
         accepted: read as something valid.
         refused: ended in the project's own error.
         failures: kinds of other ends with how often.
-        slowest_s: the longest reading.
+        slowest_s: processor seconds of the longest reading.
+        peak_mb: peak memory of the process after the last one.
     """
 
     inputs: int = 0
@@ -106,6 +107,7 @@ class Outcome:
     refused: int = 0
     failures: Counter[str] = field(default_factory=Counter)
     slowest_s: float = 0.0
+    peak_mb: float = field(default_factory=lambda: _peak_mb())
 
 
 def mutated(content: bytes, generator: random.Random) -> bytes:
@@ -198,7 +200,7 @@ def try_one(reader: Reader, content: bytes, folder: Path, outcome: Outcome) -> s
         outcome: counts how it ended.
     """
     outcome.inputs += 1
-    start = time.monotonic()
+    start = time.process_time()
     problem: str | None = None
     try:
         with _limit(LONGEST_S + 1):
@@ -216,27 +218,46 @@ def try_one(reader: Reader, content: bytes, folder: Path, outcome: Outcome) -> s
             raise
         last = traceback.extract_tb(error.__traceback__)[-1]
         problem = f"{type(error).__name__} at {Path(last.filename).name}:{last.lineno}"
-    taken = time.monotonic() - start
+    taken, peak_mb = time.process_time() - start, _peak_mb()
     outcome.slowest_s = max(outcome.slowest_s, taken)
     if problem is None and taken > LONGEST_S:
         problem = f"{taken:.0f} s"
+    if problem is None and peak_mb - outcome.peak_mb > MOST_MEGABYTES:
+        problem = f"{peak_mb - outcome.peak_mb:.0f} MB"
+    outcome.peak_mb = peak_mb
     if problem is not None:
         outcome.failures[problem] += 1
     return problem
 
 
+def _peak_mb() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+
+
 @contextmanager
 def _limit(seconds: float) -> Iterator[None]:
-    def over(number: int, frame: FrameType | None) -> None:
-        raise TookTooLongError
+    """Let no more than some seconds of processor be used, nor some be waited twice.
 
-    previous = signal.signal(signal.SIGALRM, over)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    Somebody may stop this process for minutes: what waits only once was not waiting for a file.
+    """
+    waited = False
+
+    def over(number: int, frame: FrameType | None) -> None:
+        nonlocal waited
+        if number == signal.SIGPROF or waited:
+            raise TookTooLongError
+        waited = True
+
+    kinds = {signal.SIGALRM: signal.ITIMER_REAL, signal.SIGPROF: signal.ITIMER_PROF}
+    previous = {number: signal.signal(number, over) for number in kinds}
+    for timer in kinds.values():
+        signal.setitimer(timer, seconds, seconds)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, previous)
+        for number, timer in kinds.items():
+            signal.setitimer(timer, 0)
+            signal.signal(number, previous[number])
 
 
 def main() -> None:
@@ -264,6 +285,7 @@ def main() -> None:
             folder.mkdir()
             for seed in reader.seeds:  # what is not accepted whole tells nothing
                 reader.read(seed, folder)
+            outcome.peak_mb = _peak_mb()
             deadline = time.monotonic() + arguments.seconds
             while outcome.inputs < arguments.inputs and time.monotonic() < deadline:
                 content = mutated(generator.choice(reader.seeds), generator)
@@ -281,8 +303,7 @@ def main() -> None:
             if arguments.output:
                 plain = {name: each.__dict__ for name, each in outcomes.items()}
                 arguments.output.write_text(json.dumps(plain, indent=1) + "\n")
-    peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
-    print(f"peak memory {peak_mb:,.0f} MB")
+    print(f"peak memory {_peak_mb():,.0f} MB")
     sys.exit(any(each.failures for each in outcomes.values()))
 
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+import gzip
 import io
+import itertools
 import json
 import math
 import os
+import random
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,30 +22,43 @@ import torch
 from PIL import Image
 
 from nas.accuracy.csv import read_accel, read_extra
+from nas.accuracy.imagenet import SHIPPED_PARAMETERS, Predictor
+from nas.accuracy.joint import JointPrediction
 from nas.accuracy.networks import read_networks
+from nas.accuracy.source import Accuracy, Judgement
 from nas.accuracy.table import AccuracyTable
-from nas.data import DatasetSettings
+from nas.data import DatasetSettings, Split, _idx, load
 from nas.devices.kit import parse_result
+from nas.devices.ssh import Board
 from nas.latency.calibration import Calibration
 from nas.latency.recovery import _interrupted, recovered
 from nas.latency.sessions import NetworkRecord, load_networks, networks_text
-from nas.latency.table import LatencyTable, TableHeader, entry
+from nas.latency.sessions import read_networks as parse_networks
+from nas.latency.table import Latency, LatencyTable, TableHeader, entry
 from nas.latency.validation import CARD_SCHEMA, Card, load_card
+from nas.latency.whole_models import fitted_head
 from nas.measuring import board, models
 from nas.measuring.rounds import Journal, Round
+from nas.network import Network
 from nas.overrides import read_own_file
 from nas.page.files import pareto_csv, write_report
-from nas.page.reading import read_study, report_of
+from nas.page.reading import PUBLISHED, read_study, report_of
 from nas.page.rendering import report_page, summary
+from nas.page.torchvision_reference import recorded
 from nas.pictures.decode import read_picture
 from nas.pictures.preprocessing import Preprocessing
 from nas.pictures.recognition import Recognition
 from nas.runtimes.runtime import Runtime
 from nas.saving import finish
+from nas.study.loop import Sampling, Stop, run_search
 from nas.study.objective import Pareto
-from nas.study.storage import close_storage, open_storage, open_study
+from nas.study.problem import Problem
+from nas.study.storage import close_storage, networks_of, open_storage, open_study, table_of
+from nas.study.trial import Trial, record_scatter, remeasure, train_to_the_end
 from nas.tensors import read_tensors
 from nas.training import supernet_checkpoint
+from nas.training.final import FinalRecipe, FinalTraining
+from nas.training.processes import Processes
 from nas.training.supernet import Supernet
 from search_spaces.architecture import Architecture
 from search_spaces.errors import InputError
@@ -49,6 +66,8 @@ from search_spaces.gate import Gate
 from search_spaces.layers import layer_keys, reachable_layer_keys
 from search_spaces.references import reference
 from search_spaces.space import SearchSpace
+from search_spaces.stage import Parameters
+from search_spaces.tasks import task_of
 
 RUNTIME = Runtime()
 _NETWORK = reference("mobilenet_v3_small", 64, 10)
@@ -183,8 +202,6 @@ def _read_rounds(folder: Path) -> object:
 
 def _samples() -> bytes:
     names = [str(key) for key in layer_keys(_NETWORK)] + [f"network_{_NETWORK.id}"]
-    import json
-
     header = {"schema": 1, "names": names, "identity": {"device": "cpu", "version": "1.20"}}
     rounds = [
         Round([0.1 + number / 100] * len(names), [5.0] * 3, {"load": 0.1}, number) for number in range(4)
@@ -200,8 +217,6 @@ def _read_samples(content: bytes, folder: Path) -> object:
 
 
 def _kit_result() -> bytes:
-    import json
-
     names = [*(str(key) for key in layer_keys(_NETWORK)[:5]), f"network_{_NETWORK.id}"]
     header = {
         "result": board.RESULT_SCHEMA,
@@ -227,16 +242,15 @@ def _kit_result() -> bytes:
     ).encode()
 
 
-def _card() -> bytes:
-    import json
-
-    found = table().header.calibration
+def _card_of(made: LatencyTable) -> Card:
+    found = made.header.calibration
     assert found is not None
-    state = table().state()
-    card = Card(
-        "title", "2026-01-01T00:00:00", 0.01, found.left_out, found.uncorrected, 0.2, {"rounds": 40}, state
-    )
-    return json.dumps({"schema_version": CARD_SCHEMA, **card.to_dict()}).encode()
+    errors = (found.left_out, found.uncorrected)
+    return Card("title", "2026-01-01T00:00:00", 0.01, *errors, 0.2, {"rounds": 40}, made.state())
+
+
+def _card() -> bytes:
+    return json.dumps({"schema_version": CARD_SCHEMA, **_card_of(table()).to_dict()}).encode()
 
 
 def _study(folder: Path) -> bytes:
@@ -250,11 +264,7 @@ def _study(folder: Path) -> bytes:
             optuna.create_trial(
                 values=[50.0 + number, 5.0 + number],
                 params=parameters,
-                distributions={
-                    name: optuna.distributions.CategoricalDistribution(choices)
-                    for name, choices in space.parameters().items()
-                    if name in parameters
-                },
+                distributions=_distributions(space, parameters),
                 user_attrs={
                     "architecture": architecture.id,
                     "kind": "candidate",
@@ -271,6 +281,133 @@ def _study(folder: Path) -> bytes:
         )
     close_storage(storage)
     return (folder / "seed.journal").read_bytes()
+
+
+def _whole_study(folder: Path) -> bytes:
+    """A study with everything that a search leaves in it."""
+    space = SearchSpace.from_dict(Gate("space").yaml(SPACE))
+    members = list(itertools.islice(space.members(), 4))
+    networks = [*(architecture for _, architecture in members), _NETWORK]
+    ids = [each.id for each in networks]
+    judgement = Judgement(60.0, 59.0, 12.0, "cat", 200)
+    errors = _card_of(table())
+    provenance = {
+        "hardware": "host",
+        "latency": {
+            "title": "cpu, ONNX Runtime, fp32, 1 thread",
+            "device": "cpu",
+            "runtime": "onnxruntime",
+            "runtime_version": "1.20",
+            "precision": "fp32",
+            "threads": 1,
+            "counts": {"measured": 20, "predicted": 3},
+            "calibration": {"left_out": asdict(errors.calibrated), "uncorrected": asdict(errors.calibrated)},
+            "card": errors.to_dict(),
+            "warning": "the latency table was never validated",
+            "error_percent": {"table": 2.0, "predicted": 3.0, "estimated": 15.0},
+        },
+        "accuracy": {"name": "imagenet", "recipe": "scratch"},
+        "classes": ["cat", "dog"],
+        "budget_ms": 9.0,
+        "budget_name": "mobilenet_v3_small",
+        "budget_margin": 0.05,
+        "seed": 0,
+        "versions": {"torch": "2.6.0", "timm": None},
+        "command": "python -m nas.search",
+        "created": "2026-01-01T00:00:00+00:00",
+        "task": {
+            "name": "segmentation",
+            "classes": 21,
+            "models": 10,
+            "error_percent": 3.0,
+            "worst_percent": 6.0,
+            "kendall_tau": 0.95,
+        },
+        "end_to_end": {"trials": 5, "networks": 5, "rounds": 40, "drift": 0.01, "percentile": 90},
+        "trained": {"trials": 5, "recipe": {"epochs": 3}, "judged_on": "200 images"},
+        "layers": {
+            ids[0]: [{"key": str(layer_keys(networks[0])[0]), "latency_ms": 0.1, "source": "measured"}]
+        },
+        "macs": {"network": ids[0], "counted": 1000, "fvcore": 1000, "fvcore_version": "0.1"},
+        "joint": JointPrediction(
+            "scratch", tuple(ids), np.full(5, 60.0), np.eye(5), np.full(5, 0.1)
+        ).to_dict(),
+    }
+    path = folder / "whole.journal"
+    storage = open_storage(str(path))
+    fingerprint = {"search.caution": 1.0, "search.limits.macs": 1e9, "seed": 0}
+    records = networks_text([NetworkRecord(_NETWORK, 1.0, 1.0, 1.1, 1.2)])
+    study = open_study(storage, "whole", Pareto(), space, fingerprint, provenance, table(), records)
+    for number, network in enumerate(networks):
+        is_reference = network is _NETWORK
+        record = Trial(
+            network.id,
+            "reference" if is_reference else "candidate",
+            5.0 + number,
+            "table",
+            1000,
+            100,
+            "mobilenet_v3_small" if is_reference else None,
+            network if is_reference else None,
+            Accuracy.measured(judgement, ((1, 40.0), (2, 60.0))),
+        )
+        parameters = {} if is_reference else members[number][0]
+        study.add_trial(
+            optuna.create_trial(
+                values=[60.0 + number, 5.0 + number],
+                params=parameters,
+                distributions=_distributions(space, parameters),
+                user_attrs=record.attributes(),
+            )
+        )
+    timed = {"latency_source": "measured", "latency_error_ms": 0.1, "p90_ms": 6.0, "p99_ms": 7.0}
+    remeasure(study, {name: {"latency_ms": 5.5, **timed, "energy_mj": 40.0} for name in ids})
+    for name in ids:
+        train_to_the_end(study, name, judgement, {"epochs": 3, "dataset": "synthetic"})
+    record_scatter(study, 0.3, {ids[0]: [60.0, 60.5]})
+    counts = {"macs": 1000, "parameters": 100, "resolution": 224}
+    known = {"top1": 69.8, "latency_ms": 8.0, "latency_source": "measured", **counts}
+    study.set_user_attr(PUBLISHED, {"torchvision_resnet18": known})
+    close_storage(storage)
+    return path.read_bytes()
+
+
+def _distributions(
+    space: SearchSpace, parameters: Parameters
+) -> dict[str, optuna.distributions.BaseDistribution]:
+    choices = space.parameters()
+    return {name: optuna.distributions.CategoricalDistribution(choices[name]) for name in parameters}
+
+
+@dataclass(frozen=True)
+class _Constant:
+    """An accuracy and a latency that ask for no work."""
+
+    def accuracy(self, architecture: Architecture) -> Accuracy:
+        return Accuracy(50.0, "measured")
+
+    def latency(self, architecture: Architecture) -> Latency:
+        return Latency(5.0, "table")
+
+
+def _continue_study(folder: Path) -> object:
+    """One trial more of a study that was begun, as a search adds it."""
+    space = SearchSpace.from_dict(Gate("space").yaml(SPACE))
+    storage = open_storage(str(folder / "study.journal"))
+    try:
+        names = optuna.get_all_study_names(storage)
+        name = names[0] if names else "whole"
+        table_of(storage, name)
+        fingerprint = {"search.caution": 1.0, "search.limits.macs": 1e9, "seed": 0}
+        study = open_study(storage, name, Pareto(), space, fingerprint)
+        known = networks_of(study)
+        if known is not None:
+            parse_networks(Gate("the study", InputError), known)
+        recorded(study)
+        problem = Problem(space, Pareto(), _Constant(), _Constant())
+        return run_search(study, problem, Sampling("random"), Stop(5))
+    finally:
+        close_storage(storage)
 
 
 def _read_study(folder: Path) -> object:
@@ -328,6 +465,7 @@ def readers(temporary: Path) -> list[Reader]:
     commit = b'{"moved": {".table.csv.new": "table.csv"}, "removed": ["pending.json"]}'
     yaml = _NETWORK.to_yaml().encode()
     own = reference("mobilenet_v3_large", 192).to_yaml().encode()
+    studies = [_study(temporary), _whole_study(temporary)]
     return [
         Reader(
             "architecture",
@@ -357,11 +495,12 @@ def readers(temporary: Path) -> list[Reader]:
             lambda content, folder: parse_result(_text(content), "kit.jsonl", "rpi4", RUNTIME),
         ),
         Reader("commit", [commit], _in_folder(".commit.json", finish)),
-        Reader("study", [_study(temporary)], _in_folder("study.journal", _read_study)),
-        Reader("report", [_study_again(temporary)], _in_folder("study.journal", _drawn)),
+        Reader("study", studies, _in_folder("study.journal", _read_study)),
+        Reader("continued", studies[1:], _in_folder("study.journal", _continue_study)),
+        Reader("report", studies, _in_folder("study.journal", _drawn)),
         Reader(
             "figures",
-            [_study_again(temporary)],
+            studies,
             _in_folder("study.journal", lambda folder: write_report(folder, read_study(folder))),
         ),
         Reader("accel", [_accel()], _in_folder("accel.csv", lambda folder: read_accel(folder / "accel.csv"))),
@@ -382,6 +521,17 @@ def readers(temporary: Path) -> list[Reader]:
             [_accuracy_table()],
             _in_folder("t.csv", lambda folder: AccuracyTable(space, folder / "t.csv")),
         ),
+        Reader(
+            "predictor",
+            [SHIPPED_PARAMETERS.read_bytes()],
+            _in_folder("p.safetensors", lambda folder: Predictor.load(folder / "p.safetensors")),
+        ),
+        Reader("whole_models", [_whole_models()], _in_folder("models.json", _read_whole_models)),
+        Reader(
+            "told_by_board", [_told()], lambda content, folder: _Told("pi@board", answer=content).description
+        ),
+        Reader("training", [_training(temporary)], _in_folder("t.safetensors", _continue_training)),
+        Reader("idx", _idx_files(), _in_folder("train-images-idx3-ubyte.gz", _read_idx)),
         Reader("checkpoint", [_weights()], _in_folder("w.safetensors", _read_weights)),
         Reader("noted", [_noted_weights()], _in_folder("w.safetensors", _read_notes)),
         Reader(
@@ -403,6 +553,69 @@ def readers(temporary: Path) -> list[Reader]:
 def _read_card(folder: Path) -> object:
     card = load_card(folder)
     return None if card is None else (card.headline, card.is_good)
+
+
+def _whole_models() -> bytes:
+    networks = [replace(_NETWORK, classes=number) for number in range(2, 12)]
+    return networks_text([NetworkRecord(each, 1.0, 1.0, 1.1, 1.2) for each in networks]).encode()
+
+
+def _read_whole_models(folder: Path) -> object:
+    path = folder / "models.json"
+    gate = Gate(str(path))
+    task = task_of("segmentation", None, "search")
+    assert task is not None
+    return fitted_head(table(), task, parse_networks(gate, gate.text(path)))
+
+
+@dataclass(frozen=True)
+class _Told(Board):
+    """A board that says what it is told to."""
+
+    answer: bytes = b""
+
+    def run(self, command: str, stdin: bytes = b"") -> bytes:
+        """The same answer to everything."""
+        return self.answer
+
+
+def _told() -> bytes:
+    return json.dumps(
+        {"python": "3.11.2", "cpu": "Cortex-A72", "numpy": "2.0", "onnxruntime": "1.23"}
+    ).encode()
+
+
+@functools.cache
+def _split() -> Split:
+    return load(DatasetSettings("synthetic"), 16)
+
+
+def _begun(path: Path) -> FinalTraining:
+    torch.manual_seed(0)
+    network = Network(
+        replace(SearchSpace.from_dict(Gate("space").yaml(_TINY)).sample(random.Random(0)), classes=4)
+    )
+    recipe = FinalRecipe(epochs=1, batch_size=32, warmup_epochs=0.5)
+    return FinalTraining(network, _split(), recipe, Processes(0, 1, torch.device("cpu")), path)
+
+
+def _training(temporary: Path) -> bytes:
+    path = temporary / "training.safetensors"
+    _begun(path).save()
+    return path.read_bytes()
+
+
+def _continue_training(folder: Path) -> object:
+    return _begun(folder / "t.safetensors").step
+
+
+def _idx_files() -> list[bytes]:
+    content = bytes((0, 0, 8, 3, 0, 0, 0, 2, 0, 0, 0, 4, 0, 0, 0, 4)) + bytes(range(32))
+    return [gzip.compress(content, mtime=0), gzip.compress(content, 0, mtime=0)]
+
+
+def _read_idx(folder: Path) -> object:
+    return _idx(folder, "train-images-idx3-ubyte", 3)
 
 
 def _read_weights(folder: Path) -> object:
@@ -461,10 +674,6 @@ def _pictures() -> list[bytes]:
         Image.fromarray(pixels).save(content, kind)
         found.append(content.getvalue())
     return found
-
-
-def _study_again(temporary: Path) -> bytes:
-    return (temporary / "seed.journal").read_bytes()
 
 
 def _text(content: bytes) -> str:

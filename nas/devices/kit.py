@@ -112,7 +112,7 @@ def check_kit(path: Path, setting: str) -> None:
     Raises:
         SaveError: if it is a folder, another file, or cannot be written.
     """
-    check_output(path, setting, overwrite=zipfile.is_zipfile(path) or None)
+    check_output(path, setting, overwrite=(path.is_file() and zipfile.is_zipfile(path)) or None)
 
 
 def write_kit(

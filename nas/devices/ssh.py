@@ -39,6 +39,7 @@ from nas.measuring import conditions
 from nas.measuring.board import MANIFEST
 from nas.measuring.rounds import MeasurementError, Samples
 from nas.runtimes.subject import Subject
+from nas.saving import write_atomically
 from search_spaces.gate import Gate, is_host
 
 # A board may vanish for a while (a reboot, a flaky network) before the run is given up.
@@ -348,12 +349,10 @@ class SshTarget:
         """
         _ = self.device
         settings = replace(self.settings, rounds=rounds, precise=tuple(precise))
-        journal.parent.mkdir(parents=True, exist_ok=True)
         if len(self.boards) == 1:
-            journal.write_text(
-                self._measure_on([(self.boards[0], list(subjects))], settings, on_prepared, on_round)[0]
-            )
-            return self._read(journal.read_text(), self.boards[0]).groups[0].measurement
+            (text,) = self._measure_on([(self.boards[0], list(subjects))], settings, on_prepared, on_round)
+            write_atomically(journal, text)
+            return self._read(text, self.boards[0]).groups[0].measurement
         common = list(subjects[:: max(1, len(subjects) // COMMON_SUBJECTS)])[:COMMON_SUBJECTS]
         others = [subject for subject in subjects if subject not in set(common)]
         # The common layers first: boards that differ are noticed before hours are spent on the rest.
@@ -365,7 +364,7 @@ class SshTarget:
         ]
         texts = self._measure_on(shares, settings, on_prepared, on_round)
         self._check_agreement(texts, common)
-        journal.write_text("".join(texts))
+        write_atomically(journal, "".join(texts))
         return joined(subjects, self._measurements(texts))
 
     def _measure_on(

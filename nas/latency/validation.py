@@ -344,6 +344,7 @@ def _plot(validation: Validation) -> bytes:
     from matplotlib import pyplot
 
     actual = np.array([record.latency_ms for record in validation.records])
+    matplotlib.rcParams["text.parse_math"] = False  # a board's name is shown as it is
     figure, axes = pyplot.subplots(figsize=(5.5, 5.5))
     limits = np.array([actual.min() * 0.9, actual.max() * 1.1])
     axes.fill_between(limits, limits * 0.95, limits * 1.05, color="0.85", label="± 5 %", linewidth=0)

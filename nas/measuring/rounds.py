@@ -167,6 +167,9 @@ class Journal:
         self.rounds.append(measured)
 
     def _load(self) -> None:
+        # Cutting off a torn line changes the file, and a pipe would keep us for ever.
+        if self.path.is_symlink() or not self.path.is_file():
+            raise JournalError(f"{self.path} is no ordinary file; delete it to measure anew")
         size = self.path.stat().st_size
         if size > _MOST_BYTES:
             raise JournalError(f"{self.path} is too large ({size:,} bytes); delete it to measure anew")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import textwrap
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from nas.page.report import Report
 from nas.page.sentences import accuracy_label
 from nas.quantities import latency_text
+from nas.saving import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,7 +24,12 @@ REFERENCE_COLOUR = "#d55e00"
 # Of the frame.
 _COLUMNS = ("label", "kind", "top1", "deviation", "latency_ms", "accuracy_source", "latency_source")
 # Fixed, so that the same study gives the same bytes.
-_SETTINGS: Any = {"font.size": 8, "svg.fonttype": "none", "svg.hashsalt": "mobilenet-nas"}
+_SETTINGS: Any = {
+    "font.size": 8,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "mobilenet-nas",
+    "text.parse_math": False,  # names of boards and networks are shown as they are
+}
 _REFERENCE_MARKERS = "DsP^vX*ph"
 _PNG_DPI = 300
 _INCHES = (5.0, 3.4)
@@ -42,10 +49,13 @@ def save_pareto_figures(report: Report, folder: Path) -> list[Path]:
     with matplotlib.rc_context(_SETTINGS):
         figure = Figure(figsize=_INCHES, layout="constrained")
         _draw(figure.add_subplot(), report)
-        paths = [folder / "pareto.png", folder / "pareto.svg"]
-        figure.savefig(paths[0], dpi=_PNG_DPI, metadata={"Software": None})
-        figure.savefig(paths[1], metadata={"Date": None})
-    return paths
+        png, svg = io.BytesIO(), io.BytesIO()
+        figure.savefig(png, format="png", dpi=_PNG_DPI, metadata={"Software": None})
+        figure.savefig(svg, format="svg", metadata={"Date": None})
+    contents = {folder / "pareto.png": png, folder / "pareto.svg": svg}
+    for path, content in contents.items():
+        write_atomically(path, content.getvalue())
+    return [*contents]
 
 
 def _draw(axes: Axes, report: Report) -> None:

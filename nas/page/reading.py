@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypedDict
 
+import numpy as np
 import optuna
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
@@ -42,6 +43,8 @@ STUDY_FILE = "study.journal"
 # with the accuracy their authors publish; see nas.page.torchvision_reference.
 PUBLISHED = "published"
 _SHOWN_FAILURES = 5
+# Squared percentage points, more than any prediction has.
+_MOST_POINTS = 1e6
 
 
 class ReportError(InputError):
@@ -151,9 +154,24 @@ def _report(gate: Gate, study: optuna.Study, attributes: Mapping[str, object], i
         provenance=provenance,
         limits=_limits(gate, attributes.get("fingerprint") or {}),
         seed_scatter=known.scatter,
-        joint=JointPrediction.from_dict(provenance[JOINT]) if provenance.get(JOINT) else None,
+        joint=_joint(gate, provenance[JOINT]) if provenance.get(JOINT) else None,
         third=third,
     )
+
+
+def _joint(gate: Gate, data: object) -> JointPrediction:
+    found = JointPrediction.from_dict(data)
+    count = len(found.ids)
+    shapes = {"top1": (count,), "covariance": (count, count), "noise": (count,)}
+    for name, shape in shapes.items():
+        values = getattr(found, name)
+        if (
+            values.shape != shape
+            or not np.isfinite(values).all()
+            or np.abs(values).max(initial=0) > _MOST_POINTS
+        ):
+            gate.fail(f"holds a joint prediction of {count} networks whose {name} do not fit")
+    return found
 
 
 def _limits(gate: Gate, fingerprint: object) -> dict[str, float]:

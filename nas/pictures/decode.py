@@ -71,6 +71,8 @@ class _opened:  # noqa: N801 - reads as a function
         self._path = path
 
     def __enter__(self) -> Image.Image:
+        if self._path.exists() and not self._path.is_file():  # a pipe would keep us for ever
+            raise PictureError(f"{self._path} is no file: remove it")
         try:
             self._image = Image.open(self._path, formats=_FORMATS)
         except Image.DecompressionBombError:

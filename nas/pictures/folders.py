@@ -285,7 +285,7 @@ class _Scan:
                     seen.add(real)
                     yield from self._below(path, seen)
             elif path.suffix.lower() in SUFFIXES:
-                if not entry.is_file() and not entry.is_symlink():
+                if not entry.is_file() and path.exists():  # a link to nothing is told where it is read
                     self._leave_out("special files")
                     continue
                 if self._unreadable is not None and not _readable(path, path.stat().st_mtime_ns):

@@ -73,7 +73,13 @@ class JournalFile(BaseJournalBackend):
         """
         self._path = path
         self._held = ExitStack()
-        if not path.is_symlink() and path.exists() and not path.is_file():
+        # A link may have come with a folder from elsewhere, and two of them would be two locks of one study.
+        if path.is_symlink():
+            raise StorageError(
+                f"the study file {path} is a link, through which nothing is written: put the file itself in "
+                "its place, or name its own folder (study.folder, study.name)"
+            )
+        if path.exists() and not path.is_file():
             raise StorageError(f"cannot open the study file {path}: it is no file")
         try:
             here = (os.getpid(), path.resolve())
@@ -85,7 +91,7 @@ class JournalFile(BaseJournalBackend):
             _open_here.add(here)
             self._held.callback(_open_here.discard, here)
             with saving(path):
-                flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
+                flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
                 self._descriptor = os.open(path, flags, 0o644)
             self._held.callback(os.close, self._descriptor)
             self._drop_torn_line()

@@ -18,7 +18,7 @@ from nas.latency.table import LatencyTable, TableError
 from nas.measuring.progress import ProfileProgress
 from nas.measuring.rounds import MeasurementError
 from nas.runtimes.runtime import Runtime
-from nas.saving import HeldError, hold
+from nas.saving import HeldError, SaveError, hold, write_atomically
 from search_spaces.architecture import Architecture
 from search_spaces.errors import InputError
 from search_spaces.layers import LayerKey, layer_keys
@@ -332,3 +332,8 @@ def test_a_folder_from_elsewhere_moves_nothing_out_of_itself(saved: Path, tmp_pa
     with pytest.raises(InputError, match="which is no file of this folder"):
         recovered(saved, "fake", RUNTIME)
     assert target.read_text() == "mine"
+    # Nor does it keep us: what stands where a new file is written has no reader.
+    (saved / ".commit.json").unlink()
+    os.mkfifo(saved / ".card.json.tmp")
+    with pytest.raises(SaveError, match=r"cannot write .*\.card\.json\.tmp"):
+        write_atomically(saved / "card.json", "{}")

@@ -1,6 +1,7 @@
 import errno
 import itertools
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -274,3 +275,9 @@ def test_rounds_are_not_written_through_a_link(tmp_path: Path) -> None:
     with pytest.raises(MeasurementError, match=r"cannot write .*partial\.jsonl"):
         Journal(link, ["a"], {}).append(_steady_round(1))
     assert not (tmp_path / "elsewhere").exists()
+    (tmp_path / "elsewhere").write_text('{"mine": 1}\n{"no line')
+    os.mkfifo(tmp_path / "pipe")
+    for path in (link, tmp_path / "pipe"):
+        with pytest.raises(MeasurementError, match="is no ordinary file; delete it to measure anew"):
+            Journal(path, ["a"], {})
+    assert (tmp_path / "elsewhere").read_text() == '{"mine": 1}\n{"no line'

@@ -2,11 +2,13 @@ import csv
 import io
 import re
 from dataclasses import replace
+from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 
 from nas.page import sentences
+from nas.page.figures import save_pareto_figures
 from nas.page.files import (
     ReportFiles,
     answer_rows,
@@ -98,6 +100,20 @@ def test_the_same_study_gives_the_same_files(files: ReportFiles) -> None:
     before = [path.read_bytes() for path in paths]
     write_report(files.html.parent, read_study(files.html.parent))
     assert [path.read_bytes() for path in paths] == before
+
+
+def test_figures_show_names_as_they_are_and_leave_what_links_lead_to(tmp_path: Path) -> None:
+    hostile = r"board $\frac{x$ <script>"
+    made = report(network(70.0, 1.0, 1), network(75.0, 2.0, 2, hostile))
+    mine = tmp_path / "mine"
+    mine.write_text("mine")
+    folder = tmp_path / "study"
+    folder.mkdir()
+    (folder / "pareto.svg").symlink_to(mine)
+    svg = save_pareto_figures(made, folder)[1]
+    assert mine.read_text() == "mine"
+    shown = {"".join(each.itertext()).strip() for each in ElementTree.parse(svg).iter(f"{{{SVG}}}text")}
+    assert hostile in shown
 
 
 def test_names_are_neither_formulas_nor_markup() -> None:

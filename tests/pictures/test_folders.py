@@ -1,3 +1,4 @@
+import os
 import shutil
 import unicodedata
 from dataclasses import replace
@@ -6,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from nas.data import DatasetSettings, check, load
-from nas.pictures.decode import PictureError
+from nas.pictures.decode import PictureError, read_picture
 from nas.pictures.folders import DatasetError, check_pictures, read_folder
 from tests.pictures.shapes import NAMES, folder
 
@@ -148,6 +149,18 @@ def test_pictures_behind_links_are_read(tmp_path: Path) -> None:
     (root / "circle").symlink_to(tmp_path / "elsewhere")
     found = read_folder(root)
     assert (found.classes, len(found.train)) == (NAMES, 18)
+
+
+def test_a_pipe_is_no_picture(tmp_path: Path) -> None:
+    root = folder(tmp_path / "pictures")
+    os.mkfifo(tmp_path / "pipe")
+    (root / "square" / "pipe.png").symlink_to(tmp_path / "pipe")
+    os.mkfifo(root / "square" / "another.png")
+    found = read_folder(root)
+    assert len(found.train) == 18
+    assert "2 special files" in found.summary()
+    with pytest.raises(PictureError, match="is no file: remove it"):
+        read_picture(tmp_path / "pipe")
 
 
 @pytest.mark.parametrize(("link", "target"), [("square/up", ".."), ("square/self", "."), ("up", "../..")])

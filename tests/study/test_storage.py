@@ -112,6 +112,14 @@ def test_files_that_are_no_studies_are_refused_and_left_alone(tmp_path: Path) ->
     damaged.write_text('{"op_code":99\n{}\n')
     with pytest.raises(StorageError, match="damaged in line 1"):
         open_storage(str(damaged))
+    # Of a folder from elsewhere: neither is its torn last line cut off, nor anything made.
+    path.write_text('{"mine": 1}\n{"torn')
+    for name, target in (("link", path), ("link_to_nothing", tmp_path / "new")):
+        (tmp_path / name).symlink_to(target)
+        with pytest.raises(StorageError, match=rf"{name} is a link, through which nothing is written"):
+            open_storage(str(tmp_path / name))
+    assert path.read_text() == '{"mine": 1}\n{"torn'
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_server_that_does_not_answer_is_named_without_its_password() -> None:
