@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from nas.accuracy.source import Judgement
@@ -43,25 +44,35 @@ def check_folder(folder: Path, setting: str, overwrite: bool) -> None:
         raise SaveError(f"{folder} holds files already: name another folder in {setting}, or empty it")
 
 
+@dataclass(frozen=True, slots=True)
+class TrainedNetwork:
+    """A trained network, and all there is to say of its training.
+
+    Attributes:
+        network: with the weights that are kept, in evaluation mode.
+        split: images it was trained and judged on.
+        images: which these are.
+        recipe: how it was trained, for people.
+        judged: how well it does, by what it was judged on; the last one counts.
+        rows: what else there is to say, for the console.
+    """
+
+    network: Network
+    split: Split
+    images: DatasetSettings
+    recipe: Mapping[str, object]
+    judged: Mapping[str, Judgement]
+    rows: Mapping[str, str] = field(default_factory=dict)
+
+
 def bundle(
-    folder: Path,
-    network: Network,
-    split: Split,
-    images: DatasetSettings,
-    recipe: Mapping[str, object],
-    judged: Mapping[str, Judgement],
-    latency: Mapping[str, str] | None = None,
-    title: str | None = None,
+    folder: Path, trained: TrainedNetwork, latency: Mapping[str, str] | None = None, title: str | None = None
 ) -> dict[str, str]:
     """Write the bundle of a trained network.
 
     Args:
         folder: where to.
-        network: trained.
-        split: images it was trained and judged on.
-        images: which these are.
-        recipe: how it was trained, for the card.
-        judged: how well it does, by what it was judged on.
+        trained: the network.
         latency: rows for the card; measured on this machine where None.
         title: of the card; the network's id where None.
 
@@ -72,17 +83,18 @@ def bundle(
         nas.training.bundle.BundleError: if a file does not compute what the network computes.
         SaveError: if it cannot be written.
     """
+    network, split = trained.network, trained.split
     architecture = network.architecture
     quantized = judge_quantized(network, split)
     counted = cost(architecture)
     described = {
         name: json.dumps(value, ensure_ascii=False)
-        for name, value in images.to_dict().items()
+        for name, value in trained.images.to_dict().items()
         if name != "root"
     }
     facts = {
         "Accuracy": {
-            **{f"top-1, {name}": shown(each) for name, each in judged.items()},
+            **{f"top-1, {name}": shown(each) for name, each in trained.judged.items()},
             f"top-1 in int8, {RANKING}": shown(quantized),
         },
         "Latency": dict(latency) if latency is not None else latency_rows(architecture, folder),
@@ -91,7 +103,7 @@ def bundle(
             "multiply-accumulates": f"{counted.macs:,}",
             "input": f"1 x 3 x {architecture.resolution} x {architecture.resolution}",
         },
-        "Recipe": {name: str(value) for name, value in recipe.items() if value is not None},
+        "Recipe": {name: str(value) for name, value in trained.recipe.items() if value is not None},
         "Data": {
             **described,
             "training images": f"{len(split.train):,}",

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
-import numpy as np
 from rich.table import Table
 
 from nas.bundle import check_folder
@@ -20,6 +19,7 @@ from nas.quantities import latency_text
 from nas.runtimes.runtime import TASK_RUNTIMES, Runtime, installed
 from nas.runtimes.subject import Precision
 from nas.settings import ROUNDS
+from nas.spread import evenly_spread
 from search_spaces.architecture import Architecture
 from search_spaces.errors import InputError
 from search_spaces.references import UnknownReferenceError, reference
@@ -124,9 +124,8 @@ def _read(text: str, settings: CompareSettings) -> dict[str, Architecture]:
         front.sort(key=lambda each: each.latency_ms)
         if not front:
             raise InputError(f"{path}: this study has no network on its front yet")
-        wanted = np.linspace(0, len(front) - 1, min(settings.front, len(front))).round().astype(int)
-        chosen = [front[index] for index in wanted]
-        return {each.name or each.id: each.architecture for each in chosen if each.architecture}
+        chosen = evenly_spread(front, settings.front)
+        return {each.label: each.architecture for each in chosen if each.architecture}
     if path.suffix in (".yaml", ".yml"):
         return {path.stem: Architecture.from_file(path)}
     try:

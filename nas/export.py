@@ -27,7 +27,7 @@ from nas.accuracy.source import Judgement
 from nas.accuracy.train import Recipe, calibration_images, fit, judge, judge_quantized
 from nas.assembly import dataset_settings, recipe_of
 from nas.backbones import TaskModel, head_classes, raw_outputs, task_model
-from nas.bundle import RANKING, bundle, check_folder
+from nas.bundle import RANKING, TrainedNetwork, bundle, check_folder
 from nas.command import command
 from nas.console import console, print_summary
 from nas.cost import cost
@@ -59,6 +59,8 @@ _OTHER_ENDINGS = {".safetensors", ".yaml", ".yml", ".json", ".txt", ".pt", ".pth
 
 # Share of the largest output that ONNX Runtime and PyTorch may differ by.
 _MOST_OFF = 1e-3
+# What allows replacing a file.
+_OVERWRITE = "export.overwrite=true"
 
 
 @dataclass
@@ -177,7 +179,7 @@ def main(config: ExportConfig) -> None:
     network = Network(architecture)
     # Everything that can be refused is refused before anything is trained.
     size_bytes = 4 * sum(each.numel() for each in network.parameters())
-    check_output(output, "export.output", settings.overwrite, 2 * size_bytes)
+    check_output(output, "export.output", settings.overwrite, 2 * size_bytes, _OVERWRITE)
     split = data.load(images, architecture.resolution) if images else None
     recognition = split.recognition if split else trained.recognition if trained else None
     if recognition:
@@ -193,7 +195,7 @@ def main(config: ExportConfig) -> None:
     if settings.train:
         assert split is not None
         assert images is not None
-        check_output(weights, "export.output", settings.overwrite)
+        check_output(weights, "export.output", settings.overwrite, otherwise=_OVERWRITE)
         recipe = _recipe(config)
         network = fit(architecture, split, recipe)
         judged = judge(network, split, recipe)
@@ -214,8 +216,8 @@ def main(config: ExportConfig) -> None:
         recipe_rows = (
             dataclasses.asdict(_recipe(config)) if settings.train else {"weights": str(settings.weights)}
         )
-        known = {RANKING: judged}
-        rows |= bundle(bundled, network, split, images, recipe_rows, known, title=name)
+        known = TrainedNetwork(network, split, images, recipe_rows, {RANKING: judged})
+        rows |= bundle(bundled, known, title=name)
     if split and judged:
         rows["top-1"] = _shown(judged)
         if settings.precision == "int8":
@@ -255,7 +257,7 @@ def _export_task(settings: ExportSettings, task: Task, output: Path, trained: _T
     network = Network(architecture)
     model = task_model(network, task)
     size_bytes = 4 * sum(each.numel() for each in model.parameters())
-    check_output(output, "export.output", settings.overwrite, 2 * size_bytes)
+    check_output(output, "export.output", settings.overwrite, 2 * size_bytes, _OVERWRITE)
     rows = {"weights": "random: good for timing, not for finding anything"}
     if trained:
         path = Path(str(settings.weights))

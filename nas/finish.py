@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -15,23 +15,23 @@ from rich.progress import Progress, TaskID
 from torch import nn
 
 from nas import data
-from nas.accuracy.source import Judgement
 from nas.accuracy.train import TrainedAccuracy, judge_on
-from nas.bundle import RANKING, TEST, bundle, shown
+from nas.bundle import RANKING, TEST, TrainedNetwork, bundle, shown
 from nas.console import console, progress_bars, warn
-from nas.data import DatasetSettings, Split
+from nas.data import DatasetSettings
 from nas.network import Network, WeightsError
 from nas.page.network_result import NetworkResult
 from nas.page.reading import report_of
 from nas.page.report import Report
 from nas.quantities import latency_text
+from nas.recipes import FinalRecipe
 from nas.settings import FinalRecipeSettings
 from nas.study.trial import record_scatter, scatter_of, train_to_the_end, trained
-from nas.training.final import FinalProgress, FinalRecipe, FinalTraining
+from nas.training.final import Checkpoints, FinalProgress, FinalTraining
 from nas.training.inherit import inherit
 from nas.training.pretrained import pretrained
 from nas.training.processes import Processes, joined
-from nas.training.supernet_training import TrainingError
+from nas.training.steps import TrainingError
 from search_spaces.architecture import Architecture
 from search_spaces.errors import InputError
 from search_spaces.gate import Gate
@@ -43,25 +43,6 @@ _SEEDS = 3
 _JUDGED_AT_ONCE = 256
 
 
-@dataclass(frozen=True, slots=True)
-class Finished:
-    """A network trained to the end.
-
-    Attributes:
-        network: with the weights that are kept, in evaluation mode.
-        split: images it was trained and judged on.
-        recipe: how it was trained, for people.
-        judged: how well it does, by what it was judged on; the last one counts.
-        rows: what there is to say of the training.
-    """
-
-    network: Network
-    split: Split
-    recipe: Mapping[str, object]
-    judged: Mapping[str, Judgement]
-    rows: Mapping[str, str]
-
-
 def finish(
     architecture: Architecture,
     images: DatasetSettings,
@@ -69,7 +50,7 @@ def finish(
     checkpoint: Path,
     processes: Processes,
     label: str,
-) -> Finished | None:
+) -> TrainedNetwork | None:
     """Train a network to the end, or go on from a checkpoint, and judge it.
 
     Args:
@@ -94,7 +75,8 @@ def finish(
     if settings.init != "scratch":
         rows["begun with"] = str(inherit(network, pretrained(settings.init), settings.init))
     teacher = _teacher(settings.teacher, architecture) if settings.teacher else None
-    training = FinalTraining(network, split, final_recipe(settings), processes, checkpoint, teacher)
+    recipe, checkpoints = final_recipe(settings), Checkpoints(checkpoint)
+    training = FinalTraining(network, split, recipe, processes, checkpoints, teacher)
     begun = training.step
     with _progress(processes, training, label) as report:
         training.run(report)
@@ -106,7 +88,7 @@ def finish(
     if split.test is not None:
         judged[TEST] = judge_on(found, split.test, split.classes, _JUDGED_AT_ONCE)
     rows |= {f"top-1, {name}": shown(each) for name, each in judged.items()}
-    return Finished(found, split, _described(settings), judged, rows)
+    return TrainedNetwork(found, split, images, _described(settings), judged, rows)
 
 
 def final_recipe(settings: FinalRecipeSettings) -> FinalRecipe:
@@ -198,16 +180,7 @@ def train_best(
                 continue
             judged_on, judged = list(finished.judged.items())[-1]
             console.print(f"{name}: {shown(judged)} ({judged_on})", markup=False)
-            bundle(
-                folder / "bundles" / name,
-                finished.network,
-                finished.split,
-                images,
-                finished.recipe,
-                finished.judged,
-                _latency_rows(report, found),
-                name,
-            )
+            bundle(folder / "bundles" / name, finished, _latency_rows(report, found), name)
             made = {"judged_on": judged_on, "recipe": recipe, "trials": trials, "label": name}
             train_to_the_end(study, found.id, judged, made)
             checkpoint.unlink()

@@ -91,7 +91,7 @@ def fit(settings: FitConfig) -> None:
     """
     torch.set_num_threads(1)
     output = Path(settings.output) if settings.output else SHIPPED_PARAMETERS
-    check_output(output, "output", overwrite=output == SHIPPED_PARAMETERS or None)
+    check_output(output, "output", overwrite=output == SHIPPED_PARAMETERS)
     networks = read_networks(Path(settings.networks))
     if settings.specialised:
         networks += read_networks(Path(settings.specialised))

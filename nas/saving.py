@@ -137,14 +137,17 @@ def finish(folder: Path) -> None:
         _synchronise(folder)
 
 
-def check_output(path: Path, setting: str, overwrite: bool | None = None, size_bytes: int = 0) -> None:
+def check_output(
+    path: Path, setting: str, overwrite: bool = False, size_bytes: int = 0, otherwise: str = "move it away"
+) -> None:
     """Refuse an output before hours are spent on what is to be written there.
 
     Args:
         path: the file.
         setting: that names it, for the message.
-        overwrite: whether a file that is there may be replaced; None: it may not, and no setting allows it.
+        overwrite: whether a file that is there may be replaced.
         size_bytes: about how much will be written.
+        otherwise: what to do about a file that may not, besides naming another.
 
     Raises:
         SaveError: if it is a folder, exists, cannot be written, or there is no room for it.
@@ -152,8 +155,6 @@ def check_output(path: Path, setting: str, overwrite: bool | None = None, size_b
     if path.is_dir():
         raise SaveError(f"{setting}={path} is a folder: name a file in it")
     if path.exists() and not overwrite:
-        section = setting.partition(".")[0]
-        otherwise = "move it away" if overwrite is None else f"{section}.overwrite=true"
         raise SaveError(f"{path} exists already: give another {setting}, or {otherwise}")
     parent = path.absolute().parent
     while not parent.exists():

@@ -10,7 +10,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import optuna
 import torch
 from omegaconf import OmegaConf
@@ -30,7 +29,7 @@ from nas.latency.end_to_end import spread
 from nas.latency.hardware import Hardware
 from nas.latency.provision import Effort, profile_command, reference_architectures, table_folder
 from nas.latency.sessions import NetworkRecord, networks_text, read_networks
-from nas.latency.source import LatencySource, keys_of
+from nas.latency.source import LatencySource, check_timed_from_here, keys_of
 from nas.latency.table import LatencyTable
 from nas.latency.validation import Card, card_problem, load_card
 from nas.measuring.conditions import boot_id
@@ -57,6 +56,7 @@ from nas.settings import (
     SearchSettings,
     TrainConfig,
 )
+from nas.spread import evenly_spread
 from nas.study.database import StorageError
 from nas.study.loop import Execution, Sampling, Stop, run_search
 from nas.study.neighbourhood import BudgetError, Neighbourhood
@@ -65,6 +65,7 @@ from nas.study.problem import Problem
 from nas.study.scorer import BatchScorer, layer_latency
 from nas.study.screening import screen
 from nas.study.storage import (
+    StudySetting,
     close_storage,
     networks_of,
     open_storage,
@@ -135,7 +136,8 @@ def _search(config: SearchConfig) -> None:
         board,
         runtime,
         tables,
-        Effort(profiling.max_keys, profiling.networks, profiling.rounds, profiling.seed),
+        Effort(profiling.max_keys, profiling.networks, profiling.seed),
+        profiling.rounds,
         measuring_progress,
         console.print,
     )
@@ -180,12 +182,14 @@ def _search(config: SearchConfig) -> None:
         opened = open_study(
             storage,
             named.name,
-            objective,
-            space,
-            fingerprint(config, table, space, references, budget),
+            StudySetting(
+                objective,
+                space,
+                fingerprint(config, table, space, references, budget),
+                table.restricted(keys_of(space, extra)),
+                networks_text(spread(latencies.networks())),
+            ),
             provenance(config, table, card, budget, budget_ms, classes),
-            table.restricted(keys_of(space, extra)),
-            networks_text(spread(latencies.networks())),
         )
         if carried is None and (begun_elsewhere := table_of(storage, named.name)) is not None:
             # Of machines that began it together one has given the layers.
@@ -242,12 +246,9 @@ def _search(config: SearchConfig) -> None:
         if named.storage:  # what others go by stays as it is
             opened.set_user_attr("provenance", known)
         else:
-            refresh_study(
-                opened,
-                fingerprint(config, table, space, references, budget),
-                known,
-                table.restricted(keys_of(space, extra)),
-            )
+            wanted = fingerprint(config, table, space, references, budget)
+            layers_used = table.restricted(keys_of(space, extra))
+            refresh_study(opened, StudySetting(objective, space, wanted, layers_used), known)
         print_report_summary(write_report(folder, opened))
     finally:
         if storage is not None:
@@ -302,11 +303,7 @@ def _check_task(
     Raises:
         InputError: before anything is measured.
     """
-    if not board.hosts and not board.measured_here:
-        raise InputError(
-            f"search.task={task.name} times whole models: take hardware that is measured from here, "
-            "hardware=host or a board over SSH (hardware.host=USER@BOARD)"
-        )
+    check_timed_from_here(task, board)
     runtime.check_task(task)
     check_space(task, space)
     for each in references:
@@ -393,10 +390,8 @@ def _time_foreign(
     if not missing:
         return {each.name: known[each.name] for each in foreign}
     console.print(f"timing {', '.join(each.name for each in missing)} end to end")
-    effort = latencies.effort
-    found = measure_end_to_end(
-        missing, table, latencies.runtime, _journal(folder), effort.rounds, effort.seed
-    )
+    journal, rounds, seed = _journal(folder), latencies.rounds, latencies.effort.seed
+    found = measure_end_to_end(missing, table, latencies.runtime, journal, rounds, seed)
     return {each.name: known.get(each.name) or found[each.name] for each in foreign}
 
 
@@ -485,8 +480,7 @@ def _screen(
         if better is table:
             break
         table = better
-    count = min(len(found), max(1, settings.trials // 2))
-    return table, [found[index] for index in np.linspace(0, len(found) - 1, count).round().astype(int)]
+    return table, evenly_spread(found, max(1, settings.trials // 2))
 
 
 def _refine(

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 
+from nas.recipes import FinalRecipe, SupernetRecipe
 from search_spaces.blocks import SQUARE, is_oblong
 from search_spaces.errors import InputError
 from search_spaces.gate import is_host
@@ -47,7 +48,6 @@ class HardwareConfig:
     Attributes:
         name: what tables and reports call it.
         description: one line for people.
-        cores: processor cores, for information.
         threads: threads the network may use.
         host: user@host of a board reached over ssh; null for this machine or a board without network.
         hosts: several identical boards that share the work.
@@ -61,7 +61,6 @@ class HardwareConfig:
 
     name: str = MISSING
     description: str = ""
-    cores: int = 1
     threads: int = 1
     host: str | None = None
     hosts: list[str] = field(default_factory=list)
@@ -316,62 +315,23 @@ class SupernetAccuracyConfig:
 
 
 @dataclass
-class FinalRecipeSettings:
-    """The recipe of training to the end; see :class:`nas.training.final.FinalRecipe`.
+class FinalRecipeSettings(FinalRecipe):
+    """Training to the end.
 
     Attributes:
         init: whose weights to begin with: scratch, a name or a file.
         teacher: whose answers are learnt besides the labels: torchvision:NAME, a name or a file; null: none.
         device: cpu, cuda or auto.
         threads: of PyTorch on the CPU.
-        epochs: passes over the training images.
-        batch_size: images per step, of all processes together.
-        optimizer: sgd, rmsprop or adamw.
-        learning_rate: peak of a cosine schedule.
-        warmup_epochs: in which the learning rate rises from zero.
-        momentum: of sgd and rmsprop.
-        weight_decay: on weights alone.
-        label_smoothing: share of the target spread over all classes.
-        augment: none, trivial or rand.
-        mixup: alpha of mixup; 0: never.
-        cutmix: alpha of cutmix; 0: never.
-        erasing: probability that a rectangle of an image is erased.
-        dropout: before the classifier.
-        drop_path: probability that the last residual block is skipped, earlier ones less.
-        ema: decay of the weights' moving average; 0: none.
-        distillation: weight of the teacher's answers in the loss.
-        norm_momentum: of batch normalisation, PyTorch's convention.
-        gradient_norm: gradients are scaled down to this norm; 0: never.
-        precision: fp32, bf16 or fp16.
-        seed: of initialisation, order, augmentation and dropout.
     """
 
     init: str = "scratch"
     teacher: str | None = None
     device: str = "auto"
     threads: int = 2
-    epochs: int = 60
-    batch_size: int = 128
-    optimizer: str = "adamw"
-    learning_rate: float = 0.003
-    warmup_epochs: float = 2.0
-    momentum: float = 0.9
-    weight_decay: float = 0.02
-    label_smoothing: float = 0.1
-    augment: str = "trivial"
-    mixup: float = 0.0
-    cutmix: float = 0.0
-    erasing: float = 0.0
-    dropout: float = 0.2
-    drop_path: float = 0.0
-    ema: float = 0.998
-    distillation: float = 0.0
-    norm_momentum: float = 0.1
-    gradient_norm: float = 1.0
-    precision: str = "fp32"
-    seed: int = 0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _at_least("train.threads", self.threads, 1)
 
 
@@ -400,8 +360,8 @@ class FinalTrainSettings(FinalRecipeSettings):
 
 
 @dataclass
-class SupernetSettings:
-    """The recipe of ``python -m nas.supernet``; see :class:`nas.training.supernet_training.SupernetRecipe`.
+class SupernetSettings(SupernetRecipe):
+    """The supernet that ``python -m nas.supernet`` trains, and its recipe.
 
     Attributes:
         checkpoint: what is trained; the same command goes on from there.
@@ -409,17 +369,6 @@ class SupernetSettings:
         architecture: block table of these weights.
         device: cpu, cuda or auto.
         threads: of PyTorch on the CPU.
-        epochs: passes over the training images.
-        batch_size: images per step, of all processes together.
-        learning_rate: peak of a cosine schedule.
-        warmup_epochs: in which the learning rate rises from zero.
-        weight_decay: of AdamW, on weights alone.
-        label_smoothing: share of the target spread over all classes, for the largest member.
-        random_members: trained in each step besides the largest and the smallest.
-        distillation: whether the others learn from the largest.
-        gradient_norm: gradients are scaled down to this norm; 0: never.
-        precision: fp32 or bf16.
-        seed: of initialisation, order, augmentation and members.
     """
 
     checkpoint: str = "supernet.safetensors"
@@ -427,19 +376,9 @@ class SupernetSettings:
     architecture: str | None = None
     device: str = "auto"
     threads: int = 2
-    epochs: int = 30
-    batch_size: int = 128
-    learning_rate: float = 0.003
-    warmup_epochs: float = 1.0
-    weight_decay: float = 0.01
-    label_smoothing: float = 0.1
-    random_members: int = 2
-    distillation: bool = True
-    gradient_norm: float = 1.0
-    precision: str = "fp32"
-    seed: int = 0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _at_least("supernet.threads", self.threads, 1)
 
 
@@ -656,9 +595,6 @@ ACCURACY_SCHEMAS: dict[str, type] = {
     "table": TableConfig,
     "train": TrainConfig,
 }
-
-
-_LATENCY = re.compile(r"([+-]?(?:[0-9.,]*[0-9](?:e[+-]?\d+)?|inf|nan))\s*(ms|s|us|µs)?")
 
 
 def milliseconds(budget: str) -> float | None:

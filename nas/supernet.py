@@ -15,13 +15,14 @@ from nas.assembly import dataset_settings
 from nas.command import command
 from nas.console import console, print_summary, progress_bars
 from nas.network import Network
+from nas.recipes import SupernetRecipe
 from nas.saving import check_output
 from nas.settings import Chosen, DatasetConfig, SupernetSettings
 from nas.shell import shell_line
 from nas.tensors import read_tensors
 from nas.training.processes import Processes, joined
 from nas.training.supernet import Supernet
-from nas.training.supernet_training import SupernetProgress, SupernetRecipe, SupernetTraining
+from nas.training.supernet_training import SupernetProgress, SupernetTraining
 from search_spaces.architecture import Architecture
 from search_spaces.errors import InputError
 from search_spaces.gate import Gate
@@ -88,8 +89,7 @@ def _start(settings: SupernetSettings, space: SearchSpace) -> Network:
     """
     if settings.architecture is None:
         raise InputError("supernet.start_from needs supernet.architecture, the block table of these weights")
-    table = Gate(settings.architecture, InputError).text(Path(settings.architecture))
-    network = Network(Architecture.from_yaml(table))
+    network = Network(Architecture.from_file(Path(settings.architecture)))
     gate = Gate(str(settings.start_from), InputError)
     tensors, _ = read_tensors(Path(str(settings.start_from)), gate)
     try:

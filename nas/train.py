@@ -22,8 +22,6 @@ from nas.tensors import write_tensors
 from nas.training.pretrained import table_note
 from nas.training.processes import joined
 from search_spaces.architecture import Architecture
-from search_spaces.errors import InputError
-from search_spaces.gate import MAX_YAML_BYTES, Gate
 from search_spaces.references import is_reference, reference
 
 
@@ -49,7 +47,7 @@ def main(config: FinalTrainConfig) -> None:
     # The same command goes on with what it has written before, and replaces nothing else.
     size_bytes = 4 * cost(architecture).parameters
     check_output(checkpoint, "train.checkpoint", overwrite=True, size_bytes=2 * size_bytes)
-    check_output(output, "train.output", checkpoint.exists() or None, size_bytes)
+    check_output(output, "train.output", checkpoint.exists(), size_bytes)
     with joined(settings.device) as processes:
         if processes.is_first:
             console.print(data.check(images))
@@ -66,15 +64,7 @@ def main(config: FinalTrainConfig) -> None:
     write_tensors(output, finished.network.state_dict(), notes)
     rows["weights"] = str(output)
     if settings.bundle:
-        rows |= bundle(
-            Path(settings.bundle),
-            finished.network,
-            finished.split,
-            images,
-            finished.recipe,
-            finished.judged,
-            title=Path(settings.architecture).stem,
-        )
+        rows |= bundle(Path(settings.bundle), finished, title=Path(settings.architecture).stem)
     following = shell_line(
         "nas.export", export__architecture=settings.architecture, export__weights=str(output)
     )
@@ -83,11 +73,7 @@ def main(config: FinalTrainConfig) -> None:
 
 def _architecture(settings: FinalTrainSettings) -> Architecture:
     name = settings.architecture
-    found = (
-        reference(name)
-        if is_reference(name)
-        else Architecture.from_yaml(Gate(name, InputError).text(Path(name), MAX_YAML_BYTES))
-    )
+    found = reference(name) if is_reference(name) else Architecture.from_file(Path(name))
     return found if settings.resolution is None else replace(found, resolution=settings.resolution)
 
 

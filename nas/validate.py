@@ -96,13 +96,13 @@ def main(config: ValidateConfig) -> None:
             f"hardware={board.name} is not this machine; validate it with: {over_ssh}, or without network: "
             f"{by_kit}"
         )
-    effort = Effort(profiling.max_keys, profiling.networks, profiling.rounds, profiling.seed)
+    effort = Effort(profiling.max_keys, profiling.networks, profiling.seed)
     with measuring_progress() as progress:
-        bench = Bench(target, runtime, board.name, folder, effort.rounds, progress, console.print)
+        bench = Bench(target, runtime, board.name, folder, profiling.rounds, progress, console.print)
         table = ready_table(bench, space, list(references.values()), effort)
         known = load_networks(folder)
         judged, shown = _networks(space, references, settings, known, table)
-        validation = validate(table, judged, shown, target, folder, settings.rounds, progress, known)
+        validation = validate(table, judged, shown, replace(bench, rounds=settings.rounds), known)
     _finish(validation, table, board.name, runtime, folder)
 
 
@@ -177,8 +177,8 @@ def _by_kit(
             f"{settings.import_file} is of {result_of_board.device}, the latency table of "
             f"{table.header.device}"
         )
-    target = MeasuredTarget(result_of_board)
-    validation = validate(table, judged, shown, target, folder, settings.rounds, known=known)
+    bench = Bench(MeasuredTarget(result_of_board), runtime, board.name, folder, settings.rounds)
+    validation = validate(table, judged, shown, bench, known)
     _finish(validation, table, board.name, runtime, folder)
 
 

@@ -141,11 +141,6 @@ class Block:
         return self.stride == 1 and self.in_channels == self.out_channels
 
     @property
-    def has_residual(self) -> bool:
-        """True if the input is added to the output (MobileNetV2, 3.3)."""
-        return any(isinstance(each, Add) for each in self.operators(1))
-
-    @property
     def is_identity(self) -> bool:
         """True if the block does nothing at all."""
         return not self.operators(1)

@@ -88,12 +88,12 @@ class Linear(Conv):
 
 
 @dataclass(frozen=True, slots=True)
-class Pool:
-    """The mean over all pixels, flattened.
+class _OnMap:
+    """An operator on a feature map that keeps its channels.
 
     Attributes:
-        size: side of the input in pixels.
-        channels: of input and output.
+        size: side of the map in pixels.
+        channels: of the map.
     """
 
     size: int
@@ -101,8 +101,18 @@ class Pool:
 
     @property
     def in_values(self) -> int:
-        """Values of the input."""
+        """Values of the map."""
         return self.channels * self.size**2
+
+    @property
+    def out_values(self) -> int:
+        """Values of the result: as many."""
+        return self.in_values
+
+
+@dataclass(frozen=True, slots=True)
+class Pool(_OnMap):
+    """The mean over all pixels, flattened."""
 
     @property
     def out_values(self) -> int:
@@ -111,21 +121,17 @@ class Pool:
 
 
 @dataclass(frozen=True, slots=True)
-class SqueezeExcitation:
+class SqueezeExcitation(_OnMap):
     """Squeeze-and-excitation: each channel times a gate computed from the means of all.
 
     Source: Hu et al. 2018 (arXiv 1709.01507); hard-sigmoid gate from Howard et al. 2019, 5.2 and 5.3.
 
     Attributes:
-        size: side of the map in pixels.
-        channels: of the map.
         squeezed: channels between the two convolutions.
         activation: between them.
         gating: of the second.
     """
 
-    size: int
-    channels: int
     squeezed: int
     activation: Activation = "relu"
     gating: Gating = "hsigmoid"
@@ -138,38 +144,10 @@ class SqueezeExcitation:
             Conv(1, self.squeezed, self.channels, activation=self.gating, norm=False),
         )
 
-    @property
-    def in_values(self) -> int:
-        """Values of the map."""
-        return self.channels * self.size**2
-
-    @property
-    def out_values(self) -> int:
-        """Values of the map."""
-        return self.in_values
-
 
 @dataclass(frozen=True, slots=True)
-class Add:
-    """The layer's input, added to what has been computed from it; the last operator of its layer.
-
-    Attributes:
-        size: side of the map in pixels.
-        channels: of the map.
-    """
-
-    size: int
-    channels: int
-
-    @property
-    def in_values(self) -> int:
-        """Values of one of the two maps."""
-        return self.channels * self.size**2
-
-    @property
-    def out_values(self) -> int:
-        """Values of the sum."""
-        return self.in_values
+class Add(_OnMap):
+    """The layer's input, added to what has been computed from it; the last operator of its layer."""
 
 
 Operator = Conv | Pool | SqueezeExcitation | Add

@@ -44,6 +44,8 @@ from search_spaces.stage import (
     Stage,
     StemChoice,
     Value,
+    reach,
+    states_after,
 )
 
 # Layers that a walk over all members may look at: some seconds of work, fifteen times our largest space.
@@ -167,7 +169,7 @@ class SearchSpace:
         widest = max(choice.channels for choice in self.stems) * factor
         for stage in self.stages:
             expansion = max(stage.ratios)
-            widest = max(widest, stage.widest * factor)
+            widest = max(widest, max(stage.widths) * factor)
             if 1.2 * widest * max(1.0, expansion) > MAX_CHANNELS:
                 raise SpaceError(
                     f"search space: {widest:g} channels expanded {expansion:g} times are more than "
@@ -185,12 +187,13 @@ class SearchSpace:
                     (stem.build(self.rounding, multiplier).channels, halve(resolution)) for stem in self.stems
                 }
                 for stage in self.stages:
-                    visits += len(states) * stage.combinations
+                    each = 2 * len(stage.widths) * stage.variety if max(stage.depths) else 0
+                    visits += len(states) * each
                     if visits > _MAX_VISITS:
                         raise SpaceError(
                             f"search space: more than {_MAX_VISITS:,} different layers: give fewer candidates"
                         )
-                    states = stage.states_after(states, self.rounding, multiplier)
+                    states = states_after(stage, states, self.rounding, multiplier)
 
     # -- the parameters ------------------------------------------------------------------------
 
@@ -328,14 +331,6 @@ class SearchSpace:
             + (f": no match beyond row {furthest}" if furthest else ": no such stem")
         )
 
-    def contains(self, architecture: Architecture) -> bool:
-        """True if the architecture is a member."""
-        try:
-            self.encode(architecture)
-        except NotInSpaceError:
-            return False
-        return True
-
     def _encode_stages(self, architecture: Architecture, multiplier: float) -> tuple[Parameters | None, int]:
         blocks = architecture.blocks
         furthest = 0
@@ -375,8 +370,8 @@ class SearchSpace:
                 stems |= {(resolution, stem) for stem in built}
                 states = {(stem.channels, halve(resolution)) for stem in built}
                 for stage in self.stages:
-                    found, states = stage.reach(states, self.rounding, multiplier)
-                    blocks |= found
+                    blocks |= reach(stage, states, self.rounding, multiplier)
+                    states = states_after(stage, states, self.rounding, multiplier)
                 heads |= {
                     (size, channels, head.build(self.rounding, multiplier, channels))
                     for channels, size in states

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import cast
@@ -177,32 +177,9 @@ class Stage:
         return self.expansions
 
     @property
-    def widest(self) -> int:
-        """Most output channels before the width multiplier."""
-        return max(self.widths)
-
-    @property
-    def combinations(self) -> int:
-        """Different blocks that can follow one feature map."""
-        per_width = math.prod(len(getattr(self, plural)) for plural in BLOCK_FIELDS)
-        return 2 * len(self.widths) * per_width if max(self.depths) else 0
-
-    def states_after(
-        self, states: set[tuple[int, int]], rounding: Rounding, multiplier: float
-    ) -> set[tuple[int, int]]:
-        """The (channels, size) of feature maps behind the stage, of those before it.
-
-        Args:
-            states: channels and side of the maps before the stage.
-            rounding: how channels are rounded.
-            multiplier: factor on all widths.
-        """
-        after = states if 0 in self.depths else set()
-        if not max(self.depths):
-            return after
-        outs = {rounding.width(width, multiplier) for width in self.widths}
-        sizes = {halve(size) if self.stride == 2 else size for _, size in states}
-        return after | {(out, size) for out in outs for size in sizes}
+    def variety(self) -> int:
+        """Different blocks that can lead from one feature map to another."""
+        return math.prod(len(getattr(self, plural)) for plural in BLOCK_FIELDS)
 
     def parameters(self, prefix: str) -> dict[str, tuple[Value, ...]]:
         """Every parameter of the stage with its candidates."""
@@ -272,33 +249,15 @@ class Stage:
                     if values is not None:
                         yield depth, {f"{prefix}.depth": depth, f"{prefix}.width": widths[0]} | values
 
-    def reach(
-        self, states: Iterable[tuple[int, int]], rounding: Rounding, multiplier: float
-    ) -> tuple[set[tuple[int, Block]], set[tuple[int, int]]]:
-        """Blocks reachable from (channels, size) states, as (input size, block), and the next states.
+    def blocks(self, in_channels: int, out: int, stride: int, rounding: Rounding) -> Iterator[Block]:
+        """Every block that can stand between two feature maps.
 
         Args:
-            states: channels and side of the maps before the stage.
+            in_channels: that it takes.
+            out: channels that it gives.
+            stride: of the block.
             rounding: how channels are rounded.
-            multiplier: factor on all widths.
         """
-        found: set[tuple[int, Block]] = set()
-        after: set[tuple[int, int]] = set()
-        outs = {rounding.width(width, multiplier) for width in self.widths}
-        for channels, size in states:
-            if 0 in self.depths:
-                after.add((channels, size))
-            if not max(self.depths):
-                continue
-            next_size = halve(size) if self.stride == 2 else size
-            for out in outs:
-                found |= {(size, block) for block in self._blocks(channels, out, self.stride, rounding)}
-                if max(self.depths) > 1:
-                    found |= {(next_size, block) for block in self._blocks(out, out, 1, rounding)}
-                after.add((out, next_size))
-        return found, after
-
-    def _blocks(self, in_channels: int, out: int, stride: int, rounding: Rounding) -> Iterator[Block]:
         combinations: list[dict[str, Value]] = [{}]
         for plural, name in BLOCK_FIELDS.items():
             combinations = [done | {name: value} for done in combinations for value in getattr(self, plural)]
@@ -456,27 +415,19 @@ class CandidateStage:
         return tuple(candidate.expansion for candidate in self.candidates)
 
     @property
-    def widest(self) -> int:
-        """Output channels before the width multiplier."""
-        return self.width
+    def variety(self) -> int:
+        """Different blocks that can lead from one feature map to another."""
+        return len(self.candidates)
 
     @property
-    def combinations(self) -> int:
-        """Different blocks that can follow one feature map."""
-        return 2 * len(self.candidates)
+    def depths(self) -> tuple[int]:
+        """Numbers of blocks."""
+        return (self.layers,)
 
-    def states_after(
-        self, states: set[tuple[int, int]], rounding: Rounding, multiplier: float
-    ) -> set[tuple[int, int]]:
-        """The (channels, size) of feature maps behind the stage, of those before it.
-
-        Args:
-            states: channels and side of the maps before the stage.
-            rounding: how channels are rounded.
-            multiplier: factor on all widths.
-        """
-        out = rounding.width(self.width, multiplier)
-        return {(out, halve(size) if self.stride == 2 else size) for _, size in states}
+    @property
+    def widths(self) -> tuple[int]:
+        """Output channels before the width multiplier."""
+        return (self.width,)
 
     def parameters(self, prefix: str) -> dict[str, tuple[Value, ...]]:
         """Every parameter of the stage with its candidates."""
@@ -486,15 +437,7 @@ class CandidateStage:
     def compose(
         self, choose: Chooser, prefix: str, in_channels: int, rounding: Rounding, multiplier: float
     ) -> list[Block]:
-        """The blocks of the stage, asking ``choose`` for each parameter.
-
-        Args:
-            choose: gives the value of a parameter, of its name and choices.
-            prefix: of the names of this stage's parameters.
-            in_channels: of the map that the stage takes.
-            rounding: how channels are rounded.
-            multiplier: factor on all widths.
-        """
+        """See :meth:`Stage.compose`."""
         by_label = {candidate.label: candidate for candidate in self.candidates}
         out = rounding.width(self.width, multiplier)
         blocks: list[Block] = []
@@ -507,15 +450,7 @@ class CandidateStage:
     def encodings(
         self, blocks: Sequence[Block], prefix: str, in_channels: int, rounding: Rounding, multiplier: float
     ) -> Iterator[tuple[int, Parameters]]:
-        """Ways in which this stage makes the first of ``blocks``: (how many, parameters).
-
-        Args:
-            blocks: what is left of a network, in order.
-            prefix: of the names of this stage's parameters.
-            in_channels: of the map that the stage takes.
-            rounding: how channels are rounded.
-            multiplier: factor on all widths.
-        """
+        """See :meth:`Stage.encodings`."""
         if len(blocks) < self.layers:
             return
         out = rounding.width(self.width, multiplier)
@@ -532,24 +467,48 @@ class CandidateStage:
             in_channels = out
         yield self.layers, result
 
-    def reach(
-        self, states: Iterable[tuple[int, int]], rounding: Rounding, multiplier: float
-    ) -> tuple[set[tuple[int, Block]], set[tuple[int, int]]]:
-        """Blocks reachable from (channels, size) states, as (input size, block), and the next states.
+    def blocks(self, in_channels: int, out: int, stride: int, rounding: Rounding) -> Iterator[Block]:
+        """See :meth:`Stage.blocks`."""
+        return (each.build(in_channels, out, stride, rounding) for each in self.candidates)
 
-        Args:
-            states: channels and side of the maps before the stage.
-            rounding: how channels are rounded.
-            multiplier: factor on all widths.
-        """
-        out = rounding.width(self.width, multiplier)
-        found: set[tuple[int, Block]] = set()
-        after: set[tuple[int, int]] = set()
+
+def states_after(
+    stage: Stage | CandidateStage, states: set[tuple[int, int]], rounding: Rounding, multiplier: float
+) -> set[tuple[int, int]]:
+    """The (channels, size) of feature maps behind a stage, of those before it.
+
+    Args:
+        stage: the stage.
+        states: channels and side of the maps before it.
+        rounding: how channels are rounded.
+        multiplier: factor on all widths.
+    """
+    after = states if 0 in stage.depths else set()
+    if not max(stage.depths):
+        return after
+    outs = {rounding.width(width, multiplier) for width in stage.widths}
+    sizes = {halve(size) if stage.stride == 2 else size for _, size in states}
+    return after | {(out, size) for out in outs for size in sizes}
+
+
+def reach(
+    stage: Stage | CandidateStage, states: set[tuple[int, int]], rounding: Rounding, multiplier: float
+) -> set[tuple[int, Block]]:
+    """Blocks of a stage reachable from (channels, size) states, as (input size, block).
+
+    Args:
+        stage: the stage.
+        states: channels and side of the maps before it.
+        rounding: how channels are rounded.
+        multiplier: factor on all widths.
+    """
+    found: set[tuple[int, Block]] = set()
+    for width in stage.widths if max(stage.depths) else ():
+        out = rounding.width(width, multiplier)
         for channels, size in states:
-            next_size = halve(size) if self.stride == 2 else size
-            for candidate in self.candidates:
-                found.add((size, candidate.build(channels, out, self.stride, rounding)))
-                if self.layers > 1:
-                    found.add((next_size, candidate.build(out, out, 1, rounding)))
-            after.add((out, next_size))
-        return found, after
+            found |= {(size, each) for each in stage.blocks(channels, out, stage.stride, rounding)}
+        if max(stage.depths) > 1:
+            again = list(stage.blocks(out, out, 1, rounding))
+            sizes = {halve(size) if stage.stride == 2 else size for _, size in states}
+            found |= {(size, each) for size in sizes for each in again}
+    return found

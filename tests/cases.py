@@ -20,6 +20,7 @@ from nas.accuracy.source import Accuracy, AccuracyError
 from nas.cost import cost, layer_cost
 from nas.devices.device import Measurement, measurement, subject_name
 from nas.latency.table import Latency
+from nas.measuring.progress import ProfileProgress
 from nas.measuring.rounds import Journal, Round
 from nas.runtimes.subject import Subject
 from search_spaces.architecture import Architecture
@@ -158,8 +159,7 @@ class FakeTarget:
         subjects: Sequence[Subject],
         rounds: int,
         journal: Path,
-        on_prepared: Callable[[int, int], None] = lambda done, total: None,
-        on_round: Callable[[int, int], None] = lambda done, wanted: None,
+        progress: ProfileProgress = ProfileProgress(),
         precise: Sequence[Subject] = (),
     ) -> Measurement:
         self.asked += len(subjects)
@@ -170,7 +170,7 @@ class FakeTarget:
         while len(kept.rounds) < rounds:
             noisy = exact * np.exp(self.noise * generator.standard_normal(len(exact)))
             kept.append(Round([float(each) for each in noisy], [5.0 / self.speed] * 3, {"load": 0.1}))
-            on_round(len(kept.rounds), rounds)
+            progress.measured(len(kept.rounds), rounds)
         return measurement(subjects, kept.rounds, kept.rounds, {"cpu": self.device})
 
 

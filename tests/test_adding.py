@@ -20,7 +20,7 @@ from nas.study.loop import Sampling, Stop, run_search
 from nas.study.objective import Pareto
 from nas.study.problem import Problem
 from nas.study.samplers import SAMPLERS, optuna_sampler
-from nas.study.storage import open_storage, open_study
+from nas.study.storage import StudySetting, open_storage, open_study
 from search_spaces.architecture import Architecture
 from search_spaces.references import reference
 from search_spaces.space import SearchSpace
@@ -80,7 +80,7 @@ def test_a_source_of_accuracy_and_a_sampler_make_a_search(
     add_yaml("sampler")
     config = composed("accuracy=mine", "accuracy.scale=0.5", "sampler=mine")
     space, accuracy, _ = assembly.accuracy_of(config, small_space())
-    study = open_study(open_storage(str(tmp_path / "study.journal")), "s", Pareto(), space, {})
+    study = open_study(open_storage(str(tmp_path / "study.journal")), "s", StudySetting(Pareto(), space))
     references = {"mobilenet_v1": reference("mobilenet_v1", 32, 10)}
     problem = Problem(space, Pareto(), accuracy, MadeUpLatency(), references)
     result = run_search(study, problem, Sampling(config.sampler.name), Stop(config.search.trials))

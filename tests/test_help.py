@@ -25,8 +25,6 @@ from nas.help import CONFIG_FOLDER, choices_of, commands, completions, groups_of
 from nas.latency.provision import Effort
 from nas.pictures.augment import Augment
 from nas.report import with_named_studies
-from nas.training.final import FinalRecipe
-from nas.training.supernet_training import SupernetRecipe
 from tests.cases import COMMANDS, command_of
 
 FILES = sorted(path.relative_to(CONFIG_FOLDER) for path in CONFIG_FOLDER.rglob("*.yaml"))
@@ -172,8 +170,6 @@ def test_files_and_schemas_agree_on_every_default() -> None:
 @pytest.mark.parametrize(
     ("schema", "plain"),
     [
-        (settings.FinalRecipeSettings, FinalRecipe),
-        (settings.SupernetSettings, SupernetRecipe),
         (settings.TableSettings, Effort),
         (settings.AugmentConfig, Augment),
         (settings.DatasetConfig, DatasetSettings),

@@ -56,7 +56,7 @@ _CASES: list[tuple[str, Change]] = [
     ("architecture", _value("blocks:", "blocks: !!python/object/apply:os.system [id]\nrows:")),
     ("architecture", _value("conv_layers: 1", "conv_layers: 16777216")),
     ("architecture", _value("channels: 16", "channels: 0x" + "f" * 2_000)),
-    ("own_board", _value("cores: 4", "cores: .inf")),
+    ("own_board", _value("threads: 2", "threads: .inf")),
     ("own_board", _value("host: pi@board", "host: ${oc.env:HOME}")),
     (
         "own_board",

@@ -26,7 +26,7 @@ from search_spaces import blocks
 from search_spaces.architecture import Architecture
 from search_spaces.blocks import BLOCKS, ArchitectureError, Block, BlockKind, Head, Stem
 from search_spaces.layers import LayerKey, LayerKeyError, layer_keys, reachable_layer_keys
-from search_spaces.ops import Conv, Operator
+from search_spaces.ops import Add, Conv, Operator
 from search_spaces.references import FAMILIES, reference
 from search_spaces.space import SearchSpace
 
@@ -167,8 +167,8 @@ def test_variants_of_the_universal_inverted_bottleneck(text: str) -> None:
     assert [each.out_size for each in found][-1] == 7
     assert BLOCKS[block.kind].printed(block).startswith(title)
     kept = replace(block, stride=1, out_channels=16)
-    assert kept.has_residual
-    assert not block.has_residual
+    assert isinstance(kept.operators(1)[-1], Add)
+    assert not any(isinstance(each, Add) for each in block.operators(1))
 
 
 @pytest.mark.parametrize("kind", ["inverted_residual", "fused_inverted_bottleneck", "convolution_pair"])

@@ -31,7 +31,7 @@ from nas.saving import write_atomically
 from nas.study.loop import Progress, Sampling, Stop, run_search
 from nas.study.objective import Pareto
 from nas.study.problem import Problem
-from nas.study.storage import close_storage, open_storage, open_study
+from nas.study.storage import StudySetting, close_storage, open_storage, open_study
 from search_spaces.layers import reachable_layer_keys
 from search_spaces.space import SearchSpace
 
@@ -44,7 +44,7 @@ def grow(folder: Path, trials: int) -> list[tuple[int, float, float]]:
     board = Hardware(name="rpi4", measured_here=False, estimate="rpi4")
     table = estimated_table(board, sorted(reachable_layer_keys(space), key=str), Runtime())
     storage = open_storage(str(folder / "study.journal"))
-    study = open_study(storage, folder.name, Pareto(), space, {}, {}, table)
+    study = open_study(storage, folder.name, StudySetting(Pareto(), space, table=table))
     rows: list[tuple[int, float, float]] = []
     last = (0, time.perf_counter())
 

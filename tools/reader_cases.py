@@ -48,16 +48,17 @@ from nas.page.torchvision_reference import recorded
 from nas.pictures.decode import read_picture
 from nas.pictures.preprocessing import Preprocessing
 from nas.pictures.recognition import Recognition
+from nas.recipes import FinalRecipe
 from nas.runtimes.runtime import Runtime
 from nas.saving import finish
 from nas.study.loop import Sampling, Stop, run_search
 from nas.study.objective import Pareto
 from nas.study.problem import Problem
-from nas.study.storage import close_storage, networks_of, open_storage, open_study, table_of
+from nas.study.storage import StudySetting, close_storage, networks_of, open_storage, open_study, table_of
 from nas.study.trial import Trial, record_scatter, remeasure, train_to_the_end
 from nas.tensors import read_tensors
 from nas.training import supernet_checkpoint
-from nas.training.final import FinalRecipe, FinalTraining
+from nas.training.final import Checkpoints, FinalTraining
 from nas.training.processes import Processes
 from nas.training.supernet import Supernet
 from search_spaces.architecture import Architecture
@@ -75,7 +76,6 @@ _HEADER = TableHeader("host", "cpu", "onnxruntime", "1.20", "fp32", 1, "2026-01-
 _BOARD = b"""
 name: my-board
 host: pi@board
-cores: 4
 threads: 2
 estimate: rpi4
 python: ~/nas/bin/python
@@ -257,7 +257,10 @@ def _study(folder: Path) -> bytes:
     space = SearchSpace.from_dict(Gate("space").yaml(SPACE))
     storage = open_storage(str(folder / "seed.journal"))
     study = open_study(
-        storage, "small", Pareto(), space, {"seed": 0}, {"budget_ms": 9.0, "latency": {"title": "cpu"}}
+        storage,
+        "small",
+        StudySetting(Pareto(), space, {"seed": 0}),
+        {"budget_ms": 9.0, "latency": {"title": "cpu"}},
     )
     for number, (parameters, architecture) in zip(range(6), space.members(), strict=False):
         study.add_trial(
@@ -337,7 +340,9 @@ def _whole_study(folder: Path) -> bytes:
     storage = open_storage(str(path))
     fingerprint = {"search.caution": 1.0, "search.limits.macs": 1e9, "seed": 0}
     records = networks_text([NetworkRecord(_NETWORK, 1.0, 1.0, 1.1, 1.2)])
-    study = open_study(storage, "whole", Pareto(), space, fingerprint, provenance, table(), records)
+    study = open_study(
+        storage, "whole", StudySetting(Pareto(), space, fingerprint, table(), records), provenance
+    )
     for number, network in enumerate(networks):
         is_reference = network is _NETWORK
         record = Trial(
@@ -399,7 +404,7 @@ def _continue_study(folder: Path) -> object:
         name = names[0] if names else "whole"
         table_of(storage, name)
         fingerprint = {"search.caution": 1.0, "search.limits.macs": 1e9, "seed": 0}
-        study = open_study(storage, name, Pareto(), space, fingerprint)
+        study = open_study(storage, name, StudySetting(Pareto(), space, fingerprint))
         known = networks_of(study)
         if known is not None:
             parse_networks(Gate("the study", InputError), known)
@@ -596,7 +601,7 @@ def _begun(path: Path) -> FinalTraining:
         replace(SearchSpace.from_dict(Gate("space").yaml(_TINY)).sample(random.Random(0)), classes=4)
     )
     recipe = FinalRecipe(epochs=1, batch_size=32, warmup_epochs=0.5)
-    return FinalTraining(network, _split(), recipe, Processes(0, 1, torch.device("cpu")), path)
+    return FinalTraining(network, _split(), recipe, Processes(0, 1, torch.device("cpu")), Checkpoints(path))
 
 
 def _training(temporary: Path) -> bytes:

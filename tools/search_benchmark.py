@@ -36,7 +36,7 @@ from nas.study.netadapt import refine
 from nas.study.objective import Budget, Pareto
 from nas.study.pareto import front, hypervolume
 from nas.study.problem import Problem
-from nas.study.storage import close_storage, open_storage, open_study
+from nas.study.storage import StudySetting, close_storage, open_storage, open_study
 from search_spaces.architecture import Architecture
 from search_spaces.layers import layer_keys, reachable_layer_keys
 from search_spaces.references import reference
@@ -139,7 +139,7 @@ def benchmark_throughput(space: SearchSpace, latency: LatencyTable, trials: int 
     """
     with tempfile.TemporaryDirectory() as folder:
         storage = open_storage(str(Path(folder) / "study.journal"))
-        study = open_study(storage, "throughput", Pareto(), space, {})
+        study = open_study(storage, "throughput", StudySetting(Pareto(), space))
         started = time.process_time()
         problem = Problem(space, Pareto(), shipped_predictor(), latency)
         result = run_search(study, problem, Sampling(), Stop(trials))

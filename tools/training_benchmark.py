@@ -45,13 +45,14 @@ from nas.latency.deployment import measure_deployments
 from nas.measuring.progress import ProfileProgress
 from nas.network import Network
 from nas.pictures.augment import Augment
+from nas.recipes import FinalRecipe, SupernetRecipe
 from nas.runtimes.runtime import Runtime
-from nas.training.final import FinalRecipe, FinalTraining
+from nas.training.final import FinalTraining
 from nas.training.inherit import inherit
 from nas.training.pretrained import pretrained
 from nas.training.processes import Processes
 from nas.training.supernet import Supernet
-from nas.training.supernet_training import SupernetRecipe, SupernetTraining
+from nas.training.supernet_training import SupernetTraining
 from search_spaces.architecture import Architecture
 from search_spaces.references import reference
 from search_spaces.space import SearchSpace

@@ -17,11 +17,12 @@ from nas.measuring.models import OnnxRunner
 from nas.network import Network
 from nas.onnx_graph import onnx_model
 from nas.quantize import quantize
-from nas.training.final import FinalRecipe, FinalTraining
+from nas.recipes import FinalRecipe
+from nas.training.final import Checkpoints, FinalTraining
 from nas.training.inherit import inherit
 from nas.training.pretrained import pretrained
 from nas.training.processes import Processes
-from nas.training.supernet_training import TrainingError
+from nas.training.steps import TrainingError
 from search_spaces.architecture import Architecture
 from search_spaces.errors import InputError
 
@@ -206,9 +207,8 @@ def training_of(
         seed=recipe.seed,
     )
     try:
-        return FinalTraining(
-            network, split, brief, Processes(0, 1, device), checkpoint, epoch_interval_s=_EPOCH_INTERVAL_S
-        )
+        kept = Checkpoints(checkpoint, epoch_interval_s=_EPOCH_INTERVAL_S) if checkpoint else None
+        return FinalTraining(network, split, brief, Processes(0, 1, device), kept)
     except TrainingError:
         # A checkpoint of other settings, or cut short.
         assert checkpoint is not None

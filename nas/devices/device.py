@@ -13,12 +13,14 @@ from numpy.typing import NDArray
 
 from nas.measuring.conditions import AffinityError, affine_to, cpu_model, describe, snapshot
 from nas.measuring.energy import EnergyMeter
+from nas.measuring.progress import ProfileProgress
 from nas.measuring.rounds import (
     Journal,
     MeasurementError,
     RefusedError,
     Round,
     Runner,
+    Schedule,
     measure,
     round_order,
     standard_errors,
@@ -124,8 +126,7 @@ class Target(Protocol):
         subjects: Sequence[Subject],
         rounds: int,
         journal: Path,
-        on_prepared: Callable[[int, int], None],
-        on_round: Callable[[int, int], None],
+        progress: ProfileProgress = ProfileProgress(),
         precise: Sequence[Subject] = (),
     ) -> Measurement:
         """Time layers and networks in interleaved rounds, continuing what the journal holds.
@@ -134,9 +135,8 @@ class Target(Protocol):
             subjects: what to time.
             rounds: steady rounds wanted.
             journal: where rounds are kept until the table is written.
-            on_prepared: called with (subjects ready, subjects in all).
-            on_round: called with (steady rounds, rounds wanted).
-            precise: subjects that stand for themselves (see :func:`nas.measuring.rounds.measure`).
+            progress: callbacks for progress bars.
+            precise: subjects that stand for themselves (see :class:`nas.measuring.rounds.Schedule`).
 
         Raises:
             MeasurementError: if the machine did not hold still, or the journal is another's.
@@ -179,14 +179,13 @@ class LocalTarget:
         subjects: Sequence[Subject],
         rounds: int,
         journal: Path,
-        on_prepared: Callable[[int, int], None] = lambda done, total: None,
-        on_round: Callable[[int, int], None] = lambda done, wanted: None,
+        progress: ProfileProgress = ProfileProgress(),
         precise: Sequence[Subject] = (),
     ) -> Measurement:
         """See :class:`Target`."""
         try:
             with affine_to(self.affinity):
-                return self._measure(subjects, rounds, journal, on_prepared, on_round, precise)
+                return self._measure(subjects, rounds, journal, progress, precise)
         except AffinityError as error:
             raise MeasurementError(str(error)) from None
 
@@ -195,8 +194,7 @@ class LocalTarget:
         subjects: Sequence[Subject],
         rounds: int,
         journal: Path,
-        on_prepared: Callable[[int, int], None],
-        on_round: Callable[[int, int], None],
+        progress: ProfileProgress,
         precise: Sequence[Subject],
     ) -> Measurement:
         runtime = self.runtime
@@ -227,23 +225,14 @@ class LocalTarget:
                 undelegated[name] = list(left)
             prepared, preparing_s = prepared + 1, preparing_s + time.monotonic() - started
             if prepared <= len(subjects):  # later on rounds tell the progress
-                on_prepared(prepared, len(subjects))
+                progress.prepared(prepared, len(subjects))
             return runner
 
         meter = EnergyMeter(say=self.say)
         before = snapshot()
         started = time.monotonic()
-        steady_rounds = measure(
-            load,
-            anchor,
-            kept,
-            rounds,
-            self.seed,
-            snapshot,
-            on_round,
-            precise=[subject_name(each) for each in precise],
-            meter=meter,
-        )
+        schedule = Schedule(rounds, self.seed, precise=[subject_name(each) for each in precise])
+        steady_rounds = measure(load, anchor, kept, schedule, snapshot, progress.measured, meter)
         return measurement(
             [by_name[name] for name in kept.names],
             steady_rounds,

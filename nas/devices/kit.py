@@ -21,6 +21,7 @@ import numpy as np
 from nas.cost import layer_cost
 from nas.devices.device import ANCHOR, REFUSED, Measurement, deal_out, measurement, subject_name
 from nas.measuring import board, conditions, energy, models, rounds
+from nas.measuring.progress import ProfileProgress
 from nas.runtimes.runtime import Runtime
 from nas.runtimes.subject import CannotRunError, Subject
 from nas.saving import check_output, write_atomically
@@ -72,7 +73,7 @@ class KitSettings:
         seed: of weights, inputs and the shuffled order.
         temperature_limit_c: no round begins above this temperature.
         affinity: numbers of the cores to measure on; none: all.
-        precise: subjects that stand for themselves (see :func:`nas.measuring.rounds.measure`).
+        precise: subjects that stand for themselves (see :class:`nas.measuring.rounds.Schedule`).
     """
 
     hardware: str
@@ -112,7 +113,7 @@ def check_kit(path: Path, setting: str) -> None:
     Raises:
         SaveError: if it is a folder, another file, or cannot be written.
     """
-    check_output(path, setting, overwrite=(path.is_file() and zipfile.is_zipfile(path)) or None)
+    check_output(path, setting, overwrite=path.is_file() and zipfile.is_zipfile(path))
 
 
 def write_kit(
@@ -304,8 +305,7 @@ class MeasuredTarget:
         subjects: Sequence[Subject],
         rounds: int,
         journal: Path,
-        on_prepared: Callable[[int, int], None],
-        on_round: Callable[[int, int], None],
+        progress: ProfileProgress = ProfileProgress(),
         precise: Sequence[Subject] = (),
     ) -> Measurement:
         """The measurement of these subjects.

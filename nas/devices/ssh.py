@@ -37,6 +37,7 @@ from nas.devices.kit import (
 )
 from nas.measuring import conditions
 from nas.measuring.board import MANIFEST
+from nas.measuring.progress import ProfileProgress
 from nas.measuring.rounds import MeasurementError, Samples
 from nas.runtimes.subject import Subject
 from nas.saving import write_atomically
@@ -338,8 +339,7 @@ class SshTarget:
         subjects: Sequence[Subject],
         rounds: int,
         journal: Path,
-        on_prepared: Callable[[int, int], None] = lambda done, total: None,
-        on_round: Callable[[int, int], None] = lambda done, wanted: None,
+        progress: ProfileProgress = ProfileProgress(),
         precise: Sequence[Subject] = (),
     ) -> Measurement:
         """See :class:`nas.devices.device.Target`; the boards keep the rounds until they are fetched.
@@ -350,19 +350,19 @@ class SshTarget:
         _ = self.device
         settings = replace(self.settings, rounds=rounds, precise=tuple(precise))
         if len(self.boards) == 1:
-            (text,) = self._measure_on([(self.boards[0], list(subjects))], settings, on_prepared, on_round)
+            (text,) = self._measure_on([(self.boards[0], list(subjects))], settings, progress)
             write_atomically(journal, text)
             return self._read(text, self.boards[0]).groups[0].measurement
         common = list(subjects[:: max(1, len(subjects) // COMMON_SUBJECTS)])[:COMMON_SUBJECTS]
         others = [subject for subject in subjects if subject not in set(common)]
         # The common layers first: boards that differ are noticed before hours are spent on the rest.
-        trial = self._measure_on([(board, common) for board in self.boards], settings, on_prepared, on_round)
+        trial = self._measure_on([(board, common) for board in self.boards], settings, progress)
         self._check_agreement(trial, common)
         shares = [
             (board, [*common, *others[number :: len(self.boards)]])
             for number, board in enumerate(self.boards)
         ]
-        texts = self._measure_on(shares, settings, on_prepared, on_round)
+        texts = self._measure_on(shares, settings, progress)
         self._check_agreement(texts, common)
         write_atomically(journal, "".join(texts))
         return joined(subjects, self._measurements(texts))
@@ -371,21 +371,20 @@ class SshTarget:
         self,
         shares: Sequence[tuple[Board, Sequence[Subject]]],
         settings: KitSettings,
-        on_prepared: Callable[[int, int], None],
-        on_round: Callable[[int, int], None],
+        progress: ProfileProgress,
     ) -> list[str]:
         """Result texts of boards measuring at the same time; progress is that of the slowest."""
         done = dict.fromkeys((board.host for board, _ in shares), 0)
         lock = threading.Lock()
 
         def on_line(host: str, line: str) -> None:
-            progress = _PROGRESS.search(line)
-            if progress is None:
+            found = _PROGRESS.search(line)
+            if found is None:
                 self.on_line(host, line)
                 return
             with lock:
-                done[host] = int(progress[1])
-                on_round(min(done.values()), int(progress[2]))
+                done[host] = int(found[1])
+                progress.measured(min(done.values()), int(found[2]))
 
         def measure(board: Board, kit: Path) -> str:
             text = board.measure(kit, lambda line: on_line(board.host, line))
@@ -397,7 +396,7 @@ class SshTarget:
             kits = []
             for number, (_, subjects) in enumerate(shares):
                 kit = Path(folder) / f"kit-{number}.zip"
-                write_kit(kit, settings, [subjects], on_prepared)
+                write_kit(kit, settings, [subjects], progress.prepared)
                 kits.append(kit)
             running = [pool.submit(measure, board, kit) for (board, _), kit in zip(shares, kits, strict=True)]
             return [each.result() for each in running]

@@ -190,10 +190,6 @@ class Calibration:
             uncorrected=ErrorSummary.of(features[:, 0], measured_ms),
         )
 
-    def network_ms(self, keys: Sequence[LayerKey], layers_ms: Sequence[float]) -> float:
-        """Calibrated latency of a network from the latencies of its layers."""
-        return sum(self.layer_ms(key, layer_ms) for key, layer_ms in zip(keys, layers_ms, strict=True))
-
     def layer_ms(self, key: LayerKey, layer_ms: float) -> float:
         """A layer's share of the calibrated latency of any network that contains it."""
         first, *rest = self.coefficients

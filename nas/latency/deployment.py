@@ -17,12 +17,11 @@ import numpy as np
 from nas.devices.device import ANCHOR
 from nas.measuring.conditions import cpu_model, snapshot
 from nas.measuring.progress import ProfileProgress
-from nas.measuring.rounds import Journal, Runner, measure, steadied
+from nas.measuring.rounds import Journal, RefusedError, Runner, Schedule, measure, steadied
 from nas.runtimes.runtime import Runtime
 from nas.runtimes.subject import RuntimeUnavailableError
 from nas.saving import spreadsheet_cell, write_atomically
 from search_spaces.architecture import Architecture
-from search_spaces.errors import InputError
 from search_spaces.tasks import TaskNetwork
 
 COLUMNS = ("network", "runtime", "version", "precision", "threads", "p50_ms", "p90_ms", "p99_ms", "rounds")
@@ -88,62 +87,45 @@ def measure_deployments(
         The deployments, and what could not be run: a reason by configuration.
 
     Raises:
-        InputError: if nothing could be run.
-        MeasurementError: if the machine did not hold still.
+        MeasurementError: if nothing could be run, or the machine did not hold still.
     """
     found: list[Deployment] = []
     refused: dict[str, str] = {}
-    total, done = len(networks) * len(runtimes), 0
+    loaded: set[str] = set()
     for threads in sorted({each.threads for each in runtimes}):
-        ready: dict[str, Runner] = {}
-        prepared: dict[str, tuple[str, Runtime]] = {}
-        for runtime in (each for each in runtimes if each.threads == threads):
-            for name, architecture in networks.items():
-                label = f"{name} {runtime.name} {runtime.precision} {threads}"
-                done += 1
-                try:
-                    ready[label] = runtime.runner(architecture)
-                    prepared[label] = (name, runtime)
-                except RuntimeUnavailableError as error:
-                    refused[label] = str(error)  # the others go on
-                progress.prepared(done, total)
-        if not prepared:
-            continue
-        found += _measure_prepared(networks, prepared, ready, folder, rounds, seed, progress)
-    if not found:
-        raise InputError("; ".join(refused.values()))
+        alike = [each for each in runtimes if each.threads == threads]
+        configurations = {
+            f"{name} {runtime.name} {runtime.precision} {threads}": (name, runtime)
+            for runtime in alike
+            for name in networks
+        }
+        versions = {each.name: each.version() for each in alike}
+        ids = [each.id for each in networks.values()]
+        identity: dict[str, object] = {"device": cpu_model(), "networks": ids, "versions": versions}
+        journal = Journal(folder / f"partial-{threads}t.jsonl", list(configurations), identity)
+
+        def load(label: str, configurations: Mapping[str, tuple[str, Runtime]] = configurations) -> Runner:
+            name, runtime = configurations[label]
+            if label not in loaded:  # later on rounds tell the progress
+                loaded.add(label)
+                progress.prepared(len(loaded), len(networks) * len(runtimes))
+            try:
+                return runtime.runner(networks[name])
+            except RuntimeUnavailableError as error:
+                raise RefusedError(str(error)) from error  # the others go on
+
+        anchor = Runtime(threads=threads).runner(ANCHOR)
+        schedule = Schedule(rounds, seed, precise=list(configurations))
+        kept = measure(load, anchor, journal, schedule, snapshot, progress.measured)
+        p90s, p99s = np.percentile([each.samples_ms for each in kept], [90, 99], axis=0)
+        p50s = np.median(steadied(kept), axis=0)
+        journal.path.unlink()
+        refused |= journal.refused
+        for label, p50, p90, p99 in zip(journal.names, p50s, p90s, p99s, strict=True):
+            name, runtime = configurations[label]
+            version = versions[runtime.name]
+            found.append(Deployment(name, runtime, version, float(p50), float(p90), float(p99), len(kept)))
     return found, refused
-
-
-def _measure_prepared(
-    networks: Mapping[str, Architecture | TaskNetwork],
-    prepared: Mapping[str, tuple[str, Runtime]],
-    ready: dict[str, Runner],
-    folder: Path,
-    rounds: int,
-    seed: int,
-    progress: ProfileProgress,
-) -> list[Deployment]:
-    """Time configurations of one thread count; ``ready`` are the models of the first loading."""
-    versions = {each.name: each.version() for _, each in prepared.values()}
-    threads = next(each.threads for _, each in prepared.values())
-    ids = [each.id for each in networks.values()]
-    identity: dict[str, object] = {"device": cpu_model(), "networks": ids, "versions": versions}
-    journal = Journal(folder / f"partial-{threads}t.jsonl", list(prepared), identity)
-
-    def load(label: str) -> Runner:
-        name, runtime = prepared[label]
-        return ready.pop(label, None) or runtime.runner(networks[name])
-
-    anchor = Runtime(threads=threads).runner(ANCHOR)
-    kept = measure(load, anchor, journal, rounds, seed, snapshot, progress.measured, precise=list(prepared))
-    p90s, p99s = np.percentile([each.samples_ms for each in kept], [90, 99], axis=0)
-    p50s = np.median(steadied(kept), axis=0)
-    journal.path.unlink()
-    return [
-        Deployment(name, runtime, versions[runtime.name], float(p50), float(p90), float(p99), len(kept))
-        for (name, runtime), p50, p90, p99 in zip(prepared.values(), p50s, p90s, p99s, strict=True)
-    ]
 
 
 def best_of_each(deployments: Sequence[Deployment]) -> list[Deployment]:

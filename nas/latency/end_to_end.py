@@ -13,11 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
-from nas.devices.device import Target, subject_name
-from nas.latency.sessions import NetworkRecord, journal_name, link_keys, network_records, table_level
+from nas.devices.device import subject_name
+from nas.latency.sessions import Bench, NetworkRecord, journal_name, link_keys, network_records, table_level
 from nas.latency.table import LatencyTable
-from nas.measuring.progress import ProfileProgress
 from nas.runtimes.subject import Subject
+from nas.spread import evenly_spread
 from search_spaces.architecture import Architecture
 from search_spaces.tasks import Task, TaskNetwork
 
@@ -64,10 +64,7 @@ class TimedNetworks:
 def time_networks(
     architectures: Sequence[Architecture],
     table: LatencyTable,
-    target: Target,
-    folder: Path,
-    rounds: int,
-    progress: ProfileProgress = ProfileProgress(),  # noqa: B008 - frozen
+    bench: Bench,
     known: Sequence[NetworkRecord] = (),
     task: Task | None = None,
 ) -> TimedNetworks:
@@ -76,10 +73,8 @@ def time_networks(
     Args:
         architectures: what to time.
         table: gives statistic and level.
-        target: the device the table was measured on.
-        folder: where rounds are kept while measuring; an interrupted measurement goes on from there.
-        rounds: steady rounds wanted.
-        progress: callbacks for progress bars.
+        bench: the device the table was measured on; its folder keeps the rounds while measuring, and an
+            interrupted measurement goes on from there.
         known: networks measured for the table; some are measured again, to tell how fast the machine is now.
         task: whose head they have instead of their classifiers; None for these.
 
@@ -89,8 +84,8 @@ def time_networks(
     links = spread(known)
     whole = [TaskNetwork(each, task) if task else each for each in architectures]
     subjects = timing_subjects(whole, table, known)
-    journal = folder / journal_name(subjects, "timing")
-    measured = target.measure(subjects, rounds, journal, progress.prepared, progress.measured, whole)
+    journal = bench.folder / journal_name(subjects, "timing")
+    measured = bench.target.measure(subjects, bench.rounds, journal, bench.progress, whole)
     statistic = table.header.statistic
     now = {each.architecture: each for each in network_records(measured, statistic)}
     found = {each.architecture: each for each in network_records(measured, statistic, task)}
@@ -134,5 +129,4 @@ def spread(known: Sequence[NetworkRecord]) -> list[NetworkRecord]:
     if len(known) < _FEWEST_LINKS:
         return []
     ordered = sorted(known, key=lambda each: (each.latency_ms, each.architecture.id))
-    chosen = np.linspace(0, len(ordered) - 1, min(_LINKS, len(ordered))).round().astype(int)
-    return [ordered[index] for index in chosen]
+    return evenly_spread(ordered, _LINKS)

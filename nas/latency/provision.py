@@ -15,11 +15,10 @@ from nas.latency.table import LatencyTable, TableError
 from nas.measuring.models import PROTOCOL
 from nas.runtimes.runtime import Runtime
 from nas.saving import HeldError, hold
-from nas.settings import ROUNDS
 from nas.shell import shell_line
 from search_spaces.architecture import Architecture
 from search_spaces.blocks import ArchitectureError
-from search_spaces.gate import MAX_YAML_BYTES, Gate, check_name
+from search_spaces.gate import check_name
 from search_spaces.layers import layer_keys, reachable_layer_keys
 from search_spaces.references import FAMILIES, canonical_name, is_reference, reference
 from search_spaces.space import SearchSpace
@@ -27,18 +26,16 @@ from search_spaces.space import SearchSpace
 
 @dataclass(frozen=True, slots=True)
 class Effort:
-    """The number of layers, networks and rounds to measure.
+    """The number of layers and networks to measure.
 
     Attributes:
         max_keys: layers at most, None for all.
         networks: random members measured end to end.
-        rounds: steady rounds.
         seed: of the choice.
     """
 
     max_keys: int | None = 1000
     networks: int = 80
-    rounds: int = ROUNDS
     seed: int = 0
 
 
@@ -173,11 +170,7 @@ def reference_architectures(
 
 
 def _own_network(path: Path, classes: int) -> Architecture:
-    gate = Gate(str(path), ArchitectureError)
-    try:
-        network = Architecture.from_yaml(gate.text(path, MAX_YAML_BYTES))
-    except ArchitectureError as error:
-        raise ArchitectureError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
+    network = Architecture.from_file(path)
     if network.classes != classes:
         raise ArchitectureError(
             f"{path} has {network.classes} classes, the search {classes}; set classes: {classes} in a copy"

@@ -36,6 +36,7 @@ from nas.measuring.rounds import STATISTIC, STATISTICS, instability
 from nas.runtimes.runtime import Runtime, pays_at_borders
 from nas.runtimes.subject import Subject
 from nas.saving import finish, hold, write_atomically, write_together
+from nas.spread import evenly_spread
 from search_spaces.architecture import Architecture
 from search_spaces.gate import Gate
 from search_spaces.layers import LayerKey, LayerKeyError
@@ -79,13 +80,13 @@ class NetworkRecord:
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """A device, with all else that measuring a table on it takes.
+    """A device, with all else that measuring on it takes.
 
     Attributes:
         target: the device.
         runtime: what runs the layers on it.
         hardware: name of the hardware config.
-        folder: where table, networks and samples are kept.
+        folder: where rounds are kept; of a table, with its networks.
         rounds: steady rounds wanted.
         progress: callbacks for progress bars.
         say: told in a line what is measured, gone on with or waited for.
@@ -146,9 +147,9 @@ def measure_session(bench: Bench, group: Sequence[Subject], table: LatencyTable 
         nas.measuring.rounds.JournalError: if rounds kept there belong to another device or runtime.
         nas.measuring.rounds.MeasurementError: if the machine did not hold still.
     """
-    target, folder, progress = bench.target, bench.folder, bench.progress
+    target, folder = bench.target, bench.folder
     journal = folder / journal_name(group)
-    measured = target.measure(group, bench.rounds, journal, progress.prepared, progress.measured)
+    measured = target.measure(group, bench.rounds, journal, bench.progress)
     networks = load_networks(folder) if table is not None else []
     ended = datetime.datetime.now(datetime.UTC)
     session = Session(measured, bench.hardware, target.device, bench.runtime, target.runtime_version, ended)
@@ -315,8 +316,7 @@ def link_keys(table: LatencyTable) -> list[LayerKey]:
         (key for key in table.entries if is_measured(table, key)),
         key=lambda key: (table.entries[key].latency_ms, str(key)),
     )
-    chosen = np.linspace(0, len(measured) - 1, min(_LINKS, len(measured))).round().astype(int)
-    return [measured[index] for index in chosen]
+    return evenly_spread(measured, _LINKS)
 
 
 def table_level(table: LatencyTable, measured: Measurement) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from nas.devices.device import Target
@@ -28,7 +28,7 @@ from nas.saving import hold
 from search_spaces.architecture import Architecture
 from search_spaces.layers import LayerKey, layer_keys, reachable_layer_keys
 from search_spaces.space import SearchSpace
-from search_spaces.tasks import Task
+from search_spaces.tasks import Task, TaskError
 
 # Enough to tell whether a machine is of the same kind; a table takes more.
 _AGREEMENT_ROUNDS = 15
@@ -37,6 +37,19 @@ _AGREEMENT_ROUNDS = 15
 def keys_of(space: SearchSpace, references: Sequence[Architecture]) -> frozenset[LayerKey]:
     """Every layer that a search of a space needs, those of its references included."""
     return reachable_layer_keys(space).union(*(layer_keys(each) for each in references))
+
+
+def check_timed_from_here(task: Task, board: Hardware) -> None:
+    """Refuse a task's whole models on hardware that has to be carried a kit.
+
+    Raises:
+        TaskError: naming the hardware to take instead.
+    """
+    if not board.hosts and not board.measured_here:
+        raise TaskError(
+            f"search.task={task.name} times whole models: take hardware that is measured from here, "
+            "hardware=host or a board over SSH (hardware.host=USER@BOARD)"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +61,7 @@ class LatencySource:
         runtime: what runs the networks on it.
         folder: where its table is kept.
         effort: how much to measure where something is missing.
+        rounds: steady rounds wanted.
         progress: makes progress bars for the time of a measurement.
         say: takes lines for the user.
     """
@@ -56,6 +70,7 @@ class LatencySource:
     runtime: Runtime
     folder: Path
     effort: Effort
+    rounds: int
     progress: Callable[[], AbstractContextManager[ProfileProgress]]
     say: Callable[[str], None]
 
@@ -126,19 +141,11 @@ class LatencySource:
                 )
         if carried is not None or task is None:
             return table
+        check_timed_from_here(task, self.board)
+        target = self.target
+        assert target is not None
         with self.progress() as bars:
-            return with_head(
-                table,
-                task,
-                space,
-                references,
-                self.target,
-                self.folder,
-                self.effort.rounds,
-                self.effort.seed,
-                bars,
-                self.say,
-            )
+            return with_head(table, task, space, references, self._bench(target, bars), self.effort.seed)
 
     def _check(self, carried: LatencyTable) -> None:
         """Refuse layers that a study began with on other hardware, or under other conditions."""
@@ -181,7 +188,7 @@ class LatencySource:
             return measure_layers(table, networks, self._bench(target, bars))
 
     def _bench(self, target: Target, bars: ProfileProgress) -> Bench:
-        return Bench(target, self.runtime, self.board.name, self.folder, self.effort.rounds, bars, self.say)
+        return Bench(target, self.runtime, self.board.name, self.folder, self.rounds, bars, self.say)
 
     def networks(self) -> list[NetworkRecord]:
         """Networks measured end to end for the table kept here."""
@@ -211,7 +218,8 @@ class LatencySource:
             return None
         self.say("the study's latencies were measured elsewhere: timing some of its networks and layers here")
         with self.progress() as bars:
-            found = agreement(table, carried, target, journal, _AGREEMENT_ROUNDS, bars)
+            bench = replace(self._bench(target, bars), folder=journal, rounds=_AGREEMENT_ROUNDS)
+            found = agreement(table, carried, bench)
         if found.error > self.board.tolerance:
             raise StaleTableError(
                 f"{found}: more than hardware.tolerance={self.board.tolerance:g}; begin a study of its own "
@@ -244,4 +252,5 @@ class LatencySource:
         known = carried if self.is_elsewhere(table) else self.networks()
         with self.progress() as bars:
             task = table.header.head.task if table.header.head else None
-            return time_networks(networks, table, target, journal, self.effort.rounds, bars, known, task)
+            bench = replace(self._bench(target, bars), folder=journal)
+            return time_networks(networks, table, bench, known, task)

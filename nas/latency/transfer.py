@@ -9,11 +9,9 @@ from __future__ import annotations
 import datetime
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
-from nas.devices.device import Target
 from nas.latency.end_to_end import spread
 from nas.latency.sessions import (
     Bench,
@@ -26,7 +24,6 @@ from nas.latency.sessions import (
     network_records,
 )
 from nas.latency.table import Entry, LatencyTable, entry, recorded
-from nas.measuring.progress import ProfileProgress
 from nas.measuring.rounds import STATISTICS
 from nas.runtimes.subject import Subject
 from search_spaces.layers import LayerKey
@@ -73,28 +70,22 @@ def _plain(session: Mapping[str, object]) -> tuple[str, ...]:
 def agreement(
     table: LatencyTable,
     networks: Sequence[NetworkRecord],
-    target: Target,
-    folder: Path,
-    rounds: int,
-    progress: ProfileProgress = ProfileProgress(),  # noqa: B008 - frozen
+    bench: Bench,
 ) -> Agreement:
     """Time layers and networks of a table on another machine.
 
     Args:
         table: measured elsewhere.
         networks: measured for it, end to end.
-        target: the machine here.
-        folder: where rounds are kept while measuring.
-        rounds: steady rounds wanted.
-        progress: callbacks for progress bars.
+        bench: the machine here; its folder keeps the rounds while measuring.
 
     Raises:
         nas.measuring.rounds.MeasurementError: if the machine did not hold still.
     """
     known = {each.architecture: each.latency_ms for each in spread(networks)}
     subjects: list[Subject] = [*known, *link_keys(table)]
-    journal = folder / journal_name(subjects, "agreement")
-    measured = target.measure(subjects, rounds, journal, progress.prepared, progress.measured)
+    journal = bench.folder / journal_name(subjects, "agreement")
+    measured = bench.target.measure(subjects, bench.rounds, journal, bench.progress)
     statistic = table.header.statistic
     whole = [each.latency_ms / known[each.architecture] for each in network_records(measured, statistic)]
     reduced = STATISTICS[statistic](measured.steadied())
@@ -122,9 +113,9 @@ def measured_elsewhere(table: LatencyTable, keys: Sequence[LayerKey], bench: Ben
     """
     links = [key for key in link_keys(table) if key not in keys]
     group: list[Subject] = [*keys, *links]
-    target, progress = bench.target, bench.progress
+    target = bench.target
     journal = bench.folder / journal_name(group, "elsewhere")
-    measured = target.measure(group, bench.rounds, journal, progress.prepared, progress.measured)
+    measured = target.measure(group, bench.rounds, journal, bench.progress)
     header, ended = table.header, datetime.datetime.now(datetime.UTC)
     session = Session(measured, header.hardware, target.device, bench.runtime, target.runtime_version, ended)
     extended, _ = add_session(table, [], session, table.profile_command)

@@ -19,12 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nas.cost import cost
-from nas.devices.device import Target
 from nas.latency.calibration import ErrorSummary
 from nas.latency.end_to_end import time_networks
-from nas.latency.sessions import NetworkRecord
+from nas.latency.sessions import Bench, NetworkRecord
 from nas.latency.table import LatencyTable, TableError
-from nas.measuring.progress import ProfileProgress
 from nas.measuring.rounds import MeasurementError
 from nas.quantities import latency_text
 from nas.saving import spreadsheet_cell, write_together
@@ -151,10 +149,7 @@ def validate(
     table: LatencyTable,
     networks: Mapping[str, Architecture],
     shown: Mapping[str, Architecture],
-    target: Target,
-    folder: Path,
-    rounds: int,
-    progress: ProfileProgress = ProfileProgress(),  # noqa: B008 - frozen
+    bench: Bench,
     known: Sequence[NetworkRecord] = (),
 ) -> Validation:
     """Measure networks end to end and compare them with a table; without those that the runtime refuses.
@@ -163,10 +158,7 @@ def validate(
         table: must hold all their layers.
         networks: what the table is judged by: by name, at least four, none used in its calibration.
         shown: networks measured along with them, but not judged.
-        target: the device the table was measured on.
-        folder: where rounds are kept while measuring.
-        rounds: steady rounds wanted.
-        progress: callbacks for progress bars.
+        bench: the device the table was measured on; its folder keeps the rounds while measuring.
         known: networks measured for the table; some are measured again, to tell how fast the machine is now.
 
     Raises:
@@ -176,7 +168,7 @@ def validate(
     networks, shown = table.runnable(networks), table.runnable(shown)
     _check_enough(networks)
     wanted = [*networks.values(), *shown.values()]
-    timed = time_networks(wanted, table, target, folder, rounds, progress, known)
+    timed = time_networks(wanted, table, bench, known)
     networks, shown = (
         {name: each for name, each in group.items() if each.id not in timed.refused}
         for group in (networks, shown)

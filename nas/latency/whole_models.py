@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from pathlib import Path
 
 import numpy as np
 
-from nas.devices.device import Target
 from nas.latency.end_to_end import time_networks
 from nas.latency.heads import FEWEST_MODELS, HeadCost
 from nas.latency.plan import calibration_networks
-from nas.latency.sessions import NetworkRecord, load_networks, networks_text, read_networks
+from nas.latency.sessions import Bench, NetworkRecord, load_networks, networks_text, read_networks
 from nas.latency.table import LatencyTable, TableError
-from nas.measuring.progress import ProfileProgress
 from nas.saving import hold, write_atomically
 from search_spaces.architecture import Architecture
 from search_spaces.blocks import Head
@@ -35,12 +32,8 @@ def with_head(
     task: Task,
     space: SearchSpace,
     references: Sequence[Architecture],
-    target: Target | None,
-    folder: Path,
-    rounds: int,
+    bench: Bench,
     seed: int,
-    progress: ProfileProgress,
-    say: Callable[[str], None],
 ) -> LatencyTable:
     """The table as one of whole models: every latency is with the task's head instead of the classifier.
 
@@ -51,39 +44,28 @@ def with_head(
         task: what the networks are for.
         space: some members are timed.
         references: so are these.
-        target: the device.
-        folder: where the table is kept.
-        rounds: steady rounds wanted.
+        bench: where and how to measure; its folder is that of the table.
         seed: of the choice of members.
-        progress: callbacks for progress bars.
-        say: told in one line what is going to be measured.
 
     Raises:
-        TaskError: if whole models cannot be timed from here, or are too few.
+        TaskError: if there are too few whole models.
         nas.measuring.rounds.MeasurementError: if the machine did not hold still.
     """
     wanted = _models(table, task, space, references, seed)
     names = "\n".join(sorted(TaskNetwork(each, task).id for each in wanted))
-    path = folder / f"{task.name}{task.classes}-{hashlib.sha256(names.encode()).hexdigest()[:10]}.json"
+    path = bench.folder / f"{task.name}{task.classes}-{hashlib.sha256(names.encode()).hexdigest()[:10]}.json"
     gate = Gate(str(path), TableError, "move it away to time whole models anew")
     records = read_networks(gate, gate.text(path)) if path.exists() else []
     if not records:
-        if target is None or not table.header.sessions:
-            raise TaskError(
-                f"search.task={task.name} times whole models: take hardware that is measured from here, "
-                "hardware=host or a board over SSH (hardware.host=USER@BOARD)"
-            )
-        say(f"timing {len(wanted)} whole models for {task.name}")
-        with hold(folder, _WHAT):
-            timed = time_networks(
-                wanted, table, target, folder, rounds, progress, load_networks(folder), task
-            )
+        bench.say(f"timing {len(wanted)} whole models for {task.name}")
+        with hold(bench.folder, _WHAT):
+            timed = time_networks(wanted, table, bench, load_networks(bench.folder), task)
             records = [each.record for each in timed.networks]
             write_atomically(path, networks_text(records))
             timed.journal.unlink(missing_ok=True)
     head = fitted_head(table, task, records)
     error = head.left_out
-    say(
+    bench.say(
         f"{task.name}: {error.networks} whole models, each left out: off by {error.mape:.1%} on average, "
         f"worst {error.worst:.1%}, Kendall tau {error.kendall_tau:.3f}"
     )

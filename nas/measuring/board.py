@@ -280,10 +280,8 @@ def _measure_group(
         heat = "" if temperature is None else f", {temperature:.0f} °C"
         report(f"{label}: {done} of {wanted} rounds, {left_s:.0f} s left{heat}")
 
-    seed, precise = manifest["seed"], manifest["precise"]
-    rounds.measure(
-        runner, anchor, journal, wanted, seed, watch.snapshot, on_round, precise=precise, meter=meter
-    )
+    schedule = rounds.Schedule(wanted, manifest["seed"], precise=manifest["precise"])
+    rounds.measure(runner, anchor, journal, schedule, watch.snapshot, on_round, meter)
     if refused := journal.refused:
         name, reason = next(iter(refused.items()))
         report(

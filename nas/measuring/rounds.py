@@ -93,6 +93,24 @@ class Round:
     energy_mj: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Schedule:
+    """The number of rounds, and the order in them.
+
+    Attributes:
+        rounds: steady rounds wanted.
+        seed: of the shuffled order.
+        loads: how often everything is loaded; less often where that would leave few rounds for each.
+        precise: subjects for which to load and measure on, up to twice the rounds, until
+            :data:`PRECISION` is reached.
+    """
+
+    rounds: int
+    seed: int = 0
+    loads: int = LOADS
+    precise: Sequence[str] = ()
+
+
 class Journal:
     """Rounds on disk, one JSON line each, written as they happen; a torn last line is forgotten.
 
@@ -254,29 +272,23 @@ def measure(
     load: Callable[[str], Runner],
     anchor: Runner,
     journal: Journal,
-    rounds: int,
-    seed: int,
+    schedule: Schedule,
     snapshot: Callable[[], Mapping[str, object]] = dict,
     on_round: Callable[[int, int], None] = lambda done, wanted: None,
-    loads: int = LOADS,
-    precise: Sequence[str] = (),
     meter: EnergyMeter | None = None,
 ) -> list[Round]:
-    """Run all subjects in interleaved rounds until ``rounds`` of them were steady.
+    """Run all subjects in interleaved rounds until enough of them were steady.
 
     Args:
         load: makes what runs one of the journal's names; called again for every loading. What it refuses
             with a :class:`RefusedError` before the first round, and what cannot be run then, is left out.
         anchor: the network that shows whether the machine held still.
         journal: where rounds are kept; rounds it already holds count.
-        rounds: steady rounds wanted.
-        seed: of the shuffled order.
+        schedule: how many rounds, in what order.
         snapshot: reads the conditions after each round.
         on_round: called with (steady rounds so far, rounds wanted).
-        loads: how often everything is loaded; less often where that would leave few rounds for each.
-        precise: subjects for which to load and measure on, up to twice the rounds, until
-            :data:`PRECISION` is reached.
-        meter: reads their energy, once for every loading, while it can be read; None: nothing is read.
+        meter: reads the energy of the schedule's precise subjects, once for every loading, while it can be
+            read; None: nothing is read.
 
     Returns:
         The steady rounds.
@@ -285,7 +297,8 @@ def measure(
         MeasurementError: if less than half of the rounds wanted were steady, or nothing can be run.
     """
     runners: dict[str, Runner] = {}
-    rounds_a_load = rounds_of_a_load(rounds, loads)
+    rounds, seed, precise = schedule.rounds, schedule.seed, schedule.precise
+    rounds_a_load = rounds_of_a_load(rounds, schedule.loads)
     left, wanted = 0, rounds
     most = len(journal.rounds) + rounds * _MAX_ROUNDS_FACTOR
     kept = steady(journal.rounds)

@@ -15,11 +15,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from nas.accuracy.joint import JointPrediction
 from nas.page.network_result import NetworkResult
 from nas.page.recommendation import Answer, answer_beside, front_of, spread_out
+from nas.spread import evenly_spread
 from search_spaces.architecture import Architecture
 from search_spaces.tasks import DEFAULT_CLASSES
 
@@ -265,8 +264,7 @@ class Report:
     def compared(self) -> dict[str, Architecture]:
         """By id, the networks whose predictions are to be known together: front, references, answers."""
         found = [each for each in self.table_front if each.kind != "reference"]
-        numbers = np.linspace(0, len(found) - 1, min(len(found), _JOINT_NETWORKS)).round().astype(int)
-        wanted = [*(found[number] for number in numbers), *self.front, *self.references]
+        wanted = [*evenly_spread(found, _JOINT_NETWORKS), *self.front, *self.references]
         wanted += [each for answer in self.answers for each in (answer.as_fast, answer.as_accurate) if each]
         return {
             each.id: each.architecture

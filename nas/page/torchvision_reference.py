@@ -33,6 +33,7 @@ from nas.measuring.rounds import (
     STATISTICS,
     Journal,
     Runner,
+    Schedule,
     measure,
     steadied,
 )
@@ -138,11 +139,7 @@ def check_runnable(
             f"{names} can be timed on this machine only, and hardware={hardware} is another: leave it out, "
             "and give a budget in milliseconds"
         )
-    if references and (runtime.name, runtime.precision) not in _RUNTIMES:
-        raise TorchvisionReferenceError(
-            f"torchvision references run with runtime=onnxruntime (fp32) or torch, not {runtime.name} "
-            f"({runtime.precision}); leave {names} out"
-        )
+    _check_runtime(references, runtime)
     if references and runtime.name == "onnxruntime" and importlib.util.find_spec("onnxscript") is None:
         raise RuntimeUnavailableError(_NO_EXPORTER)
 
@@ -166,7 +163,12 @@ def check_measurable(
             f"torchvision references are measured on this machine only, and the latency table is of "
             f"{table.header.device}; leave {names} out"
         )
+    _check_runtime(references, runtime)
+
+
+def _check_runtime(references: Sequence[TorchvisionReference], runtime: Runtime) -> None:
     if references and (runtime.name, runtime.precision) not in _RUNTIMES:
+        names = ", ".join(each.name for each in references)
         raise TorchvisionReferenceError(
             f"torchvision references run with runtime=onnxruntime (fp32) or torch, not {runtime.name} "
             f"({runtime.precision}); leave {names} out"
@@ -215,7 +217,8 @@ def measure_end_to_end(
         "device": table.header.device,
     }
     kept = Journal(journal, names, identity)
-    steady = measure(load, runtime.runner(ANCHOR), kept, rounds, seed, snapshot, precise=list(loaders))
+    schedule = Schedule(rounds, seed, precise=list(loaders))
+    steady = measure(load, runtime.runner(ANCHOR), kept, schedule, snapshot)
     for name, reason in kept.refused.items():
         raise TorchvisionReferenceError(f"{name} cannot be run with runtime={runtime.name}: {reason}")
     samples = steadied(steady)

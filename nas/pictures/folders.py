@@ -422,9 +422,6 @@ def _parts(scan: _Scan, folders: Sequence[Path]) -> tuple[tuple[str, ...], list[
         if lacking or surplus:
             says = f"lacks {listed(lacking)}" if lacking else f"has {listed(surplus)} too"
             raise DatasetError(f"{folder} does not have the same class folders as {folders[0]}: it {says}")
-            raise DatasetError(
-                f"{folder} does not have the same class folders as {folders[0]}: it {' and '.join(says)}"
-            )
     return names, [scan.pictures(each, names) for each in classes]
 
 

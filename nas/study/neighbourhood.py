@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from nas.cost import Limits, cost
@@ -160,8 +160,13 @@ class Neighbourhood:
 
     def slowest(self) -> Candidate:
         """The slow corner within the budget: the fastest member, enlarged step by step while it fits."""
+
+        def is_slower(other: Candidate, best: Candidate) -> bool:
+            slower = best.latency.latency_ms < other.latency.latency_ms <= self.budget_ms
+            return slower and not other.latency.refused and self._excess(other) <= 1
+
         if self._slowest is None:
-            self._slowest = self._climb(self.fastest())
+            self._slowest = self._climb(self.fastest(), is_slower)
         return self._slowest
 
     @property
@@ -200,7 +205,15 @@ class Neighbourhood:
             if candidate is not None:
                 yield candidate
 
-    def _climb(self, start: Candidate) -> Candidate:
+    def _descend(self) -> Candidate:
+        def smallest(choices: tuple[Value, ...]) -> Value:
+            return choices[0] if isinstance(choices[0], str) else min(choices, key=float)
+
+        start = self.realise({name: smallest(choices) for name, choices in self.choices.items()})
+        return self._climb(start, lambda other, best: self._rank(other) < self._rank(best))
+
+    def _climb(self, start: Candidate, is_better: Callable[[Candidate, Candidate], bool]) -> Candidate:
+        """The candidate reached by changing one parameter after the other, as long as it gets better."""
         best, improved = start, True
         while improved:
             improved = False
@@ -208,24 +221,7 @@ class Neighbourhood:
                 for value in choices:
                     if name in best.parameters and value != best.parameters[name]:
                         other = self.realise(best.genes | {name: value})
-                        slower = best.latency.latency_ms < other.latency.latency_ms <= self.budget_ms
-                        if slower and not other.latency.refused and self._excess(other) <= 1:
-                            best, improved = other, True
-        return best
-
-    def _descend(self) -> Candidate:
-        def smallest(choices: tuple[Value, ...]) -> Value:
-            return choices[0] if isinstance(choices[0], str) else min(choices, key=float)
-
-        best = self.realise({name: smallest(choices) for name, choices in self.choices.items()})
-        improved = True
-        while improved:
-            improved = False
-            for name, choices in self.choices.items():
-                for value in choices:
-                    if name in best.parameters and value != best.parameters[name]:
-                        other = self.realise(best.genes | {name: value})
-                        if self._rank(other) < self._rank(best):
+                        if is_better(other, best):
                             best, improved = other, True
         return best
 

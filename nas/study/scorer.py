@@ -108,18 +108,6 @@ class BatchScorer:
         """(count, P) rows, each parameter drawn uniformly."""
         return self.canonical(generator.integers(0, self.counts, (count, len(self.counts))))
 
-    def mutate(self, rows: Choices, rate: float, generator: np.random.Generator) -> Choices:
-        """Copies of rows in which each parameter is drawn anew with probability ``rate``.
-
-        Args:
-            rows: (N, P) choices.
-            rate: probability of a new draw.
-            generator: of random numbers.
-        """
-        fresh = generator.integers(0, self.counts, rows.shape)
-        chosen = (generator.random(rows.shape) < rate) | (rows == INACTIVE)
-        return self.canonical(np.where(chosen, fresh, rows))
-
     def canonical(self, rows: Choices) -> Choices:
         """Rows with :data:`INACTIVE` for parameters of blocks that do not exist."""
         rows = rows.copy()
@@ -308,7 +296,6 @@ class _StageTables:
             settings = [
                 dict(zip(fields, values, strict=True)) for values in itertools.product(*fields.values())
             ]
-            widths, depths = stage.widths, np.array(stage.depths)
 
             def block(setting: int, channels: int, out: int, stride: int) -> Block:
                 return stage.block(settings[setting], channels, out, stride, rounding)
@@ -318,13 +305,14 @@ class _StageTables:
 
         else:
             fields, settings = {"": stage.candidates}, [{} for _ in stage.candidates]
-            widths, depths = (stage.width,), np.array([stage.layers])
 
             def block(setting: int, channels: int, out: int, stride: int) -> Block:
                 return stage.candidates[setting].build(channels, out, stride, rounding)
 
             def name_of(field: str, number: int) -> str:
                 return f"{prefix}.block{number}"
+
+        widths, depths = stage.widths, np.array(stage.depths)
 
         def cells(channels: int, out: int, stride: int, size: int) -> Iterable[tuple[float, ...]]:
             for setting in range(len(settings)):

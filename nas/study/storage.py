@@ -1,7 +1,7 @@
 """Durable studies: one file without a server, or a database shared by many machines.
 
     storage = open_storage("results/digits/study.journal")     # or "postgresql://user@host/database"
-    study = open_study(storage, "digits", Pareto(), space, fingerprint={...}, provenance={...})
+    study = open_study(storage, "digits", StudySetting(Pareto(), space, fingerprint={...}), provenance={...})
 
 The file is an Optuna journal: `optuna-dashboard FILE`, `optuna.load_study` through
 `JournalStorage(JournalFileBackend(FILE))` and Optuna's visualisations open it, also while a search
@@ -10,7 +10,6 @@ is writing to it. One process writes at a time; a second one is refused.
 
 from __future__ import annotations
 
-import functools
 import json
 import logging
 import os
@@ -18,6 +17,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import optuna
@@ -55,6 +55,31 @@ _LEARNT = (*SETTLED, TrialState.RUNNING)
 
 class StudyMismatchError(InputError):
     """A study that was started with other settings. The message names the first that differs."""
+
+
+@dataclass(frozen=True, slots=True)
+class StudySetting:
+    """The setting that a study is begun with, and continued with alone.
+
+    Attributes:
+        objective: gives the directions and the names of the values.
+        space: kept in the study, so that it can be read without anything else.
+        fingerprint: what must not change while a study goes on; plain JSON types, may be nested.
+        table: the layers it uses; a study that carries some already keeps those, see :func:`table_of`.
+        networks: networks measured for the table, as text, likewise; see :func:`networks_of`.
+    """
+
+    objective: Objective
+    space: SearchSpace
+    fingerprint: Mapping[str, object] = field(default_factory=dict)
+    table: LatencyTable | None = None
+    networks: str | None = None
+
+    @property
+    def wanted(self) -> dict[str, object]:
+        """The fingerprint as the study keeps it."""
+        plain: dict[str, object] = json.loads(json.dumps(dict(self.fingerprint)))
+        return {**plain, "objective_names": list(names(self.objective))}
 
 
 class JournalFile(BaseJournalBackend):
@@ -235,12 +260,8 @@ def close_storage(storage: BaseStorage) -> None:
 def open_study(
     storage: BaseStorage,
     name: str,
-    objective: Objective,
-    space: SearchSpace,
-    fingerprint: Mapping[str, object],
+    setting: StudySetting,
     provenance: Mapping[str, object] | None = None,
-    table: LatencyTable | None = None,
-    networks: str | None = None,
 ) -> optuna.Study:
     """Create a study, or continue it if it is the same.
 
@@ -250,12 +271,8 @@ def open_study(
     Args:
         storage: from :func:`open_storage`.
         name: what the study is called.
-        objective: gives the directions and the names of the values.
-        space: kept in the study, so that it can be read without anything else.
-        fingerprint: what must not change while a study goes on; plain JSON types, may be nested.
+        setting: what it is begun with.
         provenance: what else is worth knowing (versions, hardware, date); replaced on each run.
-        table: the layers it uses; a study that carries some already keeps those, see :func:`table_of`.
-        networks: networks measured for the table, as text, likewise; see :func:`networks_of`.
 
     Raises:
         StudyMismatchError: if the study exists with another space, objective or fingerprint, or its file
@@ -268,66 +285,49 @@ def open_study(
                 f"the study file holds the study {', '.join(map(repr, there))}, not {name!r}: was its folder "
                 f"renamed? Name it {there[0]} again, or begin in another folder"
             )
-    wanted: dict[str, object] = json.loads(json.dumps(dict(fingerprint)))
-    wanted["objective_names"] = list(names(objective))
-    begin = functools.partial(_begin, storage, name, objective, space, wanted, table, networks)
     try:
-        study = begin()
+        study = _begin(storage, name, setting)
     except DuplicatedStudyError:
         study = optuna.load_study(study_name=name, storage=storage)
         try:
             if not _is_begun(study):
-                _describe(study, objective, space, wanted, table, networks)
-            _agree(study, objective, space, wanted)
+                _describe(study, setting)
+            _agree(study, setting)
         except StudyMismatchError:
             if not isinstance(storage, JournalStorage) or study.get_trials(deepcopy=False, states=_LEARNT):
                 raise
             optuna.delete_study(study_name=name, storage=storage)
-            study = begin()
-    if table is not None and _LAYERS not in study.user_attrs:
-        study.set_user_attr(_LAYERS, table.files())
+            study = _begin(storage, name, setting)
+    if setting.table is not None and _LAYERS not in study.user_attrs:
+        study.set_user_attr(_LAYERS, setting.table.files())
     if provenance is not None:
         study.set_user_attr("provenance", dict(provenance))
     return study
 
 
-def _begin(
-    storage: BaseStorage,
-    name: str,
-    objective: Objective,
-    space: SearchSpace,
-    fingerprint: Mapping[str, object],
-    table: LatencyTable | None,
-    networks: str | None,
-) -> optuna.Study:
+def _begin(storage: BaseStorage, name: str, setting: StudySetting) -> optuna.Study:
     """Create a study.
 
     Raises:
         DuplicatedStudyError: if there is one, even one that another process creates at this moment.
     """
-    study = optuna.create_study(storage=storage, study_name=name, directions=list(directions(objective)))
-    _describe(study, objective, space, fingerprint, table, networks)
+    wanted = list(directions(setting.objective))
+    study = optuna.create_study(storage=storage, study_name=name, directions=wanted)
+    _describe(study, setting)
     return study
 
 
-def _describe(
-    study: optuna.Study,
-    objective: Objective,
-    space: SearchSpace,
-    fingerprint: Mapping[str, object],
-    table: LatencyTable | None,
-    networks: str | None,
-) -> None:
-    if table is not None:
-        study.set_user_attr(_LAYERS, table.files())
-    if networks is not None:
-        study.set_user_attr(_NETWORKS, networks)
-    study.set_user_attr("space", space.to_dict())
+def _describe(study: optuna.Study, setting: StudySetting) -> None:
+    if setting.table is not None:
+        study.set_user_attr(_LAYERS, setting.table.files())
+    if setting.networks is not None:
+        study.set_user_attr(_NETWORKS, setting.networks)
+    study.set_user_attr("space", setting.space.to_dict())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
-        study.set_metric_names(list(names(objective)))
+        study.set_metric_names(list(names(setting.objective)))
     # Last of all: whoever finds it finds the others too.
-    study.set_user_attr("fingerprint", fingerprint)
+    study.set_user_attr("fingerprint", setting.wanted)
 
 
 def _is_begun(study: optuna.Study) -> bool:
@@ -350,27 +350,25 @@ def _is_begun(study: optuna.Study) -> bool:
         time.sleep(0.2)
 
 
-def _agree(
-    study: optuna.Study, objective: Objective, space: SearchSpace, wanted: Mapping[str, object]
-) -> None:
+def _agree(study: optuna.Study, setting: StudySetting) -> None:
     """Check that a study is the one wanted.
 
     Raises:
         StudyMismatchError: naming the first difference.
     """
     name = study.study_name
-    if tuple(direction.name.lower() for direction in study.directions) != directions(objective):
-        existing = ", ".join(direction.name.lower() for direction in study.directions)
+    existing = tuple(direction.name.lower() for direction in study.directions)
+    if existing != directions(setting.objective):
         raise StudyMismatchError(
-            f"study {name!r} has the directions {existing}, not {', '.join(directions(objective))}: "
-            "give the new study another name"
+            f"study {name!r} has the directions {', '.join(existing)}, not "
+            f"{', '.join(directions(setting.objective))}: give the new study another name"
         )
     attributes = study.user_attrs
-    kept = attributes["fingerprint"]
+    kept, wanted = attributes["fingerprint"], setting.wanted
     if _LAYERS in attributes:
         # What the shared table holds by now is nothing to a study that carries its own layers.
         kept, wanted = _without_content(kept), _without_content(wanted)
-    plain_space = json.loads(json.dumps(space.to_dict()))
+    plain_space = json.loads(json.dumps(setting.space.to_dict()))
     for key, old, new in _differences(attributes["space"], plain_space):
         raise StudyMismatchError(_changed(name, f"search space: {key}", old, new))
     # What somebody set comes before what follows from it.
@@ -403,26 +401,19 @@ def networks_of(study: optuna.Study) -> str | None:
     return text if isinstance(text, str) else None
 
 
-def refresh_study(
-    study: optuna.Study,
-    fingerprint: Mapping[str, object],
-    provenance: Mapping[str, object],
-    table: LatencyTable | None = None,
-) -> None:
+def refresh_study(study: optuna.Study, setting: StudySetting, provenance: Mapping[str, object]) -> None:
     """Replace layers, fingerprint and provenance after the study's own run changed what they describe.
 
     Not for a study that others may be working on: see :func:`nas.study.trial.remeasure` for latencies.
 
     Args:
         study: the study.
-        fingerprint: what must not change from now on.
+        setting: what it is continued with from now on; its layers stay where there is no table.
         provenance: what else its report says.
-        table: its layers; those it has stay where None.
     """
-    if table is not None and study.user_attrs.get(_LAYERS) != table.files():
-        study.set_user_attr(_LAYERS, table.files())
-    kept = {"objective_names": study.user_attrs["fingerprint"]["objective_names"]}
-    study.set_user_attr("fingerprint", {**json.loads(json.dumps(dict(fingerprint))), **kept})
+    if setting.table is not None and study.user_attrs.get(_LAYERS) != setting.table.files():
+        study.set_user_attr(_LAYERS, setting.table.files())
+    study.set_user_attr("fingerprint", setting.wanted)
     study.set_user_attr("provenance", dict(provenance))
 
 

@@ -22,94 +22,15 @@ from torchvision.transforms import v2
 from nas.data import Split
 from nas.network import Network
 from nas.pictures.preprocessing import DEVIATION, MEAN
+from nas.recipes import FinalRecipe
 from nas.tensors import read_tensors, write_tensors
 from nas.training.optimizers import parameter_groups
 from nas.training.processes import Processes
-from nas.training.supernet_training import TrainingError, cosine_rate, is_out_of_memory
+from nas.training.steps import TrainingError, check_classes, cosine_rate, images_a_step, is_out_of_memory
 from search_spaces.errors import InputError
 from search_spaces.gate import Gate
 
-OPTIMIZERS = ("sgd", "rmsprop", "adamw")
-AUGMENTS = ("none", "trivial", "rand")
-PRECISIONS = ("fp32", "bf16", "fp16")
 _NOTE = "training"
-
-
-@dataclass(frozen=True, slots=True)
-class FinalRecipe:
-    """The recipe that the final network is trained by.
-
-    Attributes:
-        epochs: passes over the training images.
-        batch_size: images per step, of all processes together.
-        optimizer: ``sgd`` (Nesterov), ``rmsprop`` (as the MobileNet papers) or ``adamw``.
-        learning_rate: peak of a cosine schedule.
-        warmup_epochs: in which the learning rate rises from zero.
-        momentum: of sgd and rmsprop.
-        weight_decay: on weights alone, not on norms and biases.
-        label_smoothing: share of the target spread over all classes.
-        augment: ``trivial`` (TrivialAugment, 2103.10158), ``rand`` (RandAugment, 1909.13719) or ``none``,
-            besides what ``dataset.augment`` does.
-        mixup: alpha of mixup (1710.09412); 0: never.
-        cutmix: alpha of cutmix (1905.04899); 0: never. With both, each batch draws one.
-        erasing: probability that a rectangle of an image is erased (1708.04896).
-        dropout: before the classifier.
-        drop_path: probability that the last residual block is skipped, earlier ones less (1603.09382).
-        ema: decay of the weights' moving average, which is what is kept; 0: the weights themselves.
-        distillation: weight of the teacher's answers in the loss, 0 to 1 (1503.02531).
-        norm_momentum: of the running statistics, PyTorch's convention; the papers' 0.01 is for hundreds of
-            thousands of steps.
-        gradient_norm: gradients are scaled down to this norm; 0: never.
-        precision: ``fp32``, or mixed ``bf16``, ``fp16``.
-        seed: of initialisation, order, augmentation and dropout.
-    """
-
-    epochs: int = 60
-    batch_size: int = 128
-    optimizer: str = "adamw"
-    learning_rate: float = 0.003
-    warmup_epochs: float = 2.0
-    momentum: float = 0.9
-    weight_decay: float = 0.02
-    label_smoothing: float = 0.1
-    augment: str = "trivial"
-    mixup: float = 0.0
-    cutmix: float = 0.0
-    erasing: float = 0.0
-    dropout: float = 0.2
-    drop_path: float = 0.0
-    ema: float = 0.998
-    distillation: float = 0.0
-    norm_momentum: float = 0.1
-    gradient_norm: float = 1.0
-    precision: str = "fp32"
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name, least in (("epochs", 1), ("batch_size", 2), ("seed", 0)):
-            if getattr(self, name) < least:
-                raise InputError(f"train.{name} must be at least {least}, not {getattr(self, name)}")
-        for name in ("warmup_epochs", "weight_decay", "gradient_norm", "mixup", "cutmix"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise InputError(f"train.{name} must be 0 or positive, not {getattr(self, name):g}")
-        if not 0 < self.learning_rate < math.inf:
-            raise InputError(f"train.learning_rate must be positive, not {self.learning_rate:g}")
-        for name in (
-            "momentum",
-            "label_smoothing",
-            "erasing",
-            "dropout",
-            "drop_path",
-            "ema",
-            "norm_momentum",
-        ):
-            if not 0 <= getattr(self, name) < 1:
-                raise InputError(f"train.{name} must be from 0 to below 1, not {getattr(self, name):g}")
-        if not 0 <= self.distillation <= 1:
-            raise InputError(f"train.distillation must be from 0 to 1, not {self.distillation:g}")
-        for name, known in (("optimizer", OPTIMIZERS), ("augment", AUGMENTS), ("precision", PRECISIONS)):
-            if getattr(self, name) not in known:
-                raise InputError(f"train.{name} must be {', '.join(known)}, not {getattr(self, name)}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +54,21 @@ class FinalProgress:
     seconds_left: float
 
 
+@dataclass(frozen=True, slots=True)
+class Checkpoints:
+    """Where a training is kept while it lasts, and how often.
+
+    Attributes:
+        path: the file; what it holds is continued.
+        interval_s: seconds between checkpoints within an epoch.
+        epoch_interval_s: at the end of an epoch none is written sooner after the last one.
+    """
+
+    path: Path
+    interval_s: float = 600.0
+    epoch_interval_s: float = 0.0
+
+
 class FinalTraining:
     """A network, its optimizer, its averaged weights, and how far they are.
 
@@ -141,10 +77,8 @@ class FinalTraining:
         split: images of the network's resolution.
         recipe: how to train.
         processes: that train together; each normalises by its own share of a batch.
-        checkpoint: file that the training is kept in, None to keep nothing. What it holds is continued.
+        checkpoints: where and how often it is kept, None to keep nothing.
         teacher: whose answers are learnt besides the labels, in evaluation mode.
-        save_interval_s: seconds between checkpoints within an epoch.
-        epoch_interval_s: at the end of an epoch none is written sooner after the last one.
 
     Raises:
         TrainingError: if the checkpoint is of another training.
@@ -157,31 +91,20 @@ class FinalTraining:
         split: Split,
         recipe: FinalRecipe,
         processes: Processes,
-        checkpoint: Path | None = None,
+        checkpoints: Checkpoints | None = None,
         teacher: nn.Module | None = None,
-        save_interval_s: float = 600.0,
-        epoch_interval_s: float = 0.0,
     ) -> None:
         classes = network.architecture.classes
-        if len(split.classes) < 2:
-            raise InputError("the dataset has one class: there is nothing to learn")
-        if len(split.classes) != classes:
-            raise InputError(f"the network has {classes} classes, the dataset {len(split.classes)}")
+        check_classes(split, "network", classes)
         if recipe.distillation and teacher is None:
             raise InputError("train.distillation needs a teacher: set train.teacher")
-        self.batch_size = min(recipe.batch_size, len(split.train)) // processes.count * processes.count
-        if self.batch_size < 2 * processes.count:
-            raise InputError(
-                f"{recipe.batch_size} images per step are too few for {processes.count} processes"
-            )
+        self.batch_size = images_a_step(recipe.batch_size, split, processes)
         self.network = network.to(processes.device).to(memory_format=torch.channels_last)
         self.recipe = recipe
         self._split = split
         self._processes = processes
-        self._path = checkpoint
+        self._checkpoints = checkpoints
         self._teacher = None if teacher is None else teacher.to(processes.device).eval()
-        self._save_interval_s = save_interval_s
-        self._epoch_interval_s = epoch_interval_s
         self._saved = time.monotonic()
         self._prepare()
         self._average = (
@@ -195,8 +118,8 @@ class FinalTraining:
         self._mix = _mix(recipe, classes)
         self._epoch, self._batch, self._loss = 0, 0, 0.0
         self.curve: list[float] = []
-        if checkpoint is not None and checkpoint.exists():
-            self._continue(checkpoint)
+        if checkpoints is not None and checkpoints.path.exists():
+            self._continue(checkpoints.path)
 
     @property
     def step(self) -> int:
@@ -226,6 +149,7 @@ class FinalTraining:
             TrainingError: if the loss is not finite, or memory does not suffice. The last checkpoint is kept.
         """
         first, began, waited = self.step, time.monotonic(), 0.0
+        every = self._checkpoints
         while self._epoch < (self.recipe.epochs if epochs is None else epochs):
             self.network.train()
             batches = self._batches()
@@ -244,11 +168,11 @@ class FinalTraining:
                     left = (self.steps - self.step) / rate
                     share = waited / max(now - began, 1e-9)
                     report(FinalProgress(self.step, self.steps, loss, rate * self.batch_size, share, left))
-                if self._batch < self._per_epoch and now - self._saved >= self._save_interval_s:
+                if every and self._batch < self._per_epoch and now - self._saved >= every.interval_s:
                     self.save()
             self.curve.append(self._loss / max(1, self._batch))
             self._epoch, self._batch, self._loss = self._epoch + 1, 0, 0.0
-            if time.monotonic() - self._saved >= self._epoch_interval_s:
+            if every and time.monotonic() - self._saved >= every.epoch_interval_s:
                 self.save()
 
     # -- one step ------------------------------------------------------------------------------
@@ -281,7 +205,9 @@ class FinalTraining:
         return (changed - mean) / deviation
 
     def _guarded(self, images: Tensor, labels: Tensor) -> float:
-        kept = f"; {self._path} is as it was after the last checkpoint" if self._path else ""
+        kept = (
+            f"; {self._checkpoints.path} is as it was after the last checkpoint" if self._checkpoints else ""
+        )
         try:
             loss = self._step(images, labels)
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
@@ -345,7 +271,7 @@ class FinalTraining:
 
     def save(self) -> None:
         """Write the checkpoint, if one is kept and this is the first process."""
-        if self._path is None or not self._processes.is_first:
+        if self._checkpoints is None or not self._processes.is_first:
             return
         tensors = {f"network/{name}": each for name, each in self.network.state_dict().items()}
         if self._average is not None:
@@ -363,7 +289,7 @@ class FinalTraining:
             "curve": self.curve,
             "scale": self._scaler.get_scale(),
         }
-        write_tensors(self._path, tensors, {_NOTE: json.dumps(note)})
+        write_tensors(self._checkpoints.path, tensors, {_NOTE: json.dumps(note)})
         self._saved = time.monotonic()
 
     def _identity(self) -> dict[str, object]:

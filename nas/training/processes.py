@@ -54,11 +54,6 @@ class Processes:
             tensor.copy_(joined[start : start + tensor.numel()].view_as(tensor))
             start += tensor.numel()
 
-    def wait(self) -> None:
-        """Until all have come here."""
-        if self.count > 1:
-            distributed.barrier()
-
 
 @contextmanager
 def joined(device: str) -> Iterator[Processes]:

@@ -32,7 +32,7 @@ from search_spaces.blocks import BLOCKS, Block, Head
 from search_spaces.layers import LayerKey, layer_keys
 from search_spaces.ops import Linear, Operators, roles
 from search_spaces.space import SearchSpace
-from search_spaces.stage import CandidateStage, Stage, Value
+from search_spaces.stage import CandidateStage, Stage, Value, reach, states_after
 
 # Mean and variance of each batch normalisation of a network, in order.
 Statistics = Sequence[tuple[Tensor, Tensor]]
@@ -339,10 +339,7 @@ class _Places:
         rows = iter(member.blocks)
         places = ["stem"]
         for number, stage in enumerate(self._space.stages, start=1):
-            if isinstance(stage, CandidateStage):
-                depth = stage.layers
-            else:
-                depth = int(parameters.get(f"stage{number}.depth", stage.depths[0]))
+            depth = int(parameters.get(f"stage{number}.depth", stage.depths[0]))
             for row in range(1, depth + 1):
                 block = next(rows)
                 if not block.is_identity:
@@ -367,10 +364,11 @@ def _reachable(space: SearchSpace) -> Iterator[tuple[str, Operators]]:
         yield from (("stem", each.operators(1)) for each in stems)
         states = {(each.channels, 1) for each in stems}
         for number, stage in enumerate(space.stages, start=1):
-            layers = stage.layers if isinstance(stage, CandidateStage) else max(stage.depths)
             after = states
-            for row in range(1, layers + 1):
-                found, after = _one_layer(stage, row).reach(after, rounding, multiplier)
+            for row in range(1, max(stage.depths) + 1):
+                layer = _one_layer(stage, row)
+                found = reach(layer, after, rounding, multiplier)
+                after = states_after(layer, after, rounding, multiplier)
                 if row > 1:
                     # The width of a stage is chosen once.
                     found = {(size, each) for size, each in found if each.in_channels == each.out_channels}
@@ -379,7 +377,7 @@ def _reachable(space: SearchSpace) -> Iterator[tuple[str, Operators]]:
                     for _, each in found
                     if not each.is_identity
                 )
-            states = stage.states_after(states, rounding, multiplier)
+            states = states_after(stage, states, rounding, multiplier)
         for channels, _ in states:
             for choice in space.heads:
                 head = choice.build(rounding, multiplier, channels)

@@ -19,63 +19,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from nas.data import Split
+from nas.recipes import SupernetRecipe
 from nas.training.optimizers import parameter_groups
 from nas.training.processes import Processes
+from nas.training.steps import TrainingError, check_classes, cosine_rate, images_a_step, is_out_of_memory
 from nas.training.supernet import Supernet, extreme_member
 from nas.training.supernet_checkpoint import Checkpoint, CheckpointError, read, save
 from search_spaces.architecture import Architecture
-from search_spaces.errors import InputError
-
-_MADE_BY_CPU = "can't allocate memory"
-
-
-class TrainingError(InputError):
-    """A training that cannot go on. The message says where it stopped and what is kept."""
-
-
-@dataclass(frozen=True, slots=True)
-class SupernetRecipe:
-    """The recipe that a supernet is trained by.
-
-    Attributes:
-        epochs: passes over the training images.
-        batch_size: images per step, of all processes together.
-        learning_rate: peak of a cosine schedule.
-        warmup_epochs: in which the learning rate rises from zero.
-        weight_decay: of AdamW, on weights alone.
-        label_smoothing: share of the target spread over all classes, for the largest member.
-        random_members: trained in each step besides the largest and the smallest.
-        distillation: whether the others learn from the largest, rather than from the labels.
-        gradient_norm: gradients are scaled down to this norm; 0: never.
-        precision: ``fp32``, or ``bf16`` for mixed precision.
-        seed: of initialisation, order, augmentation and members.
-    """
-
-    epochs: int = 30
-    batch_size: int = 128
-    learning_rate: float = 0.003
-    warmup_epochs: float = 1.0
-    weight_decay: float = 0.01
-    label_smoothing: float = 0.1
-    random_members: int = 2
-    distillation: bool = True
-    gradient_norm: float = 1.0
-    precision: str = "fp32"
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name, least in (("epochs", 1), ("batch_size", 2), ("random_members", 0), ("seed", 0)):
-            if getattr(self, name) < least:
-                raise InputError(f"supernet.{name} must be at least {least}, not {getattr(self, name)}")
-        for name in ("warmup_epochs", "weight_decay", "gradient_norm"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise InputError(f"supernet.{name} must be 0 or positive, not {getattr(self, name):g}")
-        if not 0 < self.learning_rate < math.inf:
-            raise InputError(f"supernet.learning_rate must be positive, not {self.learning_rate:g}")
-        if not 0 <= self.label_smoothing < 1:
-            raise InputError(f"supernet.label_smoothing must be from 0 to 1, not {self.label_smoothing:g}")
-        if self.precision not in ("fp32", "bf16"):
-            raise InputError(f"supernet.precision must be fp32 or bf16, not {self.precision}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,18 +74,8 @@ class SupernetTraining:
         made: Mapping[str, object] | None = None,
         save_interval_s: float = 600.0,
     ) -> None:
-        if len(split.classes) < 2:
-            raise InputError("the dataset has one class: there is nothing to learn")
-        if len(split.classes) != supernet.space.classes:
-            raise InputError(
-                f"the space has {supernet.space.classes} classes, the dataset {len(split.classes)}"
-            )
-        self.batch_size = min(recipe.batch_size, len(split.train)) // processes.count * processes.count
-        if self.batch_size < 2 * processes.count:
-            raise InputError(
-                f"{recipe.batch_size} images per step are too few for {processes.count} processes: "
-                f"at least 2 for each"
-            )
+        check_classes(split, "space", supernet.space.classes)
+        self.batch_size = images_a_step(recipe.batch_size, split, processes)
         self.supernet = supernet.to(processes.device)
         self.recipe = recipe
         self._split = split
@@ -357,24 +297,3 @@ def _detail(old: object, new: object) -> str:
             if _plain(old.get(key)) != _plain(new.get(key)):
                 return f" ({key})"
     return ""
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """True if an error is the lack of memory, of a GPU or of this machine."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or _MADE_BY_CPU in str(error)
-
-
-def cosine_rate(peak: float, warmup_epochs: float, step: int, steps: int, per_epoch: int) -> float:
-    """The learning rate of a step: linear warm-up, then half a cosine down to zero.
-
-    Args:
-        peak: the largest learning rate.
-        warmup_epochs: in which it rises; at most half of the training.
-        step: number of the step, from 0.
-        steps: in all.
-        per_epoch: steps of an epoch.
-    """
-    warmup = min(warmup_epochs * per_epoch, steps / 2)
-    if step < warmup:
-        return peak * (step + 1) / (warmup + 1)
-    return peak * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup))) / 2

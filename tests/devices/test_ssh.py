@@ -15,6 +15,7 @@ from nas.devices import ssh
 from nas.devices.kit import KitSettings, write_kit
 from nas.devices.ssh import Board, RemoteError, SshTarget
 from nas.latency.sessions import network_records
+from nas.measuring.progress import ProfileProgress
 from nas.runtimes.runtime import Runtime
 from nas.runtimes.subject import Subject
 from search_spaces.layers import layer_keys
@@ -59,7 +60,8 @@ def test_a_board_is_measured_and_left_as_it_was(server: Server, tmp_path: Path) 
     target = SshTarget((server.board("board-a"),), SETTINGS)
     rounds: list[tuple[int, int]] = []
     journal = tmp_path / "journal.jsonl"
-    measured = target.measure(SUBJECTS, 3, journal, on_round=lambda *done: rounds.append(done))
+    progress = ProfileProgress(measured=lambda *done: rounds.append(done))
+    measured = target.measure(SUBJECTS, 3, journal, progress)
     assert measured.subjects == tuple(SUBJECTS)
     assert measured.samples_ms.shape == (3, len(SUBJECTS))
     assert rounds == [(1, 3), (2, 3), (3, 3)]
@@ -88,7 +90,7 @@ def test_a_dropped_connection_goes_on_where_it_stopped(server: Server, tmp_path:
             server.drop_connections()
 
     target = SshTarget((server.board("board-a"),), SETTINGS, on_line=lambda host, line: lines.append(line))
-    measured = target.measure(SUBJECTS, 15, tmp_path / "journal.jsonl", on_round=on_round)
+    measured = target.measure(SUBJECTS, 15, tmp_path / "journal.jsonl", ProfileProgress(measured=on_round))
     assert len(measured.samples_ms) == 15
     assert measured.record["discarded_rounds"] == 0
     assert any("connection lost" in line for line in lines)

@@ -27,7 +27,7 @@ from tests.cases import FakeTarget, small_space
 from tools.dying import run_dying
 
 RUNTIME = Runtime()
-EFFORT = Effort(max_keys=40, networks=8, rounds=4)
+EFFORT = Effort(max_keys=40, networks=8)
 
 
 def _command(
@@ -39,13 +39,8 @@ def _command(
     """What ``nas.search`` does before it searches."""
     # A device that holds little measures in several sessions.
     device = target or FakeTarget(noise=0.01, session_subjects=30)
-    effort = replace(EFFORT, max_keys=max_keys)
-    return ready_table(
-        Bench(device, RUNTIME, "fake", folder, effort.rounds, ProfileProgress(), lambda line: None),
-        small_space(),
-        references,
-        effort,
-    )
+    bench = Bench(device, RUNTIME, "fake", folder, 4)
+    return ready_table(bench, small_space(), references, replace(EFFORT, max_keys=max_keys))
 
 
 @pytest.fixture(scope="module")

@@ -60,10 +60,11 @@ def test_a_limited_plan_takes_references_first_and_predicts_the_rest(small_space
 def test_networks_are_timed_at_the_level_of_the_table(small_space: SearchSpace, tmp_path: Path) -> None:
     target = FakeTarget(noise=0.01)
     plan = plan_of(small_space, 200, 30)
-    table = profile(Bench(target, Runtime(), "fake", tmp_path, 10), plan)
+    bench = Bench(target, Runtime(), "fake", tmp_path, 10)
+    table = profile(bench, plan)
     networks = fresh_networks(small_space, 5, 0, plan.networks)
     target.speed = 0.9
-    timed = time_networks(networks, table, target, tmp_path, 20, known=load_networks(tmp_path))
+    timed = time_networks(networks, table, replace(bench, rounds=20), load_networks(tmp_path))
     assert timed.drift == pytest.approx(1 / 0.9 - 1, abs=0.01)
     assert timed.journal.exists()
     for network, each in zip(networks, timed.networks, strict=True):
@@ -214,13 +215,8 @@ def test_a_ready_table_is_measured_once(small_space: SearchSpace, tmp_path: Path
     references = list(reference_architectures(small_space).values())
 
     def ready(space: SearchSpace, max_keys: int) -> LatencyTable:
-        effort = Effort(max_keys, networks=8, rounds=4)
-        return ready_table(
-            Bench(target, Runtime(), "fake", tmp_path, effort.rounds, SILENT, said.append),
-            space,
-            references,
-            effort,
-        )
+        bench = Bench(target, Runtime(), "fake", tmp_path, 4, SILENT, said.append)
+        return ready_table(bench, space, references, Effort(max_keys, networks=8))
 
     ready(small_space, 150)
     assert target.asked > 150
@@ -237,13 +233,14 @@ def test_a_ready_table_is_measured_once(small_space: SearchSpace, tmp_path: Path
 def test_a_validation_card_states_the_error(small_space: SearchSpace, tmp_path: Path) -> None:
     target = FakeTarget(noise=0.01)
     plan = make_plan(small_space, [reference("mobilenet_v2", 96)], 200, 30, seed=0)
-    table = profile(Bench(target, Runtime(), "fake", tmp_path, 10), plan)
+    bench = Bench(target, Runtime(), "fake", tmp_path, 10)
+    table = profile(bench, plan)
     assert load_card(tmp_path) is None
     fresh = {each.id: each for each in fresh_networks(small_space, 15, 1, plan.networks)}
     assert not set(fresh.values()) & set(plan.networks)
     target.speed = 0.8
     shown = {"mobilenet_v2": reference("mobilenet_v2", 96)}
-    validation = validate(table, fresh, shown, target, tmp_path, 8)
+    validation = validate(table, fresh, shown, replace(bench, rounds=8))
     save(validation, tmp_path)
     card = load_card(tmp_path)
     assert card is not None
@@ -258,11 +255,11 @@ def test_a_validation_card_states_the_error(small_space: SearchSpace, tmp_path: 
     # A table that grew is the same; one measured anew is another.
     target.speed = 1.0
     more = make_plan(small_space, [], 220, 30, seed=0, table=table)
-    grown = profile(Bench(target, Runtime(), "fake", tmp_path, 8), Plan(more.keys, ()), table)
+    grown = profile(replace(bench, rounds=8), Plan(more.keys, ()), table)
     assert len(grown.header.sessions) == 2
     assert card_problem(replace(card, drift=0.02), grown) == ""
     target.speed = 0.97
-    anew = profile(Bench(target, Runtime(), "fake", tmp_path / "anew", 10), plan)
+    anew = profile(replace(bench, folder=tmp_path / "anew"), plan)
     assert "stale: it was measured anew" in card_problem(card, anew)
     text = (tmp_path / "card.md").read_text()
     assert "| mobilenet_v2 | 60.3 | 3.50 | 56 |" in text
@@ -275,15 +272,16 @@ def test_drift_is_told_by_networks_where_some_were_measured_before(
 ) -> None:
     target = FakeTarget(noise=0.01)
     plan = plan_of(small_space, None, 30)
-    table = profile(Bench(target, Runtime(), "fake", tmp_path, 10), plan)
+    bench = Bench(target, Runtime(), "fake", tmp_path, 10)
+    table = profile(bench, plan)
     fresh = {each.id: each for each in fresh_networks(small_space, 10, 1, plan.networks)}
     target.speed, target.cold_caches = 0.8, 1.2
     known = load_networks(tmp_path)
-    card = validate(table, fresh, {}, target, tmp_path, 8, known=known).card
+    card = validate(table, fresh, {}, replace(bench, rounds=8), known).card
     assert card.drift == pytest.approx(0.25, abs=0.01)
     assert card.calibrated.networks == 10
     assert card.calibrated.mape < 0.02
-    misled = validate(table, fresh, {}, target, tmp_path, 8).card
+    misled = validate(table, fresh, {}, replace(bench, rounds=8)).card
     assert misled.calibrated.bias > 0.1
 
 

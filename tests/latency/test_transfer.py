@@ -26,7 +26,8 @@ from search_spaces.layers import layer_keys
 from search_spaces.references import reference
 from tests.cases import FakeTarget, layer_ms, network_ms, small_space
 
-EFFORT = Effort(max_keys=30, networks=20, rounds=8)
+EFFORT = Effort(max_keys=30, networks=20)
+ROUNDS = 8
 
 
 class OtherMachine(FakeTarget):
@@ -37,11 +38,10 @@ class OtherMachine(FakeTarget):
         subjects: Sequence[Subject],
         rounds: int,
         journal: Path,
-        on_prepared: Callable[[int, int], None] = lambda done, total: None,
-        on_round: Callable[[int, int], None] = lambda done, wanted: None,
+        progress: ProfileProgress = ProfileProgress(),
         precise: Sequence[Subject] = (),
     ) -> Measurement:
-        measured = super().measure(subjects, rounds, journal, on_prepared, on_round, precise)
+        measured = super().measure(subjects, rounds, journal, progress, precise)
         factors = np.exp(0.2 * np.random.default_rng(1).standard_normal(len(subjects)))
         return replace(measured, samples_ms=measured.samples_ms * factors)
 
@@ -56,9 +56,8 @@ class FakeHardware(Hardware):
 
 def source(folder: Path, machine: FakeTarget) -> LatencySource:
     board = FakeHardware("fake", measured_here=True, machine=machine)
-    return LatencySource(
-        board, Runtime(), folder, EFFORT, lambda: nullcontext(ProfileProgress()), lambda line: None
-    )
+    bars = lambda: nullcontext(ProfileProgress())  # noqa: E731
+    return LatencySource(board, Runtime(), folder, EFFORT, ROUNDS, bars, lambda line: None)
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +65,7 @@ def carried(tmp_path_factory: pytest.TempPathFactory) -> tuple[LatencyTable, lis
     """What the first machine gives a study: its table and networks, through their texts."""
     folder = tmp_path_factory.mktemp("first")
     plan = make_plan(small_space(), [], EFFORT.max_keys, EFFORT.networks, 0)
-    table = profile(Bench(FakeTarget(noise=0.01), Runtime(), "fake", folder, EFFORT.rounds), plan)
+    table = profile(Bench(FakeTarget(noise=0.01), Runtime(), "fake", folder, ROUNDS), plan)
     table = table.restricted(keys_of(small_space(), []))
     text = networks_text(spread(load_networks(folder)))
     networks = read_networks(Gate("the study", InputError), text)

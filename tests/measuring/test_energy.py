@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from nas.measuring.energy import EnergyMeter
-from nas.measuring.rounds import Journal, Runner, measure, read_round
+from nas.measuring.rounds import Journal, Runner, Schedule, measure, read_round
 
 
 def counter(folder: Path, zone: str, name: str, energy_uj: int, largest_uj: int = 1_000_000) -> Path:
@@ -101,7 +101,8 @@ def test_a_counter_that_becomes_unreadable_ends_nothing(powercap: Path, tmp_path
 
     meter = EnergyMeter(powercap, lines.append)
     journal = Journal(tmp_path / "rounds.jsonl", ["one", "two"], {})
-    kept = measure(load, lambda: None, journal, 8, 0, loads=2, precise=["one", "two"], meter=meter)
+    schedule = Schedule(8, loads=2, precise=["one", "two"])
+    kept = measure(load, lambda: None, journal, schedule, meter=meter)
     first = {each.load: each for each in reversed(kept)}
     assert set(first[0].energy_mj) == {"one", "two"}
     assert all(not each.energy_mj for number, each in first.items() if number)
@@ -122,9 +123,8 @@ def test_only_what_stands_for_itself_is_read_once_a_loading(powercap: Path, tmp_
     meter = EnergyMeter(powercap)
     journal = Journal(tmp_path / "rounds.jsonl", ["network", "layer"], {})
     runners = {"network": network, "layer": lambda: None}
-    kept = measure(
-        lambda name: runners[name], lambda: None, journal, 8, 0, loads=2, precise=["network"], meter=meter
-    )
+    schedule = Schedule(8, loads=2, precise=["network"])
+    kept = measure(lambda name: runners[name], lambda: None, journal, schedule, meter=meter)
     first = {each.load: each for each in reversed(kept)}
     assert all(each.energy_mj == {"network": pytest.approx(0.7)} for each in first.values())
     assert sum(bool(each.energy_mj) for each in kept) == len(first) >= 2

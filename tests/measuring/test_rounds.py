@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from nas.measuring import rounds
-from nas.measuring.rounds import Journal, MeasurementError, Round, measure
+from nas.measuring.rounds import Journal, MeasurementError, Round, Schedule, measure
 
 
 def _steady_round(samples: int = 3, anchor_ms: float = 5.0) -> Round:
@@ -34,7 +34,7 @@ def test_every_subject_runs_once_per_round_in_changing_order(tmp_path: Path, clo
     order: list[str] = []
     runners = {name: (lambda name=name: order.append(name)) for name in "abcdef"}
     anchor = _taking(clock, itertools.cycle([5.0]))
-    found = measure(runners.__getitem__, anchor, Journal(tmp_path / "j", list(runners), {}), rounds=4, seed=3)
+    found = measure(runners.__getitem__, anchor, Journal(tmp_path / "j", list(runners), {}), Schedule(4, 3))
     warm_up, *rounds = (order[start : start + 6] for start in range(0, len(order), 6))
     assert warm_up == list("abcdef")
     assert all(sorted(each) == list("abcdef") for each in rounds)
@@ -44,9 +44,7 @@ def test_every_subject_runs_once_per_round_in_changing_order(tmp_path: Path, clo
 def test_samples_are_what_the_clock_says(tmp_path: Path, clock: dict[str, float]) -> None:
     runners = {"slow": _taking(clock, itertools.cycle([7.0])), "fast": _taking(clock, itertools.cycle([2.0]))}
     anchor = _taking(clock, itertools.cycle([5.0]))
-    (found,) = measure(
-        runners.__getitem__, anchor, Journal(tmp_path / "j", list(runners), {}), rounds=1, seed=0
-    )
+    (found,) = measure(runners.__getitem__, anchor, Journal(tmp_path / "j", list(runners), {}), Schedule(1))
     assert found.samples_ms == pytest.approx([7.0, 2.0])
     assert found.anchor_ms == pytest.approx([5.0] * 3)
 
@@ -69,7 +67,7 @@ def test_everything_is_loaded_several_times_in_another_order(tmp_path: Path, clo
             alive.discard(self.name)
 
     anchor = _taking(clock, itertools.cycle([5.0]))
-    found = measure(Model, anchor, Journal(tmp_path / "j", list("abcdef"), {}), 12, 0, loads=3)
+    found = measure(Model, anchor, Journal(tmp_path / "j", list("abcdef"), {}), Schedule(12, loads=3))
     assert [each.load for each in found] == [0] * 4 + [1] * 4 + [2] * 4
     assert [each.samples_ms[0] for each in found] == pytest.approx([1.0] * 4 + [2.0] * 4 + [3.0] * 4)
     orders = {tuple(loaded[start : start + 6]) for start in (0, 6, 12)}
@@ -80,7 +78,7 @@ def test_everything_is_loaded_several_times_in_another_order(tmp_path: Path, clo
 def test_a_loading_has_rounds_enough_to_be_told_from_noise(tmp_path: Path, clock: dict[str, float]) -> None:
     anchor = _taking(clock, itertools.cycle([5.0]))
     run = _taking(clock, itertools.cycle([1.0]))
-    found = measure(lambda _: run, anchor, Journal(tmp_path / "j", ["a"], {}), 6, 0, loads=5)
+    found = measure(lambda _: run, anchor, Journal(tmp_path / "j", ["a"], {}), Schedule(6, loads=5))
     assert [each.load for each in found] == [0] * 4 + [1] * 2
 
 
@@ -101,16 +99,17 @@ def test_loading_goes_on_until_networks_are_known(
     names = [*(f"layer {number}" for number in range(9)), *slower]
     journal = Journal(tmp_path / "j", names, {})
     anchor = _taking(clock, itertools.cycle([5.0]))
-    found = measure(load, anchor, journal, 20, 0, precise=list(slower))
+    found = measure(load, anchor, journal, Schedule(20, precise=list(slower)))
     assert len(found) == rounds_measured
-    assert len(measure(load, anchor, Journal(tmp_path / "k", names, {}), 20, 0)) == 20
+    assert len(measure(load, anchor, Journal(tmp_path / "k", names, {}), Schedule(20))) == 20
 
 
 def test_rounds_in_which_the_anchor_moved_are_measured_again(tmp_path: Path, clock: dict[str, float]) -> None:
     # Warm-up, then three anchor runs a round: the second round is disturbed.
     anchors = itertools.cycle([5.0, *[5.0] * 3, *[9.0] * 3, *[5.1] * 9])
     journal = Journal(tmp_path / "j", ["a"], {})
-    found = measure(lambda _: _taking(clock, itertools.cycle([1.0])), _taking(clock, anchors), journal, 4, 0)
+    run = _taking(clock, itertools.cycle([1.0]))
+    found = measure(lambda _: run, _taking(clock, anchors), journal, Schedule(4))
     assert len(found) == 4
     assert len(journal.rounds) == 5
     assert all(each.anchor_ms[0] < 6 for each in found)
@@ -120,7 +119,7 @@ def test_a_machine_that_never_holds_still_is_refused(tmp_path: Path, clock: dict
     anchors = itertools.cycle([2.0, *(ms for ms in (1.0, 2.0, 4.0, 8.0, 16.0, 32.0) for _ in range(3))])
     journal = Journal(tmp_path / "j", ["a"], {})
     with pytest.raises(MeasurementError, match="did not hold still"):
-        measure(lambda _: lambda: None, _taking(clock, anchors), journal, rounds=6, seed=0)
+        measure(lambda _: lambda: None, _taking(clock, anchors), journal, Schedule(6))
 
 
 def test_a_measurement_continues_where_it_was_interrupted(tmp_path: Path, clock: dict[str, float]) -> None:
@@ -135,10 +134,10 @@ def test_a_measurement_continues_where_it_was_interrupted(tmp_path: Path, clock:
         run()
 
     with pytest.raises(KeyboardInterrupt):
-        measure(lambda _: interrupted, anchor, Journal(path, ["a"], {"cpu": "x"}), rounds=5, seed=0)
+        measure(lambda _: interrupted, anchor, Journal(path, ["a"], {"cpu": "x"}), Schedule(5))
     resumed = Journal(path, ["a"], {"cpu": "x"})
     assert len(resumed.rounds) == 2
-    found = measure(lambda _: run, anchor, resumed, rounds=5, seed=0)
+    found = measure(lambda _: run, anchor, resumed, Schedule(5))
     assert [each.load for each in found] == [0, 0, 1, 1, 1]  # another process has models of its own
     assert len(Journal(path, ["a"], {"cpu": "x"}).rounds) == 5
 

@@ -12,7 +12,7 @@ from nas.page.report import Report
 from nas.study.loop import Sampling, SearchResult, Stop, architecture_of, run_search
 from nas.study.objective import Pareto
 from nas.study.problem import Problem
-from nas.study.storage import close_storage, open_storage, open_study
+from nas.study.storage import StudySetting, close_storage, open_storage, open_study
 from search_spaces.layers import layer_keys
 from search_spaces.references import reference
 from tests.cases import MadeUpAccuracy, MadeUpLatency, small_space
@@ -76,7 +76,7 @@ def provenance(study: optuna.Study) -> dict[str, Any]:
 def made_up_study(folder: Path, trials: int = 60) -> SearchResult:
     """Search the small space and keep the study in a folder as the search command does."""
     storage = open_storage(str(folder / "study.journal"))
-    study = open_study(storage, folder.name, Pareto(), small_space(), {})
+    study = open_study(storage, folder.name, StudySetting(Pareto(), small_space()))
     problem = Problem(small_space(), Pareto(), MadeUpAccuracy(), MadeUpLatency(), REFERENCES, BUDGET_MS)
     result = run_search(study, problem, Sampling(), Stop(trials))
     study.set_user_attr("provenance", provenance(study))

@@ -20,7 +20,7 @@ from nas.page.report import COLUMNS
 from nas.study.loop import architecture_of
 from nas.study.objective import Pareto
 from nas.study.pareto import hypervolume
-from nas.study.storage import close_storage, open_storage, open_study
+from nas.study.storage import StudySetting, close_storage, open_storage, open_study
 from nas.study.trial import record_scatter
 from search_spaces.references import reference
 from tests.cases import small_space
@@ -219,7 +219,7 @@ def test_what_is_no_study_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ReportError, match="not made by this project"):
         report_of(foreign)
     storage = open_storage(str(tmp_path / "s" / "study.journal"))
-    open_study(storage, "s", Pareto(), small_space(), {})
+    open_study(storage, "s", StudySetting(Pareto(), small_space()))
     close_storage(storage)
     with pytest.raises(ReportError, match="no complete trial"):
         report_of(read_study(tmp_path / "s"))

@@ -36,4 +36,5 @@ def test_names_are_told_apart_and_unknown_ones_refused() -> None:
 def test_a_network_is_measured_like_any_other_reference(tmp_path: object) -> None:
     references = timm_references("timm:lcnet_100")
     found = measure_end_to_end(references, table(1.0), Runtime(), tmp_path / "j.jsonl", rounds=3)  # type: ignore[arg-type, operator]
-    assert found["timm:lcnet_100"] > 0
+    # Of the anchor, MobileNetV3-Small, which has a third of its operations and was timed in the same rounds.
+    assert 0.5 < found["timm:lcnet_100"] < 10

@@ -14,11 +14,13 @@ import yaml
 
 from nas.devices.device import ANCHOR, LocalTarget
 from nas.devices.kit import KitSettings, read_result, write_kit
+from nas.latency.deployment import measure_deployments
 from nas.latency.hardware import import_result
 from nas.latency.recovery import recovered
 from nas.latency.sessions import traits
 from nas.latency.table import Entry, LatencyTable, TableHeader
-from nas.measuring.rounds import Journal, MeasurementError, Round, Runner, measure
+from nas.measuring.progress import ProfileProgress
+from nas.measuring.rounds import Journal, MeasurementError, RefusedError, Round, Runner, Schedule, measure
 from nas.page.reading import read_study, report_of
 from nas.runtimes.runtime import ENGINES, Runtime
 from nas.runtimes.subject import CannotRunError, Model, Precision, Subject
@@ -92,10 +94,25 @@ def test_what_is_refused_is_left_out_of_a_measurement_and_not_tried_again(
     assert len(without_hswish) == len(set(without_hswish))
 
 
+def test_what_a_deployment_refuses_is_said_and_the_others_are_timed(
+    without_hswish: Asked, tmp_path: Path
+) -> None:
+    networks = {"plain": reference("mobilenet_v1_025", 32, 10), "v3": NETWORK}
+    prepared: list[tuple[int, int]] = []
+    progress = ProfileProgress(prepared=lambda *done: prepared.append(done))
+    found, refused = measure_deployments(networks, [Runtime()], tmp_path, 4, 0, progress)
+    assert [each.network for each in found] == ["plain"]
+    assert {label: "no operator for HardSwish" in reason for label, reason in refused.items()} == {
+        "v3 onnxruntime fp32 1": True
+    }
+    assert prepared == [(1, 2), (2, 2)]
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(MeasurementError, match="nothing of this can be run here, beginning with v3 onnx"):
+        measure_deployments({"v3": NETWORK}, [Runtime()], tmp_path, 4, 0, progress)
+
+
 @pytest.mark.parametrize("at", ["loading", "running"])
 def test_models_that_fail_when_they_are_first_loaded_or_run_are_left_out(tmp_path: Path, at: str) -> None:
-    from nas.measuring.rounds import RefusedError
-
     def fails() -> None:
         raise ValueError("status -100")
 
@@ -105,7 +122,7 @@ def test_models_that_fail_when_they_are_first_loaded_or_run_are_left_out(tmp_pat
         return fails if name == "bad" else lambda: None
 
     journal = Journal(tmp_path / "rounds.jsonl", ["good", "bad", "fine"], {})
-    kept = measure(load, lambda: None, journal, 4, seed=0)
+    kept = measure(load, lambda: None, journal, Schedule(4))
     assert journal.names == ("good", "fine")
     assert journal.refused == {"bad": "status -100"}
     assert {len(each.samples_ms) for each in kept} == {2}
@@ -113,7 +130,7 @@ def test_models_that_fail_when_they_are_first_loaded_or_run_are_left_out(tmp_pat
     assert again.refused == journal.refused
     assert len(again.rounds) == 4
     with pytest.raises(MeasurementError, match="nothing of this can be run here, beginning with bad: status"):
-        measure(load, lambda: None, Journal(tmp_path / "other.jsonl", ["bad"], {}), 4, seed=0)
+        measure(load, lambda: None, Journal(tmp_path / "other.jsonl", ["bad"], {}), Schedule(4))
 
 
 def test_a_model_that_does_not_load_again_is_no_refusal(tmp_path: Path) -> None:

@@ -53,7 +53,6 @@ def test_contains_the_mobilenets_exactly(mobilenet_space: SearchSpace, name: str
 
 
 def test_does_not_contain_v1_and_says_why(mobilenet_space: SearchSpace) -> None:
-    assert not mobilenet_space.contains(reference("mobilenet_v1"))
     with pytest.raises(NotInSpaceError, match="does not contain"):
         mobilenet_space.encode(reference("mobilenet_v1"))
     with pytest.raises(NotInSpaceError, match="has 1000 classes, not 10"):

@@ -16,7 +16,7 @@ from nas.study.halving import Halving
 from nas.study.loop import Execution, Sampling, Stop, run_search
 from nas.study.objective import Budget, Evaluation, Objective, Pareto
 from nas.study.problem import Problem
-from nas.study.storage import close_storage, open_storage, open_study
+from nas.study.storage import StudySetting, close_storage, open_storage, open_study
 from search_spaces.architecture import Architecture
 from tests.cases import MadeUpLatency, small_space
 
@@ -95,7 +95,7 @@ def test_a_search_stops_most_and_keeps_every_curve(tmp_path: Path, shared: bool)
         run_search(study, problem, Sampling(), Stop(trials), Execution(shared=storage if shared else None))
 
     def opened() -> optuna.Study:
-        return open_study(storage, "halved", Pareto(), space, {})
+        return open_study(storage, "halved", StudySetting(Pareto(), space))
 
     search(30, opened())
     study = opened()

@@ -19,7 +19,7 @@ from nas.study.neighbourhood import BudgetError, Neighbourhood
 from nas.study.objective import Budget, MnasNet, Pareto
 from nas.study.problem import Problem
 from nas.study.samplers import SAMPLERS, SamplerError
-from nas.study.storage import close_storage, open_storage, open_study
+from nas.study.storage import StudySetting, close_storage, open_storage, open_study
 from search_spaces.references import reference
 from search_spaces.space import SearchSpace
 from tests.cases import SMALL, MadeUpAccuracy, MadeUpLatency, small_space
@@ -73,12 +73,12 @@ def test_an_interrupted_search_goes_on_where_it_stopped(tmp_path: Path) -> None:
     path, accuracy = str(tmp_path / "study.journal"), MadeUpAccuracy()
     for trials in (20, 20, 45):
         storage = open_storage(path)
-        study = open_study(storage, "s", Pareto(), small_space(), {})
+        study = open_study(storage, "s", StudySetting(Pareto(), small_space()))
         result = search(study, accuracy, trials=trials)
         close_storage(storage)
     assert result.evaluated == 25
     assert result.progress.done == 45
-    study = open_study(open_storage(path), "s", Pareto(), small_space(), {})
+    study = open_study(open_storage(path), "s", StudySetting(Pareto(), small_space()))
     assert len(candidates(study)) == 45
     assert len(study.trials) == 46
     assert set(accuracy.asked.values()) == {1}

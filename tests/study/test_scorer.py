@@ -118,16 +118,6 @@ def test_inactive_cells_are_ignored(scorer: BatchScorer) -> None:
     assert np.array_equal(scorer.score(filled).latency_ms, scorer.score(rows).latency_ms)
 
 
-def test_mutation_changes_some_and_stays_inside(scorer: BatchScorer) -> None:
-    generator = np.random.default_rng(4)
-    rows = scorer.sample(200, generator)
-    assert np.array_equal(scorer.mutate(rows, 0.0, generator), rows)
-    mutated = scorer.mutate(rows, 0.1, generator)
-    changed = (mutated != rows).any(axis=1).mean()
-    assert 0.2 < changed < 0.95
-    assert (mutated < scorer.counts).all()
-
-
 def test_asks_for_reachable_layers_only() -> None:
     reachable = reachable_layer_keys(SPACE)
     asked: set[LayerKey] = set()

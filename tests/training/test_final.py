@@ -6,9 +6,10 @@ import torch
 
 from nas.data import DatasetSettings, Split, load
 from nas.network import Network
-from nas.training.final import FinalProgress, FinalRecipe, FinalTraining
+from nas.recipes import FinalRecipe
+from nas.training.final import Checkpoints, FinalProgress, FinalTraining
 from nas.training.processes import Processes
-from nas.training.supernet_training import TrainingError
+from nas.training.steps import TrainingError
 from search_spaces.errors import InputError
 from search_spaces.references import reference
 
@@ -53,22 +54,22 @@ def test_an_interrupted_training_goes_on_exactly(split: Split, tmp_path: Path, o
             raise InterruptedRunError
 
     path = tmp_path / "training.safetensors"
-    first = FinalTraining(_network(), split, recipe, ALONE, path, save_interval_s=0.0)
+    first = FinalTraining(_network(), split, recipe, ALONE, Checkpoints(path, interval_s=0.0))
     with pytest.raises(InterruptedRunError):
         first.run(stop)
-    second = FinalTraining(Network(SMALL), split, recipe, ALONE, path)
+    second = FinalTraining(Network(SMALL), split, recipe, ALONE, Checkpoints(path))
     assert second.step == 3
     second.run()
     for name, value in whole.result.state_dict().items():
         assert torch.equal(value, second.result.state_dict()[name]), name
     assert second.curve == pytest.approx(whole.curve)
     # What is finished is not trained again, and another recipe is refused.
-    assert FinalTraining(Network(SMALL), split, recipe, ALONE, path).step == second.steps
+    assert FinalTraining(Network(SMALL), split, recipe, ALONE, Checkpoints(path)).step == second.steps
     with pytest.raises(TrainingError, match=r"was begun with another recipe \(mixup 0\.2, now 0\.5\)"):
-        FinalTraining(Network(SMALL), split, replace(recipe, mixup=0.5), ALONE, path)
+        FinalTraining(Network(SMALL), split, replace(recipe, mixup=0.5), ALONE, Checkpoints(path))
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(TrainingError, match="holds no tensors"):
-        FinalTraining(Network(SMALL), split, recipe, ALONE, path)
+        FinalTraining(Network(SMALL), split, recipe, ALONE, Checkpoints(path))
 
 
 @pytest.mark.slow
@@ -102,7 +103,7 @@ def test_a_teacher_is_learnt_from(split: Split) -> None:
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(split: Split, tmp_path: Path) -> None:
     path = tmp_path / "training.safetensors"
-    training = FinalTraining(_network(), split, RECIPE, ALONE, path)
+    training = FinalTraining(_network(), split, RECIPE, ALONE, Checkpoints(path))
     training.save()
     before = path.read_bytes()
     with torch.no_grad():
