@@ -26,7 +26,14 @@ from nas.recipes import FinalRecipe
 from nas.tensors import read_tensors, write_tensors
 from nas.training.optimizers import parameter_groups
 from nas.training.processes import Processes
-from nas.training.steps import TrainingError, check_classes, cosine_rate, images_a_step, is_out_of_memory
+from nas.training.steps import (
+    TrainingError,
+    check_classes,
+    cosine_rate,
+    first_difference,
+    images_a_step,
+    is_out_of_memory,
+)
 from search_spaces.errors import InputError
 from search_spaces.gate import Gate
 
@@ -308,7 +315,7 @@ class FinalTraining:
             note = gate.mapping(gate.json(notes[_NOTE]))
             for name, value in json.loads(json.dumps(self._identity())).items():
                 if note.get(name) != value:
-                    gate.fail(f"was begun with another {name}{_difference(note.get(name), value)}")
+                    gate.fail(f"was begun with another {name}{first_difference(note.get(name), value)}")
             self.network.load_state_dict(_below(tensors, "network/"))
             if self._average is not None:
                 self._average.load_state_dict(_below(tensors, "average/"))
@@ -331,14 +338,6 @@ def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {
         name.removeprefix(prefix): each.clone() for name, each in tensors.items() if name.startswith(prefix)
     }
-
-
-def _difference(old: object, new: object) -> str:
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in {**old, **new}:
-            if old.get(key) != new.get(key):
-                return f" ({key} {old.get(key)}, now {new.get(key)})"
-    return ""
 
 
 def _optimizer(network: Network, recipe: FinalRecipe) -> torch.optim.Optimizer:

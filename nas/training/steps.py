@@ -53,6 +53,21 @@ def images_a_step(wanted: int, split: Split, processes: Processes) -> int:
     return found
 
 
+def first_difference(old: object, new: object) -> str:
+    """The first setting in which two sections differ, e.g. `` (mixup 0.2, now 0.5)``; empty for no sections.
+
+    Args:
+        old: the section as it was, plain values.
+        new: as it is now.
+    """
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in {**old, **new}:
+            if (was := old.get(key)) != (now := new.get(key)):
+                brief = not any(isinstance(each, dict | list) for each in (was, now))
+                return f" ({key} {was}, now {now})" if brief else f" ({key})"
+    return ""
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """True if an error is the lack of memory, of a GPU or of this machine."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or _MADE_BY_CPU in str(error)

@@ -7,10 +7,11 @@ the step alone, so that a training that was interrupted goes on exactly as it wo
 
 from __future__ import annotations
 
+import json
 import math
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -22,10 +23,19 @@ from nas.data import Split
 from nas.recipes import SupernetRecipe
 from nas.training.optimizers import parameter_groups
 from nas.training.processes import Processes
-from nas.training.steps import TrainingError, check_classes, cosine_rate, images_a_step, is_out_of_memory
+from nas.training.steps import (
+    TrainingError,
+    check_classes,
+    cosine_rate,
+    first_difference,
+    images_a_step,
+    is_out_of_memory,
+)
 from nas.training.supernet import Supernet, extreme_member
 from nas.training.supernet_checkpoint import Checkpoint, CheckpointError, read, save
 from search_spaces.architecture import Architecture
+from search_spaces.gate import JsonObject
+from search_spaces.space import SearchSpace
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,11 +270,11 @@ class SupernetTraining:
 
     def _continue(self, path: Path) -> None:
         found = read(path)
-        here = {"space": self.supernet.space.to_dict(), "classes": list(self._split.classes), **self._made}
-        there = {"space": found.space.to_dict(), "classes": list(found.classes), **found.made}
+        here = _plain(self.supernet.space, self._split.classes, self._made)
+        there = _plain(found.space, found.classes, found.made)
         for key in {**here, **there}:
-            if _plain(here.get(key)) != _plain(there.get(key)):
-                which = f"{key}{_detail(there.get(key), here.get(key))}"
+            if here.get(key) != there.get(key):
+                which = f"{key}{first_difference(there.get(key), here.get(key))}"
                 raise CheckpointError(
                     f"the supernet {path} was begun with another {which}: "
                     "restore it or give another supernet.checkpoint"
@@ -285,15 +295,7 @@ class SupernetTraining:
         self.curve = list(found.curve)
 
 
-def _plain(value: object) -> object:
-    if isinstance(value, Mapping):
-        return {key: _plain(each) for key, each in value.items()}
-    return [_plain(each) for each in value] if isinstance(value, list | tuple) else value
-
-
-def _detail(old: object, new: object) -> str:
-    if isinstance(old, Mapping) and isinstance(new, Mapping):
-        for key in {**old, **new}:
-            if _plain(old.get(key)) != _plain(new.get(key)):
-                return f" ({key})"
-    return ""
+def _plain(space: SearchSpace, classes: Sequence[str], made: Mapping[str, object]) -> JsonObject:
+    """All that must be the same when a training goes on, as a file has it."""
+    found: JsonObject = json.loads(json.dumps({"space": space.to_dict(), "classes": classes, **made}))
+    return found

@@ -124,9 +124,11 @@ def test_a_finished_training_has_nothing_left_to_do(split: Split, tmp_path: Path
 def test_another_training_is_not_continued(split: Split, tmp_path: Path) -> None:
     path = tmp_path / "supernet.safetensors"
     training(split, path, replace(RECIPE, epochs=1), made={"dataset": {"limit": 3}}).run()
-    with pytest.raises(CheckpointError, match=r"begun with another recipe \(label_smoothing\)"):
+    with pytest.raises(
+        CheckpointError, match=r"begun with another recipe \(label_smoothing 0\.1, now 0\.2\)"
+    ):
         training(split, path, replace(RECIPE, epochs=1, label_smoothing=0.2), made={"dataset": {"limit": 3}})
-    with pytest.raises(CheckpointError, match=r"begun with another dataset \(limit\)"):
+    with pytest.raises(CheckpointError, match=r"begun with another dataset \(limit 3, now 4\)"):
         training(split, path, replace(RECIPE, epochs=1), made={"dataset": {"limit": 4}})
 
 
