@@ -28,6 +28,7 @@ from tools.dying import run_dying
 
 RUNTIME = Runtime()
 EFFORT = Effort(max_keys=40, networks=8)
+ROUNDS = 4
 
 
 def _command(
@@ -39,7 +40,7 @@ def _command(
     """What ``nas.search`` does before it searches."""
     # A device that holds little measures in several sessions.
     device = target or FakeTarget(noise=0.01, session_subjects=30)
-    bench = Bench(device, RUNTIME, "fake", folder, 4)
+    bench = Bench(device, RUNTIME, "fake", folder, ROUNDS)
     return ready_table(bench, small_space(), references, replace(EFFORT, max_keys=max_keys))
 
 
@@ -123,7 +124,7 @@ def test_a_profile_goes_on_with_its_rounds_whatever_memory_is_free_by_then(
         assert sum(text.startswith(rounds) for text in kept.values()) == 1
     table = LatencyTable.load(folder)
     measured = sum(len(text.splitlines()) - 1 for text in kept.values())
-    assert measured == EFFORT.rounds * len(table.header.sessions)
+    assert measured == ROUNDS * len(table.header.sessions)
     assert set(Counter(each.architecture for each in load_networks(folder)).values()) == {1}
 
 

@@ -61,6 +61,7 @@ def test_names_are_told_apart_and_unknown_ones_refused() -> None:
         torchvision_reference("torchvision:resnet51")
 
 
+@pytest.mark.usefixtures("unsteady_machine")
 def test_latency_is_told_at_the_level_of_the_table(tmp_path: Path) -> None:
     references = [torchvision_reference("torchvision:squeezenet1_1")]
     runtime = Runtime("torch")

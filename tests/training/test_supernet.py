@@ -134,7 +134,7 @@ def test_no_shared_tensor_is_larger_than_its_members_need() -> None:
                 each.copy_(torch.arange(count, count + each.numel()).view_as(each))
                 count += each.numel()
         taken = torch.zeros(count, dtype=torch.bool)
-        for member in members(space, 100):
+        for member in members(space, 40):
             for each in supernet.network(member).parameters():
                 taken[each.detach().flatten().long()] = True
         for name, each in supernet.shared.items():
