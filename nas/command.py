@@ -6,7 +6,7 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import hydra
@@ -38,13 +38,19 @@ def store_schemas(config_name: str, schema: type) -> None:
         store.store(group="accuracy", name=f"{name}_schema", node=node)
 
 
-def command(config_name: str, schema: type[_Settings], main: Callable[[_Settings], None]) -> None:
+def command(
+    config_name: str,
+    schema: type[_Settings],
+    main: Callable[[_Settings], None],
+    positional: Sequence[str] = (),
+) -> None:
     """Run a command: compose its config, hand it over, and turn errors into one line and an exit code.
 
     Args:
         config_name: YAML file in ``conf/``, without its ending.
         schema: dataclass the file is checked against; its defaults list names it ``<config_name>_schema``.
         main: what to do with the settings, an object of this dataclass.
+        positional: keys whose values may stand alone on the command line, in this order.
     """
     print_in_any_locale()
     if {"--help", "-h"} & set(sys.argv[1:]):
@@ -58,7 +64,8 @@ def command(config_name: str, schema: type[_Settings], main: Callable[[_Settings
     try:
         # A sweep's own folder holds nothing but Hydra's notes.
         with tempfile.TemporaryDirectory() as notes:
-            sys.argv[1:] = [f"hydra.sweep.dir='{notes}'", *overrides_of(config_name, schema, sys.argv[1:])]
+            words = overrides_of(config_name, schema, sys.argv[1:], positional)
+            sys.argv[1:] = [f"hydra.sweep.dir='{notes}'", *words]
             _compose_and_run(config_name, schema, main)
     except (InputError, MeasurementError) as error:
         errors.print(f"error: {_one_line(error)}", style="red", markup=False)

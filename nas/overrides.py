@@ -8,6 +8,7 @@ checked against the schema of their group, and know no directives, no interpolat
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import dataclasses
 import difflib
@@ -17,7 +18,7 @@ import sys
 import types
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Union, get_args, get_origin, get_type_hints
+from typing import NoReturn, Union, get_args, get_origin, get_type_hints
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -47,29 +48,33 @@ _RENAMED = {"profile.import": "profile.import_file", "validate.import": "validat
 _numbers = itertools.count(1)
 
 
-def overrides_of(command: str, schema: type, arguments: Sequence[str]) -> list[str]:
-    """Hydra's overrides for what was typed.
+def overrides_of(
+    command: str, schema: type, arguments: Sequence[str], positional: Sequence[str] = ()
+) -> list[str]:
+    """Hydra's overrides and options for what was typed: the overrides first, for Hydra takes none behind.
 
     Args:
         command: its YAML file in ``conf/``, without its ending.
         schema: what that file is checked against.
-        arguments: as typed, flags of Hydra's included.
+        arguments: as typed, options of Hydra's anywhere among them.
+        positional: keys whose values may stand alone, in this order.
 
     Raises:
-        InputError: for a file of one's own that cannot be used, and for a key that does not exist.
+        InputError: for an option or a key that does not exist, and for a file of one's own that cannot be
+            used.
     """
     remember(["python", "-m", _module(command), *arguments])
     kinds, groups = key_kinds(schema), groups_of(command)
-    several = bool({"-m", "--multirun"} & set(arguments))
+    typed = vars(_Words().parse_intermixed_args(arguments))
+    words, several = typed.pop("words"), typed["multirun"]
+    unnamed = iter(positional)
     result: list[str] = []
-    takes_value = False
-    for argument in arguments:
-        key, equals, value = argument.partition("=")
-        if takes_value or not equals or argument.startswith("-"):
-            # A flag, or what belongs to one: --cfg job, --info defaults.
-            takes_value = argument in ("--cfg", "-c", "--package", "-p", "--config-name", "-cn")
-            result.append(argument)
-            continue
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals:
+            key, value = next(unnamed, ""), word
+            if not key:
+                raise InputError(f"{word!r} is no setting{_meant(word, kinds, groups)}")
         key = _RENAMED.get(key, key)
         bare = key.lstrip("+~")
         if not bare.startswith("hydra"):
@@ -86,7 +91,8 @@ def overrides_of(command: str, schema: type, arguments: Sequence[str]) -> list[s
             result.append(f"{key}={','.join(options)}")
         else:
             result.append(f"{key}={_quoted(key, value, kinds.get(key, ''), several)}")
-    return result
+    given = {f"--{name.replace('_', '-')}": value for name, value in typed.items() if value}
+    return [*result, *(name if value is True else f"{name}={value}" for name, value in given.items())]
 
 
 def key_kinds(schema: type) -> dict[str, str]:
@@ -144,6 +150,35 @@ def read_own_file(group: str, path: Path) -> JsonObject:
         except InputError as error:
             gate.fail(f"is no search space: {error}")
     return data
+
+
+class _Words(argparse.ArgumentParser):
+    """The words of a command line: settings, and those of Hydra's options that are of use here."""
+
+    def __init__(self) -> None:
+        super().__init__(add_help=False, allow_abbrev=False)
+        self.add_argument("words", nargs="*")
+        self.add_argument("--cfg", "-c", choices=("job", "hydra", "all"))
+        info = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
+        self.add_argument("--info", "-i", nargs="?", const="all", choices=info)
+        self.add_argument("--package", "-p")
+        for flag in (("--multirun", "-m"), ("--resolve",), ("--hydra-help",)):
+            self.add_argument(*flag, action="store_true")
+
+    def error(self, message: str) -> NoReturn:
+        """One line, as of any other input.
+
+        Raises:
+            InputError: always.
+        """
+        raise InputError(f"{message}; settings are typed without dashes: KEY=VALUE")
+
+
+def _meant(word: str, kinds: Mapping[str, str], groups: Mapping[str, str]) -> str:
+    if word in kinds or word in groups:
+        return f": give it a value, {word}=VALUE"
+    chosen = [f"{group}={word}" for group in groups if word in choices_of(group)]
+    return f"; did you mean {chosen[0]}?" if chosen else ": type KEY=VALUE"
 
 
 def _module(command: str) -> str:

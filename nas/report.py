@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +10,9 @@ from nas.console import print_report_summary, print_summary, warn
 from nas.page.files import comparison_rows, write_comparison, write_report
 from nas.page.reading import ReportError, read_study
 from nas.saving import check_output
+
+# Folders that need not be called by their keys: STUDY [OTHER].
+STUDIES = ("study", "compare")
 
 
 @dataclass
@@ -36,6 +37,8 @@ def main(config: ReportConfig) -> None:
     settings = config
     if settings.study is None:
         raise ReportError("name the folder of a study, e.g.: python -m nas.report results/digits")
+    if settings.output and settings.compare is None:
+        raise ReportError("output is the file of a comparison: name the other study with compare=")
     folder = Path(settings.study)
     study = read_study(folder, settings.storage, warn)
     if settings.compare is None:
@@ -53,19 +56,5 @@ def main(config: ReportConfig) -> None:
     print_summary(f"{first.name} and {second.name}", rows, f"open {path} in a browser")
 
 
-def with_named_studies(arguments: Sequence[str]) -> list[str]:
-    """Let the folders of one or two studies stand without ``study=`` and ``compare=``."""
-    names = iter(("study", "compare"))
-    named = []
-    for argument in arguments:
-        name = None if argument.startswith("-") or "=" in argument else next(names, None)
-        if name is not None:
-            quoted = argument.replace("\\", "\\\\").replace("'", "\\'")
-            argument = f"{name}='{quoted}'"
-        named.append(argument)
-    return named
-
-
 if __name__ == "__main__":
-    sys.argv[1:] = with_named_studies(sys.argv[1:])
-    command("report", ReportConfig, main)
+    command("report", ReportConfig, main, STUDIES)

@@ -24,7 +24,7 @@ from nas.data import DatasetSettings
 from nas.help import CONFIG_FOLDER, choices_of, commands, completions, groups_of, help_text
 from nas.latency.provision import Effort
 from nas.pictures.augment import Augment
-from nas.report import with_named_studies
+from nas.report import STUDIES
 from tests.cases import COMMANDS, command_of
 
 FILES = sorted(path.relative_to(CONFIG_FOLDER) for path in CONFIG_FOLDER.rglob("*.yaml"))
@@ -87,7 +87,8 @@ def test_every_file_is_headed_by_commands_that_compose(path: Path) -> None:
         if name == "predictor":
             assert arguments.pop(0) == "fit"
         if name == "report":
-            arguments = with_named_studies(arguments)
+            unnamed = iter(STUDIES)
+            arguments = [each if "=" in each else f"{next(unnamed)}={each}" for each in arguments]
         overrides = [
             each.replace("profile.import=", "profile.import_file=")
             for each in arguments

@@ -4,6 +4,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
@@ -14,6 +15,7 @@ from nas.search import SearchConfig
 from nas.settings import HardwareConfig, milliseconds
 from nas.shell import command_line, shell_line
 from search_spaces.errors import InputError
+from tests.cases import Run
 
 SPACE = """\
 name: tiny
@@ -101,11 +103,37 @@ def test_a_sweep_is_still_a_sweep_and_flags_may_stand_anywhere(tmp_path: Path) -
     own = tmp_path / "my space.yaml"
     own.write_text(SPACE)
     found = overrides_of("search", SearchConfig, ["-m", "search.budget_ms=40,80", f"search_space={own}"])
-    assert found[:2] == ["-m", "search.budget_ms=40,80"]
-    found = overrides_of("search", SearchConfig, [f"search_space={own}", "--cfg", "job"])
-    assert found[1:] == ["--cfg", "job"]
-    two = overrides_of("search", SearchConfig, ["-m", f"search_space={own},{own}"])[1]
+    assert found[0] == "search.budget_ms=40,80"
+    assert found[2:] == ["--multirun"]
+    two = overrides_of("search", SearchConfig, ["-m", f"search_space={own},{own}"])[0]
     assert two.count("own_file_") == 2
+
+
+def test_a_board_of_ones_own_is_composed_wherever_options_stand(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "my board, 1.yaml").write_text("name: my_board\nmeasured_here: true\n")
+    own, option = ["hardware=my board, 1.yaml"], ["--cfg", "job"]
+    for typed in ([*own, *option], [*option, *own]):
+        shown = run("search", *typed, "search.trials=7")
+        assert shown.code == 0, shown
+        composed = yaml.safe_load(shown.out)
+        assert (composed["hardware"]["name"], composed["search"]["trials"]) == ("my_board", 7)
+
+
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        (["rpi4"], "'rpi4' is no setting; did you mean hardware=rpi4?"),
+        (["search.trials"], "'search.trials' is no setting: give it a value, search.trials=VALUE"),
+        (["nonsense"], "'nonsense' is no setting: type KEY=VALUE"),
+        (["--trials", "5"], "unrecognized arguments: --trials; settings are typed without dashes: KEY=VALUE"),
+        (["--cfg"], "expected one argument"),
+        (["--cfg", "jop"], "invalid choice: 'jop'"),
+    ],
+)
+def test_words_that_are_no_settings_are_one_line(typed: list[str], message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        overrides_of("search", SearchConfig, typed)
+    assert message in str(caught.value)
 
 
 def test_the_command_is_remembered_as_it_was_typed(tmp_path: Path) -> None:
@@ -246,5 +274,5 @@ def test_a_sampler_s_former_name_means_today_s_and_is_said(capsys: pytest.Captur
     assert overrides_of("search", SearchConfig, ["sampler=evolution"]) == ["sampler=bayesian"]
     assert "sampler=evolution is called sampler=bayesian now" in capsys.readouterr().err
     several = ["--multirun", "sampler=tpe,evolution"]
-    assert overrides_of("search", SearchConfig, several) == ["--multirun", "sampler=tpe,bayesian"]
+    assert overrides_of("search", SearchConfig, several) == ["sampler=tpe,bayesian", "--multirun"]
     assert overrides_of("search", SearchConfig, ["sampler=tpe"]) == ["sampler=tpe"]

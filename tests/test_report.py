@@ -5,20 +5,30 @@ from pathlib import Path
 
 import pytest
 
-from nas.report import ReportConfig, main, with_named_studies
+from nas.overrides import overrides_of
+from nas.report import STUDIES, ReportConfig, main
 from search_spaces.errors import InputError
 from tests.page.report_cases import REFERENCES, made_up_study
 
 
 def test_studies_may_be_named_by_their_folders_alone() -> None:
-    assert with_named_studies(["results/a", "results/b", "--cfg", "job"]) == [
-        "study='results/a'",
-        "compare='results/b'",
-        "--cfg",
-        "job",
-    ]
-    assert with_named_studies(["study=results/a"]) == ["study=results/a"]
-    assert with_named_studies(["it's"]) == [r"study='it\'s'"]
+    def overrides(*typed: str) -> list[str]:
+        return overrides_of("report", ReportConfig, typed, STUDIES)
+
+    named = ["study=results/a", "compare=results/b"]
+    assert overrides("results/a", "results/b") == named
+    assert overrides("study=results/a") == named[:1]
+    assert overrides("it's") == [r"study='it\'s'"]
+    # What an option takes is no study, wherever it stands.
+    assert overrides("results/a", "--cfg", "job") == overrides("--cfg", "job", "results/a")
+    assert overrides("results/a", "--cfg", "job") == [named[0], "--cfg=job"]
+    with pytest.raises(InputError, match="'results/c' is no setting"):
+        overrides("results/a", "results/b", "results/c")
+
+
+def test_the_file_of_a_comparison_needs_one() -> None:
+    with pytest.raises(InputError, match="output is the file of a comparison"):
+        main(ReportConfig(study="anywhere", output="page.html"))
 
 
 def test_the_command_rebuilds_everything_from_the_study(tmp_path: Path) -> None:
