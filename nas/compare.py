@@ -8,12 +8,12 @@ from typing import cast
 
 from rich.table import Table
 
-from nas.bundle import check_folder
 from nas.command import command
 from nas.console import console, measuring_progress, print_summary, warn
 from nas.latency.deployment import best_of_each, matrix, measure_deployments, save
 from nas.latency.hardware import check_threads
 from nas.measuring.conditions import usable_cores
+from nas.model_card import check_folder
 from nas.page.reading import read_study, report_of
 from nas.quantities import latency_text
 from nas.runtimes.runtime import TASK_RUNTIMES, Runtime, installed

@@ -27,13 +27,13 @@ from nas.accuracy.source import Judgement
 from nas.accuracy.train import Recipe, calibration_images, fit, judge, judge_quantized
 from nas.assembly import dataset_settings, recipe_of
 from nas.backbones import TaskModel, head_classes, raw_outputs, task_model
-from nas.bundle import RANKING, TrainedNetwork, bundle, check_folder
 from nas.command import command
 from nas.console import console, print_summary
 from nas.cost import cost
 from nas.data import DatasetSettings
 from nas.executorch_graph import executorch_program
 from nas.litert_graph import litert_model
+from nas.model_card import RANKING, FinishedNetwork, bundle, check_folder
 from nas.network import Network, WeightsError, folded_weights
 from nas.onnx_graph import onnx_model
 from nas.pictures.folders import listed
@@ -216,7 +216,7 @@ def main(config: ExportConfig) -> None:
         recipe_rows = (
             dataclasses.asdict(_recipe(config)) if settings.train else {"weights": str(settings.weights)}
         )
-        known = TrainedNetwork(network, split, images, recipe_rows, {RANKING: judged})
+        known = FinishedNetwork(network, split, images, recipe_rows, {RANKING: judged})
         rows |= bundle(bundled, known, title=name)
     if split and judged:
         rows["top-1"] = _shown(judged)

@@ -16,15 +16,14 @@ from torch import nn
 
 from nas import data
 from nas.accuracy.train import TrainedAccuracy, judge_on
-from nas.bundle import RANKING, TEST, TrainedNetwork, bundle, shown
 from nas.console import console, progress_bars, warn
 from nas.data import DatasetSettings
+from nas.model_card import RANKING, TEST, FinishedNetwork, bundle, shown
 from nas.network import Network, WeightsError
 from nas.page.network_result import NetworkResult
 from nas.page.reading import report_of
-from nas.page.report import Report
+from nas.page.report_data import Report
 from nas.quantities import latency_text
-from nas.recipes import FinalRecipe
 from nas.settings import FinalRecipeSettings
 from nas.study.trial import record_scatter, scatter_of, train_to_the_end, trained
 from nas.training.final import Checkpoints, FinalProgress, FinalTraining
@@ -32,6 +31,7 @@ from nas.training.inherit import inherit
 from nas.training.pretrained import pretrained
 from nas.training.processes import Processes, joined
 from nas.training.steps import TrainingError
+from nas.training_recipes import FinalRecipe
 from search_spaces.architecture import Architecture
 from search_spaces.errors import InputError
 from search_spaces.gate import Gate
@@ -50,7 +50,7 @@ def finish(
     checkpoint: Path,
     processes: Processes,
     label: str,
-) -> TrainedNetwork | None:
+) -> FinishedNetwork | None:
     """Train a network to the end, or go on from a checkpoint, and judge it.
 
     Args:
@@ -88,7 +88,7 @@ def finish(
     if split.test is not None:
         judged[TEST] = judge_on(found, split.test, split.classes, _JUDGED_AT_ONCE)
     rows |= {f"top-1, {name}": shown(each) for name, each in judged.items()}
-    return TrainedNetwork(found, split, images, _described(settings), judged, rows)
+    return FinishedNetwork(found, split, images, _described(settings), judged, rows)
 
 
 def final_recipe(settings: FinalRecipeSettings) -> FinalRecipe:

@@ -18,7 +18,7 @@ from nas.latency.heads import HeadCost
 from nas.latency.table import LatencyTable
 from nas.latency.validation import Card, card_problem
 from nas.network import Network, operations_by_fvcore
-from nas.page.report import Report
+from nas.page.report_data import Report
 from nas.pictures.folders import read_folder
 from nas.settings import (
     AccuracyConfig,

@@ -27,7 +27,7 @@ from nas.cost import Limits
 from nas.finish import check_trainable, measure_seed_scatter, train_best
 from nas.latency.end_to_end import spread
 from nas.latency.hardware import Hardware
-from nas.latency.provision import Effort, profile_command, reference_architectures, table_folder
+from nas.latency.provision import TableEffort, profile_command, reference_architectures, table_folder
 from nas.latency.sessions import NetworkRecord, networks_text, read_networks
 from nas.latency.source import LatencySource, check_timed_from_here, keys_of
 from nas.latency.table import LatencyTable
@@ -36,7 +36,7 @@ from nas.measuring.conditions import boot_id
 from nas.measuring.rounds import MeasurementError
 from nas.page.files import write_report
 from nas.page.reading import report_of
-from nas.page.report import JOINT, TRAINED, Report
+from nas.page.report_data import JOINT, TRAINED, Report
 from nas.page.torchvision_reference import (
     TorchvisionReference,
     TorchvisionReferenceError,
@@ -136,7 +136,7 @@ def _search(config: SearchConfig) -> None:
         board,
         runtime,
         tables,
-        Effort(profiling.max_keys, profiling.networks, profiling.seed),
+        TableEffort(profiling.max_keys, profiling.networks, profiling.seed),
         profiling.rounds,
         measuring_progress,
         console.print,

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-from nas.recipes import FinalRecipe, SupernetRecipe
+from nas.training_recipes import FinalRecipe, SupernetRecipe
 from search_spaces.blocks import SQUARE, is_oblong
 from search_spaces.errors import InputError
 from search_spaces.gate import is_host

@@ -15,7 +15,6 @@ from nas.assembly import dataset_settings
 from nas.command import command
 from nas.console import console, print_summary, progress_bars
 from nas.network import Network
-from nas.recipes import SupernetRecipe
 from nas.saving import check_output
 from nas.settings import Chosen, DatasetConfig, SupernetSettings
 from nas.shell import shell_line
@@ -23,6 +22,7 @@ from nas.tensors import read_tensors
 from nas.training.processes import Processes, joined
 from nas.training.supernet import Supernet
 from nas.training.supernet_training import SupernetProgress, SupernetTraining
+from nas.training_recipes import SupernetRecipe
 from search_spaces.architecture import Architecture
 from search_spaces.errors import InputError
 from search_spaces.gate import Gate

@@ -10,11 +10,11 @@ import torch
 
 from nas import data
 from nas.assembly import dataset_settings
-from nas.bundle import bundle, check_folder
 from nas.command import command
 from nas.console import console, print_summary
 from nas.cost import cost
 from nas.finish import finish
+from nas.model_card import bundle, check_folder
 from nas.saving import check_output
 from nas.settings import DatasetConfig, FinalTrainSettings
 from nas.shell import shell_line

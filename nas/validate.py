@@ -17,7 +17,7 @@ from nas.latency.end_to_end import timing_subjects
 from nas.latency.hardware import Hardware
 from nas.latency.plan import CALIBRATION_REFERENCES
 from nas.latency.provision import (
-    Effort,
+    TableEffort,
     load_table,
     profile_command,
     ready_table,
@@ -96,7 +96,7 @@ def main(config: ValidateConfig) -> None:
             f"hardware={board.name} is not this machine; validate it with: {over_ssh}, or without network: "
             f"{by_kit}"
         )
-    effort = Effort(profiling.max_keys, profiling.networks, profiling.seed)
+    effort = TableEffort(profiling.max_keys, profiling.networks, profiling.seed)
     with measuring_progress() as progress:
         bench = Bench(target, runtime, board.name, folder, profiling.rounds, progress, console.print)
         table = ready_table(bench, space, list(references.values()), effort)

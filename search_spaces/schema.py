@@ -15,7 +15,7 @@ from search_spaces.gate import made
 from search_spaces.ops import ACTIVATIONS
 from search_spaces.stage import (
     BLOCK_FIELDS,
-    Candidate,
+    CandidateBlock,
     CandidateStage,
     HeadChoice,
     Rounding,
@@ -222,8 +222,8 @@ def _read_candidate_stage(where: str, data: object) -> CandidateStage:
     return made(CandidateStage, {**values, "candidates": candidates})
 
 
-def _read_candidate(where: str, data: object) -> Candidate:
-    values = read_fields(where, Candidate, data)
+def _read_candidate(where: str, data: object) -> CandidateBlock:
+    values = read_fields(where, CandidateBlock, data)
     if "expansion" in values:
         values["expansion"] = scalar(f"{where}: expansion", values["expansion"], float, 0.1, MAX_FACTOR)
     if "name" in values:
@@ -231,7 +231,7 @@ def _read_candidate(where: str, data: object) -> Candidate:
     kinds = (*(name for name, kind in BLOCKS.items() if not kind.bare), "skip")
     if values.get("kind", "skip") not in kinds:
         raise SpaceError(f"{where}: kind must be one of {', '.join(kinds)}, not {values['kind']!r}")
-    candidate = made(Candidate, values)
+    candidate = made(CandidateBlock, values)
     try:
         candidate.build(16, 16, 1, Rounding())
     except ArchitectureError as error:

@@ -35,7 +35,7 @@ from search_spaces.schema import (
     scalar,
 )
 from search_spaces.stage import (
-    Candidate,
+    CandidateBlock,
     CandidateStage,
     Chooser,
     HeadChoice,
@@ -380,7 +380,7 @@ class SearchSpace:
         return ReachableParts(frozenset(stems), frozenset(blocks), frozenset(heads))
 
 
-def _fields(part: SearchSpace | Stage | CandidateStage | Candidate | HeadChoice) -> dict[str, object]:
+def _fields(part: SearchSpace | Stage | CandidateStage | CandidateBlock | HeadChoice) -> dict[str, object]:
     plain = {name: _listed(value) for name, value in asdict(part).items()}
     return {name: value for name, value in plain.items() if _LATER_FIELDS.get(name, plain) != value}
 

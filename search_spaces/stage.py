@@ -327,7 +327,7 @@ class Stage:
 
 
 @dataclass(frozen=True, slots=True)
-class Candidate:
+class CandidateBlock:
     """A whole candidate block of a :class:`CandidateStage`.
 
     Attributes:
@@ -401,7 +401,7 @@ class CandidateStage:
     stride: int
     width: int
     layers: int
-    candidates: tuple[Candidate, ...]
+    candidates: tuple[CandidateBlock, ...]
 
     @property
     def size(self) -> int:

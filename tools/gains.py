@@ -11,7 +11,7 @@ from pathlib import Path
 
 from nas.console import console
 from nas.page.reading import read_study, report_of
-from nas.page.report import Report
+from nas.page.report_data import Report
 from nas.page.sentences import signed
 from search_spaces.errors import InputError
 

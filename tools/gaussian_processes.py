@@ -39,7 +39,7 @@ from nas.accuracy.imagenet import shipped_predictor
 from nas.accuracy.networks import TrainedNetwork, read_networks
 from nas.accuracy.source import Accuracy
 from nas.help import CONFIG_FOLDER
-from nas.latency.predictor import LayerPredictor, standardised_features
+from nas.latency.layer_predictor import LayerPredictor, standardised_features
 from nas.latency.table import LatencyTable
 from nas.study.bayesian import Encoder
 from nas.study.neighbourhood import Candidate, Neighbourhood

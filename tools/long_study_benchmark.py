@@ -25,7 +25,7 @@ from nas.latency.hardware import Hardware, estimated_table
 from nas.page.files import pareto_csv
 from nas.page.reading import read_study, report_of
 from nas.page.rendering import report_page, summary
-from nas.page.report import Report
+from nas.page.report_data import Report
 from nas.runtimes.runtime import Runtime
 from nas.saving import write_atomically
 from nas.study.loop import Progress, Sampling, Stop, run_search

@@ -18,7 +18,7 @@ from rich.table import Table
 
 from nas.command import command
 from nas.console import console, print_summary
-from nas.latency.predictor import LayerPredictor
+from nas.latency.layer_predictor import LayerPredictor
 from nas.latency.preset import EstimatedLayers
 from nas.latency.table import MAX_BYTES, LatencyTable, TableError
 from search_spaces.gate import Gate

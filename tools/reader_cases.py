@@ -48,7 +48,6 @@ from nas.page.torchvision_reference import recorded
 from nas.pictures.decode import read_picture
 from nas.pictures.preprocessing import Preprocessing
 from nas.pictures.recognition import Recognition
-from nas.recipes import FinalRecipe
 from nas.runtimes.runtime import Runtime
 from nas.saving import finish
 from nas.study.loop import Sampling, Stop, run_search
@@ -61,6 +60,7 @@ from nas.training import supernet_checkpoint
 from nas.training.final import Checkpoints, FinalTraining
 from nas.training.processes import Processes
 from nas.training.supernet import Supernet
+from nas.training_recipes import FinalRecipe
 from search_spaces.architecture import Architecture
 from search_spaces.errors import InputError
 from search_spaces.gate import Gate

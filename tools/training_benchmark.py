@@ -45,7 +45,6 @@ from nas.latency.deployment import measure_deployments
 from nas.measuring.progress import ProfileProgress
 from nas.network import Network
 from nas.pictures.augment import Augment
-from nas.recipes import FinalRecipe, SupernetRecipe
 from nas.runtimes.runtime import Runtime
 from nas.training.final import FinalTraining
 from nas.training.inherit import inherit
@@ -53,6 +52,7 @@ from nas.training.pretrained import pretrained
 from nas.training.processes import Processes
 from nas.training.supernet import Supernet
 from nas.training.supernet_training import SupernetTraining
+from nas.training_recipes import FinalRecipe, SupernetRecipe
 from search_spaces.architecture import Architecture
 from search_spaces.references import reference
 from search_spaces.space import SearchSpace

@@ -17,12 +17,12 @@ from nas.measuring.models import OnnxRunner
 from nas.network import Network
 from nas.onnx_graph import onnx_model
 from nas.quantize import quantize
-from nas.recipes import FinalRecipe
 from nas.training.final import Checkpoints, FinalTraining
 from nas.training.inherit import inherit
 from nas.training.pretrained import pretrained
 from nas.training.processes import Processes
 from nas.training.steps import TrainingError
+from nas.training_recipes import FinalRecipe
 from search_spaces.architecture import Architecture
 from search_spaces.errors import InputError
 

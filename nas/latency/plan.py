@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from nas.cost import cost, layer_cost
 from nas.devices.device import ANCHOR
-from nas.latency.predictor import MINIMUM_LAYERS, standardised_features
+from nas.latency.layer_predictor import MINIMUM_LAYERS, standardised_features
 from nas.latency.table import LatencyTable
 from nas.measuring.rounds import rounds_of_a_load
 from nas.runtimes.runtime import Runtime

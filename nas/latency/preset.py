@@ -3,7 +3,7 @@
 An estimate is a linear model with non-negative coefficients over what a layer does: multiply-accumulates,
 bytes of feature maps and weights, elementwise passes, operators. More channels, more pixels, a larger
 kernel or a wider expansion therefore never get faster. It is a first answer, always labelled
-``estimated``; a measurement replaces it, and its rates are where :mod:`nas.latency.predictor` begins.
+``estimated``; a measurement replaces it, and its rates are where :mod:`nas.latency.layer_predictor` begins.
 
 The shipped coefficients are in ``nas/latency/presets/``, each file with its source, licence, cross-validated
 error and the runtimes it stands for; ``python -m tools.fit_preset`` makes them from published latencies.

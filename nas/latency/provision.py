@@ -25,7 +25,7 @@ from search_spaces.space import SearchSpace
 
 
 @dataclass(frozen=True, slots=True)
-class Effort:
+class TableEffort:
     """The number of layers and networks to measure.
 
     Attributes:
@@ -179,7 +179,7 @@ def _own_network(path: Path, classes: int) -> Architecture:
 
 
 def ready_table(
-    bench: Bench, space: SearchSpace, references: Sequence[Architecture], effort: Effort
+    bench: Bench, space: SearchSpace, references: Sequence[Architecture], effort: TableEffort
 ) -> LatencyTable:
     """A table that covers a space and its references, measured now as far as it is not there yet.
 

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 from nas.devices.device import Measurement, Target, deal_out, subject_name
 from nas.latency.calibration import Calibration, network_features
+from nas.latency.layer_predictor import LayerPredictor
 from nas.latency.plan import Plan
-from nas.latency.predictor import LayerPredictor
 from nas.latency.table import (
     MAX_MS,
     REFUSED_ENTRY,

@@ -11,8 +11,8 @@ from nas.devices.device import Target
 from nas.latency.end_to_end import TimedNetworks, time_networks
 from nas.latency.hardware import Hardware, table_without_measuring
 from nas.latency.provision import (
-    Effort,
     StaleTableError,
+    TableEffort,
     finish_interrupted,
     measure_layers,
     ready_table,
@@ -69,7 +69,7 @@ class LatencySource:
     board: Hardware
     runtime: Runtime
     folder: Path
-    effort: Effort
+    effort: TableEffort
     rounds: int
     progress: Callable[[], AbstractContextManager[ProfileProgress]]
     say: Callable[[str], None]

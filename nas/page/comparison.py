@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from nas.page.network_result import NetworkResult
 from nas.page.recommendation import best_within
-from nas.page.report import Report, section
+from nas.page.report_data import Report, section
 from nas.page.sentences import gain, saving
 
 _CONDITIONS = ("device", "runtime", "runtime_version", "precision", "threads")

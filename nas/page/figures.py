@@ -8,7 +8,7 @@ import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nas.page.report import Report
+from nas.page.report_data import Report
 from nas.page.sentences import accuracy_label
 from nas.quantities import latency_text
 from nas.saving import write_atomically

@@ -25,7 +25,7 @@ from nas.page.figures import save_pareto_figures
 from nas.page.network_result import NetworkResult
 from nas.page.reading import ReportError, report_of
 from nas.page.rendering import comparison_page, report_page, summary
-from nas.page.report import Report
+from nas.page.report_data import Report
 from nas.page.sentences import MIXED_KINDS, signed
 from nas.pictures.recognition import LABELS, labels
 from nas.saving import markdown_text, spreadsheet_cell, write_atomically

@@ -9,7 +9,7 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalChoiceType, CategoricalDistribution
 from optuna.trial import FrozenTrial
 
-from nas.page.report import Importance
+from nas.page.report_data import Importance
 
 # fANOVA on this many trials takes a few seconds; on all of a long study it would take minutes.
 _TRIALS_FOR_IMPORTANCE = 300

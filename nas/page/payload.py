@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from nas.cost import layer_cost
-from nas.page.report import LayerLatency, Report
+from nas.page.report_data import LayerLatency, Report
 from nas.page.sentences import WORDS, accuracy_label
 from search_spaces.architecture import PAPER_COLUMNS, Architecture
 from search_spaces.blocks import Head, Stem

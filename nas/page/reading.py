@@ -25,7 +25,7 @@ from nas.cost import BYTES_PER_VALUE
 from nas.latency.table import MAX_MS
 from nas.page.importances import parameter_importances
 from nas.page.network_result import Member, NetworkResult, losses
-from nas.page.report import JOINT, TRAINED, LayerLatency, Report, section
+from nas.page.report_data import JOINT, TRAINED, LayerLatency, Report, section
 from nas.study.journal import JournalReader, storage_of, without_collecting
 from nas.study.objective import THIRD_COSTS
 from nas.study.pareto import cost_bounds, dominated_share_over_time, front

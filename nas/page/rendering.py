@@ -19,7 +19,7 @@ from jinja2.runtime import Context
 from nas.page import sentences
 from nas.page.comparison import compare, plain
 from nas.page.payload import payload
-from nas.page.report import JOINT, Report, section
+from nas.page.report_data import JOINT, Report, section
 from nas.quantities import latency_text
 from nas.saving import markdown_text
 from nas.study.journal import without_collecting

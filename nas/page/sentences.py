@@ -7,7 +7,7 @@ from collections.abc import Container, Mapping, Sequence
 from nas.accuracy.recipes import DESCRIPTIONS
 from nas.page.network_result import NetworkResult
 from nas.page.recommendation import Answer, Gain
-from nas.page.report import TRAINED, Report, section
+from nas.page.report_data import TRAINED, Report, section
 from nas.quantities import latency_text
 from search_spaces.errors import shorten
 

@@ -49,7 +49,7 @@ _CELLS_PER_COST = 25
 
 
 @dataclass(frozen=True, slots=True)
-class Effort:
+class ProposalEffort:
     """The amount of computing that a proposal takes.
 
     Attributes:
@@ -70,9 +70,9 @@ class Effort:
 
 # Training a network takes minutes: think for a second. A predictor takes a fraction of a millisecond: a
 # proposal may take a few, fewer when there are many.
-DEAR = Effort(growth=0.0, pool=400, pool_per_proposal=2, unguided=0.1, tuning_points=300)
-CHEAP = Effort(growth=0.06, pool=60, pool_per_proposal=2, unguided=0.1, tuning_points=150)
-_CHEAP_AND_MANY = Effort(growth=0.25, pool=60, pool_per_proposal=1.5, unguided=0.4, tuning_points=150)
+DEAR = ProposalEffort(growth=0.0, pool=400, pool_per_proposal=2, unguided=0.1, tuning_points=300)
+CHEAP = ProposalEffort(growth=0.06, pool=60, pool_per_proposal=2, unguided=0.1, tuning_points=150)
+_CHEAP_AND_MANY = ProposalEffort(growth=0.25, pool=60, pool_per_proposal=1.5, unguided=0.4, tuning_points=150)
 _MANY = 1_000
 
 
@@ -312,7 +312,7 @@ class BayesianProposer:
             self._front_losses = np.vstack([others[~beaten], losses])
 
     @property
-    def _effort(self) -> Effort:
+    def _effort(self) -> ProposalEffort:
         if self._expensive:
             return DEAR
         return CHEAP if len(self._known) < _MANY else _CHEAP_AND_MANY

@@ -22,7 +22,6 @@ from torchvision.transforms import v2
 from nas.data import Split
 from nas.network import Network
 from nas.pictures.preprocessing import DEVIATION, MEAN
-from nas.recipes import FinalRecipe
 from nas.tensors import read_tensors, write_tensors
 from nas.training.optimizers import parameter_groups
 from nas.training.processes import Processes
@@ -34,6 +33,7 @@ from nas.training.steps import (
     images_a_step,
     is_out_of_memory,
 )
+from nas.training_recipes import FinalRecipe
 from search_spaces.errors import InputError
 from search_spaces.gate import Gate
 

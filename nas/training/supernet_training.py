@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from nas.data import Split
-from nas.recipes import SupernetRecipe
 from nas.training.optimizers import parameter_groups
 from nas.training.processes import Processes
 from nas.training.steps import (
@@ -33,6 +32,7 @@ from nas.training.steps import (
 )
 from nas.training.supernet import Supernet, extreme_member
 from nas.training.supernet_checkpoint import Checkpoint, CheckpointError, read, save
+from nas.training_recipes import SupernetRecipe
 from search_spaces.architecture import Architecture
 from search_spaces.gate import JsonObject
 from search_spaces.space import SearchSpace

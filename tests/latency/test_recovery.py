@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from nas.latency.plan import Plan, calibration_networks, make_plan
-from nas.latency.provision import Effort, finish_interrupted, load_table, ready_table
+from nas.latency.provision import TableEffort, finish_interrupted, load_table, ready_table
 from nas.latency.recovery import recovered
 from nas.latency.sessions import NETWORKS, Bench, load_networks, profile
 from nas.latency.table import LatencyTable, TableError
@@ -27,7 +27,7 @@ from tests.cases import FakeTarget, small_space
 from tools.dying import run_dying
 
 RUNTIME = Runtime()
-EFFORT = Effort(max_keys=40, networks=8)
+EFFORT = TableEffort(max_keys=40, networks=8)
 ROUNDS = 4
 
 

@@ -9,9 +9,9 @@ import pytest
 
 from nas.latency.calibration import FEATURES, Calibration, layer_features
 from nas.latency.end_to_end import time_networks
+from nas.latency.layer_predictor import LayerPredictor
 from nas.latency.plan import Plan, make_plan, seconds_needed
-from nas.latency.predictor import LayerPredictor
-from nas.latency.provision import Effort, measure_layers, ready_table, reference_architectures
+from nas.latency.provision import TableEffort, measure_layers, ready_table, reference_architectures
 from nas.latency.sessions import Bench, features_of, load_networks, profile
 from nas.latency.table import LatencyTable
 from nas.latency.validation import card_problem, fresh_networks, load_card, save, validate
@@ -216,7 +216,7 @@ def test_a_ready_table_is_measured_once(small_space: SearchSpace, tmp_path: Path
 
     def ready(space: SearchSpace, max_keys: int) -> LatencyTable:
         bench = Bench(target, Runtime(), "fake", tmp_path, 4, SILENT, said.append)
-        return ready_table(bench, space, references, Effort(max_keys, networks=8))
+        return ready_table(bench, space, references, TableEffort(max_keys, networks=8))
 
     ready(small_space, 150)
     assert target.asked > 150

@@ -13,7 +13,7 @@ from nas.devices.device import Measurement, Target
 from nas.latency.end_to_end import spread
 from nas.latency.hardware import Hardware
 from nas.latency.plan import make_plan
-from nas.latency.provision import Effort, StaleTableError
+from nas.latency.provision import StaleTableError, TableEffort
 from nas.latency.sessions import Bench, NetworkRecord, load_networks, networks_text, profile, read_networks
 from nas.latency.source import LatencySource, keys_of
 from nas.latency.table import LatencyTable
@@ -26,7 +26,7 @@ from search_spaces.layers import layer_keys
 from search_spaces.references import reference
 from tests.cases import FakeTarget, layer_ms, network_ms, small_space
 
-EFFORT = Effort(max_keys=30, networks=20)
+EFFORT = TableEffort(max_keys=30, networks=20)
 ROUNDS = 8
 
 

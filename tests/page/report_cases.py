@@ -8,7 +8,7 @@ from typing import Any
 import optuna
 
 from nas.page.network_result import NetworkResult
-from nas.page.report import Report
+from nas.page.report_data import Report
 from nas.study.loop import Sampling, SearchResult, Stop, architecture_of, run_search
 from nas.study.objective import Pareto
 from nas.study.problem import Problem

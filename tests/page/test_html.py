@@ -11,7 +11,7 @@ import pytest
 
 from nas.page.comparison import equal_budgets
 from nas.page.rendering import comparison_page, report_page
-from nas.page.report import JOINT, Report
+from nas.page.report_data import JOINT, Report
 from nas.page.sentences import MIXED_KINDS
 from search_spaces.references import reference
 from tests.page.report_cases import network, report

@@ -16,7 +16,7 @@ from nas.page.importances import parameter_importances
 from nas.page.network_result import NetworkResult
 from nas.page.reading import ReportError, hypervolume_over_trials, read_study, report_of
 from nas.page.rendering import summary
-from nas.page.report import COLUMNS
+from nas.page.report_data import COLUMNS
 from nas.study.loop import architecture_of
 from nas.study.objective import Pareto
 from nas.study.pareto import hypervolume

@@ -7,7 +7,7 @@ import pytest
 
 from nas import search
 from nas.latency.hardware import Hardware
-from nas.latency.provision import Effort
+from nas.latency.provision import TableEffort
 from nas.latency.source import LatencySource
 from nas.latency.table import Entry, LatencyTable, TableHeader
 from nas.measuring.conditions import cpu_model
@@ -167,7 +167,7 @@ def test_a_search_times_them_in_as_many_rounds_as_its_layers(
 
     monkeypatch.setattr(search, "measure_end_to_end", measured)
     board = Hardware("host", True)
-    source = LatencySource(board, Runtime("torch"), tmp_path, Effort(seed=3), 7, nullcontext, print)  # type: ignore[arg-type]
+    source = LatencySource(board, Runtime("torch"), tmp_path, TableEffort(seed=3), 7, nullcontext, print)  # type: ignore[arg-type]
     wanted = [torchvision_reference("torchvision:resnet50")]
     assert search._time_foreign(wanted, {}, table(1.0), source, tmp_path) == {"torchvision:resnet50": 2.0}
     assert asked == [(7, 3)]

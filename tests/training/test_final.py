@@ -6,10 +6,10 @@ import torch
 
 from nas.data import DatasetSettings, Split, load
 from nas.network import Network
-from nas.recipes import FinalRecipe
 from nas.training.final import Checkpoints, FinalProgress, FinalTraining
 from nas.training.processes import Processes
 from nas.training.steps import TrainingError
+from nas.training_recipes import FinalRecipe
 from search_spaces.errors import InputError
 from search_spaces.references import reference
 

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from nas.data import DatasetSettings, Split, load
-from nas.recipes import SupernetRecipe
 from nas.training.processes import Processes
 from nas.training.steps import TrainingError
 from nas.training.supernet import Supernet, calibrate, extreme_member
 from nas.training.supernet_checkpoint import CheckpointError, check_fits, read
 from nas.training.supernet_training import SupernetProgress, SupernetTraining
+from nas.training_recipes import SupernetRecipe
 from search_spaces.errors import InputError
 from search_spaces.space import SearchSpace
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from nas.latency.predictor import GapFillingError, LayerPredictor
+from nas.latency.layer_predictor import GapFillingError, LayerPredictor
 from nas.latency.preset import EstimatedLayers
 from search_spaces.blocks import Block
 from search_spaces.layers import LayerKey, operators, reachable_layer_keys

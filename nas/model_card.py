@@ -45,7 +45,7 @@ def check_folder(folder: Path, setting: str, overwrite: bool) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class TrainedNetwork:
+class FinishedNetwork:
     """A trained network, and all there is to say of its training.
 
     Attributes:
@@ -66,7 +66,7 @@ class TrainedNetwork:
 
 
 def bundle(
-    folder: Path, trained: TrainedNetwork, latency: Mapping[str, str] | None = None, title: str | None = None
+    folder: Path, trained: FinishedNetwork, latency: Mapping[str, str] | None = None, title: str | None = None
 ) -> dict[str, str]:
     """Write the bundle of a trained network.
 
