@@ -14,8 +14,8 @@ from nas.accuracy.source import Accuracy, AccuracyEstimator, Int8Penalty
 from nas.assembly import accuracy_of
 from nas.command import store_schemas
 from nas.help import CONFIG_FOLDER, choices_of
-from nas.search import SearchConfig, _judged
-from nas.settings import settings_of
+from nas.searching.request import judged_references
+from nas.settings import SearchConfig, settings_of
 from nas.study.workers import Workers
 from nas.training.supernet import Supernet
 from nas.training.supernet_checkpoint import Checkpoint, save
@@ -113,12 +113,12 @@ def test_references_that_the_predictor_does_not_know_are_shown_as_published_or_l
 ) -> None:
     names = ("mobilenet_v2", "mobilenetv4_conv_small", "mobilenetv4_conv_medium_r192")
     references = {name: reference(name) for name in names}
-    judged, published = _judged(references, shipped_predictor())
+    judged, published = judged_references(references, shipped_predictor())
     assert (list(judged), list(published)) == (["mobilenet_v2"], ["mobilenetv4_conv_small"])
     said = " ".join(capsys.readouterr().out.split())
     assert "mobilenetv4_conv_small is shown with its published accuracy, 73.8 %: row 1: the ImageNet" in said
     assert "mobilenetv4_conv_medium_r192 is left out: row 1:" in said
     # Penalties of int8 are for predictions: a published accuracy is of fp32.
-    judged, published = _judged(references, Int8Penalty(shipped_predictor(), {"relu6": 1.0}))
+    judged, published = judged_references(references, Int8Penalty(shipped_predictor(), {"relu6": 1.0}))
     assert (list(judged), list(published)) == (["mobilenet_v2"], [])
-    assert _judged(references, ProxyAccuracy("macs")) == (references, {})
+    assert judged_references(references, ProxyAccuracy("macs")) == (references, {})

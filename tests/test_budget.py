@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from nas.budget import LatencyBudget
 from nas.latency.hardware import Hardware, estimated_table
 from nas.latency.table import Entry, LatencyTable
 from nas.page.reading import read_study, report_of
 from nas.page.torchvision_reference import TorchvisionReferenceError, check_runnable
 from nas.runtimes.runtime import Runtime
+from nas.searching.budget import LatencyBudget
 from search_spaces.errors import InputError
 from search_spaces.layers import layer_keys
 from search_spaces.references import UnknownReferenceError, reference

@@ -11,8 +11,7 @@ from omegaconf import OmegaConf
 from nas.command import store_schemas
 from nas.help import CONFIG_FOLDER
 from nas.overrides import key_kinds, overrides_of, read_own_file
-from nas.search import SearchConfig
-from nas.settings import HardwareConfig, milliseconds
+from nas.settings import HardwareConfig, SearchConfig, milliseconds
 from nas.shell import command_line, shell_line
 from search_spaces.errors import InputError
 from tests.cases import Run

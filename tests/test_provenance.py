@@ -1,7 +1,7 @@
 from pathlib import Path
 
 from nas.cost import cost
-from nas.provenance import checked_macs, folder_digest
+from nas.searching.provenance import checked_macs, folder_digest
 from search_spaces.references import reference
 
 

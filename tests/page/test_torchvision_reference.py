@@ -1,11 +1,12 @@
 import json
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
-from nas import search
 from nas.latency.hardware import Hardware
 from nas.latency.provision import TableEffort
 from nas.latency.source import LatencySource
@@ -24,6 +25,7 @@ from nas.page.torchvision_reference import (
     torchvision_reference,
 )
 from nas.runtimes.runtime import Runtime
+from nas.searching import timing
 from nas.study.trial import remeasure
 from search_spaces.layers import layer_keys
 from search_spaces.references import reference
@@ -165,9 +167,10 @@ def test_a_search_times_them_in_as_many_rounds_as_its_layers(
         asked.append(arguments[-2:])  # type: ignore[arg-type]
         return {"torchvision:resnet50": 2.0}
 
-    monkeypatch.setattr(search, "measure_end_to_end", measured)
+    monkeypatch.setattr(timing, "measure_end_to_end", measured)
     board = Hardware("host", True)
     source = LatencySource(board, Runtime("torch"), tmp_path, TableEffort(seed=3), 7, nullcontext, print)  # type: ignore[arg-type]
     wanted = [torchvision_reference("torchvision:resnet50")]
-    assert search._time_foreign(wanted, {}, table(1.0), source, tmp_path) == {"torchvision:resnet50": 2.0}
+    request: Any = SimpleNamespace(foreign=wanted, latencies=source, folder=tmp_path)
+    assert timing.time_foreign(request, table(1.0), {}) == {"torchvision:resnet50": 2.0}
     assert asked == [(7, 3)]

@@ -12,7 +12,6 @@ from pathlib import Path
 
 from nas.accuracy.csv import read_extra
 from nas.accuracy.imagenet import SHIPPED_PARAMETERS
-from nas.budget import LatencyBudget
 from nas.cost import cost
 from nas.latency.heads import HeadCost
 from nas.latency.table import LatencyTable
@@ -20,6 +19,7 @@ from nas.latency.validation import Card, card_problem
 from nas.network import Network, operations_by_fvcore
 from nas.page.report_data import Report
 from nas.pictures.folders import read_folder
+from nas.searching.budget import LatencyBudget
 from nas.settings import (
     AccuracyConfig,
     ImagenetConfig,
