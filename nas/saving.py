@@ -38,6 +38,11 @@ DISK_ERRORS = {
     errno.EIO: "look after the disk",
     errno.EFBIG: "name a place on another file system",
 }
+_REMEDIES = DISK_ERRORS | {
+    errno.EISDIR: "move the folder away",
+    errno.ELOOP: "move the link away",
+    errno.ENXIO: "delete it, it is no file",
+}
 _COMMIT = ".commit.json"
 _POLL_INTERVAL_S = 0.2
 
@@ -187,9 +192,10 @@ def cannot_write(error: OSError, path: Path | str) -> str:
         error: of the system.
         path: what was being written, where the error does not say.
     """
-    what_to_do = DISK_ERRORS.get(error.errno or 0)
+    what_to_do = _REMEDIES.get(error.errno or 0)
     then = f"; {what_to_do}, then type the same command again" if what_to_do else ""
-    return f"cannot write {error.filename or path}: {error.strerror or error}{then}"
+    # Of a file that is moved, the one in whose place it was to come.
+    return f"cannot write {error.filename2 or error.filename or path}: {error.strerror or error}{then}"
 
 
 @contextmanager
@@ -212,7 +218,7 @@ def hold(
     Raises:
         HeldError: if another process holds it, saying which.
     """
-    path = (folder / name).resolve()
+    path = folder.resolve() / name  # the name itself may be a link out of the folder
     key = (os.getpid(), path)
     if key in _held:  # by this process, further out
         yield

@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
+from functools import lru_cache
 from pathlib import Path
 from typing import TypeVar
 
@@ -144,45 +145,58 @@ class Architecture:
         Returns:
             For the stem, each block and the head: its printed rows, one for all but the head.
         """
-
-        def row(size: int, channels: int, operator: str, *cells: object) -> tuple[str, ...]:
-            return (f"{size}² × {channels}", operator, *(str(cell) for cell in cells))
-
-        stem, head = self.stem, self.head
-        activation = _PAPER_ACTIVATION[stem.activation]
-        first = row(
-            self.resolution, 3, f"conv2d, {stem.kernel}×{stem.kernel}", "–", stem.channels, "–", activation, 2
-        )
-        rows = [(first,)]
-        for block, size in zip(self.blocks, self.sizes(), strict=False):
-            kind = BLOCKS[block.kind]
-            cells = (
-                block.expanded_channels if kind.may_expand else "–",
-                block.out_channels,
-                "✓" if block.se else "–",
-                "–" if kind.bare else _PAPER_ACTIVATION[block.activation],
-                block.stride,
-            )
-            title = "identity" if block.is_identity else kind.printed(block)
-            rows.append((row(size, block.in_channels, title, *cells),))
-        last = []
-        for operator in head.operators(self.sizes()[-1], self.out_channels, self.classes):
-            if isinstance(operator, Conv):
-                title = "linear" if isinstance(operator, Linear) else "conv2d, 1×1"
-                activation = _PAPER_ACTIVATION.get(str(operator.activation), "–")
-                channels, out = operator.in_channels, operator.out_channels
-            else:
-                assert isinstance(operator, Pool)
-                title, activation = f"pool, {operator.size}×{operator.size}", "–"
-                channels = out = operator.channels
-            last.append(row(operator.size, channels, title, "–", out, "–", activation, 1))
-        return [*rows, tuple(last)]
+        sizes = self.sizes()
+        return [
+            (_stem_row(self.stem, self.resolution),),
+            *((_block_row(block, size),) for block, size in zip(self.blocks, sizes, strict=False)),
+            _head_rows(self.head, sizes[-1], self.out_channels, self.classes),
+        ]
 
     def to_markdown(self) -> str:
         """The table as the MobileNetV3 paper prints it (Tables 1 and 2)."""
         lines = [f"| {' | '.join(PAPER_COLUMNS)} |", "|" + "---|" * len(PAPER_COLUMNS)]
         lines += [f"| {' | '.join(row)} |" for part in self.paper_rows() for row in part]
         return "\n".join(lines) + "\n"
+
+
+def _row(size: int, channels: int, operator: str, *cells: object) -> tuple[str, ...]:
+    return (f"{size}² × {channels}", operator, *(str(cell) for cell in cells))
+
+
+def _stem_row(stem: Stem, size: int) -> tuple[str, ...]:
+    activation = _PAPER_ACTIVATION[stem.activation]
+    return _row(size, 3, f"conv2d, {stem.kernel}×{stem.kernel}", "–", stem.channels, "–", activation, 2)
+
+
+# A page prints thousands of networks of few different layers.
+@lru_cache(maxsize=20_000)
+def _block_row(block: Block, size: int) -> tuple[str, ...]:
+    kind = BLOCKS[block.kind]
+    cells = (
+        block.expanded_channels if kind.may_expand else "–",
+        block.out_channels,
+        "✓" if block.se else "–",
+        "–" if kind.bare else _PAPER_ACTIVATION[block.activation],
+        block.stride,
+    )
+    title = "identity" if block.is_identity else kind.printed(block)
+    return _row(size, block.in_channels, title, *cells)
+
+
+@lru_cache(maxsize=20_000)
+def _head_rows(head: Head, size: int, in_channels: int, classes: int) -> tuple[tuple[str, ...], ...]:
+    rows = []
+    for operator in head.operators(size, in_channels, classes):
+        if isinstance(operator, Conv):
+            title = "linear" if isinstance(operator, Linear) else "conv2d, 1×1"
+            activation = _PAPER_ACTIVATION.get(str(operator.activation), "–")
+            channels, out = operator.in_channels, operator.out_channels
+        else:
+            assert isinstance(operator, Pool)
+            title, activation = f"pool, {operator.size}×{operator.size}", "–"
+            channels = out = operator.channels
+        rows.append(_row(operator.size, channels, title, "–", out, "–", activation, 1))
+    return tuple(rows)
 
 
 def _plain(part: Stem | Block | Head) -> dict[str, object]:

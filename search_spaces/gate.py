@@ -158,7 +158,7 @@ class Gate:
                 self.unreadable("it is no file")
             if status.st_size > most:
                 self.fail(f"is too large: {status.st_size / MEGABYTE:,.1f} MB, at most {most / MEGABYTE:g}")
-            with open(descriptor, "rb", closefd=False) as file:
+            with open(descriptor, "rb", MEGABYTE, closefd=False) as file:
                 yield file
         except OSError as error:
             self.unreadable(error.strerror)

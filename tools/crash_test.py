@@ -2,6 +2,7 @@
 
     python -m tools.crash_test --folder /tmp/crashes --moments 100 --output results/crashes.json
     python -m tools.crash_test --folder /tmp/interrupts --interrupt    # Ctrl-C: one line, exit code 130
+    python -m tools.crash_test --folder /tmp/two --together --moments 5     # each command twice at once
     python -m tools.crash_test --folder /tmp/full --full-disk        # needs root: mounts small file systems
 
 Each command first runs undisturbed. Then copies of it are killed, half of them at a random moment with
@@ -98,15 +99,17 @@ _PROFILE = [
     f"profile.rounds={_ROUNDS}",
 ]
 _SEARCH = ["search.references=[mobilenet_v1_025]", "search.screen=0"]
+# Too few for importances of parameters, which would take half of the time.
+_TRIALS = "search.trials=18"
 COMMANDS: dict[str, list[str]] = {
     "profile": ["nas.profile", *_PROFILE],
-    "search": ["nas.search", *_PROFILE, *_SEARCH, "accuracy=proxy", "search.trials=30"],
+    "search": ["nas.search", *_PROFILE, *_SEARCH, "accuracy=proxy", _TRIALS],
     "shared": [
         "nas.search",
         *_PROFILE,
         *_SEARCH,
         "accuracy=proxy",
-        "search.trials=30",
+        _TRIALS,
         f"study.storage={_DATABASE}",
     ],
     "train": [
@@ -186,6 +189,21 @@ class Outcome:
     problems: list[str] = field(default_factory=list)
 
 
+@dataclass
+class Pairs:
+    """The outcome of a command that ran twice at once.
+
+    Attributes:
+        both_ended: pairs that both did all that was asked.
+        one_refused: pairs of which one was told that the other is at it.
+        problems: what was wrong afterwards.
+    """
+
+    both_ended: int = 0
+    one_refused: int = 0
+    problems: list[str] = field(default_factory=list)
+
+
 @dataclass(frozen=True)
 class Deaths:
     """The ways in which a command is to die.
@@ -236,11 +254,7 @@ def run(
         ends_by: that signal.
     """
     start = time.monotonic()
-    printed = folder.with_name(f"{folder.name}.printed")
-    printed.touch()  # it may be killed before it does anything
-    child = os.fork()
-    if child == 0:
-        _become(words, folder, printed, dies_before)
+    child, printed = _started(words, folder, dies_before)
     killed = False
     while True:
         ended, status = os.waitpid(child, os.WNOHANG)
@@ -253,6 +267,18 @@ def run(
     text = printed.read_text(errors="replace")
     printed.unlink()
     return os.waitstatus_to_exitcode(status), text, time.monotonic() - start
+
+
+def _started(
+    words: Sequence[str], folder: Path, dies_before: int | None = None, number: int = 0
+) -> tuple[int, Path]:
+    """A command's process, and the file of what it prints."""
+    printed = folder.with_name(f"{folder.name}-{number}.printed")
+    printed.touch()  # it may be killed before it does anything
+    child = os.fork()
+    if child == 0:
+        _become(words, folder, printed, dies_before)
+    return child, printed
 
 
 def _become(words: Sequence[str], folder: Path, printed: Path, dies_before: int | None) -> None:
@@ -444,6 +470,57 @@ def crash(
     return outcome
 
 
+def together(name: str, template: Path, work: Path, pairs: int, server: PostgresServer | None) -> Pairs:
+    """The outcome of a command that runs twice at once in one folder.
+
+    Args:
+        name: of the command.
+        template: folder that it begins in.
+        work: where folders are made.
+        pairs: how often; the second begins later by up to the whole time that one takes.
+        server: of databases.
+    """
+    outcome = Pairs()
+    generator = random.Random(name)
+    seconds = 0.0
+    for pair in range(pairs):
+        folder = work / f"{name}-pair-{pair}"
+        shutil.copytree(template, folder)
+        words = _told(name, folder, server)
+        began = time.monotonic()
+        started = [_started(words, folder)]
+        time.sleep(generator.uniform(0, 0.8 * seconds))
+        started.append(_started(words, folder, number=1))
+        ends = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child, _ in started]
+        seconds = seconds or time.monotonic() - began
+        said = [printed.read_text(errors="replace") for _, printed in started]
+        refused = [
+            code == 2
+            and bool(
+                re.search(r"(?m)^error: .* (is|are) in use by process \d+|^error: .*exists already", text)
+            )
+            for code, text in zip(ends, said, strict=True)
+        ]
+        found = [
+            f"exit code {code}: {text.strip()[-400:]}"
+            for code, text, each in zip(ends, said, refused, strict=True)
+            if "Traceback" in text or not (code == 0 or each)
+        ]
+        if all(refused):
+            found.append("both were refused")
+        if not found:
+            found += check(name, words, folder, set())
+        outcome.one_refused += any(refused)
+        outcome.both_ended += not any(refused)
+        outcome.problems += [f"pair {pair}: {each}" for each in found]
+        for _, printed in started:
+            printed.unlink()
+        if not found:
+            shutil.rmtree(folder)
+        print(f"{name} pair {pair}: exit codes {ends} {found or ''}", flush=True)
+    return outcome
+
+
 def _told(name: str, folder: Path, server: PostgresServer | None) -> list[str]:
     """The words of a command, with a database of its own where it needs one."""
     if not any(_DATABASE in each for each in COMMANDS[name]):
@@ -524,6 +601,7 @@ def main() -> None:
     parser.add_argument("--commands", default=",".join(COMMANDS))
     parser.add_argument("--kind", choices=("both", "random", "operations"), default="both", help="of moments")
     parser.add_argument("--interrupt", action="store_true", help="Ctrl-C instead of killing")
+    parser.add_argument("--together", action="store_true", help="two at once instead of killing")
     parser.add_argument("--full-disk", action="store_true", help="fill disks instead of killing")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, help="JSON file of the outcomes")
@@ -537,7 +615,7 @@ def main() -> None:
     deaths = Deaths(arguments.moments, arguments.seed, arguments.kind)
     if arguments.interrupt:
         deaths = Deaths(arguments.moments, arguments.seed, "random", signal.SIGINT)
-    outcomes = {}
+    outcomes: dict[str, Outcome | Pairs] = {}
     with ExitStack() as stack:
         server = stack.enter_context(PostgresServer()) if "shared" in names else None
         for name in names:
@@ -547,15 +625,20 @@ def main() -> None:
                 shutil.copytree(empty, template)
                 code, printed, _ = run(first, template)
                 assert code == 0, printed
-            if arguments.full_disk:
+            outcome: Outcome | Pairs
+            if arguments.together:
+                outcome = together(name, template, arguments.folder, arguments.moments, server)
+            elif arguments.full_disk:
                 outcome = Outcome(problems=fill(name, template, arguments.folder))
             else:
                 outcome = crash(name, template, arguments.folder, deaths, server)
-            outcomes[name] = asdict(outcome)
+            outcomes[name] = outcome
             print(f"{name}: {outcome}", flush=True)
             if arguments.output:
-                arguments.output.write_text(json.dumps(outcomes, indent=1) + "\n")
-    sys.exit(any(each["problems"] for each in outcomes.values()))
+                arguments.output.write_text(
+                    json.dumps({each: asdict(found) for each, found in outcomes.items()}, indent=1) + "\n"
+                )
+    sys.exit(any(each.problems for each in outcomes.values()))
 
 
 if __name__ == "__main__":

@@ -286,7 +286,7 @@ def _study(folder: Path) -> bytes:
     return (folder / "seed.journal").read_bytes()
 
 
-def _whole_study(folder: Path) -> bytes:
+def whole_study(folder: Path) -> bytes:
     """A study with everything that a search leaves in it."""
     space = SearchSpace.from_dict(Gate("space").yaml(SPACE))
     members = list(itertools.islice(space.members(), 4))
@@ -470,7 +470,7 @@ def readers(temporary: Path) -> list[Reader]:
     commit = b'{"moved": {".table.csv.new": "table.csv"}, "removed": ["pending.json"]}'
     yaml = _NETWORK.to_yaml().encode()
     own = reference("mobilenet_v3_large", 192).to_yaml().encode()
-    studies = [_study(temporary), _whole_study(temporary)]
+    studies = [_study(temporary), whole_study(temporary)]
     return [
         Reader(
             "architecture",

@@ -10,27 +10,37 @@ from __future__ import annotations
 import functools
 import gc
 import json
-import sys
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, NoReturn
+from typing import BinaryIO, NoReturn, cast
 
-from optuna.distributions import json_to_distribution
+from optuna.distributions import CategoricalChoiceType, CategoricalDistribution, json_to_distribution
 from optuna.storages import JournalStorage
 from optuna.storages.journal import BaseJournalBackend, _storage
 
 from search_spaces.errors import InputError
-from search_spaces.gate import MEGABYTE, Gate
+from search_spaces.gate import MAX_TEXT, MEGABYTE, Gate
 
 MAX_LINE = 16 * MEGABYTE
 _MOST_TRIALS = 10_000_000
 # Where the distributions of a trial begin and end in a line, as this project and Optuna write it.
 _BEGIN, _END = b'"distributions":{', b'"},"params":'
 _MOST_KEPT_BYTES = 64 * MEGABYTE
-# Every trial of a study has the same few dozen distributions. Optuna reads their texts anew for each, which
-# takes most of the time that a long study takes to open; nobody changes a distribution.
-_storage.json_to_distribution = functools.lru_cache(maxsize=10_000)(json_to_distribution)  # type: ignore[attr-defined]
+# Whatever Python and Optuna say of records that are none.
+_DAMAGED = (
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    AssertionError,
+    RecursionError,
+)
+# Every trial of a study has the same few dozen distributions, and nobody changes one.
+_distribution = functools.lru_cache(maxsize=10_000)(json_to_distribution)
+_storage.json_to_distribution = _distribution  # type: ignore[attr-defined]
 # Fields of each operation of Optuna's journal, with what they must be.
 _Kinds = dict[str, type | tuple[type, ...]]
 _STUDY: _Kinds = {"study_id": int}
@@ -117,15 +127,7 @@ def storage_of(backend: BaseJournalBackend, gate: Gate) -> JournalStorage:
             return JournalStorage(backend)
     except InputError:
         raise
-    except (
-        KeyError,
-        ValueError,
-        TypeError,
-        AttributeError,
-        AssertionError,
-        ArithmeticError,
-        LookupError,
-    ) as error:
+    except _DAMAGED as error:
         gate.fail(f"is damaged: {type(error).__name__}: {error}")
 
 
@@ -168,11 +170,29 @@ def records(
             if isinstance(error, gate.error):
                 raise
             where.fail("is no JSON")
-        record = _check(where, values, parameters)
+        record = _check(where, values)
         # Of a new trial what is checked by then is most of it: parameters and their distributions.
-        rest = [record.get(name) for name in _ATTRIBUTES] if record["op_code"] == 4 else record
-        where.plain(rest, longest_text=MAX_LINE)
+        rest = [record.get(name) for name in _ATTRIBUTES] if record["op_code"] == 4 else [record]
+        if not all(map(_is_flat, rest)):
+            where.plain(rest, longest_text=MAX_LINE)
         yield record
+
+
+def _is_flat(data: object) -> bool:
+    """True if a value is nothing, or a mapping of plain ones: of most trials, and seen at once."""
+    if not isinstance(data, dict):
+        return data is None
+    for name, value in data.items():
+        kind = type(value)
+        if kind is float:
+            plain = math.isfinite(value)
+        elif kind is int:
+            plain = -(2**63) <= value < 2**63
+        else:
+            plain = kind is str or kind is bool or value is None
+        if not plain or len(name) > MAX_TEXT:
+            return False
+    return True
 
 
 class _NoNumberError(Exception):
@@ -195,10 +215,80 @@ def _plain_json(line: bytes, gate: Gate) -> object:
         InputError: of the gate's kind, if it holds NaN or infinity.
     """
     try:
-        found: object = _DECODER.decode(line.decode())
+        text = line.decode()
+        found: object
+        found, end = _DECODER.raw_decode(text)
+        if end < len(text) and not text[end:].isspace():
+            raise ValueError("more than one value")
     except _NoNumberError as error:
         gate.no_number(str(error))
     return found
+
+
+class _Shared(dict[str, str]):
+    """The distributions of a trial as texts by name, made and checked once for all trials that have them.
+
+    Attributes:
+        made: the distributions.
+        names: of the parameters.
+        choices: of each of them; None where one is not categorical.
+    """
+
+    def __init__(self, texts: Mapping[str, str]) -> None:
+        super().__init__(texts)
+        self.made = {name: _distribution(text) for name, text in texts.items()}
+        self.names = [*texts]
+        found = [each.choices for each in self.made.values() if isinstance(each, CategoricalDistribution)]
+        self.choices = found if len(found) == len(texts) else None
+
+    def chosen(self, params: Mapping[str, object]) -> dict[str, CategoricalChoiceType] | None:
+        """The values of a trial's parameters, whose numbers the journal has; None of other things."""
+        numbers = [*params.values()]
+        # Names of a line are objects of their own: those of all trials are kept once.
+        if self.choices is None or [*params] != self.names or {*map(type, numbers)} != {int}:
+            return None
+        chosen = cast(list[int], numbers)
+        if min(chosen) < 0:
+            return None
+        try:
+            values = [choices[number] for choices, number in zip(self.choices, chosen, strict=True)]
+        except IndexError:
+            return None
+        return dict(zip(self.names, values, strict=True))
+
+
+class _Numbers(dict[str, object]):
+    """The parameters of a trial as a journal has them, by number.
+
+    Attributes:
+        chosen: the same by value.
+    """
+
+    def __init__(self, numbers: Mapping[str, object], values: dict[str, CategoricalChoiceType]) -> None:
+        super().__init__(numbers)
+        self.chosen = values
+
+
+class _Replay(_storage.JournalStorageReplayResult):
+    """Optuna's memory of a journal, in which trials share their distributions.
+
+    It makes forty-five distributions and values for each trial, most of the time that a long study takes to
+    open.
+    """
+
+    def _apply_create_trial(self, log: dict[str, object]) -> None:
+        distributions, params = log.get("distributions"), log.get("params")
+        if not (isinstance(distributions, _Shared) and isinstance(params, _Numbers)):
+            super()._apply_create_trial(log)
+            return
+        count = len(self._trials)
+        super()._apply_create_trial({**log, "distributions": {}, "params": {}})
+        if len(self._trials) > count:
+            trial = self._trials[count]
+            trial.distributions, trial.params = distributions.made, params.chosen
+
+
+_storage.JournalStorageReplayResult = _Replay  # type: ignore[misc]
 
 
 class Distributions:
@@ -208,12 +298,8 @@ class Distributions:
     """
 
     def __init__(self) -> None:
-        self._by_text: dict[bytes, dict[str, str]] = {}
+        self._by_text: dict[bytes, _Shared | None] = {}
         self._kept_bytes = 0
-        # Of those that are kept, which no other object takes the place of.
-        self._unchecked: set[int] = set()
-        self._whole: set[int] = set()
-        self._checked: set[str] = set()
 
     def read(self, line: bytes, gate: Gate) -> object:
         """The values of a line.
@@ -224,10 +310,7 @@ class Distributions:
         """
         start, end = line.find(_BEGIN), line.find(_END)
         if 0 <= start < end and line.count(_BEGIN[:-1]) == 1:
-            text = line[start + len(_BEGIN) - 1 : end + 2]
-            found = self._by_text.get(text)
-            if found is None:
-                found = self._new(text, gate)
+            found = self._shared(line[start + len(_BEGIN) - 1 : end + 2], gate)
             if found is not None:
                 # What was cut out is a JSON value by itself, so whatever stands around it keeps its meaning.
                 rest = b"".join((line[: start + len(_BEGIN) - 1], b"null", line[end + 2 :]))
@@ -235,48 +318,35 @@ class Distributions:
                 if isinstance(record, dict) and record.get("distributions", False) is None:
                     record["distributions"] = found
                     params = record.get("params")
-                    if isinstance(params, dict):  # the trials of a study share the names
-                        record["params"] = {sys.intern(name): value for name, value in params.items()}
+                    if isinstance(params, dict) and (values := found.chosen(params)) is not None:
+                        record["params"] = _Numbers(params, values)
                     return record
         return _plain_json(line, gate)
 
-    def _new(self, text: bytes, gate: Gate) -> dict[str, str] | None:
-        try:
-            found = _plain_json(text, gate)
-        except ValueError:
-            return None  # the whole line may still be something
-        if not isinstance(found, dict) or self._kept_bytes + len(text) > _MOST_KEPT_BYTES:
+    def _shared(self, text: bytes, gate: Gate) -> _Shared | None:
+        if text in self._by_text:
+            return self._by_text[text]
+        if self._kept_bytes + len(text) > _MOST_KEPT_BYTES:
             return None
         self._kept_bytes += len(text)
+        try:
+            texts = _plain_json(text, gate)
+            found = _Shared(texts) if isinstance(texts, dict) else None
+        except _DAMAGED:
+            found = None  # the whole line may still be something, or says what is wrong
         self._by_text[text] = found
-        self._unchecked.add(id(found))
         return found
 
-    def check_all(self, gate: Gate, found: dict[str, str]) -> None:
-        """Check the distributions of a trial, unless all of them were checked together before."""
-        if id(found) in self._whole:
-            return
-        self.check(gate, found.values())
-        if id(found) in self._unchecked:
-            self._unchecked.remove(id(found))
-            self._whole.add(id(found))
 
-    def check(self, gate: Gate, texts: Iterable[object]) -> None:
-        """Check single distributions.
-
-        Raises:
-            InputError: of the gate's kind, if one is none.
-        """
-        for text in texts:
-            if type(text) is not str or len(text) > MEGABYTE:
-                gate.fail("has a distribution that is no text")
-            if text not in self._checked:
-                with gate.reading():
-                    json_to_distribution(text)
-                self._checked.add(text)
+def _check_distributions(gate: Gate, texts: Iterable[object]) -> None:
+    for text in texts:
+        if type(text) is not str or len(text) > MEGABYTE:
+            gate.fail("has a distribution that is no text")
+        with gate.reading():
+            _distribution(text)
 
 
-def _check(gate: Gate, record: object, parameters: Distributions) -> dict[str, object]:
+def _check(gate: Gate, record: object) -> dict[str, object]:
     if not isinstance(record, dict) or type(record.get("op_code")) is not int:
         gate.fail("has no operation")
     wanted = _FIELDS.get(record["op_code"])
@@ -295,21 +365,17 @@ def _check(gate: Gate, record: object, parameters: Distributions) -> dict[str, o
                 gate.fail(f"has no usable {name}")
         distributions = record.get("distributions", {})
         params = record.get("params", {})
-        if not params.keys() <= distributions.keys():
-            gate.fail("has a parameter without distribution")
-        # Indices of choices, all but always.
-        small = set(map(type, params.values())) <= {int} and (
-            not params or (min(params.values()) >= 0 and max(params.values()) < MEGABYTE)
-        )
-        if not small:
+        if not isinstance(params, _Numbers):  # all but always it is one
+            if not params.keys() <= distributions.keys():
+                gate.fail("has a parameter without distribution")
             for value in params.values():
                 gate.number("a parameter", value)
-        parameters.check_all(gate, distributions)
+            _check_distributions(gate, distributions.values())
     if record["op_code"] in (4, 6):
         for value in record.get("values") or []:
             gate.number("a value", value)
     if record["op_code"] == 5:
-        parameters.check(gate, [record["distribution"]])
+        _check_distributions(gate, [record["distribution"]])
     return record
 
 

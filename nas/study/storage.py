@@ -339,7 +339,7 @@ def _is_begun(study: optuna.Study) -> bool:
     deadline = time.monotonic() + (0 if isinstance(study._storage, JournalStorage) else _BEGINNING_S)
     while True:
         attributes = study.user_attrs
-        if "fingerprint" in attributes:
+        if attributes.keys() >= {"fingerprint", "space"}:
             return True
         if attributes.keys() - _BEGUN_BY_US or study.get_trials(deepcopy=False):
             raise StudyMismatchError(

@@ -333,3 +333,7 @@ def test_a_folder_from_elsewhere_moves_nothing_out_of_itself(saved: Path, tmp_pa
     os.mkfifo(saved / ".card.json.tmp")
     with pytest.raises(SaveError, match=r"cannot write .*\.card\.json\.tmp"):
         write_atomically(saved / "card.json", "{}")
+    (saved / ".lock").symlink_to(target)
+    with pytest.raises(SaveError, match=r"cannot write .*\.lock: .*; move the link away"), hold(saved, "it"):
+        pass
+    assert target.read_text() == "mine"

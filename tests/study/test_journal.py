@@ -1,12 +1,18 @@
 """Records of a study file are what JSON says, however their text is looked at."""
 
 import json
+from pathlib import Path
 
+import optuna
 import pytest
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
 
+from nas.page.reading import read_study
 from nas.study.journal import records
 from search_spaces.errors import InputError
 from search_spaces.gate import Gate
+from tools.reader_cases import whole_study
 
 _TEXT = '{"name": "CategoricalDistribution", "attributes": {"choices": [1, 2]}}'
 _TRIAL = {
@@ -71,3 +77,19 @@ def test_a_damaged_record_is_refused_with_its_line(damaged: bytes) -> None:
     assert damaged != _WHOLE
     with pytest.raises(InputError, match="is damaged in line 3"):
         _read(_WHOLE, _WHOLE, damaged)
+
+
+def test_trials_are_those_that_plain_optuna_reads(tmp_path: Path) -> None:
+    path = tmp_path / "study.journal"
+    path.write_bytes(whole_study(tmp_path))
+    ours = read_study(tmp_path)
+    plain = optuna.load_study(
+        study_name=ours.study_name, storage=JournalStorage(JournalFileBackend(str(path)))
+    )
+    assert len(ours.trials) == 5
+    assert ours.trials == plain.trials
+    assert ours.user_attrs == plain.user_attrs
+    # Trials with the same distributions share them, and names.
+    first, second = ours.get_trials(deepcopy=False)[:2]
+    assert first.distributions is second.distributions
+    assert all(one is other for one, other in zip(first.params, second.params, strict=True))
