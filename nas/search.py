@@ -18,7 +18,6 @@ from nas.finish import measure_seed_scatter, train_best
 from nas.page.files import write_report
 from nas.page.reading import report_of
 from nas.page.report_data import JOINT, TRAINED
-from nas.page.torchvision_reference import record_tables
 from nas.saving import write_atomically
 from nas.searching.confirmation import measure_front, record_foreign, shrink, time_best
 from nas.searching.preparation import Preparation, begin, prepare
@@ -26,6 +25,7 @@ from nas.searching.provenance import checked_macs, layers
 from nas.searching.request import SearchRequest
 from nas.settings import SearchConfig, TrainConfig
 from nas.study.loop import Execution, Sampling, Stop, run_search
+from nas.study.published import publish_tables
 from nas.study.storage import close_storage, open_storage, refresh_study
 from search_spaces.errors import masked
 
@@ -93,7 +93,7 @@ def _confirm(request: SearchRequest, prepared: Preparation, study: optuna.Study)
     if request.foreign and not prepared.foreign_ms:
         record_foreign(study, table, request)
     if prepared.published:
-        record_tables(study, prepared.published, table)
+        publish_tables(study, prepared.published, table)
     known = prepared.provenance(request)
     end_to_end = time_best(study, table, request)
     if end_to_end:

@@ -5,10 +5,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from nas.foreign.network import ForeignNetworkError
+from nas.foreign.timing import check_runnable
 from nas.latency.hardware import Hardware, estimated_table
 from nas.latency.table import Entry, LatencyTable
 from nas.page.reading import read_study, report_of
-from nas.page.torchvision_reference import TorchvisionReferenceError, check_runnable
 from nas.runtimes.runtime import Runtime
 from nas.searching.budget import LatencyBudget
 from search_spaces.errors import InputError
@@ -69,7 +70,7 @@ def test_networks_of_torchvision_and_timm_give_the_budget() -> None:
     budget = LatencyBudget.read("torchvision:ResNet18", None, SPACE, None)
     assert budget.name == "torchvision:resnet18"
     assert budget.bound_ms(_measured(), timed_ms=12.5) == 12.5
-    with pytest.raises(TorchvisionReferenceError, match=r"did you mean torchvision:resnet18\?"):
+    with pytest.raises(ForeignNetworkError, match=r"did you mean torchvision:resnet18\?"):
         LatencyBudget.read("torchvision:resnet19", None, SPACE, None)
     with pytest.raises(
         UnknownReferenceError, match=r"neither a number of milliseconds .write 20.*_075.*_r192"

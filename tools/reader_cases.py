@@ -42,9 +42,8 @@ from nas.measuring.rounds import Journal, Round
 from nas.network import Network
 from nas.overrides import read_own_file
 from nas.page.files import pareto_csv, write_report
-from nas.page.reading import PUBLISHED, read_study, report_of
+from nas.page.reading import read_study, report_of
 from nas.page.rendering import report_page, summary
-from nas.page.torchvision_reference import recorded
 from nas.pictures.decode import read_picture
 from nas.pictures.preprocessing import Preprocessing
 from nas.pictures.recognition import Recognition
@@ -53,6 +52,7 @@ from nas.saving import finish
 from nas.study.loop import Sampling, Stop, run_search
 from nas.study.objective import Pareto
 from nas.study.problem import Problem
+from nas.study.published import PUBLISHED, published_latencies_ms
 from nas.study.storage import StudySetting, close_storage, networks_of, open_storage, open_study, table_of
 from nas.study.trial import Trial, record_scatter, remeasure, train_to_the_end
 from nas.tensors import read_tensors
@@ -408,7 +408,7 @@ def _continue_study(folder: Path) -> object:
         known = networks_of(study)
         if known is not None:
             parse_networks(Gate("the study", InputError), known)
-        recorded(study)
+        published_latencies_ms(study)
         problem = Problem(space, Pareto(), _Constant(), _Constant())
         return run_search(study, problem, Sampling("random"), Stop(5))
     finally:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -183,9 +184,19 @@ class LocalTarget:
         precise: Sequence[Subject] = (),
     ) -> Measurement:
         """See :class:`Target`."""
+        with self.bound():
+            return self._measure(subjects, rounds, journal, progress, precise)
+
+    @contextmanager
+    def bound(self) -> Iterator[None]:
+        """This process on the cores to measure on.
+
+        Raises:
+            MeasurementError: if it cannot be bound to them.
+        """
         try:
             with affine_to(self.affinity):
-                return self._measure(subjects, rounds, journal, progress, precise)
+                yield
         except AffinityError as error:
             raise MeasurementError(str(error)) from None
 

@@ -29,6 +29,7 @@ from nas.page.report_data import JOINT, TRAINED, LayerLatency, Report, section
 from nas.study.journal import JournalReader, storage_of, without_collecting
 from nas.study.objective import THIRD_COSTS
 from nas.study.pareto import cost_bounds, dominated_share_over_time, front
+from nas.study.published import PUBLISHED
 from nas.study.storage import open_storage
 from nas.study.trial import Trial, checked_resolution, checked_top1, remeasured, scatter_of, trained
 from search_spaces.architecture import Architecture
@@ -39,9 +40,6 @@ from search_spaces.space import SearchSpace
 
 _log = logging.getLogger(__name__)
 STUDY_FILE = "study.journal"
-# Study attribute with references that are no trials: networks of other families, measured end to end,
-# with the accuracy their authors publish; see nas.page.torchvision_reference.
-PUBLISHED = "published"
 _SHOWN_FAILURES = 5
 # Squared percentage points, more than any prediction has.
 _MOST_POINTS = 1e6

@@ -2,43 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
+from nas.foreign.catalogue import foreign_networks, is_foreign
+from nas.foreign.network import ForeignNetwork, ForeignNetworkError
 from nas.latency.provision import reference_architectures
 from nas.latency.table import LatencyTable
-from nas.page.timm_reference import is_timm, timm_references
-from nas.page.torchvision_reference import (
-    TorchvisionReference,
-    TorchvisionReferenceError,
-    is_torchvision,
-    torchvision_reference,
-)
 from nas.settings import milliseconds
 from search_spaces.architecture import Architecture
 from search_spaces.errors import InputError
 from search_spaces.references import UnknownReferenceError
 from search_spaces.space import SearchSpace
-
-
-def is_foreign(name: str) -> bool:
-    """True if a name is of a network that torchvision or timm builds."""
-    return is_torchvision(name) or is_timm(name)
-
-
-def foreign_references(names: Sequence[str]) -> list[TorchvisionReference]:
-    """Those of some names that torchvision or timm build.
-
-    Raises:
-        TorchvisionReferenceError: if there is no such network, or timm is not installed.
-    """
-    found: list[TorchvisionReference] = []
-    for name in names:
-        if is_torchvision(name):
-            found.append(torchvision_reference(name))
-        elif is_timm(name):
-            found += timm_references(name)
-    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +30,7 @@ class LatencyBudget:
     latency_ms: float | None = None
     name: str | None = None
     architecture: Architecture | None = None
-    foreign: TorchvisionReference | None = None
+    foreign: ForeignNetwork | None = None
     margin: float | None = None
 
     @classmethod
@@ -80,9 +54,9 @@ class LatencyBudget:
         if latency_ms is not None:
             return cls(latency_ms, margin=margin)
         if is_foreign(budget):
-            found = foreign_references([budget])
+            found = foreign_networks([budget])
             if len(found) > 1:
-                raise TorchvisionReferenceError(
+                raise ForeignNetworkError(
                     f"search.budget_ms={budget} names {len(found)} networks: name one of them"
                 )
             return cls(name=found[0].name, foreign=found[0], margin=margin)

@@ -7,16 +7,17 @@ from collections.abc import Mapping
 import optuna
 
 from nas.console import console, search_progress, warn
+from nas.foreign.network import ForeignNetworkError
 from nas.latency.table import LatencyTable
 from nas.measuring.rounds import MeasurementError
 from nas.page.reading import report_of
 from nas.page.report_data import Report
-from nas.page.torchvision_reference import TorchvisionReferenceError, record
 from nas.quantities import latency_text
 from nas.searching.request import SearchRequest
 from nas.searching.timing import carried_networks, foreign_journal, measured, time_foreign
 from nas.study.netadapt import refine
 from nas.study.problem import Problem
+from nas.study.published import publish
 from nas.study.trial import remeasure
 from search_spaces.architecture import Architecture
 from search_spaces.errors import InputError
@@ -94,9 +95,9 @@ def record_foreign(study: optuna.Study, table: LatencyTable, request: SearchRequ
         request: which they are, and where they run.
     """
     try:
-        record(study, request.foreign, time_foreign(request, table, {}))
+        publish(study, request.foreign, time_foreign(request, table, {}))
         foreign_journal(request.folder).unlink(missing_ok=True)
-    except (MeasurementError, TorchvisionReferenceError) as error:
+    except (MeasurementError, ForeignNetworkError) as error:
         names = ", ".join(each.name for each in request.foreign)
         warn(f"warning: {names} are not in the report: {error}")
 

@@ -12,6 +12,7 @@ from optuna.storages import BaseStorage
 
 from nas.accuracy.imagenet import Predictor
 from nas.console import console, warn
+from nas.foreign.timing import check_measurable
 from nas.latency.end_to_end import spread
 from nas.latency.provision import profile_command
 from nas.latency.sessions import networks_text
@@ -20,7 +21,6 @@ from nas.latency.table import LatencyTable
 from nas.latency.validation import Card, card_problem, load_card
 from nas.measuring.conditions import boot_id
 from nas.measuring.rounds import MeasurementError
-from nas.page.torchvision_reference import check_measurable, record, recorded
 from nas.quantities import latency_text
 from nas.searching.provenance import provenance
 from nas.searching.request import SearchRequest
@@ -28,6 +28,7 @@ from nas.searching.timing import carried_networks, foreign_journal, measured, ti
 from nas.spread import evenly_spread
 from nas.study.neighbourhood import BudgetError, Neighbourhood
 from nas.study.problem import Problem
+from nas.study.published import publish, published_latencies_ms
 from nas.study.scorer import BatchScorer, layer_latency
 from nas.study.screening import screen
 from nas.study.storage import open_study, table_of
@@ -160,7 +161,7 @@ def begin(
         budget_ms = _budget_ms(request, table, prepared.foreign_ms)
         prepared = replace(prepared, table=table, budget_ms=budget_ms)
     if prepared.foreign_ms:
-        record(study, request.foreign, prepared.foreign_ms)
+        publish(study, request.foreign, prepared.foreign_ms)
         foreign_journal(request.folder).unlink(missing_ok=True)
     if request.is_shared:
         _check_agreement(study, prepared.table, request)
@@ -182,7 +183,7 @@ def _recorded(storage: BaseStorage | None, name: str) -> dict[str, float]:
     """Latencies of foreign networks that a study knows already, by name; a budget must not change."""
     if storage is None or name not in optuna.get_all_study_names(storage):
         return {}
-    return recorded(optuna.load_study(study_name=name, storage=storage))
+    return published_latencies_ms(optuna.load_study(study_name=name, storage=storage))
 
 
 def _budget_ms(request: SearchRequest, table: LatencyTable, foreign_ms: Mapping[str, float]) -> float | None:

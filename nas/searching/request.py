@@ -16,14 +16,16 @@ from nas.console import console, measuring_progress, warn
 from nas.cost import Limits
 from nas.data import DatasetSettings
 from nas.finish import check_trainable
+from nas.foreign.catalogue import foreign_networks, is_foreign
+from nas.foreign.network import ForeignNetwork
+from nas.foreign.timing import check_runnable
 from nas.latency.hardware import Hardware
 from nas.latency.provision import TableEffort, reference_architectures, table_folder
 from nas.latency.source import LatencySource, check_timed_from_here, keys_of
 from nas.latency.table import LatencyTable
-from nas.page.torchvision_reference import TorchvisionReference, check_runnable
 from nas.runtimes.runtime import Runtime
 from nas.saving import check_output
-from nas.searching.budget import LatencyBudget, foreign_references, is_foreign
+from nas.searching.budget import LatencyBudget
 from nas.searching.provenance import fingerprint
 from nas.settings import SearchConfig, SearchSettings
 from nas.study.objective import Objective
@@ -70,7 +72,7 @@ class SearchRequest:
     references: Mapping[str, Architecture]
     judged: Mapping[str, Architecture]
     published: Mapping[str, Architecture]
-    foreign: Sequence[TorchvisionReference]
+    foreign: Sequence[ForeignNetwork]
     start: str | None
     images: DatasetSettings
     classes: tuple[str, ...]
@@ -86,7 +88,7 @@ class SearchRequest:
         objective = objective_of(config.objective, settings.caution, runtime.precision)
         limits = limits_of(settings.limits, runtime.precision)
         task = task_of(settings.task, settings.task_classes, "search")
-        foreign = foreign_references(settings.references)
+        foreign = foreign_networks(settings.references)
         space, accuracy, resolution = accuracy_of(config, SearchSpace.from_dict(config.search_space))
         budget = LatencyBudget.read(settings.budget_ms, settings.budget_margin, space, resolution)
         if budget.foreign is not None and budget.name not in [each.name for each in foreign]:

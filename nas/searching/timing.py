@@ -8,11 +8,12 @@ from pathlib import Path
 import optuna
 
 from nas.console import console, warn
+from nas.devices.device import LocalTarget
+from nas.foreign.timing import measure_end_to_end
 from nas.latency.sessions import NetworkRecord, read_networks
 from nas.latency.source import LatencySource
 from nas.latency.table import LatencyTable
 from nas.measuring.rounds import MeasurementError
-from nas.page.torchvision_reference import measure_end_to_end
 from nas.searching.request import SearchRequest
 from nas.study.database import StorageError
 from nas.study.storage import networks_of
@@ -48,15 +49,15 @@ def time_foreign(
 
     Raises:
         nas.measuring.rounds.MeasurementError: if the machine did not hold still.
-        nas.page.torchvision_reference.TorchvisionReferenceError: if one cannot be timed.
+        nas.foreign.network.ForeignNetworkError: if one cannot be timed.
     """
     missing = [each for each in request.foreign if each.name not in known_ms]
     found = dict(known_ms)
     if missing:
         console.print(f"timing {', '.join(each.name for each in missing)} end to end")
-        latencies, journal = request.latencies, foreign_journal(request.folder)
-        rounds, seed = latencies.rounds, latencies.effort.seed
-        found |= measure_end_to_end(missing, table, latencies.runtime, journal, rounds, seed)
+        target, journal = request.latencies.target, foreign_journal(request.folder)
+        assert isinstance(target, LocalTarget)  # see check_runnable
+        found |= measure_end_to_end(missing, table, target, journal, request.latencies.rounds)
     return {each.name: found[each.name] for each in request.foreign}
 
 

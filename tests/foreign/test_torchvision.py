@@ -7,6 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from nas.devices.device import LocalTarget
+from nas.foreign.network import ForeignNetworkError
+from nas.foreign.timing import measure_end_to_end
+from nas.foreign.torchvision import TorchvisionNetwork, is_torchvision, torchvision_network
 from nas.latency.hardware import Hardware
 from nas.latency.provision import TableEffort
 from nas.latency.source import LatencySource
@@ -15,17 +19,9 @@ from nas.measuring.conditions import cpu_model
 from nas.page.payload import payload
 from nas.page.reading import report_of
 from nas.page.sentences import gain, saving
-from nas.page.torchvision_reference import (
-    TorchvisionReference,
-    TorchvisionReferenceError,
-    is_torchvision,
-    measure_end_to_end,
-    record,
-    record_tables,
-    torchvision_reference,
-)
 from nas.runtimes.runtime import Runtime
 from nas.searching import timing
+from nas.study.published import publish, publish_tables
 from nas.study.trial import remeasure
 from search_spaces.layers import layer_keys
 from search_spaces.references import reference
@@ -42,7 +38,7 @@ def table(anchor_ms: float | None, device: str = cpu_model()) -> LatencyTable:
 
 def test_metadata_are_those_of_the_default_weights() -> None:
     # https://docs.pytorch.org/vision/stable/models.html: ResNet50_Weights.IMAGENET1K_V2
-    found = torchvision_reference("torchvision:resnet50")
+    found = torchvision_network("torchvision:resnet50")
     assert (found.weights, found.top1) == ("IMAGENET1K_V2", 80.858)
     assert (found.parameters, found.macs, found.resolution) == (25_557_032, 4_089_000_000, 224)
     assert sum(each.numel() for each in found.build().parameters()) == found.parameters
@@ -51,7 +47,7 @@ def test_metadata_are_those_of_the_default_weights() -> None:
 def test_auxiliary_classifiers_are_left_out() -> None:
     assert not [
         name
-        for name, _ in torchvision_reference("torchvision:googlenet").build().named_modules()
+        for name, _ in torchvision_network("torchvision:googlenet").build().named_modules()
         if "aux" in name
     ]
 
@@ -59,18 +55,18 @@ def test_auxiliary_classifiers_are_left_out() -> None:
 def test_names_are_told_apart_and_unknown_ones_refused() -> None:
     assert is_torchvision("torchvision:resnet50")
     assert not is_torchvision("mobilenet_v2")
-    with pytest.raises(TorchvisionReferenceError, match=r"'torchvision:resnet51'.*resnet50"):
-        torchvision_reference("torchvision:resnet51")
+    with pytest.raises(ForeignNetworkError, match=r"'torchvision:resnet51'.*resnet50"):
+        torchvision_network("torchvision:resnet51")
 
 
 @pytest.mark.usefixtures("unsteady_machine")
 def test_latency_is_told_at_the_level_of_the_table(tmp_path: Path) -> None:
-    references = [torchvision_reference("torchvision:squeezenet1_1")]
-    runtime = Runtime("torch")
+    references = [torchvision_network("torchvision:squeezenet1_1")]
+    target = LocalTarget(Runtime("torch"))
     journal = tmp_path / "rounds.jsonl"
-    (once,) = measure_end_to_end(references, table(1.0), runtime, journal, rounds=3).values()
+    (once,) = measure_end_to_end(references, table(1.0), target, journal, rounds=3).values()
     # The journal holds all rounds: a table of a machine half as fast doubles the same samples.
-    (twice,) = measure_end_to_end(references, table(2.0), runtime, journal, rounds=3).values()
+    (twice,) = measure_end_to_end(references, table(2.0), target, journal, rounds=3).values()
     _, *rounds = map(json.loads, journal.read_text().splitlines())
     samples_ms = sorted(each["samples_ms"][0] for each in rounds)[: len(rounds) * 2 // 3]
     anchor_ms = np.median([np.median(each["anchor_ms"]) for each in rounds])
@@ -79,8 +75,8 @@ def test_latency_is_told_at_the_level_of_the_table(tmp_path: Path) -> None:
 
 
 def test_layers_of_the_table_tell_its_level_better_than_the_anchor(tmp_path: Path) -> None:
-    references = [torchvision_reference("torchvision:squeezenet1_1")]
-    runtime = Runtime("torch")
+    references = [torchvision_network("torchvision:squeezenet1_1")]
+    target = LocalTarget(Runtime("torch"))
     keys = layer_keys(reference("mobilenet_v3_small_050", 32, 10))
 
     def linked(factor: float) -> LatencyTable:
@@ -88,7 +84,7 @@ def test_layers_of_the_table_tell_its_level_better_than_the_anchor(tmp_path: Pat
         return LatencyTable(table(1.0).header, entries)
 
     found = [
-        measure_end_to_end(references, linked(factor), runtime, tmp_path / "rounds.jsonl", rounds=3)
+        measure_end_to_end(references, linked(factor), target, tmp_path / "rounds.jsonl", rounds=3)
         for factor in (1.0, 3.0)
     ]
     # The anchor says the same of both tables, their layers that the second machine took three times as long.
@@ -98,28 +94,30 @@ def test_layers_of_the_table_tell_its_level_better_than_the_anchor(tmp_path: Pat
 @pytest.mark.slow
 def test_runs_in_onnx_runtime(tmp_path: Path) -> None:
     pytest.importorskip("onnxscript")
-    references = [torchvision_reference("torchvision:squeezenet1_1")]
-    found = measure_end_to_end(references, table(1.0), Runtime(), tmp_path / "rounds.jsonl", rounds=3)
+    references = [torchvision_network("torchvision:squeezenet1_1")]
+    target = LocalTarget(Runtime())
+    found = measure_end_to_end(references, table(1.0), target, tmp_path / "rounds.jsonl", rounds=3)
     # Of the anchor, MobileNetV3-Small, which has a sixth of its operations and was timed in the same rounds.
     assert 1.5 < found["torchvision:squeezenet1_1"] < 30
 
 
 def test_refuses_what_would_not_compare(tmp_path: Path) -> None:
-    references = [torchvision_reference("torchvision:squeezenet1_1")]
-    with pytest.raises(TorchvisionReferenceError, match="this one is estimated"):
-        measure_end_to_end(references, table(None), Runtime("torch"), tmp_path / "j")
-    with pytest.raises(TorchvisionReferenceError, match=r"table is of Raspberry Pi 4; leave torchv.* out"):
-        measure_end_to_end(references, table(1.0, "Raspberry Pi 4"), Runtime("torch"), tmp_path / "j")
-    with pytest.raises(TorchvisionReferenceError, match=r"onnxruntime \(int8\)"):
-        measure_end_to_end(references, table(1.0), Runtime(precision="int8"), tmp_path / "j")
+    references = [torchvision_network("torchvision:squeezenet1_1")]
+    target = LocalTarget(Runtime("torch"))
+    with pytest.raises(ForeignNetworkError, match="this one is estimated"):
+        measure_end_to_end(references, table(None), target, tmp_path / "j")
+    with pytest.raises(ForeignNetworkError, match=r"table is of Raspberry Pi 4; leave torchv.* out"):
+        measure_end_to_end(references, table(1.0, "Raspberry Pi 4"), target, tmp_path / "j")
+    with pytest.raises(ForeignNetworkError, match=r"onnxruntime \(int8\)"):
+        measure_end_to_end(references, table(1.0), LocalTarget(Runtime(precision="int8")), tmp_path / "j")
 
 
 def test_stands_beside_the_front_as_published(tmp_path: Path) -> None:
     made_up_study(tmp_path / "s", trials=5)
     study = writable(tmp_path / "s")
-    perfect = TorchvisionReference("torchvision:perfect", "V1", 99.0, 1000, 100, 224)
+    perfect = TorchvisionNetwork("torchvision:perfect", "V1", 99.0, 1000, 100, 224)
     before = report_of(study)
-    record(study, [perfect], {"torchvision:perfect": 0.01})
+    publish(study, [perfect], {"torchvision:perfect": 0.01})
     after = report_of(study)
     assert after.front == before.front
     assert after.hypervolume == before.hypervolume
@@ -132,14 +130,14 @@ def test_stands_beside_the_front_as_published(tmp_path: Path) -> None:
 def test_tables_that_nothing_here_judges_stand_beside_the_front_and_are_timed(tmp_path: Path) -> None:
     made_up_study(tmp_path / "s", trials=5)
     study = writable(tmp_path / "s")
-    record(
+    publish(
         study,
-        [TorchvisionReference("torchvision:perfect", "V1", 99.0, 1000, 100, 224)],
+        [TorchvisionNetwork("torchvision:perfect", "V1", 99.0, 1000, 100, 224)],
         {"torchvision:perfect": 9},
     )
     before = report_of(study)
     small = reference("mobilenetv4_conv_small")
-    record_tables(study, {"mobilenetv4_conv_small": small}, MadeUpLatency())
+    publish_tables(study, {"mobilenetv4_conv_small": small}, MadeUpLatency())
     after = report_of(study)
     assert after.front == before.front
     found = {each.name: each for each in after.references if each.accuracy_source == "published"}
@@ -161,16 +159,19 @@ def test_tables_that_nothing_here_judges_stand_beside_the_front_and_are_timed(tm
 def test_a_search_times_them_in_as_many_rounds_as_its_layers(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    asked: list[tuple[int, int]] = []
+    asked: list[tuple[object, ...]] = []
 
     def measured(*arguments: object) -> dict[str, float]:
-        asked.append(arguments[-2:])  # type: ignore[arg-type]
+        asked.append(arguments[2:])
         return {"torchvision:resnet50": 2.0}
 
     monkeypatch.setattr(timing, "measure_end_to_end", measured)
-    board = Hardware("host", True)
+    board = Hardware("host", True, affinity=(0,))
     source = LatencySource(board, Runtime("torch"), tmp_path, TableEffort(seed=3), 7, nullcontext, print)  # type: ignore[arg-type]
-    wanted = [torchvision_reference("torchvision:resnet50")]
+    wanted = [torchvision_network("torchvision:resnet50")]
     request: Any = SimpleNamespace(foreign=wanted, latencies=source, folder=tmp_path)
     assert timing.time_foreign(request, table(1.0), {}) == {"torchvision:resnet50": 2.0}
-    assert asked == [(7, 3)]
+    ((target, _, rounds),) = asked
+    assert isinstance(target, LocalTarget)
+    # On the cores that layers are timed on, too.
+    assert (rounds, target.seed, target.affinity) == (7, 3, (0,))

@@ -9,12 +9,11 @@ from a searched network says something only where the recipes are alike. Weights
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass
 
 from torch import nn
 
+from nas.foreign.network import ForeignNetwork, ForeignNetworkError
 from nas.network import operations_by_fvcore
-from nas.page.torchvision_reference import TorchvisionReference, TorchvisionReferenceError
 from search_spaces.references import canonical_name
 
 PREFIX = "timm:"
@@ -48,14 +47,8 @@ _PRODUCTS = ("conv", "linear", "matmul", "addmm", "bmm", "einsum")
 NAMES: tuple[str, ...] = tuple(_PUBLISHED)
 
 
-@dataclass(frozen=True)
-class TimmReference(TorchvisionReference):
+class TimmNetwork(ForeignNetwork):
     """A checkpoint with its published accuracy; built by ``timm``."""
-
-    @property
-    def model(self) -> str:
-        """Name of the model within timm."""
-        return self.name.removeprefix(PREFIX)
 
     def build(self) -> nn.Module:
         """The network with random weights, in evaluation mode."""
@@ -70,33 +63,33 @@ def is_timm(name: str) -> bool:
     return name.startswith(PREFIX)
 
 
-def timm_references(name: str) -> list[TimmReference]:
+def timm_networks(name: str) -> list[TimmNetwork]:
     """The network a name stands for, or all of them for ``timm:all``.
 
     Raises:
-        TorchvisionReferenceError: if timm is not installed, or there is no such network here.
+        ForeignNetworkError: if timm is not installed, or there is no such network here.
     """
     model = canonical_name(name.removeprefix(PREFIX))
     if model != "all" and model not in _PUBLISHED:
         near = difflib.get_close_matches(model, _PUBLISHED, 1)
         guess = f"did you mean {PREFIX}{near[0]}? " if near else ""
-        raise TorchvisionReferenceError(
+        raise ForeignNetworkError(
             f"unknown reference {name!r}: {guess}known are {', '.join(_PUBLISHED)}; {PREFIX}all for all"
         )
     try:
         import timm  # noqa: F401  # said before anything is measured
     except ImportError:
-        raise TorchvisionReferenceError(
+        raise ForeignNetworkError(
             f"{name} needs timm: install it with: pip install 'mobilenet-nas[timm]'"
         ) from None
     return [_reference(each) for each in (NAMES if model == "all" else (model,))]
 
 
-def _reference(model: str) -> TimmReference:
+def _reference(model: str) -> TimmNetwork:
     tag, top1, side = _PUBLISHED[model]
-    empty = TimmReference(PREFIX + model, tag, top1, 0, 0, side)
+    empty = TimmNetwork(PREFIX + model, tag, top1, 0, 0, side)
     built = empty.build()
     counted = operations_by_fvcore(built, side)
     macs = round(sum(counted[operator] for operator in _PRODUCTS))
     parameters = sum(each.numel() for each in built.parameters())
-    return TimmReference(PREFIX + model, tag, top1, macs, parameters, side)
+    return TimmNetwork(PREFIX + model, tag, top1, macs, parameters, side)
