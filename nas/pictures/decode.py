@@ -6,6 +6,7 @@ Pictures are turned as their EXIF orientation says, transparent ones lie on whit
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from pathlib import Path
 
@@ -25,7 +26,12 @@ _FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TGA", "TIFF
 Image.init()
 # Of pictures that it reads all the same: large ones, and phones' EXIF.
 warnings.filterwarnings("ignore", module=r"PIL\.")
-_MOST_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 89_478_485)
+# A picture of one colour has any number of pixels in a few kilobytes. Read, an opaque one takes eight bytes a
+# pixel and a transparent one twenty: no more than 500 MB.
+_MOST_PIXELS = 60_000_000
+_MOST_TRANSPARENT = 25_000_000
+Image.MAX_IMAGE_PIXELS = _MOST_PIXELS  # it refuses twice as many before anything is read
+_STRIP = 256
 # How files begin that are called pictures and are none.
 _BEGINNINGS = (
     (b"<!doctype", "a web page"),
@@ -76,7 +82,7 @@ class _opened:  # noqa: N801 - reads as a function
         try:
             self._image = Image.open(self._path, formats=_FORMATS)
         except Image.DecompressionBombError:
-            raise PictureError(f"{self._path} is too large: more than {_MOST_PIXELS:,} pixels") from None
+            raise self._too_large(_MOST_PIXELS) from None
         except FileNotFoundError:
             what = "is a link to nothing" if self._path.is_symlink() else "is not there"
             raise PictureError(f"{self._path} {what}: remove it, or bring the file back") from None
@@ -86,10 +92,17 @@ class _opened:  # noqa: N801 - reads as a function
             raise PictureError(f"{self._path} cannot be read: {error.strerror}") from None
         except Exception as error:  # damaged headers fail in many ways
             raise PictureError(f"{self._path} cannot be read: {error}; mend or remove it") from None
+        most = _MOST_TRANSPARENT if self._image.has_transparency_data else _MOST_PIXELS
+        if self._image.width * self._image.height > most:
+            self._image.close()
+            raise self._too_large(most)
         return self._image
 
     def __exit__(self, *_: object) -> None:
         self._image.close()
+
+    def _too_large(self, most: int) -> PictureError:
+        return PictureError(f"{self._path} is too large: more than {most:,} pixels; scale it down")
 
 
 def _kind(path: Path) -> str:
@@ -128,10 +141,9 @@ def _rgb(image: Image.Image, path: Path) -> Image.Image:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception:  # damaged EXIF fails in many ways; the picture itself is fine
-        return image
+    with contextlib.suppress(Exception):  # damaged EXIF fails in many ways; the picture itself is fine
+        ImageOps.exif_transpose(image, in_place=True)
+    return image
 
 
 def _shallow(values: np.ndarray, path: Path) -> np.ndarray:
@@ -147,4 +159,7 @@ def _shallow(values: np.ndarray, path: Path) -> np.ndarray:
         if not (low >= 0 and high <= 65535):
             raise PictureError(f"{path} holds integers from {low:g} to {high:g}: save it in 8 or 16 bits")
         scale = 1 / 257
-    return np.rint(values * scale).astype(np.uint8)
+    found = np.empty(values.shape, np.uint8)
+    for row in range(0, len(values), _STRIP):  # doubles of a whole picture would take half a gigabyte
+        found[row : row + _STRIP] = np.rint(values[row : row + _STRIP] * scale)
+    return found

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from nas.pictures import decode
 from nas.pictures.decode import PictureError, check_picture, read_picture
 from tests.pictures.shapes import shape
 
@@ -103,12 +104,18 @@ def test_what_is_no_picture_is_named(make: object, message: str, tmp_path: Path)
 
 
 def test_too_many_pixels_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    Image.new("L", (50, 30)).save(tmp_path / "large.png")  # between Pillow's warning and its error
+    monkeypatch.setattr(decode, "_MOST_PIXELS", 2000)
+    monkeypatch.setattr(decode, "_MOST_TRANSPARENT", 1000)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2000)  # Pillow refuses more than twice as many by itself
+    Image.new("L", (50, 30)).save(tmp_path / "large.png")
     check_picture(tmp_path / "large.png")
-    Image.new("L", (50, 50)).save(tmp_path / "huge.png")
-    with pytest.raises(PictureError, match=r"huge\.png is too large"):
-        check_picture(tmp_path / "huge.png")
+    for mode, size in (("L", (50, 50)), ("L", (80, 80)), ("RGBA", (50, 30))):
+        Image.new(mode, size).save(tmp_path / "huge.png")
+        for read in (check_picture, read_picture):
+            with pytest.raises(
+                PictureError, match=r"huge\.png is too large: more than \d,000 pixels; scale it"
+            ):
+                read(tmp_path / "huge.png")
 
 
 def test_values_that_no_picture_has_are_named(tmp_path: Path) -> None:
