@@ -15,7 +15,7 @@ from nas.devices.device import Target
 from nas.devices.kit import check_kit, groups_of, read_result, write_kit
 from nas.latency.hardware import Hardware, import_result
 from nas.latency.once_for_all import once_for_all
-from nas.latency.plan import Plan, calibration_networks, make_plan, seconds_needed
+from nas.latency.plan import Plan, TableEffort, calibration_networks, make_plan, seconds_needed
 from nas.latency.provision import load_table, profile_command, reference_architectures, table_folder
 from nas.latency.recovery import resumed
 from nas.latency.sessions import TABLE, Bench, profile
@@ -85,14 +85,8 @@ def _profile(
     if target is not None and not settings.dry_run:
         with measuring_progress() as progress:
             table = resumed(bench(progress), table, networks)
-    plan = make_plan(
-        space,
-        reference_architectures(space).values(),
-        settings.max_keys,
-        settings.networks,
-        settings.seed,
-        table,
-    )
+    effort = TableEffort(settings.max_keys, settings.networks, settings.seed)
+    plan = make_plan(space, reference_architectures(space).values(), effort, table)
     console.print(
         f"{board.name} ({device or 'by kit'}), {runtime.name} {version or ''}, "
         f"{runtime.precision}, {runtime.threads} thread(s); space {space.name}: "

@@ -15,9 +15,8 @@ from nas.console import console, measuring_progress, print_summary
 from nas.devices.kit import MeasuredTarget, check_kit, read_result, write_kit
 from nas.latency.end_to_end import timing_subjects
 from nas.latency.hardware import Hardware
-from nas.latency.plan import CALIBRATION_REFERENCES
+from nas.latency.plan import CALIBRATION_REFERENCES, TableEffort
 from nas.latency.provision import (
-    TableEffort,
     load_table,
     profile_command,
     ready_table,

@@ -22,7 +22,7 @@ from nas import settings
 from nas.command import store_schemas
 from nas.data import DatasetSettings
 from nas.help import CONFIG_FOLDER, choices_of, commands, completions, groups_of, help_text
-from nas.latency.provision import TableEffort
+from nas.latency.plan import TableEffort
 from nas.pictures.augment import Augment
 from nas.report import STUDIES
 from tests.cases import COMMANDS, command_of

@@ -19,7 +19,7 @@ from nas.command import command
 from nas.console import console, measuring_progress, print_summary
 from nas.devices.device import LocalTarget
 from nas.latency.calibration import ErrorSummary
-from nas.latency.plan import Plan, make_plan
+from nas.latency.plan import Plan, TableEffort, make_plan
 from nas.latency.provision import reference_architectures
 from nas.latency.sessions import (
     Bench,
@@ -87,7 +87,7 @@ def main(config: BenchmarkConfig) -> None:
     kept = _kept_aside(space, settings)
     calibrating = _calibrating(space, settings, kept)
     references = [*reference_architectures(space).values(), *calibrating[: len(_CALIBRATING_V1)]]
-    subset = make_plan(space, references, settings.max_keys, 0, settings.seed).keys
+    subset = make_plan(space, references, TableEffort(settings.max_keys, 0, settings.seed)).keys
     keys = dict.fromkeys([*subset, *(key for each in (*kept, *calibrating) for key in layer_keys(each))])
     folder = Path(settings.folder) / f"{runtime.name}-{runtime.precision}-{runtime.threads}t"
     plan = Plan(tuple(keys), (*kept, *calibrating))

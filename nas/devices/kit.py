@@ -470,7 +470,7 @@ def _measurement(
     return measurement(subjects, steady, plain, described)
 
 
-def agreement(measured: Sequence[Measurement], names: Sequence[str]) -> list[float]:
+def slowness(measured: Sequence[Measurement], names: Sequence[str]) -> list[float]:
     """The slowness of each board against the first on the layers all of them measured.
 
     Args:

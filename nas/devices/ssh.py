@@ -31,8 +31,8 @@ from nas.devices.kit import (
     KitSettings,
     Result,
     ResultError,
-    agreement,
     parse_result,
+    slowness,
     write_kit,
 )
 from nas.measuring import conditions
@@ -419,7 +419,7 @@ class SshTarget:
         parts = self._measurements(texts)
         refused = {name for part in parts for name in part.refused}
         names = [name for subject in common if (name := subject_name(subject)) not in refused]
-        differences = agreement(parts, names)
+        differences = slowness(parts, names)
         worst = max(range(len(differences)), key=lambda index: abs(differences[index]))
         if abs(differences[worst]) > self.tolerance:
             raise RemoteError(

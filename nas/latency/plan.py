@@ -43,6 +43,21 @@ _SPREAD_SAMPLE = 12
 
 
 @dataclass(frozen=True, slots=True)
+class TableEffort:
+    """The number of layers and networks to measure.
+
+    Attributes:
+        max_keys: layers at most, None for all.
+        networks: random members measured end to end.
+        seed: of the choice.
+    """
+
+    max_keys: int | None = 1000
+    networks: int = 80
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """The layers and networks that a profile measures, and the layers it predicts.
 
@@ -60,9 +75,7 @@ class Plan:
 def make_plan(
     space: SearchSpace,
     references: Iterable[Architecture],
-    max_keys: int | None,
-    networks: int,
-    seed: int,
+    effort: TableEffort,
     table: LatencyTable | None = None,
 ) -> Plan:
     """Choose what to measure for a space.
@@ -70,9 +83,7 @@ def make_plan(
     Args:
         space: the space to cover.
         references: networks whose layers come first, inside the space or not.
-        max_keys: layers to measure at most, None for all.
-        networks: random members to measure for the calibration.
-        seed: of the random members.
+        effort: how many layers and networks to measure.
         table: a table whose measured layers need not be measured again.
 
     Raises:
@@ -86,21 +97,21 @@ def make_plan(
     first = list(dict.fromkeys(key for architecture in references for key in layer_keys(architecture)))
     missing = [key for key in dict.fromkeys([*first, *wanted]) if key not in known]
     covered = len(known & {*first, *wanted})
-    room = len(missing) if max_keys is None else max(0, max_keys - covered)
+    room = len(missing) if effort.max_keys is None else max(0, effort.max_keys - covered)
     if len(missing) <= room:
         keys = missing
     else:
         unknown_first = [key for key in first if key not in known]
-        keys = _choose(space, unknown_first, calibrating, missing, known, room, seed)
+        keys = _choose(space, unknown_first, calibrating, missing, known, room, effort.seed)
     chosen = set(keys) | known
     if len(chosen) < MINIMUM_LAYERS and len(missing) > len(keys):
         raise InputError(
-            f"profile.max_keys={max_keys} measures {len(chosen)} layers, but the others are predicted from "
-            f"at least {MINIMUM_LAYERS}, better 30"
+            f"profile.max_keys={effort.max_keys} measures {len(chosen)} layers, but the others are predicted "
+            f"from at least {MINIMUM_LAYERS}, better 30"
         )
     return Plan(
         keys=tuple(keys),
-        networks=calibration_networks(space, networks, seed) if keys or table is None else (),
+        networks=calibration_networks(space, effort.networks, effort.seed) if keys or table is None else (),
         predicted=tuple(key for key in dict.fromkeys([*first, *wanted]) if key not in chosen),
     )
 

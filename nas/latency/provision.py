@@ -5,10 +5,10 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
-from nas.latency.plan import Plan, calibration_networks, make_plan
+from nas.latency.plan import Plan, TableEffort, calibration_networks, make_plan
 from nas.latency.recovery import Networks, recovered, resumed
 from nas.latency.sessions import PENDING, TABLE, Bench, is_measured, profile
 from nas.latency.table import LatencyTable, TableError
@@ -22,21 +22,6 @@ from search_spaces.gate import check_name
 from search_spaces.layers import layer_keys, reachable_layer_keys
 from search_spaces.references import FAMILIES, canonical_name, is_reference, reference
 from search_spaces.space import SearchSpace
-
-
-@dataclass(frozen=True, slots=True)
-class TableEffort:
-    """The number of layers and networks to measure.
-
-    Attributes:
-        max_keys: layers at most, None for all.
-        networks: random members measured end to end.
-        seed: of the choice.
-    """
-
-    max_keys: int | None = 1000
-    networks: int = 80
-    seed: int = 0
 
 
 class StaleTableError(TableError):
@@ -206,7 +191,7 @@ def ready_table(
     with hold(bench.folder, TABLE):
         # As it is now that nobody else can change it.
         table = resumed(bench, _kept_table(bench, networks, bench.say), networks)
-        plan = make_plan(space, references, effort.max_keys, effort.networks, effort.seed, table)
+        plan = make_plan(space, references, effort, table)
         what = "no latency table yet" if table is None else "the latency table lacks layers of this space"
         bench.say(
             f"{what}: measuring {len(plan.keys):,} layers and {len(plan.networks)} networks on "

@@ -10,9 +10,9 @@ from pathlib import Path
 from nas.devices.device import Target
 from nas.latency.end_to_end import TimedNetworks, time_networks
 from nas.latency.hardware import Hardware, table_without_measuring
+from nas.latency.plan import TableEffort
 from nas.latency.provision import (
     StaleTableError,
-    TableEffort,
     finish_interrupted,
     measure_layers,
     ready_table,

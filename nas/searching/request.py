@@ -20,7 +20,8 @@ from nas.foreign.catalogue import foreign_networks, is_foreign
 from nas.foreign.network import ForeignNetwork
 from nas.foreign.timing import check_runnable
 from nas.latency.hardware import Hardware
-from nas.latency.provision import TableEffort, reference_architectures, table_folder
+from nas.latency.plan import TableEffort
+from nas.latency.provision import reference_architectures, table_folder
 from nas.latency.source import LatencySource, check_timed_from_here, keys_of
 from nas.latency.table import LatencyTable
 from nas.runtimes.runtime import Runtime

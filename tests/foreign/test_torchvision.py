@@ -12,7 +12,7 @@ from nas.foreign.network import ForeignNetworkError
 from nas.foreign.timing import measure_end_to_end
 from nas.foreign.torchvision import TorchvisionNetwork, is_torchvision, torchvision_network
 from nas.latency.hardware import Hardware
-from nas.latency.provision import TableEffort
+from nas.latency.plan import TableEffort
 from nas.latency.source import LatencySource
 from nas.latency.table import Entry, LatencyTable, TableHeader
 from nas.measuring.conditions import cpu_model

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from nas.latency.plan import Plan, calibration_networks, make_plan
-from nas.latency.provision import TableEffort, finish_interrupted, load_table, ready_table
+from nas.latency.plan import Plan, TableEffort, calibration_networks, make_plan
+from nas.latency.provision import finish_interrupted, load_table, ready_table
 from nas.latency.recovery import recovered
 from nas.latency.sessions import NETWORKS, Bench, load_networks, profile
 from nas.latency.table import LatencyTable, TableError
@@ -214,7 +214,7 @@ def test_a_table_without_its_calibration_is_calibrated_by_the_next_command(saved
 
 def test_an_interrupted_session_of_an_older_version_is_gone_on_with(tmp_path: Path) -> None:
     space = small_space()
-    plan = make_plan(space, [], 40, 8, 0)
+    plan = make_plan(space, [], EFFORT)
     folder = tmp_path / "table"
 
     class Interrupted(FakeTarget):

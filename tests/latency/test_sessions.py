@@ -10,8 +10,8 @@ import pytest
 from nas.latency.calibration import FEATURES, Calibration, layer_features
 from nas.latency.end_to_end import time_networks
 from nas.latency.layer_predictor import LayerPredictor
-from nas.latency.plan import Plan, make_plan, seconds_needed
-from nas.latency.provision import TableEffort, measure_layers, ready_table, reference_architectures
+from nas.latency.plan import Plan, TableEffort, make_plan, seconds_needed
+from nas.latency.provision import measure_layers, ready_table, reference_architectures
 from nas.latency.sessions import Bench, features_of, load_networks, profile
 from nas.latency.table import LatencyTable
 from nas.latency.validation import card_problem, fresh_networks, load_card, save, validate
@@ -36,7 +36,7 @@ def small_space(mobilenet_space: SearchSpace) -> SearchSpace:
 @lru_cache
 def plan_of(space: SearchSpace, max_keys: int | None, networks: int) -> Plan:
     """The plan that many tests measure."""
-    return make_plan(space, [], max_keys, networks, seed=0)
+    return make_plan(space, [], TableEffort(max_keys, networks))
 
 
 def test_a_plan_without_limit_measures_every_reachable_layer(small_space: SearchSpace) -> None:
@@ -48,7 +48,7 @@ def test_a_plan_without_limit_measures_every_reachable_layer(small_space: Search
 
 def test_a_limited_plan_takes_references_first_and_predicts_the_rest(small_space: SearchSpace) -> None:
     references = list(reference_architectures(small_space).values())
-    plan = make_plan(small_space, references, 300, 10, seed=0)
+    plan = make_plan(small_space, references, TableEffort(300, 10))
     assert len(plan.keys) == len(set(plan.keys)) == 300
     for architecture in references:
         assert set(layer_keys(architecture)) <= set(plan.keys)
@@ -90,10 +90,10 @@ def test_what_a_table_holds_is_not_measured_again(small_space: SearchSpace, tmp_
     first = plan_of(small_space, 100, 6)
     assert len(set(first.keys)) == 100
     table = profile(Bench(target, Runtime(), "fake", tmp_path, 4), first)
-    again = make_plan(small_space, [], 100, 6, seed=0, table=table)
+    again = make_plan(small_space, [], TableEffort(100, 6), table)
     assert not again.keys
     assert not again.networks
-    more = make_plan(small_space, [], 130, 6, seed=0, table=table)
+    more = make_plan(small_space, [], TableEffort(130, 6), table)
     assert len(more.keys) == 30
     assert not set(more.keys) & set(first.keys)
 
@@ -232,7 +232,7 @@ def test_a_ready_table_is_measured_once(small_space: SearchSpace, tmp_path: Path
 
 def test_a_validation_card_states_the_error(small_space: SearchSpace, tmp_path: Path) -> None:
     target = FakeTarget(noise=0.01)
-    plan = make_plan(small_space, [reference("mobilenet_v2", 96)], 200, 30, seed=0)
+    plan = make_plan(small_space, [reference("mobilenet_v2", 96)], TableEffort(200, 30))
     bench = Bench(target, Runtime(), "fake", tmp_path, 10)
     table = profile(bench, plan)
     assert load_card(tmp_path) is None
@@ -254,7 +254,7 @@ def test_a_validation_card_states_the_error(small_space: SearchSpace, tmp_path: 
     assert card_problem(replace(card, drift=0.02), table) == ""
     # A table that grew is the same; one measured anew is another.
     target.speed = 1.0
-    more = make_plan(small_space, [], 220, 30, seed=0, table=table)
+    more = make_plan(small_space, [], TableEffort(220, 30), table)
     grown = profile(replace(bench, rounds=8), Plan(more.keys, ()), table)
     assert len(grown.header.sessions) == 2
     assert card_problem(replace(card, drift=0.02), grown) == ""

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from nas.latency.calibration import Calibration
-from nas.latency.plan import make_plan
+from nas.latency.plan import TableEffort, make_plan
 from nas.latency.provision import StaleTableError, load_table, profile_command, table_folder
 from nas.latency.sessions import Bench, calibrate, features_of, profile
 from nas.latency.table import Entry, LatencyTable, MissingKeysError, TableError, TableHeader
@@ -60,7 +60,7 @@ def test_a_missing_layer_names_the_command_that_measures_it() -> None:
 
 
 def test_files_round_trip(tmp_path: Path, mobilenet_space: SearchSpace) -> None:
-    plan = make_plan(mobilenet_space.restricted([96]), [], 60, 12, seed=0)
+    plan = make_plan(mobilenet_space.restricted([96]), [], TableEffort(60, 12))
     table = profile(Bench(FakeTarget(), Runtime(), "fake", tmp_path, 4), plan)
     again = LatencyTable.load(tmp_path)
     assert again.header == table.header

@@ -12,8 +12,8 @@ import pytest
 from nas.devices.device import Measurement, Target
 from nas.latency.end_to_end import spread
 from nas.latency.hardware import Hardware
-from nas.latency.plan import make_plan
-from nas.latency.provision import StaleTableError, TableEffort
+from nas.latency.plan import TableEffort, make_plan
+from nas.latency.provision import StaleTableError
 from nas.latency.sessions import Bench, NetworkRecord, load_networks, networks_text, profile, read_networks
 from nas.latency.source import LatencySource, keys_of
 from nas.latency.table import LatencyTable
@@ -64,7 +64,7 @@ def source(folder: Path, machine: FakeTarget) -> LatencySource:
 def carried(tmp_path_factory: pytest.TempPathFactory) -> tuple[LatencyTable, list[NetworkRecord]]:
     """What the first machine gives a study: its table and networks, through their texts."""
     folder = tmp_path_factory.mktemp("first")
-    plan = make_plan(small_space(), [], EFFORT.max_keys, EFFORT.networks, 0)
+    plan = make_plan(small_space(), [], EFFORT)
     table = profile(Bench(FakeTarget(noise=0.01), Runtime(), "fake", folder, ROUNDS), plan)
     table = table.restricted(keys_of(small_space(), []))
     text = networks_text(spread(load_networks(folder)))
