@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -43,8 +45,33 @@ from nas.training.pretrained import pretrained
 from search_spaces.errors import InputError
 from search_spaces.space import SearchSpace
 
-# The source, the space as it suits it, and the references' resolution (None: that of their papers).
-Source = tuple[SearchSpace, SearchSource, int | None]
+
+@dataclass(frozen=True, slots=True)
+class AccuracySource:
+    """A source of accuracy with all that a search has to know of it.
+
+    Attributes:
+        space: as it suits the source.
+        estimator: answers for networks.
+        resolution: of references; None: that of their papers.
+        predictor: what answers before anything is taken off for int8, None where it is no predictor.
+        digests: of the files that answers come from, by the settings that name them.
+        uses_images: whether networks are judged on the dataset.
+        classes: names of what trained networks tell apart.
+    """
+
+    space: SearchSpace
+    estimator: SearchSource
+    resolution: int | None = None
+    predictor: Predictor | None = None
+    digests: Mapping[str, str] = field(default_factory=dict)
+    uses_images: bool = False
+    classes: tuple[str, ...] = ()
+
+    @property
+    def batch_predictor(self) -> Predictor | None:
+        """The predictor, where it answers unchanged: it can screen, and tell how errors go together."""
+        return self.predictor if self.predictor is self.estimator else None
 
 
 def hardware_of(config: HardwareConfig) -> Hardware:
@@ -135,7 +162,7 @@ def objective_of(config: ObjectiveConfig, caution: float, precision: str = "fp32
     return MnasNet(config.target_ms, config.exponent, caution)
 
 
-def accuracy_of(config: SearchConfig, space: SearchSpace) -> Source:
+def accuracy_of(config: SearchConfig, space: SearchSpace) -> AccuracySource:
     """The source of accuracy, the space as it suits it, and the references' resolution.
 
     Args:
@@ -149,49 +176,60 @@ def accuracy_of(config: SearchConfig, space: SearchSpace) -> Source:
     return SOURCES[type(chosen)](chosen, config, space)
 
 
-def _imagenet(chosen: ImagenetConfig, config: SearchConfig, space: SearchSpace) -> Source:
-    predictor = _predictor(chosen)
+def _imagenet(chosen: ImagenetConfig, config: SearchConfig, space: SearchSpace) -> AccuracySource:
+    path = Path(chosen.parameters) if chosen.parameters else SHIPPED_PARAMETERS
+    predictor = Predictor.load(path, chosen.recipe)
+    digests = {"parameters": _digest(path.read_bytes())}
+    if chosen.extra:
+        networks = read_extra(Path(chosen.extra), predictor.recipe_names, chosen.recipe)
+        predictor = predictor.with_networks(networks)
+        # The networks themselves: the CSV may only name their files.
+        digests["extra"] = _digest(repr(networks).encode())
     if unknown := uncovered_choices(space):
         warn(f"the ImageNet predictor cannot judge {'; '.join(unknown)}: networks with these are left out")
     penalty = dataclasses.asdict(chosen.int8_penalty)
     _check_penalty(penalty)
     if any(penalty.values()) and config.runtime.precision == "int8":
-        return space, Int8Penalty(predictor, penalty), None
-    return space, predictor, None
+        return AccuracySource(space, Int8Penalty(predictor, penalty), None, predictor, digests)
+    return AccuracySource(space, predictor, None, predictor, digests)
 
 
-def _proxy(chosen: ProxyConfig, config: SearchConfig, space: SearchSpace) -> Source:
-    return space, ProxyAccuracy(cast(ProxyName, chosen.score), chosen.resolution), None
+def _proxy(chosen: ProxyConfig, config: SearchConfig, space: SearchSpace) -> AccuracySource:
+    return AccuracySource(space, ProxyAccuracy(cast(ProxyName, chosen.score), chosen.resolution))
 
 
-def _table(chosen: TableConfig, config: SearchConfig, space: SearchSpace) -> Source:
-    known = AccuracyTable(space, Path(chosen.path))
+def _table(chosen: TableConfig, config: SearchConfig, space: SearchSpace) -> AccuracySource:
+    path = Path(chosen.path)
+    known = AccuracyTable(space, path)
     lacking = space.size - len(known)
     if lacking > 0:
         warn(
             f"{chosen.path} holds {len(known):,} of the space's {space.size:,} networks: "
             "the others, and references it lacks, are left out"
         )
-    return space, known, None
+    return AccuracySource(space, known, digests={"path": _digest(path.read_bytes())})
 
 
-def _supernet(chosen: SupernetAccuracyConfig, config: SearchConfig, space: SearchSpace) -> Source:
+def _supernet(chosen: SupernetAccuracyConfig, config: SearchConfig, space: SearchSpace) -> AccuracySource:
     space, load = _with_images(config, space)
-    source = SupernetAccuracy(Path(chosen.checkpoint), load, chosen.batches, chosen.threads)
+    path = Path(chosen.checkpoint)
+    source = SupernetAccuracy(path, load, chosen.batches, chosen.threads)
     source.check(space)
-    return space, source, config.dataset.resolutions[-1]
+    digests = {"checkpoint": _digest(path.read_bytes())}
+    return AccuracySource(space, source, config.dataset.resolutions[-1], digests=digests, uses_images=True)
 
 
-def _train(chosen: TrainConfig, config: SearchConfig, space: SearchSpace) -> Source:
+def _train(chosen: TrainConfig, config: SearchConfig, space: SearchSpace) -> AccuracySource:
     space, load = _with_images(config, space)
     resolution = config.dataset.resolutions[-1]
-    load(resolution)  # a missing or broken dataset is said before anything is measured
+    classes = load(resolution).classes  # a missing or broken dataset is said before anything is measured
     recipe = recipe_of(chosen, config.search.seed)
     if recipe.init != "scratch":
         pretrained(recipe.init)  # so are weights that cannot be had
     quantised = config.runtime.precision == "int8"
     kept = Path(config.study.folder) / config.study.name / "candidates"
-    return space, TrainedAccuracy(load, recipe, quantised, chosen.halving, kept), resolution
+    source = TrainedAccuracy(load, recipe, quantised, chosen.halving, kept)
+    return AccuracySource(space, source, resolution, uses_images=True, classes=classes)
 
 
 def _with_images(config: SearchConfig, space: SearchSpace) -> tuple[SearchSpace, data.Splits]:
@@ -202,7 +240,7 @@ def _with_images(config: SearchConfig, space: SearchSpace) -> tuple[SearchSpace,
 
 
 # A source of accuracy: a schema among ACCURACY_SCHEMAS, a function, a line here, a YAML in conf/accuracy.
-SOURCES: dict[type, Callable[[Any, SearchConfig, SearchSpace], Source]] = {
+SOURCES: dict[type, Callable[[Any, SearchConfig, SearchSpace], AccuracySource]] = {
     ImagenetConfig: _imagenet,
     ProxyConfig: _proxy,
     SupernetAccuracyConfig: _supernet,
@@ -217,9 +255,5 @@ def _check_penalty(points: Mapping[str, float]) -> None:
             raise InputError(f"accuracy.int8_penalty.{name} must be points of top-1, 0 to 100, not {lost}")
 
 
-def _predictor(config: ImagenetConfig) -> Predictor:
-    path = Path(config.parameters) if config.parameters else SHIPPED_PARAMETERS
-    predictor = Predictor.load(path, config.recipe)
-    if not config.extra:
-        return predictor
-    return predictor.with_networks(read_extra(Path(config.extra), predictor.recipe_names, config.recipe))
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]

@@ -10,7 +10,6 @@ import torch
 from omegaconf import OmegaConf
 from threadpoolctl import threadpool_limits
 
-from nas.accuracy.imagenet import Predictor
 from nas.accuracy.train import TrainedAccuracy
 from nas.command import command
 from nas.console import console, print_report_summary, search_progress, warn
@@ -80,8 +79,9 @@ def _run(
     console.print(f"stopped: {result.stopped} ({result.evaluated:,} candidates in {result.seconds:.0f} s)")
     if settings.refine:
         shrink(study, problem, request)
-    if isinstance(request.accuracy, TrainedAccuracy) and isinstance(config.accuracy, TrainConfig):
-        measure_seed_scatter(study, request.accuracy, config.accuracy.scatter)
+    estimator = request.source.estimator
+    if isinstance(estimator, TrainedAccuracy) and isinstance(config.accuracy, TrainConfig):
+        measure_seed_scatter(study, estimator, config.accuracy.scatter)
 
 
 def _confirm(request: SearchRequest, prepared: Preparation, study: optuna.Study) -> None:
@@ -106,8 +106,8 @@ def _confirm(request: SearchRequest, prepared: Preparation, study: optuna.Study)
     known = {**known, "layers": layers(report, table)}
     if report.front and report.front[0].architecture is not None:
         known["macs"] = checked_macs(report.front[0].architecture)
-    if isinstance(request.accuracy, Predictor):
-        known[JOINT] = request.accuracy.joint(report.compared).to_dict()
+    if predictor := request.source.batch_predictor:
+        known[JOINT] = predictor.joint(report.compared).to_dict()
     if request.is_shared:  # what others go by stays as it is
         study.set_user_attr("provenance", known)
     else:

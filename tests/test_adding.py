@@ -61,8 +61,8 @@ def add_yaml(group: str, **settings: object) -> None:
     ConfigStore.instance().store(group=group, name="mine", node={"name": "mine", **settings})
 
 
-def made(chosen: MacsConfig, config: SearchConfig, space: SearchSpace) -> assembly.Source:
-    return space, Macs(chosen.scale), None
+def made(chosen: MacsConfig, config: SearchConfig, space: SearchSpace) -> assembly.AccuracySource:
+    return assembly.AccuracySource(space, Macs(chosen.scale))
 
 
 def quasi_random(seed: int) -> BaseSampler:
@@ -79,10 +79,12 @@ def test_a_source_of_accuracy_and_a_sampler_make_a_search(
     ConfigStore.instance().store(group="accuracy", name="mine", node=MacsConfig)
     add_yaml("sampler")
     config = composed("accuracy=mine", "accuracy.scale=0.5", "sampler=mine")
-    space, accuracy, _ = assembly.accuracy_of(config, small_space())
-    study = open_study(open_storage(str(tmp_path / "study.journal")), "s", StudySetting(Pareto(), space))
+    source = assembly.accuracy_of(config, small_space())
+    study = open_study(
+        open_storage(str(tmp_path / "study.journal")), "s", StudySetting(Pareto(), source.space)
+    )
     references = {"mobilenet_v1": reference("mobilenet_v1", 32, 10)}
-    problem = Problem(space, Pareto(), accuracy, MadeUpLatency(), references)
+    problem = Problem(source.space, Pareto(), source.estimator, MadeUpLatency(), references)
     result = run_search(study, problem, Sampling(config.sampler.name), Stop(config.search.trials))
     assert result.evaluated == 5
     for trial in study.trials:

@@ -11,7 +11,7 @@ from hydra import compose, initialize_config_dir
 from nas.accuracy.imagenet import shipped_predictor
 from nas.accuracy.proxy import ProxyAccuracy
 from nas.accuracy.source import Accuracy, AccuracyEstimator, Int8Penalty
-from nas.assembly import accuracy_of
+from nas.assembly import AccuracySource, accuracy_of
 from nas.command import store_schemas
 from nas.help import CONFIG_FOLDER, choices_of
 from nas.searching.request import judged_references
@@ -22,6 +22,7 @@ from nas.training.supernet_checkpoint import Checkpoint, save
 from search_spaces.architecture import Architecture
 from search_spaces.references import reference
 from search_spaces.space import SearchSpace
+from tests.cases import small_space
 
 TRAINED = [
     "accuracy=train",
@@ -37,7 +38,8 @@ def source(*overrides: str) -> tuple[SearchSpace, AccuracyEstimator]:
     with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
         config: Any = compose("search", [*overrides])
     settings = settings_of(config, SearchConfig)
-    space, estimator, _ = accuracy_of(settings, SearchSpace.from_dict(settings.search_space))
+    source = accuracy_of(settings, SearchSpace.from_dict(settings.search_space))
+    space, estimator = source.space, source.estimator
     return space, estimator
 
 
@@ -113,12 +115,16 @@ def test_references_that_the_predictor_does_not_know_are_shown_as_published_or_l
 ) -> None:
     names = ("mobilenet_v2", "mobilenetv4_conv_small", "mobilenetv4_conv_medium_r192")
     references = {name: reference(name) for name in names}
-    judged, published = judged_references(references, shipped_predictor())
+    predictor, space = shipped_predictor(), small_space()
+    source = AccuracySource(space, predictor, predictor=predictor)
+    judged, published = judged_references(references, source)
     assert (list(judged), list(published)) == (["mobilenet_v2"], ["mobilenetv4_conv_small"])
     said = " ".join(capsys.readouterr().out.split())
     assert "mobilenetv4_conv_small is shown with its published accuracy, 73.8 %: row 1: the ImageNet" in said
     assert "mobilenetv4_conv_medium_r192 is left out: row 1:" in said
     # Penalties of int8 are for predictions: a published accuracy is of fp32.
-    judged, published = judged_references(references, Int8Penalty(shipped_predictor(), {"relu6": 1.0}))
+    penalised = Int8Penalty(predictor, {"relu6": 1.0})
+    source = AccuracySource(space, penalised, predictor=predictor)
+    judged, published = judged_references(references, source)
     assert (list(judged), list(published)) == (["mobilenet_v2"], [])
-    assert judged_references(references, ProxyAccuracy("macs")) == (references, {})
+    assert judged_references(references, AccuracySource(space, ProxyAccuracy("macs"))) == (references, {})

@@ -73,7 +73,7 @@ class Preparation:
         return Problem(
             request.space,
             request.objective,
-            request.accuracy,
+            request.source.estimator,
             self.table,
             self.judged,
             self.budget_ms,
@@ -83,7 +83,7 @@ class Preparation:
     def provenance(self, request: SearchRequest) -> dict[str, object]:
         """See :func:`nas.searching.provenance.provenance`."""
         return provenance(
-            request.config, self.table, self.card, request.budget, self.budget_ms, request.classes
+            request.config, self.table, self.card, request.budget, self.budget_ms, request.source
         )
 
 
@@ -104,7 +104,8 @@ def prepare(request: SearchRequest, storage: BaseStorage | None) -> Preparation:
     table = latencies.table(request.space, request.extra, carried)
     table = latencies.for_task(table, request.task, request.space, request.extra, carried)
     console.print(f"latency: {table.header.title}")
-    if runtime.precision == "int8" and isinstance(request.accuracy, Predictor):
+    predictor = request.source.batch_predictor
+    if runtime.precision == "int8" and predictor:
         warn(
             "  mind: accuracies are those of fp32; what quantising costs is not predicted "
             "(accuracy.int8_penalty, or accuracy=train to measure it)"
@@ -125,10 +126,10 @@ def prepare(request: SearchRequest, storage: BaseStorage | None) -> Preparation:
             + " (search.budget_margin)"
         )
     first: list[Parameters] = []
-    if request.settings.screen and isinstance(request.accuracy, Predictor):
+    if request.settings.screen and predictor:
         # A study that was begun keeps its table; so do machines that share one.
         measuring = None if request.is_shared or carried is not None else latencies
-        table, first = _screen(request, request.accuracy, table, measuring, budget_ms)
+        table, first = _screen(request, predictor, table, measuring, budget_ms)
     return Preparation(
         table, card, budget_ms, judged, published, first, foreign_ms, goes_on=carried is not None
     )

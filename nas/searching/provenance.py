@@ -7,11 +7,10 @@ import datetime
 import hashlib
 import importlib.metadata
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
-from nas.accuracy.csv import read_extra
-from nas.accuracy.imagenet import SHIPPED_PARAMETERS
+from nas.assembly import AccuracySource
 from nas.cost import cost
 from nas.latency.heads import HeadCost
 from nas.latency.table import LatencyTable
@@ -21,13 +20,8 @@ from nas.page.report_data import Report
 from nas.pictures.folders import read_folder
 from nas.searching.budget import LatencyBudget
 from nas.settings import (
-    AccuracyConfig,
-    ImagenetConfig,
     LimitsConfig,
     SearchConfig,
-    SupernetAccuracyConfig,
-    TableConfig,
-    TrainConfig,
     accuracy_settings,
     as_dict,
     milliseconds,
@@ -36,7 +30,6 @@ from nas.shell import command_line
 from search_spaces.architecture import Architecture
 from search_spaces.blocks import Block, Head, Stem
 from search_spaces.layers import layer_keys, reachable_layer_keys
-from search_spaces.space import SearchSpace
 
 _VERSIONS_OF = ("mobilenet-nas", "torch", "torchvision", "optuna", "onnxruntime", "numpy", "scikit-learn")
 
@@ -44,7 +37,7 @@ _VERSIONS_OF = ("mobilenet-nas", "torch", "torchvision", "optuna", "onnxruntime"
 def fingerprint(
     config: SearchConfig,
     table: LatencyTable,
-    space: SearchSpace,
+    source: AccuracySource,
     references: Mapping[str, Architecture],
     budget: LatencyBudget,
 ) -> dict[str, object]:
@@ -53,17 +46,16 @@ def fingerprint(
     Args:
         config: of the search.
         table: where latencies come from.
-        space: that is searched.
+        source: where accuracies come from, and the space that is searched.
         references: evaluated beside the candidates, by name.
         budget: what was asked for.
     """
-    keys = reachable_layer_keys(space).union(*(layer_keys(each) for each in references.values()))
-    header, accuracy = table.header, accuracy_settings(config.accuracy)
-    estimator = as_dict(accuracy)
+    keys = reachable_layer_keys(source.space).union(*(layer_keys(each) for each in references.values()))
+    header, estimator = table.header, as_dict(accuracy_settings(config.accuracy))
     for name in ("trials", "minutes"):
         estimator.pop(name, None)
     settings: dict[str, object] = {
-        "accuracy": {**estimator, "content": _content(accuracy)},
+        "accuracy": {**estimator, "content": dict(source.digests)},
         "latency table": {
             "hardware": header.hardware,
             "device": header.device,
@@ -83,7 +75,7 @@ def fingerprint(
         settings["search.task"] = f"{header.head.task.name} of {header.head.task.classes} classes"
     if margin := budget.margin_on(table):
         settings["search.budget_margin"] = round(margin, 6)
-    if isinstance(accuracy, TrainConfig | SupernetAccuracyConfig):
+    if source.uses_images:
         settings["dataset"] = dataset = as_dict(config.dataset)
         # How pictures are read changes nothing about them; what lies in the folder does.
         for name in ("workers", "download", "skip_unreadable"):
@@ -124,21 +116,6 @@ def _budget(budget: str | None) -> str | None:
     return budget if number is None else f"{number:g}"
 
 
-def _content(accuracy: AccuracyConfig) -> dict[str, str]:
-    """Digests of the files that accuracies come from, by the key that names them."""
-    found: dict[str, bytes] = {}
-    if isinstance(accuracy, ImagenetConfig):
-        found["parameters"] = Path(accuracy.parameters or SHIPPED_PARAMETERS).read_bytes()
-        if accuracy.extra:
-            # The networks themselves: the CSV may only name their files.
-            found["extra"] = repr(read_extra(Path(accuracy.extra), None, accuracy.recipe)).encode()
-    elif isinstance(accuracy, SupernetAccuracyConfig):
-        found["checkpoint"] = Path(accuracy.checkpoint).read_bytes()
-    elif isinstance(accuracy, TableConfig):
-        found["path"] = Path(accuracy.path).read_bytes()
-    return {key: hashlib.sha256(content).hexdigest()[:16] for key, content in found.items()}
-
-
 def checked_macs(architecture: Architecture) -> dict[str, object]:
     """Multiply-accumulates of a network as counted here and, independently, by fvcore, which runs it."""
     found = operations_by_fvcore(Network(architecture).eval(), architecture.resolution)
@@ -156,7 +133,7 @@ def provenance(
     card: Card | None,
     budget: LatencyBudget,
     budget_ms: float | None,
-    classes: Sequence[str] = (),
+    source: AccuracySource,
 ) -> dict[str, object]:
     """The circumstances of a study that its report names.
 
@@ -166,9 +143,9 @@ def provenance(
         card: how far the table can be trusted.
         budget: what was asked for.
         budget_ms: what a network may take.
-        classes: names of what trained networks tell apart.
+        source: where accuracies come from.
     """
-    header, accuracy = table.header, accuracy_settings(config.accuracy)
+    header = table.header
     counts: dict[str, int] = {}
     for entry in table.entries.values():
         counts[entry.source] = counts.get(entry.source, 0) + 1
@@ -188,11 +165,9 @@ def provenance(
             "warning": _warning(card, table),
             "error_percent": _error_percent(card, table),
         },
-        "accuracy": as_dict(accuracy),
-        "dataset": config.dataset.name
-        if isinstance(accuracy, TrainConfig | SupernetAccuracyConfig)
-        else None,
-        "classes": list(classes),
+        "accuracy": as_dict(accuracy_settings(config.accuracy)),
+        "dataset": config.dataset.name if source.uses_images else None,
+        "classes": list(source.classes),
         "budget_ms": budget_ms,
         "budget_name": budget.name,
         "budget_margin": 0.0 if budget_ms is None else budget.margin_on(table),

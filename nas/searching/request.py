@@ -8,10 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nas.accuracy.features import not_covered
-from nas.accuracy.imagenet import Predictor
-from nas.accuracy.source import AccuracyEstimator, Int8Penalty, SearchSource
-from nas.accuracy.train import TrainedAccuracy
-from nas.assembly import accuracy_of, dataset_settings, hardware_of, limits_of, objective_of, runtime_of
+from nas.assembly import (
+    AccuracySource,
+    accuracy_of,
+    dataset_settings,
+    hardware_of,
+    limits_of,
+    objective_of,
+    runtime_of,
+)
 from nas.console import console, measuring_progress, warn
 from nas.cost import Limits
 from nas.data import DatasetSettings
@@ -46,8 +51,7 @@ class SearchRequest:
 
     Attributes:
         config: as it was typed.
-        space: where candidates come from, as it suits the source of accuracy.
-        accuracy: its source.
+        source: of accuracies, and where candidates come from.
         objective: what a network is worth.
         limits: what candidates may cost at most, besides time.
         task: what networks are for; None for classification.
@@ -59,12 +63,10 @@ class SearchRequest:
         foreign: networks that torchvision or timm build.
         start: name of the reference that NetAdapt begins with; None for one of the front.
         images: what networks are trained on.
-        classes: names of what trained networks tell apart.
     """
 
     config: SearchConfig
-    space: SearchSpace
-    accuracy: SearchSource
+    source: AccuracySource
     objective: Objective
     limits: Limits
     task: Task | None
@@ -76,7 +78,6 @@ class SearchRequest:
     foreign: Sequence[ForeignNetwork]
     start: str | None
     images: DatasetSettings
-    classes: tuple[str, ...]
 
     @classmethod
     def of(cls, config: SearchConfig) -> SearchRequest:
@@ -90,7 +91,8 @@ class SearchRequest:
         limits = limits_of(settings.limits, runtime.precision)
         task = task_of(settings.task, settings.task_classes, "search")
         foreign = foreign_networks(settings.references)
-        space, accuracy, resolution = accuracy_of(config, SearchSpace.from_dict(config.search_space))
+        source = accuracy_of(config, SearchSpace.from_dict(config.search_space))
+        space, resolution = source.space, source.resolution
         budget = LatencyBudget.read(settings.budget_ms, settings.budget_margin, space, resolution)
         if budget.foreign is not None and budget.name not in [each.name for each in foreign]:
             foreign.append(budget.foreign)
@@ -98,13 +100,10 @@ class SearchRequest:
         images = dataset_settings(config.dataset)
         if settings.train_best:
             check_trainable(space, images, config.train)
-        classes: tuple[str, ...] = ()
-        if isinstance(accuracy, TrainedAccuracy) and resolution is not None:
-            classes = accuracy.load(resolution).classes
         ours = [name for name in settings.references if not is_foreign(name)]
         references = reference_architectures(space, ours, resolution)
         start = _add_start(settings, references, space, resolution)
-        judged, published = judged_references(references, accuracy)
+        judged, published = judged_references(references, source)
         if task:
             _check_task(task, board, runtime, space, references.values(), [each.name for each in foreign])
         profiling = config.profile
@@ -119,8 +118,7 @@ class SearchRequest:
         )
         request = cls(
             config,
-            space,
-            accuracy,
+            source,
             objective,
             limits,
             task,
@@ -132,10 +130,14 @@ class SearchRequest:
             foreign,
             start,
             images,
-            classes,
         )
         check_output(request.folder / "report.html", "study.folder", overwrite=True)
         return request
+
+    @property
+    def space(self) -> SearchSpace:
+        """Where candidates come from."""
+        return self.source.space
 
     @property
     def settings(self) -> SearchSettings:
@@ -166,20 +168,19 @@ class SearchRequest:
             networks: those measured for the table, as text.
         """
         config, space = self.config, self.space
-        wanted = fingerprint(config, table, space, self.references, self.budget)
+        wanted = fingerprint(config, table, self.source, self.references, self.budget)
         used = table.restricted(keys_of(space, self.extra))
         return StudySetting(self.objective, space, wanted, used, networks)
 
 
 def judged_references(
-    references: Mapping[str, Architecture], accuracy: AccuracyEstimator
+    references: Mapping[str, Architecture], source: AccuracySource
 ) -> tuple[dict[str, Architecture], dict[str, Architecture]]:
     """References that can be judged, and those of which only the published accuracy is known.
 
     Those that have neither are left out, said in a line.
     """
-    penalised = isinstance(accuracy, Int8Penalty)
-    if not isinstance(accuracy.fp32 if isinstance(accuracy, Int8Penalty) else accuracy, Predictor):
+    if source.predictor is None:
         return dict(references), {}
     judged: dict[str, Architecture] = {}
     published: dict[str, Architecture] = {}
@@ -188,7 +189,7 @@ def judged_references(
         top1 = published_top1(name, architecture.resolution) if is_reference(name) else None
         if reason is None:
             judged[name] = architecture
-        elif top1 is None or penalised:
+        elif top1 is None or source.batch_predictor is None:  # a published accuracy is one of fp32
             warn(f"{name} is left out: {reason}")
         else:
             warn(f"{name} is shown with its published accuracy, {top1:g} %: {reason}")
