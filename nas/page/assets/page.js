@@ -205,18 +205,21 @@
   }
 
   // Names beside their diamonds, moved until they cover no other name; without their common beginning
-  // where there is little room.
+  // where there is little room. Networks of other libraries come last, and go unnamed where there is none.
   function labelReferences(group, items, box) {
     const taken = items.map(([px, py]) => [px - 7, py + 4, 14]);
     const narrow = box.right < 560 && items.every((item) => item[2].startsWith("mobilenet_"));
     const named = []; // in a comparison the same reference may lie in one place twice
-    for (const [px, py, name] of items.sort((a, b) => a[1] - b[1])) {
+    const foreign = (item) => item[2].includes(":");
+    for (const item of items.sort((a, b) => foreign(a) - foreign(b) || a[1] - b[1])) {
+      const [px, py, name] = item;
       if (named.some(([x, y, other]) => other === name && Math.hypot(x - px, y - py) < 8)) continue;
       named.push([px, py, name]);
-      const text = narrow ? name.slice("mobilenet_".length) : name, width = text.length * 7.2;
+      const text = narrow ? name.slice("mobilenet_".length) : name.split(":").at(-1), width = text.length * 7.2;
       const left = px + 12 + width > box.right, x0 = left ? px - 12 - width : px + 12;
       const free = (y) => taken.every(([tx, ty, tw]) => Math.abs(ty - y) > 13 || x0 > tx + tw || tx > x0 + width);
-      const y0 = [0, 9, -9, 16, -16, 24, -24, 32].map((shift) => py + 4 + shift).find(free) ?? py + 4;
+      const y0 = [0, 9, -9, 16, -16, 24, -24, 32].map((shift) => py + 4 + shift).find(free) ?? (foreign(item) ? null : py + 4);
+      if (y0 === null) continue;
       taken.push([x0, y0, width]);
       group.append(draw("text", { class: "reference", x: left ? px - 12 : px + 12, y: y0,
         "text-anchor": left ? "end" : "start" }, text));
