@@ -40,6 +40,7 @@ from nas.settings import (
     TrainConfig,
     accuracy_settings,
 )
+from nas.shell import typed
 from nas.study.objective import THIRD_COSTS, Budget, MnasNet, Objective, Pareto
 from nas.training.pretrained import pretrained
 from search_spaces.errors import InputError
@@ -173,7 +174,16 @@ def accuracy_of(config: SearchConfig, space: SearchSpace) -> AccuracySource:
         InputError: if a setting is wrong or what the source needs is not there.
     """
     chosen = accuracy_settings(config.accuracy)
-    return SOURCES[type(chosen)](chosen, config, space)
+    trains = config.search.train_best > 0
+    if not trains and (key := typed("train")):
+        raise InputError(f"{key} is of the networks that search.train_best=N trains: say how many")
+    source = SOURCES[type(chosen)](chosen, config, space)
+    if not trains and source.resolution is None and (key := typed("dataset")):
+        raise InputError(
+            f"{key} names images, but accuracy={chosen.name} looks at none: take accuracy=train or "
+            "accuracy=supernet, or let search.train_best=N train the best"
+        )
+    return source
 
 
 def _imagenet(chosen: ImagenetConfig, config: SearchConfig, space: SearchSpace) -> AccuracySource:
@@ -189,9 +199,13 @@ def _imagenet(chosen: ImagenetConfig, config: SearchConfig, space: SearchSpace) 
         warn(f"the ImageNet predictor cannot judge {'; '.join(unknown)}: networks with these are left out")
     penalty = dataclasses.asdict(chosen.int8_penalty)
     _check_penalty(penalty)
-    if any(penalty.values()) and config.runtime.precision == "int8":
-        return AccuracySource(space, Int8Penalty(predictor, penalty), None, predictor, digests)
-    return AccuracySource(space, predictor, None, predictor, digests)
+    if not any(penalty.values()):
+        return AccuracySource(space, predictor, None, predictor, digests)
+    if config.runtime.precision != "int8":
+        raise InputError(
+            "accuracy.int8_penalty goes with runtime.precision=int8: in fp32 nothing is quantised"
+        )
+    return AccuracySource(space, Int8Penalty(predictor, penalty), None, predictor, digests)
 
 
 def _proxy(chosen: ProxyConfig, config: SearchConfig, space: SearchSpace) -> AccuracySource:

@@ -114,7 +114,6 @@ def search_progress(trials: int) -> Iterator[Callable[[SearchProgress], None]]:
                 parts.append(f"{progress.seconds_left:.0f} s left")
             parts += [
                 f"{progress.trials_per_second:.3g}/s",
-                f"{progress.feasible_share:.0%} of the networks looked at are within the budget",
                 f"hypervolume {progress.hypervolume:.3f}",
             ]
             bars.update(task, completed=progress.done, description=", ".join(parts))

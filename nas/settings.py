@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
@@ -36,9 +37,46 @@ RENAMED_SAMPLERS = {"evolution": "bayesian"}
 LEAST_RESOLUTION = 8
 
 
-def _at_least(name: str, value: float, least: int) -> None:
+def at_least(name: str, value: float, least: int) -> None:
+    """Refuse less of a setting than makes sense.
+
+    Args:
+        name: of the setting.
+        value: it was given.
+        least: that it can be.
+
+    Raises:
+        InputError: naming the setting.
+    """
     if not value >= least:
         raise InputError(f"{name} must be at least {least}, not {value:g}")
+
+
+def at_most_one(given: Mapping[str, object]) -> None:
+    """Refuse settings that are each something to do instead of the others.
+
+    Args:
+        given: their values, by name.
+
+    Raises:
+        InputError: naming those that are given.
+    """
+    names = [name for name, value in given.items() if value]
+    if len(names) > 1:
+        raise InputError(f"{' and '.join(names)} are done one at a time: leave one of them out")
+
+
+def _unused(name: str, value: object, default: object, use: str) -> None:
+    """Refuse a setting that nothing would read.
+
+    Args:
+        name: of the setting.
+        value: it was given.
+        default: what it is where nobody gives it.
+        use: what it goes with.
+    """
+    if value != default:
+        raise InputError(f"{name} goes with {use}: without that nothing reads it")
 
 
 @dataclass
@@ -126,10 +164,10 @@ class TableSettings:
 
     def __post_init__(self) -> None:
         if self.max_keys is not None:
-            _at_least("profile.max_keys", self.max_keys, 1)
-        _at_least("profile.networks", self.networks, 0)
-        _at_least("profile.rounds", self.rounds, 1)
-        _at_least("profile.seed", self.seed, 0)
+            at_least("profile.max_keys", self.max_keys, 1)
+        at_least("profile.networks", self.networks, 0)
+        at_least("profile.rounds", self.rounds, 1)
+        at_least("profile.seed", self.seed, 0)
 
 
 @dataclass
@@ -147,6 +185,12 @@ class ProfileSettings(TableSettings):
     kit: str | None = None
     import_file: str | None = None
     export: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        others = {"profile.import": self.import_file, "profile.export": self.export}
+        at_most_one({"profile.kit": self.kit, **others})
+        at_most_one({"profile.dry_run": self.dry_run, **others})
 
 
 @dataclass
@@ -311,7 +355,7 @@ class SupernetAccuracyConfig:
 
     def __post_init__(self) -> None:
         for name in ("batches", "threads"):
-            _at_least(f"accuracy.{name}", getattr(self, name), 1)
+            at_least(f"accuracy.{name}", getattr(self, name), 1)
 
 
 @dataclass
@@ -332,7 +376,7 @@ class FinalRecipeSettings(FinalRecipe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _at_least("train.threads", self.threads, 1)
+        at_least("train.threads", self.threads, 1)
 
 
 @dataclass
@@ -356,7 +400,7 @@ class FinalTrainSettings(FinalRecipeSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.resolution is not None:
-            _at_least("train.resolution", self.resolution, 1)
+            at_least("train.resolution", self.resolution, 1)
 
 
 @dataclass
@@ -379,7 +423,7 @@ class SupernetSettings(SupernetRecipe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _at_least("supernet.threads", self.threads, 1)
+        at_least("supernet.threads", self.threads, 1)
 
 
 @dataclass
@@ -416,7 +460,7 @@ class DatasetConfig:
         for side in self.resolutions:
             if is_oblong(side):
                 raise InputError(f"dataset.resolutions: {side!r}: {SQUARE}")
-            _at_least("dataset.resolutions", side, LEAST_RESOLUTION)
+            at_least("dataset.resolutions", side, LEAST_RESOLUTION)
 
 
 @dataclass
@@ -446,6 +490,13 @@ class ObjectiveConfig:
     target_ms: float | None = None
     exponent: float = -0.07
 
+    def __post_init__(self) -> None:
+        if self.name != "pareto":
+            _unused("objective.third", self.third, None, "objective=pareto")
+        if self.name != "mnasnet":
+            _unused("objective.target_ms", self.target_ms, None, "objective=mnasnet")
+            _unused("objective.exponent", self.exponent, ObjectiveConfig.exponent, "objective=mnasnet")
+
 
 @dataclass
 class StudyConfig:
@@ -464,7 +515,7 @@ class StudyConfig:
     wait_s: float = 1800.0
 
     def __post_init__(self) -> None:
-        _at_least("study.wait_s", self.wait_s, 0)
+        at_least("study.wait_s", self.wait_s, 0)
         if self.name in ("", ".", "..") or Path(self.name).name != self.name:
             raise InputError(
                 f"study.name must be the name of a folder, not {self.name!r}; study.folder says where it lies"
@@ -544,12 +595,12 @@ class SearchSettings:
     require_validation: bool = False
 
     def __post_init__(self) -> None:
-        _at_least("search.trials", self.trials, 1)
-        _at_least("search.caution", self.caution, 0)
-        _at_least("search.workers", self.workers, 1)
-        _at_least("search.screen", self.screen, 0)
-        _at_least("search.seed", self.seed, 0)
-        _at_least("search.end_to_end", self.end_to_end, 0)
+        at_least("search.trials", self.trials, 1)
+        at_least("search.caution", self.caution, 0)
+        at_least("search.workers", self.workers, 1)
+        at_least("search.screen", self.screen, 0)
+        at_least("search.seed", self.seed, 0)
+        at_least("search.end_to_end", self.end_to_end, 0)
         if self.budget_margin is not None and not 0 <= self.budget_margin < 1:
             raise InputError(
                 f"search.budget_margin must be a share from 0 to below 1 (0.1 keeps 10 % free), not "
@@ -557,6 +608,13 @@ class SearchSettings:
             )
         if self.percentile not in (50, 90, 99):
             raise InputError(f"search.percentile must be 50, 90 or 99, not {self.percentile}")
+        if not self.end_to_end:
+            _unused("search.percentile", self.percentile, 50, "search.end_to_end=N")
+        if self.budget_ms is None:
+            _unused("search.budget_margin", self.budget_margin, None, "search.budget_ms")
+        if self.refine is None:
+            _unused("search.refine_from", self.refine_from, None, "search.refine=netadapt")
+            _unused("search.refine_to_ms", self.refine_to_ms, None, "search.refine=netadapt")
         if self.train_best and self.task != "classification":
             raise InputError(
                 f"search.train_best trains classifiers: leave it out with search.task={self.task}, and train "

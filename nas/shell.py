@@ -18,6 +18,12 @@ def remember(words: Sequence[str]) -> None:
     _typed[:] = words
 
 
+def typed(section: str) -> str | None:
+    """The first key that was typed of a section of settings, or the section itself; None if none was."""
+    keys = (word.partition("=")[0] for word in _typed)
+    return next((key for key in keys if key == section or key.startswith(f"{section}.")), None)
+
+
 def command_line() -> str:
     """The command as it was typed, quoted for a shell: typed again it does the same.
 

@@ -35,7 +35,15 @@ from nas.latency.validation import (
 )
 from nas.measuring.conditions import PACKAGES
 from nas.runtimes.runtime import Runtime
-from nas.settings import ROUNDS, Chosen, HardwareConfig, RuntimeConfig, TableSettings
+from nas.settings import (
+    ROUNDS,
+    Chosen,
+    HardwareConfig,
+    RuntimeConfig,
+    TableSettings,
+    at_least,
+    at_most_one,
+)
 from search_spaces.architecture import Architecture
 from search_spaces.errors import InputError
 from search_spaces.layers import layer_keys
@@ -60,6 +68,11 @@ class ValidationSettings:
     seed: int = 1
     kit: str | None = None
     import_file: str | None = None
+
+    def __post_init__(self) -> None:
+        at_least("validate.networks", self.networks, 0)
+        at_least("validate.rounds", self.rounds, 1)
+        at_most_one({"validate.kit": self.kit, "validate.import": self.import_file})
 
 
 @dataclass

@@ -1,25 +1,29 @@
 import os
 import pickle
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hydra import compose, initialize_config_dir
 
 from nas.accuracy.imagenet import shipped_predictor
-from nas.accuracy.proxy import ProxyAccuracy
+from nas.accuracy.proxy import ProxyAccuracy, ProxyName
 from nas.accuracy.source import Accuracy, AccuracyEstimator, Int8Penalty
 from nas.assembly import AccuracySource, accuracy_of
 from nas.command import store_schemas
 from nas.help import CONFIG_FOLDER, choices_of
 from nas.searching.request import judged_references
-from nas.settings import SearchConfig, settings_of
+from nas.settings import ObjectiveConfig, ProfileSettings, SearchConfig, SearchSettings, settings_of
+from nas.shell import remember
 from nas.study.workers import Workers
 from nas.training.supernet import Supernet
 from nas.training.supernet_checkpoint import Checkpoint, save
+from nas.validate import ValidationSettings
 from search_spaces.architecture import Architecture
+from search_spaces.errors import InputError
 from search_spaces.references import reference
 from search_spaces.space import SearchSpace
 from tests.cases import small_space
@@ -128,3 +132,47 @@ def test_references_that_the_predictor_does_not_know_are_shown_as_published_or_l
     judged, published = judged_references(references, source)
     assert (list(judged), list(published)) == (["mobilenet_v2"], [])
     assert judged_references(references, AccuracySource(space, ProxyAccuracy("macs"))) == (references, {})
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (lambda: ObjectiveConfig("budget", third="macs"), "objective.third goes with objective=pareto"),
+        (lambda: ObjectiveConfig("pareto", target_ms=9.0), "objective.target_ms goes with objective=mnasnet"),
+        (lambda: ObjectiveConfig("budget", exponent=-1.0), "objective.exponent goes with objective=mnasnet"),
+        (lambda: SearchSettings(percentile=90, end_to_end=0), "search.percentile goes with"),
+        (lambda: SearchSettings(budget_margin=0.1), "search.budget_margin goes with search.budget_ms"),
+        (lambda: SearchSettings(refine_from="mobilenet_v2"), "search.refine_from goes with"),
+        (lambda: SearchSettings(refine_to_ms=9.0), "search.refine_to_ms goes with"),
+        (lambda: ProfileSettings(kit="a.zip", export="b.yaml"), "profile.kit and profile.export are done"),
+        (lambda: ProfileSettings(dry_run=True, import_file="a"), "profile.dry_run and profile.import are"),
+        (lambda: ValidationSettings(kit="a", import_file="b"), "validate.kit and validate.import are"),
+        (lambda: ValidationSettings(rounds=0), "validate.rounds must be at least 1"),
+    ],
+)
+def test_settings_that_nothing_would_read_are_refused(settings: Callable[[], object], message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        settings()
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        (["dataset=cifar10"], "dataset names images, but accuracy=imagenet looks at none"),
+        (["dataset.root=images"], "dataset.root names images"),
+        (["train.epochs=9"], "train.epochs is of the networks that search.train_best=N trains"),
+        (["accuracy.int8_penalty.hswish=1"], "accuracy.int8_penalty goes with runtime.precision=int8"),
+    ],
+)
+def test_what_is_typed_for_nothing_is_refused(typed: list[str], message: str) -> None:
+    remember(["python", "-m", "nas.search", *typed])
+    with pytest.raises(InputError) as caught:
+        source(*typed)
+    assert message in str(caught.value)
+
+
+def test_scores_of_networks_that_are_run_are_expensive() -> None:
+    """A sampler thinks longer over what takes seconds, whatever the source is called."""
+    expensive = {name: ProxyAccuracy(name, 32).expensive for name in get_args(ProxyName)}
+    assert expensive == {"naswot": True, "synflow": True, "macs": False}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 from nas.devices.device import Target
@@ -52,7 +53,7 @@ def check_timed_from_here(task: Task, board: Hardware) -> None:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class LatencySource:
     """Latencies for a search.
 
@@ -74,9 +75,9 @@ class LatencySource:
     progress: Callable[[], AbstractContextManager[ProfileProgress]]
     say: Callable[[str], None]
 
-    @property
+    @cached_property
     def target(self) -> Target | None:
-        """Who can measure, None if nobody can from here."""
+        """Who can measure, None if nobody can from here; one for all passes, so boards are asked once."""
         return self.board.target(self.runtime, self.effort.seed, self.say)
 
     def table(

@@ -28,7 +28,7 @@ from nas.page.network_result import Member, NetworkResult, losses
 from nas.page.report_data import JOINT, TRAINED, LayerLatency, Report, section
 from nas.study.journal import JournalReader, storage_of, without_collecting
 from nas.study.objective import THIRD_COSTS
-from nas.study.pareto import cost_bounds, dominated_share_over_time, front
+from nas.study.pareto import box_bounds, dominated_share_over_time, front
 from nas.study.published import PUBLISHED
 from nas.study.storage import open_storage
 from nas.study.trial import Trial, checked_resolution, checked_top1, remeasured, scatter_of, trained
@@ -383,6 +383,5 @@ def hypervolume_over_trials(
     values = losses(networks, third)
     found = values[front(values)]
     references = values[[network.kind == "reference" for network in networks]]
-    bounds = cost_bounds(found[:, 1:], references[:, 1:])
-    bounds[0] = budget_ms or bounds[0]
+    bounds = box_bounds(found[:, 1:], references[:, 1:], math.inf if budget_ms is None else budget_ms)
     return tuple((networks[index].trial, share) for index, share in dominated_share_over_time(values, bounds))

@@ -32,7 +32,7 @@ from nas.study.halving import Halving
 from nas.study.leases import Ledger, SharedLedger, SoleLedger
 from nas.study.neighbourhood import Candidate, Neighbourhood, SpaceExhaustedError
 from nas.study.objective import Evaluation, Objective, cautious_top1, values
-from nas.study.pareto import cost_bounds, dominated_share, front
+from nas.study.pareto import box_bounds, dominated_share, front
 from nas.study.problem import Problem
 from nas.study.samplers import DEFAULT_SAMPLER, Proposer, distributions, make_proposer
 from nas.study.trial import SETTLED, Kind, Trial
@@ -79,18 +79,16 @@ class Progress:
         done: completed candidates in the study, those of earlier runs included.
         total: completed candidates wanted.
         trials_per_second: of this run.
-        feasible_share: share of this run's proposals within the budget, 1 without one.
         best: the most accurate network within the budget, references included; None before any.
-        hypervolume: share, 0 to 1, of the box between 0 and 100 % and between 0 and the budget (or
-            the largest cost of any reference) that the front dominates; best utility / 100 where
-            there are no costs.
+        hypervolume: share, 0 to 1, of the box between 0 and 100 % and between 0 and the budget that the
+            networks so far dominate in accuracy, latency and a third objective, as the report has it
+            (see :func:`nas.study.pareto.box_bounds`), whatever else the objective makes of them.
         seconds_left: until the last trial or the time limit; None while unknown.
     """
 
     done: int
     total: int
     trials_per_second: float
-    feasible_share: float
     best: Best | None
     hypervolume: float
     seconds_left: float | None
@@ -513,12 +511,10 @@ class _Search:
         limits = [(self._total - self._done) / rate] if rate else []
         if clock.limit_s is not None:
             limits.append(max(0.0, clock.limit_s - clock.seconds()))
-        tried = self._neighbourhood.tried
         return Progress(
             done=self._done,
             total=self._total,
             trials_per_second=rate,
-            feasible_share=self._neighbourhood.feasible / tried if tried else 1.0,
             best=self._standings.best,
             hypervolume=self._standings.hypervolume(),
             seconds_left=min(limits) if limits else None,
@@ -563,28 +559,26 @@ class _Standings:
     def __init__(self, objective: Objective, budget_ms: float) -> None:
         self._objective = objective
         self._budget_ms = budget_ms
-        self._losses: list[tuple[float, ...]] = []
+        self._front: list[tuple[float, ...]] = []
         self._reference_costs: list[tuple[float, ...]] = []
         self.best: Best | None = None
 
     def add(self, record: Trial, accuracy: Accuracy, found: tuple[float, ...]) -> None:
         """Take in a complete trial and its values."""
-        utility, *costs = found
-        self._losses.append((-utility, *costs))
-        if record.kind == "reference":
-            self._reference_costs.append(tuple(costs))
         latency_ms, top1 = record.latency_ms, cautious_top1(self._objective, accuracy)
+        costs = (latency_ms, *found[2:])
+        self._front.append((-top1, *costs))
+        if record.kind == "reference":
+            self._reference_costs.append(costs)
         if latency_ms <= self._budget_ms and (self.best is None or top1 > self.best.top1):
             self.best = Best(record.architecture, record.name, top1, latency_ms, accuracy.source)
 
     def hypervolume(self) -> float:
         """See :class:`Progress`."""
-        if not self._losses:
+        if not self._front:
             return 0.0
-        losses = np.array(self._losses)
+        losses = np.array(self._front)
         losses = losses[front(losses)]
-        self._losses = [tuple(row) for row in losses]
-        bounds = cost_bounds(losses[:, 1:], np.array(self._reference_costs))
-        if "latency_ms" in self._objective.cost_names and np.isfinite(self._budget_ms):
-            bounds[self._objective.cost_names.index("latency_ms")] = self._budget_ms
+        self._front = [tuple(row) for row in losses]
+        bounds = box_bounds(losses[:, 1:], np.array(self._reference_costs), self._budget_ms)
         return dominated_share(losses, bounds)

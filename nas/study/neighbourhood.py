@@ -79,8 +79,6 @@ class Neighbourhood:
         self._latency = latency
         self._fastest: Candidate | None = None
         self._slowest: Candidate | None = None
-        self.tried = 0
-        self.feasible = 0
 
     def realise(self, genes: Mapping[str, Value]) -> Candidate:
         """The candidate of these values; parameters that are missing get their first candidate.
@@ -104,12 +102,10 @@ class Neighbourhood:
     def propose(self, genes: Mapping[str, Value]) -> Candidate | None:
         """The candidate of these values if it is within the budget and the limits."""
         candidate = self.realise(genes)
-        self.tried += 1
         if candidate.latency.refused or candidate.latency.latency_ms > self.budget_ms:
             return None
         if self._excess(candidate) > 1:
             return None
-        self.feasible += 1
         return candidate
 
     def encode(self, architecture: Architecture) -> Candidate | None:

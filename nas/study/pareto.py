@@ -68,14 +68,17 @@ def hypervolume(points: Points, reference: Points) -> float:
     return volume
 
 
-def cost_bounds(costs: Points, reference_costs: Points) -> Points:
-    """Where the box ends in which a front is judged: the largest costs (costs,) of any reference.
+def box_bounds(costs: Points, reference_costs: Points, budget_ms: float) -> Points:
+    """Where the box ends in which a front is judged (costs,): the budget, else the costliest reference.
 
     Args:
-        costs: (n, costs) of the front, which decide where there are no references.
+        costs: (n, costs) of the front, latency first, which decide where there are no references.
         reference_costs: (references, costs).
+        budget_ms: of latency, infinite without one.
     """
     found: Points = (reference_costs if len(reference_costs) else costs).max(axis=0)
+    if np.isfinite(budget_ms):
+        found[0] = budget_ms
     return found
 
 

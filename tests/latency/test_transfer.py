@@ -1,5 +1,6 @@
 """A study's latencies on a machine that did not measure them."""
 
+import json
 import random
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from nas.devices.device import Measurement, Target
+from nas.devices.ssh import Board
 from nas.latency.end_to_end import spread
 from nas.latency.hardware import Hardware
 from nas.latency.plan import TableEffort, make_plan
@@ -58,6 +60,24 @@ def source(folder: Path, machine: FakeTarget) -> LatencySource:
     board = FakeHardware("fake", measured_here=True, machine=machine)
     bars = lambda: nullcontext(ProfileProgress())  # noqa: E731
     return LatencySource(board, Runtime(), folder, EFFORT, ROUNDS, bars, lambda line: None)
+
+
+def test_a_board_is_asked_once_what_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def run(board: Board, command: str, stdin: bytes = b"") -> bytes:
+        asked.append(board.host)
+        found = {"cpu": "a core", "python": "3.11.2", "numpy": "2.4.1", "onnxruntime": "1.32.0"}
+        return json.dumps(found | {"boot": board.host}).encode()
+
+    monkeypatch.setattr(Board, "run", run)
+    boards = Hardware("rpi4", measured_here=False, hosts=("pi@a", "pi@b"))
+    bars = lambda: nullcontext(ProfileProgress())  # noqa: E731
+    latencies = LatencySource(boards, Runtime(), tmp_path, EFFORT, ROUNDS, bars, print)
+    for _ in range(3):  # the table, layers of the front, networks end to end
+        assert latencies.target is not None
+        assert (latencies.target.device, latencies.target.runtime_version) == ("a core", "1.32.0")
+    assert sorted(asked) == ["pi@a", "pi@b"]
 
 
 @pytest.fixture(scope="module")

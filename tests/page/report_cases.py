@@ -10,7 +10,7 @@ import optuna
 from nas.page.network_result import NetworkResult
 from nas.page.report_data import Report
 from nas.study.loop import Sampling, SearchResult, Stop, architecture_of, run_search
-from nas.study.objective import Pareto
+from nas.study.objective import Objective, Pareto
 from nas.study.problem import Problem
 from nas.study.storage import StudySetting, close_storage, open_storage, open_study
 from search_spaces.layers import layer_keys
@@ -73,13 +73,21 @@ def provenance(study: optuna.Study) -> dict[str, Any]:
     }
 
 
-def made_up_study(folder: Path, trials: int = 60) -> SearchResult:
+def made_up_study(
+    folder: Path,
+    trials: int = 60,
+    objective: Objective | None = None,
+    budget_ms: float | None = BUDGET_MS,
+    sampling: Sampling = Sampling(),  # noqa: B008 - frozen
+) -> SearchResult:
     """Search the small space and keep the study in a folder as the search command does."""
+    objective = objective or Pareto()
     storage = open_storage(str(folder / "study.journal"))
-    study = open_study(storage, folder.name, StudySetting(Pareto(), small_space()))
-    problem = Problem(small_space(), Pareto(), MadeUpAccuracy(), MadeUpLatency(), REFERENCES, BUDGET_MS)
-    result = run_search(study, problem, Sampling(), Stop(trials))
-    study.set_user_attr("provenance", provenance(study))
+    setting = StudySetting(objective, small_space(), {"search.caution": objective.caution})
+    study = open_study(storage, folder.name, setting)
+    problem = Problem(small_space(), objective, MadeUpAccuracy(), MadeUpLatency(), REFERENCES, budget_ms)
+    result = run_search(study, problem, sampling, Stop(trials))
+    study.set_user_attr("provenance", provenance(study) | {"budget_ms": budget_ms})
     close_storage(storage)
     return result
 

@@ -17,8 +17,8 @@ from nas.page.network_result import NetworkResult
 from nas.page.reading import ReportError, hypervolume_over_trials, read_study, report_of
 from nas.page.rendering import summary
 from nas.page.report_data import COLUMNS
-from nas.study.loop import architecture_of
-from nas.study.objective import Pareto
+from nas.study.loop import Sampling, architecture_of
+from nas.study.objective import Budget, MnasNet, Objective, Pareto
 from nas.study.pareto import hypervolume
 from nas.study.storage import StudySetting, close_storage, open_storage, open_study
 from nas.study.trial import record_scatter
@@ -146,6 +146,28 @@ def test_a_study_becomes_a_report(tmp_path: Path) -> None:
     assert result.progress.best is not None
     assert best.id == result.progress.best.architecture
     assert found.budget_ms == BUDGET_MS
+
+
+@pytest.mark.parametrize(
+    ("objective", "budget_ms"),
+    [
+        (Pareto(caution=1.0), None),
+        (Pareto("macs"), None),
+        (Budget(caution=1.0), BUDGET_MS),
+        (Budget(), None),
+        (MnasNet(2.0, caution=1.0), None),
+    ],
+)
+def test_search_and_report_judge_alike(tmp_path: Path, objective: Objective, budget_ms: float | None) -> None:
+    """One hypervolume and one lower bound of an accuracy, whatever the values of the trials are."""
+    result = made_up_study(tmp_path / "s", 12, objective, budget_ms, Sampling("random"))
+    found = report_of(read_study(tmp_path / "s"), importances=False)
+    assert found.hypervolume[-1][1] == pytest.approx(result.progress.hypervolume)
+    assert 0 < result.progress.hypervolume < 1
+    for each in found.networks:
+        assert each.judged_top1 == pytest.approx(each.top1 - objective.caution * 0.5)
+    assert result.progress.best is not None
+    assert max(each.judged_top1 for each in found.front) == pytest.approx(result.progress.best.top1)
 
 
 def test_trials_of_others_are_left_out_and_failures_have_their_reasons(tmp_path: Path) -> None:

@@ -24,7 +24,6 @@ def test_a_reference_of_the_space_becomes_the_candidate_that_is_it(mobilenet_spa
     assert set(candidate.parameters) < set(candidate.genes) == set(mobilenet_space.parameters())
     # Above the budget it can be looked at, but not proposed.
     assert place.propose(candidate.genes) is None
-    assert (place.tried, place.feasible) == (1, 0)
     assert place.encode(reference("mobilenet_v1")) is None
 
 
@@ -46,7 +45,7 @@ def test_proposals_above_the_budget_do_not_exist() -> None:
     place = neighbourhood(1.1)
     proposed = [place.propose(parameters) for parameters, _ in small_space().members()]
     within = [candidate for candidate in proposed if candidate is not None]
-    assert 0 < len(within) == place.feasible < place.tried == len(proposed)
+    assert 0 < len(within) < len(proposed)
     assert all(candidate.latency.latency_ms <= 1.1 for candidate in within)
     assert within == list(neighbourhood(1.1).members())
 
