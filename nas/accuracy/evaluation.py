@@ -16,8 +16,8 @@ The protocol, fixed before anything was fitted:
 "After one constant a recipe" takes the mean error off the networks of each recipe that were left out
 together, and does not count those that were alone in that: it judges differences, not levels.
 
-The priors of scales were chosen on folds 1 to 4, each left out in turn and fold 0 out of everything. How that
-fifth, which took no part, comes out: results/accuracy.md.
+The priors of scales were chosen in another split, by leaving out four of its folds in turn and the fifth
+out of everything: results/accuracy.md.
 """
 
 from __future__ import annotations
