@@ -1,13 +1,11 @@
 """Hardware-aware architecture search for MobileNet-like networks."""
 
-import importlib.metadata
 import os
 import sys
 from types import TracebackType
 
-if sys.argv[:1] == [
-    "-m"
-]:  # python -m nas.search, which is still to be found: importing all of it takes seconds
+# As `python -m nas.search`, which is still to be found: to import all that it needs takes seconds.
+if sys.argv[:1] == ["-m"]:
 
     def _say_interrupted(
         kind: type[BaseException], error: BaseException, trace: TracebackType | None
@@ -20,6 +18,8 @@ if sys.argv[:1] == [
         os._exit(130)
 
     sys.excepthook = _say_interrupted
+
+import importlib.metadata
 
 if sys.platform == "win32":  # files are locked by fcntl, boards reached through ssh's control sockets
     sys.exit("mobilenet-nas runs on Linux and macOS; on Windows, use it within WSL (wsl --install)")

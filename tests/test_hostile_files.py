@@ -98,6 +98,8 @@ _CASES: list[tuple[str, Change]] = [
         ("study", _value(r"\"noise\":\[0\.1,", each))
         for each in ('"noise":[', '"noise":[null,', '"noise":[[1],')
     ),
+    ("whole_models", _value(r"\"resolution\": 64", '"resolution": 96')),
+    ("continued", _value(r"\"space\":", '"spaces":')),
     ("table_csv", _value(r",0\.1,", ",nan,")),
     ("table_csv", _value(r"stem_64", "stem_" + "9" * 400)),
     ("table_csv", _value(r"measured", "invented")),

@@ -340,10 +340,9 @@ def main() -> None:
     own_mb, peak_mb = (
         resource.getrusage(each).ru_maxrss / 1e3 for each in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
     )
-    print(
-        f"{tried} files, {wrong} ended wrongly; at most {peak_mb - own_mb:,.0f} MB a command beside its code"
-    )
-    sys.exit(bool(wrong) or peak_mb - own_mb > MOST_MEGABYTES)
+    added_mb = max(0.0, peak_mb - own_mb)
+    print(f"{tried} files, {wrong} ended wrongly; a command took {added_mb:,.0f} MB at most beside its code")
+    sys.exit(bool(wrong) or added_mb > MOST_MEGABYTES)
 
 
 if __name__ == "__main__":

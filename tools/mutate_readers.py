@@ -288,7 +288,8 @@ def main() -> None:
             outcome.peak_mb = _peak_mb()
             deadline = time.monotonic() + arguments.seconds
             while outcome.inputs < arguments.inputs and time.monotonic() < deadline:
-                content = mutated(generator.choice(reader.seeds), generator)
+                seed, head = generator.choice(reader.seeds), reader.head_bytes
+                content = mutated(seed[:head], generator) + seed[head:]
                 problem = try_one(reader, content, folder, outcome)
                 if problem is not None and outcome.failures[problem] == 1 and arguments.keep:
                     arguments.keep.mkdir(parents=True, exist_ok=True)

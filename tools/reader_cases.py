@@ -36,7 +36,7 @@ from nas.latency.sessions import NetworkRecord, load_networks, networks_text
 from nas.latency.sessions import read_networks as parse_networks
 from nas.latency.table import Latency, LatencyTable, TableHeader, entry
 from nas.latency.validation import CARD_SCHEMA, Card, load_card
-from nas.latency.whole_models import fitted_head
+from nas.latency.whole_models import fitted_head, kept_models
 from nas.measuring import board, models
 from nas.measuring.rounds import Journal, Round
 from nas.network import Network
@@ -117,19 +117,19 @@ class Reader:
         name: of the kind of file.
         seeds: whole files.
         read: takes a content and a folder of its own; raises an InputError or a MeasurementError.
+        head_bytes: how much of the beginning is mutated: behind it there is nothing but numbers.
     """
 
     name: str
     seeds: Sequence[bytes]
     read: Callable[[bytes, Path], object]
+    head_bytes: int = 1_000_000
 
 
-def table() -> LatencyTable:
-    """A table of one network."""
-    entries = {
-        key: entry(0.1 + 0.01 * number, 0.001, 40, "measured")
-        for number, key in enumerate(layer_keys(_NETWORK))
-    }
+def table(networks: Sequence[Architecture] = (_NETWORK,)) -> LatencyTable:
+    """A table of the layers of some networks."""
+    keys = dict.fromkeys(key for each in networks for key in layer_keys(each))
+    entries = {key: entry(0.1 + 0.01 * number, 0.001, 40, "measured") for number, key in enumerate(keys)}
     calibration = Calibration.fit(
         np.column_stack([np.linspace(1, 2, 8), np.full(8, 9.0), np.zeros((8, 8))]),
         np.linspace(0.9, 1.7, 8),
@@ -530,6 +530,7 @@ def readers(temporary: Path) -> list[Reader]:
             "predictor",
             [SHIPPED_PARAMETERS.read_bytes()],
             _in_folder("p.safetensors", lambda folder: Predictor.load(folder / "p.safetensors")),
+            head_bytes=20_000,
         ),
         Reader("whole_models", [_whole_models()], _in_folder("models.json", _read_whole_models)),
         Reader(
@@ -560,17 +561,18 @@ def _read_card(folder: Path) -> object:
     return None if card is None else (card.headline, card.is_good)
 
 
+_MODELS = [replace(_NETWORK, classes=number) for number in range(2, 12)]
+
+
 def _whole_models() -> bytes:
-    networks = [replace(_NETWORK, classes=number) for number in range(2, 12)]
-    return networks_text([NetworkRecord(each, 1.0, 1.0, 1.1, 1.2) for each in networks]).encode()
+    return networks_text([NetworkRecord(each, 1.0, 1.0, 1.1, 1.2) for each in _MODELS]).encode()
 
 
 def _read_whole_models(folder: Path) -> object:
-    path = folder / "models.json"
-    gate = Gate(str(path))
     task = task_of("segmentation", None, "search")
     assert task is not None
-    return fitted_head(table(), task, parse_networks(gate, gate.text(path)))
+    known = table(_MODELS)
+    return fitted_head(known, task, kept_models(folder / "models.json", known))
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 
@@ -54,8 +55,7 @@ def with_head(
     wanted = _models(table, task, space, references, seed)
     names = "\n".join(sorted(TaskNetwork(each, task).id for each in wanted))
     path = bench.folder / f"{task.name}{task.classes}-{hashlib.sha256(names.encode()).hexdigest()[:10]}.json"
-    gate = Gate(str(path), TableError, "move it away to time whole models anew")
-    records = read_networks(gate, gate.text(path)) if path.exists() else []
+    records = kept_models(path, table) if path.exists() else []
     if not records:
         bench.say(f"timing {len(wanted)} whole models for {task.name}")
         with hold(bench.folder, _WHAT):
@@ -70,6 +70,20 @@ def with_head(
         f"worst {error.worst:.1%}, Kendall tau {error.kendall_tau:.3f}"
     )
     return table.with_entries({}, head=head)
+
+
+def kept_models(path: Path, table: LatencyTable) -> list[NetworkRecord]:
+    """Whole models that were timed before, from their file.
+
+    Raises:
+        TableError: if it is damaged, or holds networks that the table knows nothing of.
+    """
+    gate = Gate(str(path), TableError, "move it away to time whole models anew")
+    records = read_networks(gate, gate.text(path))
+    for each in records:
+        if not table.can_tell(each.architecture):
+            gate.fail(f"holds {each.architecture.id}, which has layers that the latency table has not")
+    return records
 
 
 def fitted_head(table: LatencyTable, task: Task, records: Sequence[NetworkRecord]) -> HeadCost:
