@@ -69,7 +69,7 @@ class ExportSettings:
 
     Attributes:
         architecture: a YAML file of a study's folder, or the name of a reference.
-        output: the file; null: beside the YAML, or in the current folder.
+        output: the file; null: in the current folder, called as the network.
         weights: safetensors file of trained weights; null: random weights, good for timing only.
         train: train on the dataset first, with the settings of accuracy=train.
         precision: fp32, or int8 quantised with the dataset's training images.

@@ -55,6 +55,7 @@ def main(config: ProfileConfig) -> None:
         return
     if settings.kit:
         check_kit(Path(settings.kit), "profile.kit")
+        runtime.check_board()
     target = None if settings.kit else board.target(runtime, settings.seed, console.print)
     if target is None and not settings.kit:
         raise InputError(

@@ -97,6 +97,7 @@ def main(config: ValidateConfig) -> None:
     board = hardware_of(config.hardware)
     if settings.kit:
         check_kit(Path(settings.kit), "validate.kit")
+        runtime.check_board()
     if settings.kit or settings.import_file:
         _by_kit(settings, board, runtime, space, references, folder, profiling.seed)
         return

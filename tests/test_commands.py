@@ -16,7 +16,6 @@ from nas.network import Network
 from nas.page.reading import read_study, report_of
 from nas.pictures.preprocessing import Preprocessing
 from nas.pictures.recognition import Recognition
-from nas.runtimes.runtime import installed
 from nas.study.samplers import SAMPLERS
 from nas.tensors import write_tensors
 from search_spaces.architecture import Architecture
@@ -260,34 +259,16 @@ def test_a_budget_nothing_can_meet_names_the_fastest_latency(run: Run) -> None:
     assert outcome.code == 0, outcome
 
 
-@pytest.mark.skipif("litert" not in installed(), reason="litert is not installed")
-@pytest.mark.parametrize(
-    ("form", "precision"), [("litert", "fp32"), ("litert", "int8"), ("litert_split", "int8")]
-)
-def test_litert_files_run_on_their_own(run: Run, tmp_path: Path, form: str, precision: str) -> None:
-    from ai_edge_litert.interpreter import Interpreter
-
-    (tmp_path / "small.yaml").write_text(reference("mobilenet_v3_small_035", 32, 10).to_yaml())
-    chosen = [f"export.format={form}", f"export.precision={precision}", "dataset.resolutions=[32]"]
-    outcome = run("export", "export.architecture=small.yaml", *chosen)
-    assert outcome.code == 0, outcome
-    interpreter = Interpreter(str(tmp_path / f"small-{precision}.tflite"))
-    interpreter.allocate_tensors()
-    (taken,), (given,) = interpreter.get_input_details(), interpreter.get_output_details()
-    assert (tuple(taken["shape"]), tuple(given["shape"])) == ((1, 32, 32, 3), (1, 10))
-    interpreter.set_tensor(taken["index"], np.ones((1, 32, 32, 3), np.float32))
-    interpreter.invoke()
-    assert np.isfinite(interpreter.get_tensor(given["index"])).all()
-    onnx = run("export", "export.architecture=small.yaml", "export.format=tflite")
-    refused(onnx, "export.format must be one of onnx, litert, litert_split")
-    fp32 = ["export.format=litert_split", "export.precision=fp32"]
-    refused(run("export", "export.architecture=small.yaml", *fp32), "litert_split has no fp32")
-
-
 def test_exports_refuse_what_they_cannot_read(run: Run, tmp_path: Path) -> None:
     refused(run("export", "export.architecture=nowhere.yaml"), "nowhere.yaml")
     refused(run("export", "export.architecture=mobilenet_v9"), "mobilenet_v9")
     refused(run("export"), "architecture")
+    named = "export.architecture=mobilenet_v3_small"
+    refused(
+        run("export", named, "export.format=tflite"),
+        "export.format must be one of onnx, litert, litert_split",
+    )
+    refused(run("export", named, "export.format=litert_split"), "litert_split has no fp32")
     (tmp_path / "weights.safetensors").write_bytes(b"no weights")
     refused(
         run("export", "export.architecture=mobilenet_v3_small", "export.weights=weights.safetensors"),

@@ -96,17 +96,6 @@ def test_what_cannot_run_is_said() -> None:
     assert PRECISIONS == ("fp32", "int8")
 
 
-def test_a_runtime_that_is_not_installed_names_the_install_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    import importlib.metadata
-
-    def missing(package: str) -> str:
-        raise importlib.metadata.PackageNotFoundError(package)
-
-    monkeypatch.setattr(importlib.metadata, "version", missing)
-    with pytest.raises(RuntimeUnavailableError, match=r"pip install 'mobilenet-nas\[executorch\]'"):
-        Runtime("executorch").runner(layer_keys(reference("mobilenet_v2", 64))[0])
-
-
 def test_opencv_is_not_misled_about_gates() -> None:
     """With beta written out OpenCV's DNN takes the gate and its product for a hard swish."""
     model = onnx_model(build_layer(layer_keys(reference("mobilenet_v3_small"))[1]).eval(), (1, 16, 56, 56))

@@ -105,8 +105,10 @@ class Hardware:
 
         Raises:
             InputError: if a core to measure on is not there, or there are fewer than threads wanted.
+            nas.runtimes.subject.RuntimeUnavailableError: if the runtime is not installed, or not for boards.
         """
         if self.hosts:
+            runtime.check_board()
             return SshTarget(
                 tuple(Board(host, self.python, runtime.name) for host in self.hosts),
                 self.kit_settings(runtime, rounds=1, seed=seed),
@@ -115,6 +117,7 @@ class Hardware:
             )
         if not self.measured_here:
             return None
+        runtime.version()  # before any progress is shown
         try:
             check_cores(self.affinity)
         except AffinityError as error:

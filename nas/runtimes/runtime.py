@@ -140,6 +140,24 @@ class Runtime:
                 f"runtime={' or runtime='.join(TASK_RUNTIMES)} in fp32"
             )
 
+    def check_board(self) -> None:
+        """Refuse what cannot be sent to a board from here.
+
+        Raises:
+            RuntimeUnavailableError: naming the runtimes that boards can run, or how to install this one.
+        """
+        self._for_boards()
+        self.version()
+
+    def _for_boards(self) -> Callable[[Subject, Precision], Model]:
+        make = ENGINES[self.name].model
+        if make is None:
+            able = [name for name, engine in ENGINES.items() if engine.model is not None]
+            raise RuntimeUnavailableError(
+                f"runtime={self.name} cannot be sent to a board; use runtime={' or runtime='.join(able)}"
+            )
+        return make
+
     def runner(self, subject: Subject) -> Runner:
         """A call that runs a layer or a whole network once.
 
@@ -160,12 +178,7 @@ class Runtime:
             CannotRunError: if the runtime does not take this subject.
             RuntimeUnavailableError: if boards cannot run it, or the runtime is not installed here.
         """
-        make = ENGINES[self.name].model
-        if make is None:
-            able = [name for name, engine in ENGINES.items() if engine.model is not None]
-            raise RuntimeUnavailableError(
-                f"runtime={self.name} cannot be sent to a board; use runtime={' or runtime='.join(able)}"
-            )
+        make = self._for_boards()
         self.version()
         if isinstance(subject, TaskNetwork):
             self.check_task(subject.task)

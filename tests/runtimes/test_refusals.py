@@ -1,6 +1,7 @@
 """What a runtime or its converter does not take is named and left out; everything else goes on."""
 
 import csv
+import importlib.metadata
 import json
 import os
 import subprocess
@@ -30,7 +31,7 @@ from search_spaces.blocks import Block
 from search_spaces.layers import LayerKey, layer_keys
 from search_spaces.references import reference
 from search_spaces.space import SearchSpace
-from tests.cases import QUICK, TINY_SPACE, Run, small_space
+from tests.cases import QUICK, TINY_SPACE, Run, refused, small_space
 
 pytestmark = pytest.mark.usefixtures("unsteady_machine")
 
@@ -255,3 +256,34 @@ def test_a_board_goes_on_without_what_the_converter_or_the_board_refuses(
     assert again is not None
     assert set(again.refused(again.entries)) == {not_converted, not_run}
     assert json.loads((folder / "table.json").read_text())["entries"] == len(again.entries)
+
+
+@pytest.mark.parametrize("command", ["validate", "search"])
+def test_a_runtime_that_is_not_here_is_refused_first(
+    command: str, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = importlib.metadata.version
+
+    def version(package: str) -> str:
+        if package == "executorch":
+            raise importlib.metadata.PackageNotFoundError(package)
+        return whole(package)
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    outcome = run(command, "runtime=executorch")
+    refused(outcome, "executorch is not installed; install it with: pip install 'mobilenet-nas[executorch]'")
+    assert not outcome.out
+    outcome = run(command, "hardware=rpi5", "hardware.host=pi@board", "runtime=torch")
+    refused(outcome, "runtime=torch cannot be sent to a board; use runtime=onnxruntime or runtime=litert or")
+    assert not outcome.out
+    if command != "search":
+        refused(run(command, "hardware=rpi5", f"{command}.kit=kit.zip", "runtime=torch"), "cannot be sent")
+
+
+def test_a_table_of_another_runtime_and_precision_is_refused(run: Run, tmp_path: Path) -> None:
+    table = table_without(lambda key: False, small_space())
+    other = replace(table.header, runtime="litert", runtime_version="2.3.0")
+    LatencyTable(other, table.entries).save(tmp_path / "results" / "latency" / "host-onnxruntime-int8-1t")
+    outcome = run("profile", "runtime.precision=int8")
+    refused(outcome, "host-onnxruntime-int8-1t is for ", "; runtime litert, not onnxruntime;")
+    refused(outcome, "precision fp32, not int8; move it away and measure anew with: python -m nas.profile")
