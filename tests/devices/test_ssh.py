@@ -57,7 +57,8 @@ def server(session: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_a_board_is_measured_and_left_as_it_was(server: Server, tmp_path: Path) -> None:
-    target = SshTarget((server.board("board-a"),), SETTINGS)
+    core = max(os.sched_getaffinity(0))
+    target = SshTarget((server.board("board-a"),), replace(SETTINGS, affinity=(core,)))
     rounds: list[tuple[int, int]] = []
     journal = tmp_path / "journal.jsonl"
     progress = ProfileProgress(measured=lambda *done: rounds.append(done))
@@ -66,6 +67,7 @@ def test_a_board_is_measured_and_left_as_it_was(server: Server, tmp_path: Path) 
     assert measured.samples_ms.shape == (3, len(SUBJECTS))
     assert rounds == [(1, 3), (2, 3), (3, 3)]
     assert measured.record["cpu"] == target.device
+    assert measured.record["affinity"] == [core]
     assert journal.read_text().count("samples_ms") == 3
     assert server.left_over("board-a") == []
 

@@ -31,7 +31,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("unsteady_machine")]
 SIDE = TINY_SPACE["resolutions"][0]
 MEASURING = ["search_space=tiny.yaml", "profile.max_keys=40", "profile.networks=4", "profile.rounds=4"]
 SEARCHING = ["accuracy=proxy", "accuracy.resolution=16", "search.trials=4", "search.budget_ms=1000"]
-SEARCHING += ["search.references=[mobilenet_v3_small_050]", "search.seed=3", "study.name=found"]
+SEARCHING += ["search.references=[]", "search.seed=3", "study.name=found"]
 # What networks are exported as for a runtime; ncnn and PyTorch have no file of their own here.
 FORMS = {"onnxruntime": "onnx", "openvino": "onnx"} | {
     name: name for name in ("litert", "litert_split", "executorch")
@@ -53,28 +53,34 @@ def every_deployment() -> list[ParameterSet]:
     return found
 
 
-def answer(name: str, path: Path, image: np.ndarray) -> np.ndarray:
-    """What a runtime makes of an image with an exported file; NCHW."""
+def answers(name: str, path: Path, images: np.ndarray) -> np.ndarray:
+    """What a runtime makes of images, one by one, with an exported file."""
     content = path.read_bytes()
     if name == "onnxruntime":
-        return np.asarray(onnxruntime.InferenceSession(content).run(None, {"input": image})[0])
+        session = onnxruntime.InferenceSession(content)
+        return np.concatenate([session.run(None, {"input": each[None]})[0] for each in images])
+    runner: ExecuTorchRunner | OpenVinoRunner | LiteRTRunner
     if name == "executorch":
-        executed = ExecuTorchRunner(content, image.shape, threads=1)
-        executed.take(image)
-        return executed.output()
-    runner = OpenVinoRunner(content, 1) if name == "openvino" else LiteRTRunner(content, 1)
-    runner.take(image if name == "openvino" else image.transpose(0, 2, 3, 1))
-    return runner.output()
+        runner = ExecuTorchRunner(content, (1, *images.shape[1:]), threads=1)
+    else:
+        runner = OpenVinoRunner(content, 1) if name == "openvino" else LiteRTRunner(content, 1)
+    found = []
+    for each in images:
+        runner.take(each.transpose(1, 2, 0)[None] if name.startswith("litert") else each[None])
+        found.append(runner.output().copy())
+    return np.concatenate(found)
 
 
-def with_signal(architecture: Architecture) -> Network:
-    """A network through which a signal gets, as through a trained one."""
+def with_signal(architecture: Architecture, images: np.ndarray) -> Network:
+    """A network through which images get, as through a trained one."""
     torch.manual_seed(0)
     network = Network(architecture).train()
     for each in network.modules():
         if isinstance(each, torch.nn.BatchNorm2d):
             each.momentum = 1.0
-    network(torch.randn(8, 3, SIDE, SIDE))
+        elif isinstance(each, torch.nn.Linear):
+            torch.nn.init.normal_(each.weight, 0.0, each.in_features**-0.5)
+    network(torch.from_numpy(images))
     return network.eval()
 
 
@@ -115,7 +121,8 @@ def test_a_runtime_is_profiled_validated_searched_and_exported(
     (path, *_) = sorted((tmp_path / "results" / "found" / "architectures").glob("*.yaml"))
 
     # With weights of one's own the file answers as the module does.
-    network = with_signal(Architecture.from_yaml(path.read_text()))
+    images = np.concatenate(calibration_images(load(DatasetSettings("synthetic"), SIDE)))
+    network = with_signal(Architecture.from_yaml(path.read_text()), images)
     save_file(network.state_dict(), tmp_path / "weights.safetensors")
     export = ["export", f"export.architecture={path}", f"export.precision={precision}"]
     export += ["export.weights=weights.safetensors", "dataset=synthetic", "dataset.resolutions=[16]"]
@@ -126,8 +133,8 @@ def test_a_runtime_is_profiled_validated_searched_and_exported(
     assert exported.code == 0, exported
     assert not exported.err
     (file,) = tmp_path.glob(f"{path.stem}-{precision}.*")
-    image = calibration_images(load(DatasetSettings("synthetic"), SIDE))[0]
     with torch.inference_mode():
-        expected = network(torch.from_numpy(image)).numpy()
-    error = np.abs(answer(name, file, image) - expected).max() / np.abs(expected).max()
-    assert error < (1e-4 if precision == "fp32" else 0.3)
+        expected = network(torch.from_numpy(images)).numpy()
+    found = answers(name, file, images)
+    error = np.abs(found - expected).mean() / np.abs(expected).mean()
+    assert error < (1e-4 if precision == "fp32" else 0.15)
