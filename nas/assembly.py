@@ -41,7 +41,7 @@ from nas.settings import (
     accuracy_settings,
 )
 from nas.shell import typed
-from nas.study.objective import THIRD_COSTS, Budget, MnasNet, Objective, Pareto
+from nas.study.objective import THIRD_COSTS, Objective, budget, mnasnet, pareto
 from nas.training.pretrained import pretrained
 from search_spaces.errors import InputError
 from search_spaces.space import SearchSpace
@@ -155,12 +155,12 @@ def objective_of(config: ObjectiveConfig, caution: float, precision: str = "fp32
             )
         if config.third is not None and config.third not in THIRD_COSTS:
             raise InputError(f"objective.third must be {', '.join(THIRD_COSTS)} or null, not {config.third}")
-        return Pareto(config.third, caution, bytes_per_value=BYTES_PER_VALUE[precision])
+        return pareto(config.third, caution, bytes_per_value=BYTES_PER_VALUE[precision])
     if config.name == "budget":
-        return Budget(caution)
+        return budget(caution)
     if config.target_ms is None or not config.target_ms > 0:
         raise InputError("objective=mnasnet needs objective.target_ms, a positive latency in ms")
-    return MnasNet(config.target_ms, config.exponent, caution)
+    return mnasnet(config.target_ms, config.exponent, caution)
 
 
 def accuracy_of(config: SearchConfig, space: SearchSpace) -> AccuracySource:

@@ -17,7 +17,7 @@ from nas.runtimes import onnxruntime
 from nas.runtimes.runtime import ENGINES, Engine, Runtime
 from nas.settings import ACCURACY_SCHEMAS, SearchConfig, settings_of
 from nas.study.loop import Sampling, Stop, run_search
-from nas.study.objective import Pareto
+from nas.study.objective import pareto
 from nas.study.problem import Problem
 from nas.study.samplers import SAMPLERS, optuna_sampler
 from nas.study.storage import StudySetting, open_storage, open_study
@@ -81,10 +81,10 @@ def test_a_source_of_accuracy_and_a_sampler_make_a_search(
     config = composed("accuracy=mine", "accuracy.scale=0.5", "sampler=mine")
     source = assembly.accuracy_of(config, small_space())
     study = open_study(
-        open_storage(str(tmp_path / "study.journal")), "s", StudySetting(Pareto(), source.space)
+        open_storage(str(tmp_path / "study.journal")), "s", StudySetting(pareto(), source.space)
     )
     references = {"mobilenet_v1": reference("mobilenet_v1", 32, 10)}
-    problem = Problem(source.space, Pareto(), source.estimator, MadeUpLatency(), references)
+    problem = Problem(source.space, pareto(), source.estimator, MadeUpLatency(), references)
     result = run_search(study, problem, Sampling(config.sampler.name), Stop(config.search.trials))
     assert result.evaluated == 5
     for trial in study.trials:

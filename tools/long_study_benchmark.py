@@ -29,7 +29,7 @@ from nas.page.report_data import Report
 from nas.runtimes.runtime import Runtime
 from nas.saving import write_atomically
 from nas.study.loop import Progress, Sampling, Stop, run_search
-from nas.study.objective import Pareto
+from nas.study.objective import pareto
 from nas.study.problem import Problem
 from nas.study.storage import StudySetting, close_storage, open_storage, open_study
 from search_spaces.layers import reachable_layer_keys
@@ -44,7 +44,7 @@ def grow(folder: Path, trials: int) -> list[tuple[int, float, float]]:
     board = Hardware(name="rpi4", measured_here=False, estimate="rpi4")
     table = estimated_table(board, sorted(reachable_layer_keys(space), key=str), Runtime())
     storage = open_storage(str(folder / "study.journal"))
-    study = open_study(storage, folder.name, StudySetting(Pareto(), space, table=table))
+    study = open_study(storage, folder.name, StudySetting(pareto(), space, table=table))
     rows: list[tuple[int, float, float]] = []
     last = (0, time.perf_counter())
 
@@ -57,7 +57,7 @@ def grow(folder: Path, trials: int) -> list[tuple[int, float, float]]:
             print("{:>7,} trials: {:.2f} ms a trial, {:,.0f} MB".format(*rows[-1]), flush=True)
             last = (progress.done, now)
 
-    problem = Problem(space, Pareto(), shipped_predictor(), table)
+    problem = Problem(space, pareto(), shipped_predictor(), table)
     run_search(study, problem, Sampling(seed=0), Stop(trials), progress=note)
     close_storage(storage)
     return rows

@@ -50,7 +50,7 @@ from nas.pictures.recognition import Recognition
 from nas.runtimes.runtime import Runtime
 from nas.saving import finish
 from nas.study.loop import Sampling, Stop, run_search
-from nas.study.objective import Pareto
+from nas.study.objective import pareto
 from nas.study.problem import Problem
 from nas.study.published import PUBLISHED, published_latencies_ms
 from nas.study.storage import StudySetting, close_storage, networks_of, open_storage, open_study, table_of
@@ -259,7 +259,7 @@ def _study(folder: Path) -> bytes:
     study = open_study(
         storage,
         "small",
-        StudySetting(Pareto(), space, {"seed": 0}),
+        StudySetting(pareto(), space, {"seed": 0}),
         {"budget_ms": 9.0, "latency": {"title": "cpu"}},
     )
     for number, (parameters, architecture) in zip(range(6), space.members(), strict=False):
@@ -341,7 +341,7 @@ def whole_study(folder: Path) -> bytes:
     fingerprint = {"search.caution": 1.0, "search.limits.macs": 1e9, "seed": 0}
     records = networks_text([NetworkRecord(_NETWORK, 1.0, 1.0, 1.1, 1.2)])
     study = open_study(
-        storage, "whole", StudySetting(Pareto(), space, fingerprint, table(), records), provenance
+        storage, "whole", StudySetting(pareto(), space, fingerprint, table(), records), provenance
     )
     for number, network in enumerate(networks):
         is_reference = network is _NETWORK
@@ -404,12 +404,12 @@ def _continue_study(folder: Path) -> object:
         name = names[0] if names else "whole"
         table_of(storage, name)
         fingerprint = {"search.caution": 1.0, "search.limits.macs": 1e9, "seed": 0}
-        study = open_study(storage, name, StudySetting(Pareto(), space, fingerprint))
+        study = open_study(storage, name, StudySetting(pareto(), space, fingerprint))
         known = networks_of(study)
         if known is not None:
             parse_networks(Gate("the study", InputError), known)
         published_latencies_ms(study)
-        problem = Problem(space, Pareto(), _Constant(), _Constant())
+        problem = Problem(space, pareto(), _Constant(), _Constant())
         return run_search(study, problem, Sampling("random"), Stop(5))
     finally:
         close_storage(storage)

@@ -1,7 +1,7 @@
 """Samplers compared on equal terms: what each has found after so many evaluations, seed by seed.
 
     problem = World("stages", space, latency, scatter=0.15)
-    found = problem.run("nsga2", Pareto(), seed=0, evaluations=300)     # (300, 2): minus top-1, latency
+    found = problem.run("nsga2", pareto(), seed=0, evaluations=300)     # (300, 2): minus top-1, latency
     share = hypervolume(found, bound) / hypervolume(problem.members(), bound)
 
 Accuracy is the ImageNet predictor's, if wanted with a fixed random deviation of each network: the
@@ -99,7 +99,9 @@ class World:
                 chosen.observe(candidate, None)
                 return
             utility = top1 * objective.factor(latency_ms)
-            chosen.observe(candidate, (utility, *objective.costs(latency_ms, cost(candidate.architecture))))
+            chosen.observe(
+                candidate, (utility, *objective.cost_values(latency_ms, cost(candidate.architecture)))
+            )
             rows.append((-top1, latency_ms))
 
         for architecture in references:

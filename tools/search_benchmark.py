@@ -33,7 +33,7 @@ from nas.latency.table import LatencyTable
 from nas.runtimes.runtime import Runtime
 from nas.study.loop import Execution, Progress, Sampling, Stop, run_search
 from nas.study.netadapt import refine
-from nas.study.objective import Budget, Pareto
+from nas.study.objective import budget, pareto
 from nas.study.pareto import front, hypervolume
 from nas.study.problem import Problem
 from nas.study.storage import StudySetting, close_storage, open_storage, open_study
@@ -80,12 +80,12 @@ def benchmark_table(
             found = runs.get(
                 name,
                 marks[-1],
-                lambda: problem.run(sampler, Pareto(), seed, marks[-1]),  # noqa: B023
+                lambda: problem.run(sampler, pareto(), seed, marks[-1]),  # noqa: B023
             )
             within = runs.get(
                 f"{name}, within {budget_ms:.4g} ms",
                 _BUDGET_MARK,
-                lambda: problem.run(sampler, Budget(), seed, _BUDGET_MARK, budget_ms),  # noqa: B023
+                lambda: problem.run(sampler, budget(), seed, _BUDGET_MARK, budget_ms),  # noqa: B023
             )
             shares = [_share(found[:mark], true_front, worst) for mark in marks]
             rows.append([*shares, _share(found, true_front, nadir), float(within[:, 0].min() - best)])
@@ -115,7 +115,7 @@ def benchmark_space(
             runs.get(
                 f"{sampler}, seed {seed}",
                 marks[-1],
-                lambda: problem.run(sampler, Pareto(), seed, marks[-1], slowest_ms, known),  # noqa: B023
+                lambda: problem.run(sampler, pareto(), seed, marks[-1], slowest_ms, known),  # noqa: B023
             )
             for seed in range(seeds)
         ]
@@ -139,9 +139,9 @@ def benchmark_throughput(space: SearchSpace, latency: LatencyTable, trials: int 
     """
     with tempfile.TemporaryDirectory() as folder:
         storage = open_storage(str(Path(folder) / "study.journal"))
-        study = open_study(storage, "throughput", StudySetting(Pareto(), space))
+        study = open_study(storage, "throughput", StudySetting(pareto(), space))
         started = time.process_time()
-        problem = Problem(space, Pareto(), shipped_predictor(), latency)
+        problem = Problem(space, pareto(), shipped_predictor(), latency)
         result = run_search(study, problem, Sampling(), Stop(trials))
         processor_s = time.process_time() - started
         close_storage(storage)
@@ -180,7 +180,7 @@ def benchmark_workers(space: SearchSpace, latency: LatencyTable, trials: int = 2
             if progress.done:
                 marks.append((progress.done, time.monotonic()))
 
-        problem = Problem(space, Pareto(), Second(), latency)
+        problem = Problem(space, pareto(), Second(), latency)
         run_search(study, problem, Sampling(), Stop(trials), Execution(workers), mark)
         rates.append((marks[-1][0] - marks[0][0]) / (marks[-1][1] - marks[0][1]))
         print(f"{workers} workers: {rates[-1]:.2f} trials a second")
@@ -193,7 +193,7 @@ def demonstrate_netadapt(space: SearchSpace, latency: LatencyTable) -> None:
     sixes = {name: 6 if name.endswith("expansion") else value for name, value in space.encode(large).items()}
     large_ms = latency.latency(large).latency_ms
     study = optuna.create_study(directions=["maximize", "minimize"])
-    problem = Problem(space, Pareto(), predictor, latency)
+    problem = Problem(space, pareto(), predictor, latency)
     result = refine(study, problem, space.build(sixes), large_ms)
     print(f"\n{len(result.path) - 1} steps, {result.search.evaluated} networks evaluated\n")
     print("| network | predicted top-1 (%) | latency (ms) |\n|---|---|---|")

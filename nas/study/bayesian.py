@@ -1,6 +1,6 @@
 """The default sampler: Bayesian optimisation whose candidates are children of the front.
 
-    proposer = BayesianProposer(Neighbourhood(space, latency, budget_ms=20.0), Pareto(), seed=0)
+    proposer = BayesianProposer(Neighbourhood(space, latency, budget_ms=20.0), pareto(), seed=0)
     candidate = proposer.propose()
     proposer.observe(candidate, (top1, latency_ms))
 
@@ -203,7 +203,7 @@ class BayesianProposer:
         return genes
 
     def _parents(self) -> list[Candidate]:
-        if self._objective.cost_names:
+        if self._objective.costs:
             return [self._known[index].candidate for index in self._front]
         # Without costs the front is a single network; its runners-up keep the search from narrowing.
         utilities = np.array([self._utility(index) for index in self._within])
@@ -298,7 +298,7 @@ class BayesianProposer:
         return _Known(
             candidate,
             self._encoder.encode(candidate),
-            self._objective.costs(latency_ms, counted),
+            self._objective.cost_values(latency_ms, counted),
             self._objective.factor(latency_ms),
         )
 

@@ -6,20 +6,20 @@ one after the other, and a network goes on while fewer than its share of all are
 With one objective that is its rank.
 
     halving = Halving(objective, 3)
-    halving.add(curve, evaluation)             # of a training that has ended
-    goes_on = halving.rule(evaluation)         # can be sent to another process
-    goes_on(2, 71.5)                           # after 2 epochs at 71.5 %
+    halving.add(curve, latency_ms, cost, complete=True)    # of a training that has ended
+    goes_on = halving.rule(latency_ms, cost)               # can be sent to another process
+    goes_on(2, 71.5)                                       # after 2 epochs at 71.5 %
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
-from nas.accuracy.source import Accuracy
-from nas.study.objective import Evaluation, Objective, values
+from nas.cost import Cost
+from nas.study.objective import Objective
 from nas.study.pareto import front
 
 Curve = Sequence[tuple[int, float]]
@@ -32,13 +32,15 @@ class Rule:
     Attributes:
         objective: what networks are compared by.
         reduction: so many times fewer go on at each rung.
-        evaluation: of the network, with whatever accuracy.
+        latency_ms: of the network.
+        cost: of the network.
         rivals: by epochs, losses of the networks that have come there.
     """
 
     objective: Objective
     reduction: int
-    evaluation: Evaluation
+    latency_ms: float
+    cost: Cost
     rivals: Mapping[int, Sequence[tuple[float, ...]]]
 
     def __call__(self, epochs: int, top1: float) -> bool:
@@ -47,7 +49,7 @@ class Rule:
         count = len(rivals) + 1
         if count < self.reduction:
             return True
-        losses = np.array([_losses(self.objective, self.evaluation, top1), *rivals])
+        losses = np.array([_losses(self.objective, top1, self.latency_ms, self.cost), *rivals])
         left, ahead = np.arange(count), 0
         while True:
             chosen = front(losses[left])
@@ -72,25 +74,27 @@ class Halving:
         # By epochs, how much more complete trainings had at their end.
         self._gains: dict[int, list[float]] = {}
 
-    def add(self, curve: Curve, evaluation: Evaluation, complete: bool) -> None:
+    def add(self, curve: Curve, latency_ms: float, cost: Cost, complete: bool) -> None:
         """Learn of a training that has ended, to its end or not.
 
         Args:
             curve: (epochs, top-1) at its rungs and at its end.
-            evaluation: of the network.
+            latency_ms: of the network.
+            cost: of the network.
             complete: whether it was trained to its end.
         """
         for epochs, top1 in curve:
-            self._losses.setdefault(epochs, []).append(_losses(self._objective, evaluation, top1))
+            self._losses.setdefault(epochs, []).append(_losses(self._objective, top1, latency_ms, cost))
             if complete:
                 self._gains.setdefault(epochs, []).append(curve[-1][1] - top1)
 
-    def rule(self, evaluation: Evaluation) -> Rule:
+    def rule(self, latency_ms: float, cost: Cost) -> Rule:
         """True if the training of a network goes on."""
         return Rule(
             self._objective,
             self._reduction,
-            evaluation,
+            latency_ms,
+            cost,
             {epochs: tuple(each) for epochs, each in self._losses.items()},
         )
 
@@ -101,6 +105,6 @@ class Halving:
         return min(100.0, top1 + float(np.median(gains))) if gains else top1
 
 
-def _losses(objective: Objective, evaluation: Evaluation, top1: float) -> tuple[float, ...]:
-    utility, *costs = values(objective, replace(evaluation, accuracy=Accuracy(top1, "measured")))
+def _losses(objective: Objective, top1: float, latency_ms: float, cost: Cost) -> tuple[float, ...]:
+    utility, *costs = objective.values(top1, None, latency_ms, cost)
     return (-utility, *costs)

@@ -17,7 +17,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import cast
 
 import numpy as np
 import optuna
@@ -26,12 +25,12 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from nas.accuracy.source import Accuracy, AccuracyError, StagedEstimator
-from nas.cost import cost
-from nas.latency.table import Latency, NetworkLatencySource
+from nas.cost import Cost, cost
+from nas.latency.table import Latency
 from nas.study.halving import Halving
 from nas.study.leases import Ledger, SharedLedger, SoleLedger
 from nas.study.neighbourhood import Candidate, Neighbourhood, SpaceExhaustedError
-from nas.study.objective import Evaluation, Objective, cautious_top1, values
+from nas.study.objective import Objective
 from nas.study.pareto import box_bounds, dominated_share, front
 from nas.study.problem import Problem
 from nas.study.samplers import DEFAULT_SAMPLER, Proposer, distributions, make_proposer
@@ -244,7 +243,7 @@ class _Job:
 
     architecture: Architecture
     candidate: Candidate | None
-    evaluation: Callable[[Accuracy], Evaluation]
+    cost: Cost
     record: Trial
     trial: FrozenTrial
     claim: int
@@ -404,24 +403,14 @@ class _Search:
         claim = self._ledger.claim(trial, self._total)
         if claim is None:
             return False
-        job = _Job(
-            architecture,
-            candidate,
-            lambda accuracy: Evaluation(accuracy, latency.latency_ms, latency.source, counted),
-            record,
-            trial,
-            claim,
-        )
+        job = _Job(architecture, candidate, counted, record, trial, claim)
         if known is not None:
             self._record(job, record, known[1])
             return True
         self._running.add(architecture.id)
         # References are trained to their end: they are shown whatever they reach.
-        rule = (
-            None
-            if self._halving is None or name
-            else self._halving.rule(job.evaluation(Accuracy(0.0, "measured")))
-        )
+        halving = None if name else self._halving
+        rule = halving.rule(latency.latency_ms, counted) if halving else None
         self._workers.submit(job, architecture, rule)
         return True
 
@@ -432,7 +421,7 @@ class _Search:
         if isinstance(answer, AccuracyError):
             recorded = self._record(job, replace(job.record, error=str(answer)), None)
         else:
-            found = values(self._objective, job.evaluation(answer))
+            found = self._objective.values(answer.top1, answer.deviation, job.record.latency_ms, job.cost)
             record = replace(job.record, accuracy=answer)
             recorded = self._record(job, record, None if answer.stopped else found)
         if job.record.kind != self._kind or not recorded:
@@ -498,13 +487,12 @@ class _Search:
         accuracy, complete = record.accuracy, trial.state == TrialState.COMPLETE
         if self._halving is None or accuracy is None or not accuracy.curve or trial.state not in SETTLED:
             return None
-        source = cast(NetworkLatencySource, record.latency_source)
-        known = Evaluation(accuracy, record.latency_ms, source, cost(architecture))
-        self._halving.add(accuracy.curve, known, complete)
+        counted = cost(architecture)
+        self._halving.add(accuracy.curve, record.latency_ms, counted, complete)
         if complete:
             return None
-        promised = Accuracy(self._halving.promise(accuracy.curve), "measured", accuracy.deviation)
-        return values(self._objective, replace(known, accuracy=promised))
+        promised = self._halving.promise(accuracy.curve)
+        return self._objective.values(promised, accuracy.deviation, record.latency_ms, counted)
 
     def _progress(self, clock: _Clock) -> Progress:
         rate = clock.rate(self._done)
@@ -565,7 +553,8 @@ class _Standings:
 
     def add(self, record: Trial, accuracy: Accuracy, found: tuple[float, ...]) -> None:
         """Take in a complete trial and its values."""
-        latency_ms, top1 = record.latency_ms, cautious_top1(self._objective, accuracy)
+        latency_ms = record.latency_ms
+        top1 = self._objective.cautious_top1(accuracy.top1, accuracy.deviation)
         costs = (latency_ms, *found[2:])
         self._front.append((-top1, *costs))
         if record.kind == "reference":

@@ -1,6 +1,6 @@
 """Samplers, ours and Optuna's, all behind Optuna's ``BaseSampler``; and what the search asks of one.
 
-    sampler = BayesianSampler(Neighbourhood(space, latency, budget_ms), Pareto(), seed=0)
+    sampler = BayesianSampler(Neighbourhood(space, latency, budget_ms), pareto(), seed=0)
     study = optuna.create_study(directions=["maximize", "minimize"], sampler=sampler)
     study.optimize(lambda trial: evaluate(space.suggest(trial)), n_trials=100)
 
@@ -44,7 +44,7 @@ from optuna.trial import FrozenTrial, TrialState
 from nas.settings import RENAMED_SAMPLERS
 from nas.study.bayesian import BayesianProposer, first_unseen
 from nas.study.neighbourhood import Candidate, Neighbourhood, SpaceExhaustedError
-from nas.study.objective import Objective, directions, names
+from nas.study.objective import Objective
 from search_spaces.architecture import Architecture
 from search_spaces.errors import InputError
 from search_spaces.space import NotInSpaceError
@@ -100,7 +100,7 @@ class OptunaProposer:
         self._distributions = distributions(neighbourhood)
         self._patience = _PATIENCE_GP if isinstance(sampler, GPSampler) else _PATIENCE
         self._pending: dict[Architecture, optuna.Trial] = {}
-        self._study = optuna.create_study(directions=list(directions(objective)), sampler=sampler)
+        self._study = optuna.create_study(directions=list(objective.directions), sampler=sampler)
 
     def propose(self) -> Candidate:
         """See :class:`Proposer`."""
@@ -220,8 +220,8 @@ class BayesianSampler(BaseSampler):
     def _learn(self, study: Study, asking: FrozenTrial) -> None:
         """Observe what the study holds beyond what is known already."""
         if study.study_name != self._study_name:
-            if len(study.directions) != 1 + len(self._objective.cost_names):
-                wanted = ", ".join(names(self._objective))
+            if len(study.directions) != 1 + len(self._objective.costs):
+                wanted = ", ".join(self._objective.names)
                 raise ValueError(f"the study has {len(study.directions)} values, not {wanted}")
             seed = self._generator.getrandbits(32)
             self._proposer = self.proposer(self._neighbourhood, seed)

@@ -1,7 +1,7 @@
 """Durable studies: one file without a server, or a database shared by many machines.
 
     storage = open_storage("results/digits/study.journal")     # or "postgresql://user@host/database"
-    study = open_study(storage, "digits", StudySetting(Pareto(), space, fingerprint={...}), provenance={...})
+    study = open_study(storage, "digits", StudySetting(pareto(), space, fingerprint={...}), provenance={...})
 
 The file is an Optuna journal: `optuna-dashboard FILE`, `optuna.load_study` through
 `JournalStorage(JournalFileBackend(FILE))` and Optuna's visualisations open it, also while a search
@@ -30,7 +30,7 @@ from nas.latency.table import FILES, MAX_BYTES, LatencyTable
 from nas.saving import HeldError, SaveError, hold, saving
 from nas.study.database import PatientStorage, StorageError
 from nas.study.journal import Distributions, records, storage_of
-from nas.study.objective import Objective, directions, names
+from nas.study.objective import Objective
 from nas.study.trial import SETTLED
 from search_spaces.errors import InputError, masked
 from search_spaces.gate import MEGABYTE, Gate
@@ -79,7 +79,7 @@ class StudySetting:
     def wanted(self) -> dict[str, object]:
         """The fingerprint as the study keeps it."""
         plain: dict[str, object] = json.loads(json.dumps(dict(self.fingerprint)))
-        return {**plain, "objective_names": list(names(self.objective))}
+        return {**plain, "objective_names": list(self.objective.names)}
 
 
 class JournalFile(BaseJournalBackend):
@@ -311,7 +311,7 @@ def _begin(storage: BaseStorage, name: str, setting: StudySetting) -> optuna.Stu
     Raises:
         DuplicatedStudyError: if there is one, even one that another process creates at this moment.
     """
-    wanted = list(directions(setting.objective))
+    wanted = list(setting.objective.directions)
     study = optuna.create_study(storage=storage, study_name=name, directions=wanted)
     _describe(study, setting)
     return study
@@ -325,7 +325,7 @@ def _describe(study: optuna.Study, setting: StudySetting) -> None:
     study.set_user_attr("space", setting.space.to_dict())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
-        study.set_metric_names(list(names(setting.objective)))
+        study.set_metric_names(list(setting.objective.names))
     # Last of all: whoever finds it finds the others too.
     study.set_user_attr("fingerprint", setting.wanted)
 
@@ -358,10 +358,10 @@ def _agree(study: optuna.Study, setting: StudySetting) -> None:
     """
     name = study.study_name
     existing = tuple(direction.name.lower() for direction in study.directions)
-    if existing != directions(setting.objective):
+    if existing != setting.objective.directions:
         raise StudyMismatchError(
             f"study {name!r} has the directions {', '.join(existing)}, not "
-            f"{', '.join(directions(setting.objective))}: give the new study another name"
+            f"{', '.join(setting.objective.directions)}: give the new study another name"
         )
     attributes = study.user_attrs
     kept, wanted = attributes["fingerprint"], setting.wanted

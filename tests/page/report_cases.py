@@ -10,7 +10,7 @@ import optuna
 from nas.page.network_result import NetworkResult
 from nas.page.report_data import Report
 from nas.study.loop import Sampling, SearchResult, Stop, architecture_of, run_search
-from nas.study.objective import Objective, Pareto
+from nas.study.objective import Objective, pareto
 from nas.study.problem import Problem
 from nas.study.storage import StudySetting, close_storage, open_storage, open_study
 from search_spaces.layers import layer_keys
@@ -81,7 +81,7 @@ def made_up_study(
     sampling: Sampling = Sampling(),  # noqa: B008 - frozen
 ) -> SearchResult:
     """Search the small space and keep the study in a folder as the search command does."""
-    objective = objective or Pareto()
+    objective = objective or pareto()
     storage = open_storage(str(folder / "study.journal"))
     setting = StudySetting(objective, small_space(), {"search.caution": objective.caution})
     study = open_study(storage, folder.name, setting)

@@ -18,7 +18,7 @@ from nas.page.reading import ReportError, hypervolume_over_trials, read_study, r
 from nas.page.rendering import summary
 from nas.page.report_data import COLUMNS
 from nas.study.loop import Sampling, architecture_of
-from nas.study.objective import Budget, MnasNet, Objective, Pareto
+from nas.study.objective import Objective, budget, mnasnet, pareto
 from nas.study.pareto import hypervolume
 from nas.study.storage import StudySetting, close_storage, open_storage, open_study
 from nas.study.trial import record_scatter
@@ -151,11 +151,11 @@ def test_a_study_becomes_a_report(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("objective", "budget_ms"),
     [
-        (Pareto(caution=1.0), None),
-        (Pareto("macs"), None),
-        (Budget(caution=1.0), BUDGET_MS),
-        (Budget(), None),
-        (MnasNet(2.0, caution=1.0), None),
+        (pareto(caution=1.0), None),
+        (pareto("macs"), None),
+        (budget(caution=1.0), BUDGET_MS),
+        (budget(), None),
+        (mnasnet(2.0, caution=1.0), None),
     ],
 )
 def test_search_and_report_judge_alike(tmp_path: Path, objective: Objective, budget_ms: float | None) -> None:
@@ -241,7 +241,7 @@ def test_what_is_no_study_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ReportError, match="not made by this project"):
         report_of(foreign)
     storage = open_storage(str(tmp_path / "s" / "study.journal"))
-    open_study(storage, "s", StudySetting(Pareto(), small_space()))
+    open_study(storage, "s", StudySetting(pareto(), small_space()))
     close_storage(storage)
     with pytest.raises(ReportError, match="no complete trial"):
         report_of(read_study(tmp_path / "s"))

@@ -3,7 +3,7 @@ import pytest
 
 from nas.study.bayesian import BayesianProposer
 from nas.study.neighbourhood import Neighbourhood
-from nas.study.objective import Budget, MnasNet, Objective, Pareto
+from nas.study.objective import Objective, budget, mnasnet, pareto
 from nas.study.pareto import hypervolume
 from search_spaces.space import SearchSpace
 from tests.cases import MadeUpAccuracy, MadeUpLatency, small_space
@@ -13,7 +13,7 @@ ACCURACY = MadeUpAccuracy()
 
 
 @pytest.mark.parametrize("expensive", [False, True])
-@pytest.mark.parametrize("objective", [Pareto(), Pareto(third="parameters"), Budget(), MnasNet(1.5)])
+@pytest.mark.parametrize("objective", [pareto(), pareto(third="parameters"), budget(), mnasnet(1.5)])
 def test_proposals_are_new_and_within_the_budget(objective: Objective, expensive: bool) -> None:
     proposer = BayesianProposer(
         Neighbourhood(small_space(), MadeUpLatency(), 2.0), objective, seed=3, expensive=expensive
@@ -25,13 +25,13 @@ def test_proposals_are_new_and_within_the_budget(objective: Objective, expensive
         assert candidate.latency.latency_ms <= 2.0
         proposed.add(candidate.architecture)
         top1 = ACCURACY.accuracy(candidate.architecture).top1
-        costs = (candidate.latency.latency_ms, 1.0)[: len(objective.cost_names)]
+        costs = (candidate.latency.latency_ms, 1.0)[: len(objective.costs)]
         proposer.observe(candidate, (top1 * objective.factor(candidate.latency.latency_ms), *costs))
 
 
 def test_starts_from_the_fast_and_the_slow_corner() -> None:
     neighbourhood = Neighbourhood(small_space(), MadeUpLatency(), 2.0)
-    proposer = BayesianProposer(neighbourhood, Pareto(), seed=0)
+    proposer = BayesianProposer(neighbourhood, pareto(), seed=0)
     within = [member.latency.latency_ms for member in neighbourhood.members()]
     assert proposer.propose().latency.latency_ms == min(within)
     # The slow corner cannot be enlarged by any single step.
@@ -49,7 +49,7 @@ def test_finds_more_than_random_and_regularised_evolution() -> None:
     problem = World(small_space(), MadeUpLatency(), ACCURACY)
     volumes = {
         name: [
-            hypervolume(problem.run(name, Pareto(), seed, 60), np.array([-20.0, 12.0])) for seed in range(3)
+            hypervolume(problem.run(name, pareto(), seed, 60), np.array([-20.0, 12.0])) for seed in range(3)
         ]
         for name in ("bayesian", "random", "regularised_evolution")
     }
@@ -59,7 +59,7 @@ def test_finds_more_than_random_and_regularised_evolution() -> None:
 
 def test_the_same_seed_proposes_the_same() -> None:
     def run(seed: int) -> list[str]:
-        proposer = BayesianProposer(Neighbourhood(small_space(), MadeUpLatency()), Pareto(), seed)
+        proposer = BayesianProposer(Neighbourhood(small_space(), MadeUpLatency()), pareto(), seed)
         found = []
         for _ in range(30):
             candidate = proposer.propose()
@@ -73,7 +73,7 @@ def test_the_same_seed_proposes_the_same() -> None:
 
 
 def test_large_spaces_are_searched_too(mobilenet_space: SearchSpace) -> None:
-    found = World(mobilenet_space, MadeUpLatency(), ACCURACY).run("bayesian", Pareto(), 0, 40, 300.0)
+    found = World(mobilenet_space, MadeUpLatency(), ACCURACY).run("bayesian", pareto(), 0, 40, 300.0)
     assert found.shape == (40, 2)
     assert found[:, 1].max() <= 300.0
 
@@ -81,7 +81,7 @@ def test_large_spaces_are_searched_too(mobilenet_space: SearchSpace) -> None:
 def test_settled_proposals_are_what_one_ranking_gave() -> None:
     neighbourhood = Neighbourhood(small_space(), MadeUpLatency())
     cheap, expensive = (
-        BayesianProposer(neighbourhood, Pareto(), seed=0, expensive=expensive) for expensive in (False, True)
+        BayesianProposer(neighbourhood, pareto(), seed=0, expensive=expensive) for expensive in (False, True)
     )
     for proposer in (cheap, expensive):
         for candidate in list(neighbourhood.members())[::4]:

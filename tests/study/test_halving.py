@@ -14,29 +14,26 @@ from nas.page.reading import report_of
 from nas.page.sentences import notes
 from nas.study.halving import Halving
 from nas.study.loop import Execution, Sampling, Stop, run_search
-from nas.study.objective import Budget, Evaluation, Objective, Pareto
+from nas.study.objective import Objective, budget, pareto
 from nas.study.problem import Problem
 from nas.study.storage import StudySetting, close_storage, open_storage, open_study
 from search_spaces.architecture import Architecture
 from tests.cases import MadeUpLatency, small_space
 
 RUNGS = (1, 3, 9)
-
-
-def _evaluation(latency_ms: float) -> Evaluation:
-    return Evaluation(Accuracy(0, "measured"), latency_ms, "table", Cost(10, 10))
+COST = Cost(10, 10)
 
 
 def _known(objective: Objective, *networks: tuple[float, float]) -> Halving:
     halving = Halving(objective, 3)
     for top1, latency_ms in networks:
-        halving.add([(1, top1)], _evaluation(latency_ms), complete=False)
+        halving.add([(1, top1)], latency_ms, COST, complete=False)
     return halving
 
 
 def test_the_best_third_goes_on_by_one_objective() -> None:
-    halving = _known(Budget(), *((top1, 5.0) for top1 in (10, 20, 30, 40, 50)))
-    rule = pickle.loads(pickle.dumps(halving.rule(_evaluation(1.0))))
+    halving = _known(budget(), *((top1, 5.0) for top1 in (10, 20, 30, 40, 50)))
+    rule = pickle.loads(pickle.dumps(halving.rule(1.0, COST)))
     assert [rule(1, top1) for top1 in (5, 35, 41, 60)] == [False, False, True, True]
     # Nobody has come to the next rung.
     assert rule(3, 1)
@@ -44,22 +41,22 @@ def test_the_best_third_goes_on_by_one_objective() -> None:
 
 def test_whoever_is_not_dominated_goes_on() -> None:
     rivals = [(10.0 * number, float(number)) for number in range(1, 9)]
-    halving = _known(Pareto(), *rivals)
-    assert halving.rule(_evaluation(0.5))(1, 1.0)
-    assert halving.rule(_evaluation(4.5))(1, 41.0)
+    halving = _known(pareto(), *rivals)
+    assert halving.rule(0.5, COST)(1, 1.0)
+    assert halving.rule(4.5, COST)(1, 41.0)
     # All eight are on the front before it.
-    assert not halving.rule(_evaluation(8.5))(1, 5.0)
+    assert not halving.rule(8.5, COST)(1, 5.0)
 
 
 def test_few_rivals_stop_nobody() -> None:
-    assert _known(Budget(), (50, 1)).rule(_evaluation(1.0))(1, 0.0)
+    assert _known(budget(), (50, 1)).rule(1.0, COST)(1, 0.0)
 
 
 def test_a_stopped_training_is_promised_what_others_gained() -> None:
-    halving = Halving(Budget(), 3)
+    halving = Halving(budget(), 3)
     assert halving.promise([(1, 40.0)]) == 40.0
     for gain in (10, 12, 30):
-        halving.add([(1, 50.0), (3, 55.0), (9, 50.0 + gain)], _evaluation(1.0), complete=True)
+        halving.add([(1, 50.0), (3, 55.0), (9, 50.0 + gain)], 1.0, COST, complete=True)
     assert halving.promise([(1, 40.0)]) == 52.0
     assert halving.promise([(1, 40.0), (3, 95.0)]) == 100.0
 
@@ -91,11 +88,11 @@ def test_a_search_stops_most_and_keeps_every_curve(tmp_path: Path, shared: bool)
     storage = open_storage(f"sqlite:///{tmp_path}/study.db" if shared else str(tmp_path / "study.journal"))
 
     def search(trials: int, study: optuna.Study) -> None:
-        problem = Problem(space, Pareto(), source, MadeUpLatency())
+        problem = Problem(space, pareto(), source, MadeUpLatency())
         run_search(study, problem, Sampling(), Stop(trials), Execution(shared=storage if shared else None))
 
     def opened() -> optuna.Study:
-        return open_study(storage, "halved", StudySetting(Pareto(), space))
+        return open_study(storage, "halved", StudySetting(pareto(), space))
 
     search(30, opened())
     study = opened()

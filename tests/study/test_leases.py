@@ -23,7 +23,7 @@ import nas.study.storage
 from nas.latency.table import Entry, LatencyTable, TableHeader
 from nas.study.leases import SharedLedger
 from nas.study.loop import Execution, Sampling, Stop, run_search
-from nas.study.objective import Pareto
+from nas.study.objective import pareto
 from nas.study.problem import Problem
 from nas.study.storage import StudyMismatchError, StudySetting, open_storage, open_study, table_of
 from search_spaces.layers import layer_keys
@@ -36,7 +36,7 @@ WORKER = """
 import os, sys, time
 from pathlib import Path
 import optuna
-from nas.study.objective import Pareto
+from nas.study.objective import pareto
 from nas.study.storage import StudySetting, open_storage, open_study
 from nas.study.loop import Execution, Sampling, Stop, run_search
 from nas.study.problem import Problem
@@ -54,9 +54,9 @@ class Logged(MadeUpAccuracy):
         return super().accuracy(architecture)
 
 storage = open_storage(url)
-study = open_study(storage, "s", StudySetting(Pareto(), small_space()))
+study = open_study(storage, "s", StudySetting(pareto(), small_space()))
 references = {"mobilenet_v1": reference("mobilenet_v1", 32, 10)}
-problem = Problem(small_space(), Pareto(), Logged(), MadeUpLatency(), references)
+problem = Problem(small_space(), pareto(), Logged(), MadeUpLatency(), references)
 run_search(study, problem, Sampling(), Stop(trials), Execution(shared=storage, lease_s=2.0))
 """
 
@@ -204,7 +204,7 @@ def test_what_was_done_before_the_connection_broke_is_not_done_again(
     """The worst moment: the database has committed, and the answer is lost."""
     said: list[str] = []
     storage = open_storage(url, say=said.append)
-    study = open_study(storage, "s", StudySetting(Pareto(), small_space()))
+    study = open_study(storage, "s", StudySetting(pareto(), small_space()))
     ledger = SharedLedger(study, storage)
     commit = Session.commit
     lost: list[None] = []
@@ -240,7 +240,7 @@ def test_processes_that_begin_a_study_together_agree_on_its_latencies(url: str) 
         ready.wait(timeout=60)
         fingerprint = {"latency table": {"device": "cpu", "content": str(number)}}
         study = open_study(
-            storage, "s", StudySetting(Pareto(), small_space(), fingerprint, table=table, networks="[]")
+            storage, "s", StudySetting(pareto(), small_space(), fingerprint, table=table, networks="[]")
         )
         carried = table_of(storage, "s")
         assert carried is not None
@@ -259,12 +259,12 @@ def test_a_study_whose_creator_died_is_begun_by_the_next(url: str, monkeypatch: 
     storage = open_storage(url)
     directions = ["maximize", "minimize"]
     optuna.create_study(storage=storage, study_name="s", directions=directions).set_user_attr("space", {})
-    study = open_study(storage, "s", StudySetting(Pareto(), small_space(), {"seed": 1}))
+    study = open_study(storage, "s", StudySetting(pareto(), small_space(), {"seed": 1}))
     assert study.user_attrs["fingerprint"]["seed"] == 1
     assert SearchSpace.from_dict(study.user_attrs["space"]) == small_space()
     optuna.create_study(storage=storage, study_name="other", directions=directions).set_user_attr("mine", 1)
     with pytest.raises(StudyMismatchError, match="not made by this project"):
-        open_study(storage, "other", StudySetting(Pareto(), small_space()))
+        open_study(storage, "other", StudySetting(pareto(), small_space()))
 
 
 @pytest.mark.slow
@@ -284,7 +284,7 @@ def test_the_trial_of_a_killed_worker_is_taken_over(url: str, tmp_path: Path) ->
 
 def test_a_claim_is_void_where_an_earlier_one_stands(url: str) -> None:
     storage = open_storage(url)
-    study = open_study(storage, "s", StudySetting(Pareto(), small_space()))
+    study = open_study(storage, "s", StudySetting(pareto(), small_space()))
     first, second = SharedLedger(study, storage), SharedLedger(study, storage)
     attributes = {"architecture": "a", "kind": "candidate", "name": None}
     other = attributes | {"architecture": "b"}
@@ -309,7 +309,7 @@ def test_a_claim_is_void_where_an_earlier_one_stands(url: str) -> None:
 @pytest.mark.slow
 def test_workers_of_one_machine_share_a_database_too(url: str) -> None:
     storage = open_storage(url)
-    study = open_study(storage, "s", StudySetting(Pareto(), small_space()))
-    problem = Problem(small_space(), Pareto(), MadeUpAccuracy(), MadeUpLatency())
+    study = open_study(storage, "s", StudySetting(pareto(), small_space()))
+    problem = Problem(small_space(), pareto(), MadeUpAccuracy(), MadeUpLatency())
     result = run_search(study, problem, Sampling(), Stop(8), Execution(2, storage))
     assert result.evaluated == result.progress.done == 8

@@ -16,7 +16,7 @@ from nas.study.loop import (
     run_search,
 )
 from nas.study.neighbourhood import BudgetError, Neighbourhood
-from nas.study.objective import Budget, MnasNet, Pareto
+from nas.study.objective import Objective, budget, mnasnet, pareto
 from nas.study.problem import Problem
 from nas.study.samplers import SAMPLERS, SamplerError
 from nas.study.storage import StudySetting, close_storage, open_storage, open_study
@@ -32,7 +32,7 @@ def search(study: optuna.Study, accuracy: MadeUpAccuracy, **options: Any) -> Sea
     def given(section: type) -> dict[str, Any]:
         return {name: value for name, value in options.items() if name in section.__dataclass_fields__}
 
-    parts: dict[str, Any] = {"space": small_space(), "objective": Pareto(), "references": OUTSIDE}
+    parts: dict[str, Any] = {"space": small_space(), "objective": pareto(), "references": OUTSIDE}
     problem = Problem(accuracy=accuracy, latency=MadeUpLatency(), **parts | given(Problem))
     stop = Stop(**{"trials": 300} | given(Stop))
     return run_search(study, problem, Sampling(**given(Sampling)), stop, progress=options.get("progress"))
@@ -73,12 +73,12 @@ def test_an_interrupted_search_goes_on_where_it_stopped(tmp_path: Path) -> None:
     path, accuracy = str(tmp_path / "study.journal"), MadeUpAccuracy()
     for trials in (20, 20, 45):
         storage = open_storage(path)
-        study = open_study(storage, "s", StudySetting(Pareto(), small_space()))
+        study = open_study(storage, "s", StudySetting(pareto(), small_space()))
         result = search(study, accuracy, trials=trials)
         close_storage(storage)
     assert result.evaluated == 25
     assert result.progress.done == 45
-    study = open_study(open_storage(path), "s", StudySetting(Pareto(), small_space()))
+    study = open_study(open_storage(path), "s", StudySetting(pareto(), small_space()))
     assert len(candidates(study)) == 45
     assert len(study.trials) == 46
     assert set(accuracy.asked.values()) == {1}
@@ -155,12 +155,12 @@ def test_the_time_limit_starts_no_further_trial() -> None:
     assert len(study.trials) == 1  # the reference
 
 
-@pytest.mark.parametrize("objective", [Budget(), MnasNet(1.0), Pareto(third="parameters")])
-def test_other_objectives(objective: Budget | MnasNet | Pareto) -> None:
-    study = memory_study(1 + len(objective.cost_names))
+@pytest.mark.parametrize("objective", [budget(), mnasnet(1.0), pareto(third="parameters")])
+def test_other_objectives(objective: Objective) -> None:
+    study = memory_study(1 + len(objective.costs))
     result = search(study, MadeUpAccuracy(), objective=objective, trials=20, budget_ms=3.0)
     assert result.evaluated == 20
-    assert all(len(trial.values) == 1 + len(objective.cost_names) for trial in study.trials)
+    assert all(len(trial.values) == 1 + len(objective.costs) for trial in study.trials)
 
 
 def test_unknown_samplers_are_named() -> None:

@@ -8,7 +8,7 @@ from nas.cost import cost
 from nas.latency.table import Latency
 from nas.study.loop import architecture_of
 from nas.study.netadapt import RefinementError, refine
-from nas.study.objective import Pareto
+from nas.study.objective import pareto
 from nas.study.problem import Problem
 from search_spaces.architecture import Architecture
 from search_spaces.references import reference
@@ -47,7 +47,7 @@ def memory_study(space: SearchSpace) -> optuna.Study:
 def test_v3_large_with_expansions_of_6_shrinks_to_v3_large_s_latency(mobilenet_space: SearchSpace) -> None:
     study, start, latency = memory_study(mobilenet_space), all_sixes(mobilenet_space), MacsLatency()
     assert latency.latency(start).latency_ms > TARGET_MS
-    result = refine(study, Problem(mobilenet_space, Pareto(), MacsAccuracy(), latency), start, TARGET_MS)
+    result = refine(study, Problem(mobilenet_space, pareto(), MacsAccuracy(), latency), start, TARGET_MS)
     assert result.reached
     assert result.path[0].architecture == start
     assert result.path[-1].latency_ms <= TARGET_MS < result.path[-2].latency_ms
@@ -69,9 +69,9 @@ def test_v3_large_with_expansions_of_6_shrinks_to_v3_large_s_latency(mobilenet_s
 
 def test_nothing_is_evaluated_twice_and_known_networks_not_at_all(mobilenet_space: SearchSpace) -> None:
     study, start = memory_study(mobilenet_space), all_sixes(mobilenet_space)
-    first = refine(study, Problem(mobilenet_space, Pareto(), MacsAccuracy(), MacsLatency()), start, TARGET_MS)
+    first = refine(study, Problem(mobilenet_space, pareto(), MacsAccuracy(), MacsLatency()), start, TARGET_MS)
     trials = len(study.trials)
-    again = refine(study, Problem(mobilenet_space, Pareto(), MacsAccuracy(), MacsLatency()), start, TARGET_MS)
+    again = refine(study, Problem(mobilenet_space, pareto(), MacsAccuracy(), MacsLatency()), start, TARGET_MS)
     assert again.path == first.path
     assert len(study.trials) == trials == len({t.user_attrs["architecture"] for t in study.trials})
 
@@ -79,7 +79,7 @@ def test_nothing_is_evaluated_twice_and_known_networks_not_at_all(mobilenet_spac
 def test_an_unreachable_latency_ends_at_the_smallest(mobilenet_space: SearchSpace) -> None:
     study, start = memory_study(mobilenet_space), all_sixes(mobilenet_space)
     result = refine(
-        study, Problem(mobilenet_space, Pareto(), MacsAccuracy(), MacsLatency()), start, 0.001, share=0.05
+        study, Problem(mobilenet_space, pareto(), MacsAccuracy(), MacsLatency()), start, 0.001, share=0.05
     )
     assert not result.reached
     assert "nothing is left to shrink" in result.search.stopped
@@ -87,7 +87,7 @@ def test_an_unreachable_latency_ends_at_the_smallest(mobilenet_space: SearchSpac
 
 def test_starts_outside_the_space_and_wrong_shares_are_refused(mobilenet_space: SearchSpace) -> None:
     study, outside = memory_study(mobilenet_space), reference("mobilenet_v1")
-    problem = Problem(mobilenet_space, Pareto(), MacsAccuracy(), MacsLatency())
+    problem = Problem(mobilenet_space, pareto(), MacsAccuracy(), MacsLatency())
     with pytest.raises(RefinementError, match="is not in the space 'mobilenet'"):
         refine(study, problem, outside, TARGET_MS)
     with pytest.raises(RefinementError, match="between 0 and 1, not 0"):

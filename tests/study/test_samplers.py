@@ -9,7 +9,7 @@ from optuna.testing.pytest_samplers import BasicSamplerTestCase, MultiObjectiveS
 from optuna.trial import TrialState
 
 from nas.study.neighbourhood import BudgetError, Neighbourhood, SpaceExhaustedError
-from nas.study.objective import Budget, Objective, Pareto
+from nas.study.objective import Objective, budget, pareto
 from nas.study.samplers import SAMPLERS, BayesianSampler, SamplerError, distributions, make_proposer
 from search_spaces.space import SearchSpace
 from tests.cases import SMALL, MadeUpAccuracy, MadeUpLatency, small_space
@@ -33,7 +33,7 @@ def neighbourhood(space: SearchSpace = CONDITIONAL, budget_ms: float | None = BU
 
 
 def sampler(objective: Objective | None = None, seed: int = 0) -> BayesianSampler:
-    return BayesianSampler(neighbourhood(), objective or Pareto(), seed)
+    return BayesianSampler(neighbourhood(), objective or pareto(), seed)
 
 
 def evaluate(trial: optuna.Trial) -> tuple[float, float]:
@@ -56,7 +56,7 @@ class TestOptunasOwnTests(BasicSamplerTestCase, MultiObjectiveSamplerTestCase):
 
     @pytest.fixture
     def sampler(self) -> Callable[[], BaseSampler]:
-        return lambda: sampler(Budget())
+        return lambda: sampler(budget())
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
@@ -73,7 +73,7 @@ def test_a_plain_study_proposes_what_the_search_proposes() -> None:
     study = study_of(sampler(seed=5))
     study.optimize(evaluate, n_trials=30)
     seed = random.Random(5).getrandbits(32)  # a sampler serves several studies, each with a seed of its own
-    proposer = make_proposer("bayesian", Pareto(), neighbourhood(), seed)
+    proposer = make_proposer("bayesian", pareto(), neighbourhood(), seed)
     found = []
     for _ in range(30):
         candidate = proposer.propose()
@@ -125,7 +125,7 @@ def test_failed_running_and_waiting_trials_are_not_proposed_again() -> None:
 
 def test_the_study_ends_when_every_network_is_proposed() -> None:
     tiny = SearchSpace.from_dict(SMALL | {"resolutions": [32], "stages": SMALL["stages"][:1]})
-    study = study_of(BayesianSampler(neighbourhood(tiny, None), Pareto(), seed=0))
+    study = study_of(BayesianSampler(neighbourhood(tiny, None), pareto(), seed=0))
 
     def objective(trial: optuna.Trial) -> tuple[float, float]:
         tiny.suggest(trial)
@@ -140,9 +140,9 @@ def test_the_study_ends_when_every_network_is_proposed() -> None:
 
 
 def test_minimised_error_and_maximised_accuracy_are_the_same_search() -> None:
-    accuracy = optuna.create_study(direction="maximize", sampler=sampler(Budget(), seed=2))
+    accuracy = optuna.create_study(direction="maximize", sampler=sampler(budget(), seed=2))
     accuracy.optimize(lambda trial: evaluate(trial)[0], n_trials=30)
-    error = optuna.create_study(direction="minimize", sampler=sampler(Budget(), seed=2))
+    error = optuna.create_study(direction="minimize", sampler=sampler(budget(), seed=2))
     error.optimize(lambda trial: -evaluate(trial)[0], n_trials=30)
     assert architectures(accuracy) == architectures(error)
 
@@ -164,7 +164,7 @@ def test_a_study_with_other_values_and_an_impossible_budget_are_refused() -> Non
     study = optuna.create_study(direction="maximize", sampler=sampler())
     with pytest.raises(ValueError, match="the study has 1 values, not top1, latency_ms"):
         CONDITIONAL.suggest(study.ask())
-    impossible = BayesianSampler(neighbourhood(budget_ms=1e-6), Pareto(), seed=0)
+    impossible = BayesianSampler(neighbourhood(budget_ms=1e-6), pareto(), seed=0)
     with pytest.raises(BudgetError, match="the fastest network takes"):
         CONDITIONAL.suggest(study_of(impossible).ask())
 
@@ -172,7 +172,7 @@ def test_a_study_with_other_values_and_an_impossible_budget_are_refused() -> Non
 @pytest.mark.parametrize("name", [name for name in SAMPLERS if name != "gp"])
 def test_every_proposer_learns_of_networks_proposed_elsewhere(name: str) -> None:
     place = neighbourhood(small_space())
-    proposer = make_proposer(name, Pareto(), place, seed=0)
+    proposer = make_proposer(name, pareto(), place, seed=0)
     known = [candidate for _, candidate in zip(range(20), place.members(), strict=False)]
     for candidate in known:
         proposer.observe(candidate, (50.0, candidate.latency.latency_ms))
@@ -186,7 +186,7 @@ def test_every_proposer_learns_of_networks_proposed_elsewhere(name: str) -> None
 def test_networks_proposed_elsewhere_become_parents(name: str) -> None:
     # Screened networks, references and trials of earlier runs: a generation of 50, all of one resolution.
     place = neighbourhood(small_space(), None)
-    proposer = make_proposer(name, Pareto(), place, seed=0)
+    proposer = make_proposer(name, pareto(), place, seed=0)
     known = [each for each in place.members() if each.parameters["resolution"] == 64][:200:4]
     for candidate in known:
         top1 = MadeUpAccuracy().accuracy(candidate.architecture).top1
@@ -219,14 +219,14 @@ def test_threads_do_not_get_the_same_network() -> None:
 
 def test_unknown_samplers_are_named() -> None:
     with pytest.raises(SamplerError, match=r"unknown sampler 'annealing': known are bayesian, nsga2"):
-        make_proposer("annealing", Pareto(), neighbourhood(), seed=0)
+        make_proposer("annealing", pareto(), neighbourhood(), seed=0)
 
 
 @pytest.mark.parametrize(
     "chosen", ["BruteForceSampler", optuna.samplers.NSGAIISampler(seed=3), sampler(seed=3)]
 )
 def test_any_sampler_of_optuna_s_proposes_for_a_search(chosen: str | BaseSampler) -> None:
-    proposer = make_proposer(chosen, Pareto(), neighbourhood(), seed=0)
+    proposer = make_proposer(chosen, pareto(), neighbourhood(), seed=0)
     found = [proposer.propose() for _ in range(5)]
     assert len({each.architecture for each in found}) == 5
     assert all(each.latency.latency_ms <= BUDGET_MS for each in found)
@@ -234,11 +234,11 @@ def test_any_sampler_of_optuna_s_proposes_for_a_search(chosen: str | BaseSampler
 
 def test_samplers_that_take_more_than_a_seed_are_refused() -> None:
     with pytest.raises(SamplerError, match="GridSampler cannot be made of a seed alone: search_space"):
-        make_proposer("GridSampler", Pareto(), neighbourhood(), seed=0)
+        make_proposer("GridSampler", pareto(), neighbourhood(), seed=0)
 
 
 def test_the_default_sampler_s_former_name_means_it_and_warns() -> None:
     with pytest.warns(FutureWarning, match="evolution is called bayesian now"):
-        old = make_proposer("evolution", Pareto(), neighbourhood(), 3)
-    new = make_proposer("bayesian", Pareto(), neighbourhood(), 3)
+        old = make_proposer("evolution", pareto(), neighbourhood(), 3)
+    new = make_proposer("bayesian", pareto(), neighbourhood(), 3)
     assert [old.propose() for _ in range(5)] == [new.propose() for _ in range(5)]

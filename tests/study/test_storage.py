@@ -12,7 +12,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
 from nas.latency.table import Entry, LatencyTable, TableHeader
-from nas.study.objective import Budget, Pareto
+from nas.study.objective import budget, pareto
 from nas.study.storage import (
     StorageError,
     StudyMismatchError,
@@ -36,7 +36,7 @@ def trial(number: int) -> optuna.trial.FrozenTrial:
 def test_a_study_survives_closing_and_plain_optuna_opens_it(tmp_path: Path) -> None:
     path = tmp_path / "new folder" / "study.journal"
     storage = open_storage(str(path))
-    study = open_study(storage, "s", StudySetting(Pareto(), small_space(), {"seed": 1}), {"date": "today"})
+    study = open_study(storage, "s", StudySetting(pareto(), small_space(), {"seed": 1}), {"date": "today"})
     study.add_trial(trial(0))
     plain = optuna.load_study(study_name="s", storage=JournalStorage(JournalFileBackend(str(path))))
     assert plain.trials == study.trials
@@ -46,7 +46,7 @@ def test_a_study_survives_closing_and_plain_optuna_opens_it(tmp_path: Path) -> N
     study.add_trial(trial(1))
     close_storage(storage)
 
-    again = open_study(open_storage(str(path)), "s", StudySetting(Pareto(), small_space(), {"seed": 1}))
+    again = open_study(open_storage(str(path)), "s", StudySetting(pareto(), small_space(), {"seed": 1}))
     assert [each.user_attrs["number"] for each in again.trials] == [0, 1]
     assert again.user_attrs["note"].startswith("written")
     assert again.user_attrs["provenance"] == {"date": "today"}
@@ -57,11 +57,11 @@ def test_a_torn_last_line_is_dropped(tmp_path: Path, torn: bytes) -> None:
     path = tmp_path / "study.journal"
     for number in range(2):
         storage = open_storage(str(path))
-        open_study(storage, "s", StudySetting(Pareto(), small_space())).add_trial(trial(number))
+        open_study(storage, "s", StudySetting(pareto(), small_space())).add_trial(trial(number))
         close_storage(storage)
         with path.open("ab") as file:
             file.write(torn)
-    study = open_study(open_storage(str(path)), "s", StudySetting(Pareto(), small_space()))
+    study = open_study(open_storage(str(path)), "s", StudySetting(pareto(), small_space()))
     assert [each.user_attrs["number"] for each in study.trials] == [0, 1]
 
 
@@ -71,10 +71,10 @@ def test_a_killed_writer_loses_nothing_it_reported(tmp_path: Path) -> None:
     code = f"""
 import itertools, optuna
 from nas.study.storage import *
-from nas.study.objective import Pareto
+from nas.study.objective import pareto
 from tests.cases import small_space
 optuna.logging.disable_default_handler()
-study = open_study(open_storage({str(path)!r}), "s", StudySetting(Pareto(), small_space()))
+study = open_study(open_storage({str(path)!r}), "s", StudySetting(pareto(), small_space()))
 for number in itertools.count():
     study.add_trial(optuna.create_trial(values=[number, 1.0], user_attrs={{"number": number}}))
     print(number, flush=True)
@@ -86,7 +86,7 @@ for number in itertools.count():
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     process.stdout.close()
-    study = open_study(open_storage(str(path)), "s", StudySetting(Pareto(), small_space()))
+    study = open_study(open_storage(str(path)), "s", StudySetting(pareto(), small_space()))
     numbers = [each.user_attrs["number"] for each in study.trials]
     assert numbers == list(range(len(numbers)))
     assert len(numbers) > reported
@@ -134,25 +134,25 @@ def test_a_server_that_does_not_answer_is_named_without_its_password() -> None:
 def test_changed_settings_are_refused_by_name(tmp_path: Path) -> None:
     storage = open_storage(str(tmp_path / "study.journal"))
     fingerprint = {"accuracy": {"epochs": 3}, "table": "abc"}
-    study = open_study(storage, "s", StudySetting(Pareto(), small_space(), fingerprint))
+    study = open_study(storage, "s", StudySetting(pareto(), small_space(), fingerprint))
     study.add_trial(optuna.create_trial(values=[50.0, 1.0]))
-    open_study(storage, "s", StudySetting(Pareto(), small_space(), fingerprint))
+    open_study(storage, "s", StudySetting(pareto(), small_space(), fingerprint))
     with pytest.raises(StudyMismatchError, match=r"accuracy\.epochs = 3, now it is 4"):
         open_study(
-            storage, "s", StudySetting(Pareto(), small_space(), {"accuracy": {"epochs": 4}, "table": "abc"})
+            storage, "s", StudySetting(pareto(), small_space(), {"accuracy": {"epochs": 4}, "table": "abc"})
         )
     with pytest.raises(StudyMismatchError, match='table = "abc", now it is nothing'):
-        open_study(storage, "s", StudySetting(Pareto(), small_space(), {"accuracy": {"epochs": 3}}))
+        open_study(storage, "s", StudySetting(pareto(), small_space(), {"accuracy": {"epochs": 3}}))
     with pytest.raises(StudyMismatchError, match="directions maximize, minimize, not maximize"):
-        open_study(storage, "s", StudySetting(Budget(), small_space(), fingerprint))
+        open_study(storage, "s", StudySetting(budget(), small_space(), fingerprint))
     changed = SearchSpace.from_dict(SMALL | {"resolutions": [32, 96]})
     with pytest.raises(StudyMismatchError, match="search space: resolutions 2 = 64, now it is 96"):
-        open_study(storage, "s", StudySetting(Pareto(), changed, fingerprint))
+        open_study(storage, "s", StudySetting(pareto(), changed, fingerprint))
     # A file holds one study: under another name its folder was renamed.
     with pytest.raises(
         StudyMismatchError, match="holds the study 's', not 'another': was its folder renamed"
     ):
-        open_study(storage, "another", StudySetting(Budget(), small_space(), fingerprint))
+        open_study(storage, "another", StudySetting(budget(), small_space(), fingerprint))
 
 
 @pytest.mark.parametrize(
@@ -176,28 +176,28 @@ def test_a_change_is_said_in_words_not_in_digests(
     tmp_path: Path, begun: dict[str, object], now: dict[str, object], said: str
 ) -> None:
     storage = open_storage(str(tmp_path / "study.journal"))
-    open_study(storage, "s", StudySetting(Pareto(), small_space(), begun)).add_trial(
+    open_study(storage, "s", StudySetting(pareto(), small_space(), begun)).add_trial(
         optuna.create_trial(values=[50.0, 1.0])
     )
     with pytest.raises(StudyMismatchError, match=said) as refused:
-        open_study(storage, "s", StudySetting(Pareto(), small_space(), now))
+        open_study(storage, "s", StudySetting(pareto(), small_space(), now))
     assert "1c73" not in str(refused.value)
     # What follows from another space is not what somebody changed.
     with pytest.raises(StudyMismatchError, match=r"search space: "):
-        open_study(storage, "s", StudySetting(Pareto(), replace(small_space(), resolutions=(64,)), now))
+        open_study(storage, "s", StudySetting(pareto(), replace(small_space(), resolutions=(64,)), now))
     close_storage(storage)
 
 
 def test_a_study_without_a_complete_trial_binds_nobody(tmp_path: Path) -> None:
     storage = open_storage(str(tmp_path / "study.journal"))
-    mistyped = open_study(storage, "s", StudySetting(Pareto(), small_space(), {"epochs": 0}))
+    mistyped = open_study(storage, "s", StudySetting(pareto(), small_space(), {"epochs": 0}))
     mistyped.add_trial(optuna.create_trial(state=optuna.trial.TrialState.FAIL))
-    study = open_study(storage, "s", StudySetting(Pareto(), small_space(), {"epochs": 3}))
+    study = open_study(storage, "s", StudySetting(pareto(), small_space(), {"epochs": 3}))
     assert study.user_attrs["fingerprint"]["epochs"] == 3
     assert not study.trials
     study.add_trial(optuna.create_trial(values=[50.0, 1.0]))
     with pytest.raises(StudyMismatchError, match="epochs = 3, now it is 4"):
-        open_study(storage, "s", StudySetting(Pareto(), small_space(), {"epochs": 4}))
+        open_study(storage, "s", StudySetting(pareto(), small_space(), {"epochs": 4}))
 
 
 def test_a_study_carries_its_layers(tmp_path: Path) -> None:
@@ -207,19 +207,19 @@ def test_a_study_carries_its_layers(tmp_path: Path) -> None:
     storage = open_storage(str(tmp_path / "study.journal"))
     assert table_of(storage, "s") is None
     begun = {"latency table": {"device": "cpu", "content": "abc"}}
-    study = open_study(storage, "s", StudySetting(Pareto(), small_space(), begun, table=table))
+    study = open_study(storage, "s", StudySetting(pareto(), small_space(), begun, table=table))
     study.add_trial(optuna.create_trial(values=[50.0, 1.0]))
     grown = table.with_entries({key: Entry(2.5, 0.1, 40, "measured")})
     now = {"latency table": {"device": "cpu", "content": "def"}}
-    open_study(storage, "s", StudySetting(Pareto(), small_space(), now, table=grown))
+    open_study(storage, "s", StudySetting(pareto(), small_space(), now, table=grown))
     carried = table_of(storage, "s")
     assert carried is not None
     assert carried.entries == table.entries
     assert carried.header == header
     other = {"latency table": {"device": "another cpu", "content": "abc"}}
     with pytest.raises(StudyMismatchError, match='device = "cpu", now it is "another cpu"'):
-        open_study(storage, "s", StudySetting(Pareto(), small_space(), other, table=table))
-    refresh_study(study, StudySetting(Pareto(), small_space(), now, grown), {})
+        open_study(storage, "s", StudySetting(pareto(), small_space(), other, table=table))
+    refresh_study(study, StudySetting(pareto(), small_space(), now, grown), {})
     assert table_of(storage, "s").entries == grown.entries  # type: ignore[union-attr]
 
 
@@ -227,7 +227,7 @@ def test_a_study_that_was_never_begun_leaves_no_file(tmp_path: Path) -> None:
     close_storage(open_storage(str(tmp_path / "study.journal")))
     assert not (tmp_path / "study.journal").exists()
     storage = open_storage(str(tmp_path / "study.journal"))
-    open_study(storage, "s", StudySetting(Pareto(), small_space()))
+    open_study(storage, "s", StudySetting(pareto(), small_space()))
     close_storage(storage)
     assert (tmp_path / "study.journal").exists()
 
@@ -237,7 +237,7 @@ def test_a_full_disk_is_said_and_leaves_whole_records(
 ) -> None:
     path = tmp_path / "study.journal"
     storage = open_storage(str(path))
-    study = open_study(storage, "s", StudySetting(Pareto(), small_space()))
+    study = open_study(storage, "s", StudySetting(pareto(), small_space()))
     study.add_trial(optuna.create_trial(values=[50.0, 1.0]))
     before = path.read_bytes()
     write = os.write
@@ -253,6 +253,6 @@ def test_a_full_disk_is_said_and_leaves_whole_records(
             study.add_trial(optuna.create_trial(values=[60.0, 1.0], user_attrs={"long": "x" * 100}))
     assert path.read_bytes() == before
     close_storage(storage)
-    study = open_study(open_storage(str(path)), "s", StudySetting(Pareto(), small_space()))
+    study = open_study(open_storage(str(path)), "s", StudySetting(pareto(), small_space()))
     study.add_trial(optuna.create_trial(values=[60.0, 1.0]))
     assert len(study.trials) == 2

@@ -3,7 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nas.study.objective import Budget, Pareto
+from nas.study.objective import budget, pareto
 from nas.study.pareto import front
 from tests.cases import MadeUpAccuracy, MadeUpLatency, small_space
 from tools.sampler_comparison import SAMPLERS, Array, Runs, World
@@ -34,18 +34,18 @@ def test_luck_is_a_network_s_own() -> None:
 )  # slow where it repeats itself
 def test_runs_are_members_each_once_within_the_budget(sampler: str) -> None:
     references = [network for _, network in small_space().members()][-3:]
-    found = problem(0.1).run(sampler, Pareto(), 0, 30, budget_ms=2.0, references=references)
+    found = problem(0.1).run(sampler, pareto(), 0, 30, budget_ms=2.0, references=references)
     assert found.shape == (30, 2)
     everything = {tuple(row) for row in problem(0.1).members()}
     assert {tuple(row) for row in found} <= everything
     assert (found[3:, 1] <= 2.0).all()
-    assert np.array_equal(found, problem(0.1).run(sampler, Pareto(), 0, 30, 2.0, references))
+    assert np.array_equal(found, problem(0.1).run(sampler, pareto(), 0, 30, 2.0, references))
     assert len(np.unique(found, axis=0)) == 30
 
 
 def test_regularised_evolution_beats_chance_once_its_population_is_full() -> None:
     best = [
-        np.median([problem().run(sampler, Budget(), seed, 150)[:, 0].min() for seed in range(5)])
+        np.median([problem().run(sampler, budget(), seed, 150)[:, 0].min() for seed in range(5)])
         for sampler in ("regularised_evolution", "random")
     ]
     assert best[0] <= best[1]
