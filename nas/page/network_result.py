@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from nas.accuracy.source import Judgement
+from nas.accuracy.source import Judgement, lower_bound
 from nas.cost import cost
 from nas.quantities import latency_text
 from search_spaces.architecture import Architecture
@@ -65,7 +65,6 @@ class NetworkResult:
         kind: ``candidate`` or ``reference``.
         name: name of a reference, else None.
         top1: accuracy in percent.
-        judged_top1: accuracy the search went by: less where the objective is cautious.
         deviation: one standard deviation of the accuracy in points, None where unknown.
         accuracy_source: ``measured``, ``given``, ``predicted``, ``published`` or ``proxy``; ``trained`` after
             the final recipe.
@@ -84,6 +83,7 @@ class NetworkResult:
         energy_mj: millijoules an inference, of the processor's whole package; None where they were not read.
         judgement: what a trained network was judged on, None for others.
         bytes_per_value: of its weights and feature maps.
+        caution: standard deviations that the search took off uncertain accuracies.
     """
 
     trial: int
@@ -91,7 +91,6 @@ class NetworkResult:
     kind: str
     name: str | None
     top1: float
-    judged_top1: float
     deviation: float | None
     accuracy_source: str
     latency_ms: float
@@ -107,6 +106,12 @@ class NetworkResult:
     energy_mj: float | None = None
     judgement: Judgement | None = None
     bytes_per_value: int = 4
+    caution: float = 0.0
+
+    @property
+    def judged_top1(self) -> float:
+        """Accuracy the search went by, in percent: less where it was cautious."""
+        return lower_bound(self.top1, self.deviation or 0.0, self.caution)
 
     @property
     def architecture(self) -> Architecture | None:

@@ -20,7 +20,7 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from nas.accuracy.joint import JointPrediction
-from nas.accuracy.source import Judgement, lower_bound
+from nas.accuracy.source import Judgement
 from nas.cost import BYTES_PER_VALUE
 from nas.latency.table import MAX_MS
 from nas.page.importances import parameter_importances
@@ -152,6 +152,7 @@ def _report(gate: Gate, study: optuna.Study, attributes: Mapping[str, object], i
         provenance=provenance,
         limits=_limits(gate, attributes.get("fingerprint") or {}),
         seed_scatter=known.scatter,
+        caution=known.caution,
         joint=_joint(gate, provenance[JOINT]) if provenance.get(JOINT) else None,
         third=third,
     )
@@ -241,9 +242,8 @@ def _network(
         name=record.name,
         top1=accuracy.top1,
         bytes_per_value=known.bytes_per_value,
-        # What the search went by, also where the value of the trial is a product of it.
-        judged_top1=lower_bound(accuracy.top1, deviation or 0.0, known.caution),
         deviation=deviation,
+        caution=known.caution,
         accuracy_source=accuracy.source,
         macs=record.macs,
         parameters=record.parameters,
@@ -278,7 +278,6 @@ def _finished(gate: Gate, network: NetworkResult, known: _Known) -> NetworkResul
     return replace(
         network,
         top1=judgement.top1,
-        judged_top1=lower_bound(judgement.top1, judgement.deviation, known.caution),
         deviation=judgement.deviation,
         accuracy_source=TRAINED,
         judgement=judgement,
@@ -351,8 +350,8 @@ def _published(gate: Gate, references: object, known: _Known) -> tuple[NetworkRe
                 kind="reference",
                 name=name,
                 top1=top1,
-                judged_top1=top1,
                 deviation=None,
+                caution=known.caution,
                 accuracy_source="published",
                 macs=gate.integer("macs", each["macs"]),
                 parameters=gate.integer("parameters", each["parameters"]),

@@ -95,6 +95,7 @@ class Report:
         third: name of a third objective beside accuracy and latency, None without one.
         limits: on costs besides latency, by their names.
         seed_scatter: of trained accuracies, one standard deviation in points; 0 where it is not known.
+        caution: standard deviations that the search took off uncertain accuracies.
     """
 
     name: str
@@ -112,6 +113,7 @@ class Report:
     third: str | None = None
     limits: Mapping[str, float] = field(default_factory=dict)
     seed_scatter: float = 0.0
+    caution: float = 0.0
 
     def frame(
         self, networks: Sequence[NetworkResult] | None = None, columns: Sequence[str] = COLUMNS
@@ -227,14 +229,6 @@ class Report:
     def positions(self) -> dict[int, int]:
         """Where in :attr:`networks` the network of a trial is, by its number."""
         return {network.trial: position for position, network in enumerate(self.networks)}
-
-    @property
-    def caution(self) -> float:
-        """The number of deviations the search took off uncertain accuracies."""
-        for network in self.networks:
-            if network.deviation:
-                return (network.top1 - network.judged_top1) / network.deviation
-        return 0.0
 
     @property
     def recipe(self) -> str:

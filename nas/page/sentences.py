@@ -273,7 +273,7 @@ def remarks(report: Report) -> tuple[str, ...]:
 
 def caution_note(report: Report) -> str:
     """A note on the uncertainty that the search took off an accuracy, empty where nothing was."""
-    if not report.caution:
+    if not report.caution or not any(network.deviation for network in report.networks):
         return ""
     plural = "" if abs(report.caution - 1) < 0.005 else "s"
     return (

@@ -31,7 +31,6 @@ def network(top1: float, latency_ms: float, trial: int = 0, name: str | None = N
         kind="candidate" if name is None else "reference",
         name=name,
         top1=top1,
-        judged_top1=top1,
         deviation=0.5,
         accuracy_source="predicted",
         latency_ms=latency_ms,

@@ -226,7 +226,7 @@ def test_comparisons_give_the_best_within_equal_budgets() -> None:
 
 def test_a_cautious_front_is_explained() -> None:
     sure = report(network(75.0, 10.0, 1))
-    cautious = report(replace(network(75.0, 10.0, 1), judged_top1=74.25))
+    cautious = report(network(75.0, 10.0, 1), caution=1.5)
     assert "less 1.5 standard deviations" in _words(report_page(cautious))
     assert "standard deviations" not in _words(report_page(sure))
 

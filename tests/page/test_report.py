@@ -55,7 +55,7 @@ def test_the_reference_that_gave_the_budget_is_answered_first() -> None:
 
 
 def test_front_keeps_to_the_budget_and_goes_by_the_cautious_accuracy() -> None:
-    sure, unsure = network(75.0, 10.0, 1), replace(network(75.5, 10.0, 2), judged_top1=74.0)
+    sure, unsure = network(75.0, 10.0, 1), replace(network(75.5, 10.0, 2), caution=3.0)
     beyond, inside = network(90.0, 31.0, 3, "beyond"), network(80.0, 30.0, 4, "inside")
     found = report(beyond, unsure, inside, sure, budget_ms=30.0)
     assert found.front == (sure, inside)
