@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -186,13 +187,23 @@ class Stage:
         names: dict[str, tuple[Value, ...]] = {f"{prefix}.depth": self.depths}
         if max(self.depths):
             names[f"{prefix}.width"] = self.widths
-        for plural, name in BLOCK_FIELDS.items():
-            if plural in self.per_block:
-                for number in range(1, max(self.depths) + 1):
-                    names[f"{prefix}.block{number}.{name}"] = getattr(self, plural)
-            elif max(self.depths):
-                names[f"{prefix}.{name}"] = getattr(self, plural)
+        blocks = (self.choices(prefix, number).items() for number in range(1, max(self.depths) + 1))
+        for field in zip(*blocks, strict=True):
+            names.update(field)
         return names
+
+    def choices(self, prefix: str, number: int) -> dict[str, tuple[Value, ...]]:
+        """The parameters that decide a block, with their candidates; :meth:`blocks` varies the last first.
+
+        Args:
+            prefix: of the names of this stage's parameters.
+            number: of the block in its stage, from 1.
+        """
+        own = f"block{number}."
+        return {
+            f"{prefix}.{own * (plural in self.per_block)}{name}": getattr(self, plural)
+            for plural, name in BLOCK_FIELDS.items()
+        }
 
     def compose(
         self, choose: Chooser, prefix: str, in_channels: int, rounding: Rounding, multiplier: float
@@ -258,11 +269,9 @@ class Stage:
             stride: of the block.
             rounding: how channels are rounded.
         """
-        combinations: list[dict[str, Value]] = [{}]
-        for plural, name in BLOCK_FIELDS.items():
-            combinations = [done | {name: value} for done in combinations for value in getattr(self, plural)]
-        for values in combinations:
-            yield self.block(values, in_channels, out, stride, rounding)
+        for values in itertools.product(*(getattr(self, plural) for plural in BLOCK_FIELDS)):
+            named = dict(zip(BLOCK_FIELDS.values(), values, strict=True))
+            yield self.block(named, in_channels, out, stride, rounding)
 
     def block(
         self, values: Mapping[str, Value], in_channels: int, out: int, stride: int, rounding: Rounding
@@ -294,7 +303,7 @@ class Stage:
     def _match(self, blocks: Sequence[Block], prefix: str, rounding: Rounding) -> Parameters | None:
         out = blocks[0].out_channels
 
-        def fits(block: Block, number: int, name: str, value: Value) -> bool:
+        def fits(block: Block, name: str, value: Value) -> bool:
             # One attribute at a time: build the block with this value and everything else as it is.
             if name == "expansion":
                 made = rounding.expand(block.kind, block.in_channels, float(value))
@@ -307,23 +316,16 @@ class Stage:
             stride = self.stride if number == 1 else 1
             if (block.out_channels, block.stride) != (out, stride):
                 return None
-        result: Parameters = {}
-        for plural, name in BLOCK_FIELDS.items():
-            candidates = getattr(self, plural)
-            if plural in self.per_block:
-                for number, block in enumerate(blocks, start=1):
-                    value = next((v for v in candidates if fits(block, number, name, v)), None)
-                    if value is None:
-                        return None
-                    result[f"{prefix}.block{number}.{name}"] = value
-            else:
-                value = next(
-                    (v for v in candidates if all(fits(b, n, name, v) for n, b in enumerate(blocks, 1))), None
-                )
-                if value is None:
+        # The candidates of each parameter that suit all blocks it decides, the first of them in the end.
+        suitable: dict[str, tuple[Value, ...]] = self.parameters(prefix)
+        decided = set()
+        for number, block in enumerate(blocks, start=1):
+            for field, name in zip(BLOCK_FIELDS.values(), self.choices(prefix, number), strict=True):
+                suitable[name] = tuple(value for value in suitable[name] if fits(block, field, value))
+                if not suitable[name]:
                     return None
-                result[f"{prefix}.{name}"] = value
-        return result
+                decided.add(name)
+        return {name: candidates[0] for name, candidates in suitable.items() if name in decided}
 
 
 @dataclass(frozen=True, slots=True)
@@ -431,8 +433,12 @@ class CandidateStage:
 
     def parameters(self, prefix: str) -> dict[str, tuple[Value, ...]]:
         """Every parameter of the stage with its candidates."""
-        labels = tuple(candidate.label for candidate in self.candidates)
-        return {f"{prefix}.block{number}": labels for number in range(1, self.layers + 1)}
+        blocks = (self.choices(prefix, number) for number in range(1, self.layers + 1))
+        return {name: labels for each in blocks for name, labels in each.items()}
+
+    def choices(self, prefix: str, number: int) -> dict[str, tuple[Value, ...]]:
+        """See :meth:`Stage.choices`."""
+        return {f"{prefix}.block{number}": tuple(candidate.label for candidate in self.candidates)}
 
     def compose(
         self, choose: Chooser, prefix: str, in_channels: int, rounding: Rounding, multiplier: float

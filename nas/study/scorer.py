@@ -8,7 +8,6 @@ block that can occur and kept in dense tables; scoring a network is then a few l
 from __future__ import annotations
 
 import functools
-import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -20,11 +19,11 @@ from nas.accuracy.features import BLOCK_VALUES, CLASSES, RunArrays, block_values
 from nas.accuracy.imagenet import Predictor
 from nas.cost import Cost, Limits, layer_cost
 from nas.latency.table import LatencyTable
-from search_spaces.blocks import IMAGE_CHANNELS, Block
+from search_spaces.blocks import IMAGE_CHANNELS
 from search_spaces.layers import LayerKey
 from search_spaces.ops import halve
 from search_spaces.space import NotInSpaceError, SearchSpace
-from search_spaces.stage import BLOCK_FIELDS, CandidateStage, Parameters, Rounding, Stage
+from search_spaces.stage import CandidateStage, Parameters, Rounding, Stage
 
 Choices = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -112,15 +111,15 @@ class BatchScorer:
         """Rows with :data:`INACTIVE` for parameters of blocks that do not exist."""
         rows = rows.copy()
         for number, stage in enumerate(self.space.stages, start=1):
-            if isinstance(stage, CandidateStage):
-                continue
             prefix = f"stage{number}"
             depth = np.array(stage.depths)[self._column(rows, f"{prefix}.depth")]
-            for name, column in self._columns.items():
-                if name.startswith(f"{prefix}.block"):
-                    rows[depth < int(name.split(".")[1].removeprefix("block")), column] = INACTIVE
-                elif name.startswith(f"{prefix}.") and name != f"{prefix}.depth":
-                    rows[depth == 0, column] = INACTIVE
+            # A parameter is there as soon as the first block is that it decides.
+            first = {f"{prefix}.width": 1}
+            for block in range(max(stage.depths), 0, -1):
+                first |= dict.fromkeys(stage.choices(prefix, block), block)
+            for name, block in first.items():
+                if name in self._columns:
+                    rows[depth < block, self._columns[name]] = INACTIVE
         return rows
 
     def encode(self, parameters: Mapping[str, object]) -> Choices:
@@ -290,40 +289,17 @@ class _StageTables:
         rounding: Rounding,
         latency: Callable[[LayerKey], float],
     ) -> _StageTables:
-        if isinstance(stage, Stage):
-            fields = {name: getattr(stage, plural) for plural, name in BLOCK_FIELDS.items()}
-            shared = {name for plural, name in BLOCK_FIELDS.items() if plural not in stage.per_block}
-            settings = [
-                dict(zip(fields, values, strict=True)) for values in itertools.product(*fields.values())
-            ]
-
-            def block(setting: int, channels: int, out: int, stride: int) -> Block:
-                return stage.block(settings[setting], channels, out, stride, rounding)
-
-            def name_of(field: str, number: int) -> str:
-                return f"{prefix}.{field}" if field in shared else f"{prefix}.block{number}.{field}"
-
-        else:
-            fields, settings = {"": stage.candidates}, [{} for _ in stage.candidates]
-
-            def block(setting: int, channels: int, out: int, stride: int) -> Block:
-                return stage.candidates[setting].build(channels, out, stride, rounding)
-
-            def name_of(field: str, number: int) -> str:
-                return f"{prefix}.block{number}"
-
-        widths, depths = stage.widths, np.array(stage.depths)
+        widths, depths, settings = stage.widths, np.array(stage.depths), stage.variety
 
         def cells(channels: int, out: int, stride: int, size: int) -> Iterable[tuple[float, ...]]:
-            for setting in range(len(settings)):
-                made = block(setting, channels, out, stride)
+            for made in stage.blocks(channels, out, stride, rounding):
                 time = 0.0 if made.is_identity else latency(LayerKey(size, channels, made))
                 yield (*block_values(made, size), time)
 
         layers = int(depths.max())
         after: dict[_State, int] = {}
         next_state = np.zeros((len(states), len(widths) + 1), np.int64)
-        first = np.zeros((len(states), len(widths), len(settings), len(BLOCK_VALUES) + 1))
+        first = np.zeros((len(states), len(widths), settings, len(BLOCK_VALUES) + 1))
         for number, (multiplier, channels, size) in enumerate(states):
             if 0 in depths:
                 next_state[number, -1] = after.setdefault((multiplier, channels, size), len(after))
@@ -334,23 +310,25 @@ class _StageTables:
                 out = rounding.width(width, multiplier)
                 next_state[number, column] = after.setdefault((multiplier, out, out_size), len(after))
                 first[number, column] = list(cells(channels, out, stage.stride, size))
-        further = np.zeros((len(after), len(settings), len(BLOCK_VALUES) + 1))
+        further = np.zeros((len(after), settings, len(BLOCK_VALUES) + 1))
         if layers > 1:
             for number in sorted(set(next_state[:, :-1].ravel().tolist())):
                 _, channels, size = list(after)[number]
                 further[number] = list(cells(channels, channels, 1, size))
-        # Mixed-radix weights: how far a step in one field moves the number of the setting.
-        counts = [len(values) for values in fields.values()]
-        steps = [math.prod(counts[place + 1 :]) for place in range(len(counts))]
         indices: list[_Index] = [{f"{prefix}.depth": 1}, {f"{prefix}.width": 1}]
         for number in range(1, layers + 1):
-            indices.append({name_of(field, number): step for field, step in zip(fields, steps, strict=True)})
+            # Mixed-radix weights: how far a step in one parameter moves the number of the setting.
+            step, index = settings, {}
+            for name, candidates in stage.choices(prefix, number).items():
+                step //= len(candidates)
+                index[name] = step
+            indices.append(index)
         values = len(BLOCK_VALUES) + 1
         return cls(
             depths,
             layers,
             len(widths),
-            len(settings),
+            settings,
             indices,
             np.concatenate([first.reshape(-1, values), further.reshape(-1, values), np.zeros((1, values))]),
             next_state.ravel(),
