@@ -19,7 +19,7 @@ from nas.settings import ACCURACY_SCHEMAS, SearchConfig, settings_of
 from nas.study.loop import Sampling, Stop, run_search
 from nas.study.objective import pareto
 from nas.study.problem import Problem
-from nas.study.samplers import SAMPLERS, optuna_sampler
+from nas.study.samplers import SAMPLERS
 from nas.study.storage import StudySetting, open_storage, open_study
 from search_spaces.architecture import Architecture
 from search_spaces.references import reference
@@ -74,7 +74,7 @@ def test_a_source_of_accuracy_and_a_sampler_make_a_search(
 ) -> None:
     monkeypatch.setitem(ACCURACY_SCHEMAS, "mine", MacsConfig)
     monkeypatch.setitem(assembly.SOURCES, MacsConfig, made)
-    monkeypatch.setitem(SAMPLERS, "mine", optuna_sampler(quasi_random))
+    monkeypatch.setitem(SAMPLERS, "mine", quasi_random)
     store_schemas("search", SearchConfig)
     ConfigStore.instance().store(group="accuracy", name="mine", node=MacsConfig)
     add_yaml("sampler")

@@ -117,8 +117,8 @@ class Sampling:
     """The sampler that proposes candidates, and where it begins.
 
     Attributes:
-        sampler: one of :data:`nas.study.samplers.SAMPLERS`, a class of :mod:`optuna.samplers` by its name, or
-            any of Optuna's samplers as it is.
+        sampler: ours by its name, one of :data:`nas.study.samplers.SAMPLERS`, a class of
+            :mod:`optuna.samplers` by its name, or any of Optuna's samplers as it is.
         seed: of all its random choices.
         first: members of the space to evaluate before it is asked, as far as they are within the budget and
             not in the study.

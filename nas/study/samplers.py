@@ -259,7 +259,8 @@ def make_proposer(
     """A proposer, which a search asks for networks.
 
     Args:
-        sampler: one of :data:`SAMPLERS`, the name of a class in :mod:`optuna.samplers`, or a sampler itself.
+        sampler: :data:`DEFAULT_SAMPLER`, one of :data:`SAMPLERS`, the name of a class in
+            :mod:`optuna.samplers`, or a sampler itself.
         objective: what a network is worth.
         neighbourhood: the space and the budget.
         seed: of all random choices; those of a sampler given as it is are its own.
@@ -269,56 +270,44 @@ def make_proposer(
         SamplerError: if there is no such sampler.
     """
     if isinstance(sampler, str):
-        sampler = _maker(sampler)(neighbourhood, objective, seed, expensive)
+        if sampler in RENAMED_SAMPLERS:
+            today = RENAMED_SAMPLERS[sampler]
+            warnings.warn(f"the sampler {sampler} is called {today} now", FutureWarning, stacklevel=2)
+            sampler = today
+        if sampler == DEFAULT_SAMPLER:
+            return BayesianProposer(neighbourhood, objective, seed, expensive)
+        make = SAMPLERS.get(sampler) or _of_optuna(sampler)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            sampler = make(seed)
     if isinstance(sampler, BayesianSampler):
         return sampler.proposer(neighbourhood, seed)
     return OptunaProposer(sampler, objective, neighbourhood, seed)
 
 
-def _maker(name: str) -> MakesSampler:
-    if name in RENAMED_SAMPLERS:
-        today = RENAMED_SAMPLERS[name]
-        warnings.warn(f"the sampler {name} is called {today} now", FutureWarning, stacklevel=3)
-        name = today
-    if name in SAMPLERS:
-        return SAMPLERS[name]
+def _of_optuna(name: str) -> Callable[[int], BaseSampler]:
     of_optuna: object = getattr(optuna.samplers, name, None)
     if not isinstance(of_optuna, type) or not issubclass(of_optuna, BaseSampler):
-        raise SamplerError(
-            f"unknown sampler {name!r}: known are {', '.join(SAMPLERS)}, and the classes of optuna.samplers"
-        )
+        known = ", ".join((DEFAULT_SAMPLER, *SAMPLERS))
+        raise SamplerError(f"unknown sampler {name!r}: known are {known}, and the classes of optuna.samplers")
     settings = inspect.signature(of_optuna).parameters
     lacking = [each for each, setting in settings.items() if setting.default is inspect.Parameter.empty]
     if lacking or "seed" not in settings:
         raise SamplerError(
             f"optuna.samplers.{name} cannot be made of a seed alone: {', '.join(lacking) or 'it has none'}"
         )
-    return optuna_sampler(lambda seed: of_optuna(**{"seed": seed}))
+    return lambda seed: of_optuna(**{"seed": seed})
 
 
-def optuna_sampler(make: Callable[[int], BaseSampler]) -> MakesSampler:
-    """An entry of :data:`SAMPLERS` for an Optuna sampler, which is made of a seed."""
-
-    def sampler(
-        neighbourhood: Neighbourhood, objective: Objective, seed: int, expensive: bool
-    ) -> BaseSampler:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ExperimentalWarning)
-            return make(seed)
-
-    return sampler
-
-
-MakesSampler = Callable[[Neighbourhood, Objective, int, bool], BaseSampler]
+# Ours, which takes more than a seed.
 DEFAULT_SAMPLER = "bayesian"
-# A sampler is a line here and a YAML in conf/sampler.
-SAMPLERS: dict[str, MakesSampler] = {
-    "bayesian": BayesianSampler,
-    "nsga2": optuna_sampler(lambda seed: NSGAIISampler(seed=seed)),
-    "nsga3": optuna_sampler(lambda seed: NSGAIIISampler(seed=seed)),
-    "tpe": optuna_sampler(lambda seed: TPESampler(seed=seed, multivariate=True)),
-    "gp": optuna_sampler(lambda seed: GPSampler(seed=seed)),
-    "random": optuna_sampler(lambda seed: RandomSampler(seed=seed)),
+# Any other sampler is a line here, that makes it of a seed, and a YAML in conf/sampler.
+SAMPLERS: dict[str, Callable[[int], BaseSampler]] = {
+    "nsga2": lambda seed: NSGAIISampler(seed=seed),
+    "nsga3": lambda seed: NSGAIIISampler(seed=seed),
+    "tpe": lambda seed: TPESampler(seed=seed, multivariate=True),
+    "gp": lambda seed: GPSampler(seed=seed),
+    "random": lambda seed: RandomSampler(seed=seed),
 }
 
 

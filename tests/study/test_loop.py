@@ -18,7 +18,7 @@ from nas.study.loop import (
 from nas.study.neighbourhood import BudgetError, Neighbourhood
 from nas.study.objective import Objective, budget, mnasnet, pareto
 from nas.study.problem import Problem
-from nas.study.samplers import SAMPLERS, SamplerError
+from nas.study.samplers import DEFAULT_SAMPLER, SAMPLERS, SamplerError
 from nas.study.storage import StudySetting, close_storage, open_storage, open_study
 from search_spaces.references import reference
 from search_spaces.space import SearchSpace
@@ -49,7 +49,7 @@ def memory_study(values: int = 2) -> optuna.Study:
     return study
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("sampler", [DEFAULT_SAMPLER, *SAMPLERS])
 def test_every_sampler_keeps_to_the_budget_and_repeats_nothing(sampler: str) -> None:
     study, accuracy = memory_study(), MadeUpAccuracy()
     inside = small_space().build({name: choices[-1] for name, choices in small_space().parameters().items()})

@@ -10,7 +10,14 @@ from optuna.trial import TrialState
 
 from nas.study.neighbourhood import BudgetError, Neighbourhood, SpaceExhaustedError
 from nas.study.objective import Objective, budget, pareto
-from nas.study.samplers import SAMPLERS, BayesianSampler, SamplerError, distributions, make_proposer
+from nas.study.samplers import (
+    DEFAULT_SAMPLER,
+    SAMPLERS,
+    BayesianSampler,
+    SamplerError,
+    distributions,
+    make_proposer,
+)
 from search_spaces.space import SearchSpace
 from tests.cases import SMALL, MadeUpAccuracy, MadeUpLatency, small_space
 
@@ -169,7 +176,7 @@ def test_a_study_with_other_values_and_an_impossible_budget_are_refused() -> Non
         CONDITIONAL.suggest(study_of(impossible).ask())
 
 
-@pytest.mark.parametrize("name", [name for name in SAMPLERS if name != "gp"])
+@pytest.mark.parametrize("name", [name for name in (DEFAULT_SAMPLER, *SAMPLERS) if name != "gp"])
 def test_every_proposer_learns_of_networks_proposed_elsewhere(name: str) -> None:
     place = neighbourhood(small_space())
     proposer = make_proposer(name, pareto(), place, seed=0)
