@@ -178,7 +178,7 @@ def accuracy_of(config: SearchConfig, space: SearchSpace) -> AccuracySource:
     if not trains and (key := typed("train")):
         raise InputError(f"{key} is of the networks that search.train_best=N trains: say how many")
     source = SOURCES[type(chosen)](chosen, config, space)
-    if not trains and source.resolution is None and (key := typed("dataset")):
+    if not trains and not source.uses_images and (key := typed("dataset")):
         raise InputError(
             f"{key} names images, but accuracy={chosen.name} looks at none: take accuracy=train or "
             "accuracy=supernet, or let search.train_best=N train the best"

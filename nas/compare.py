@@ -6,10 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
-from rich.table import Table
-
 from nas.command import command
-from nas.console import console, measuring_progress, print_summary, warn
+from nas.console import console, measuring_progress, print_columns, print_summary, warn
 from nas.latency.deployment import best_of_each, matrix, measure_deployments, save
 from nas.latency.hardware import check_threads
 from nas.measuring.conditions import usable_cores
@@ -88,12 +86,9 @@ def main(config: CompareConfig) -> None:
     save(found, folder)
     header, *rows = matrix(found)
     what = f", the whole model for {task.name} ({task.classes} classes)" if task else ""
-    shown = Table(title=f"p50 in milliseconds{what}", title_justify="left")
-    for column in header:
-        shown.add_column(column, overflow="fold")
-    for row in rows:
-        shown.add_row(*(cell.replace("**", "") for cell in row))
-    console.print(shown)
+    print_columns(
+        f"p50 in milliseconds{what}", header, [[cell.replace("**", "") for cell in row] for row in rows]
+    )
     for label, reason in refused.items():
         warn(f"not run: {label}: {reason}")
     deploy = {

@@ -7,7 +7,7 @@ import os
 import sys
 import textwrap
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -121,6 +121,42 @@ def search_progress(trials: int) -> Iterator[Callable[[SearchProgress], None]]:
         yield show
 
 
+def print_columns(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table in which no word is broken; on terminals too narrow for that, a paragraph a row.
+
+    Args:
+        title: what it is about.
+        heads: of the columns; the first names the rows.
+        rows: of cells.
+    """
+    words = [[word for cell in column for word in cell.split()] for column in zip(heads, *rows, strict=True)]
+    longest = [max(map(len, column), default=0) for column in words]
+    table = Table(title=title, title_justify="left")
+    # Rich narrows the widest columns, whatever the length of their words.
+    whole = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
+    borders = 3 * len(heads) + 1
+    narrow = sum(whole) + borders > console.width
+    if narrow and sum(longest) + borders > console.width:
+        console.print(title)
+        for name, *cells in rows:
+            facts = ", ".join(f"{head} {cell}" for head, cell in zip(heads[1:], cells, strict=True))
+            print_wrapped(f"{name}: {facts}")
+        return
+    for head, width in zip(heads, longest, strict=True):
+        table.add_column(head, width=width if narrow else None)
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+
+
+def print_wrapped(text: str) -> None:
+    """Print lines that end between words, before the terminal would end them within one."""
+    lines = textwrap.TextWrapper(
+        console.width, subsequent_indent=" " * 4, break_long_words=False, break_on_hyphens=False
+    )
+    console.print(lines.fill(text))
+
+
 def print_summary(title: str, rows: Mapping[str, str], next_command: str) -> None:
     """Print the end of a command: what it found, where the files are, and what to type next.
 
@@ -184,17 +220,10 @@ def print_report_summary(files: ReportFiles) -> None:
     if report.answers:
         if console.width < _NARROW:
             # Four columns would break names and numbers in the middle.
-            # And a terminal breaks what is longer than its lines wherever it ends.
-            lines = textwrap.TextWrapper(
-                console.width, subsequent_indent=" " * 4, break_long_words=False, break_on_hyphens=False
-            )
             for name, latency, gain, saving in answer_rows(report):
-                for line in (
-                    f"{name}: {latency}",
-                    f"  at its latency: {gain}",
-                    f"  at its accuracy: {saving}",
-                ):
-                    console.print(lines.fill(line))
+                print_wrapped(f"{name}: {latency}")
+                print_wrapped(f"  at its latency: {gain}")
+                print_wrapped(f"  at its accuracy: {saving}")
             print_summary(report.name, summary_rows(files), next_command(files))
             return
         beside = Table("beside", "its latency", "at its latency", "at its accuracy")

@@ -7,11 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from rich.table import Table
-
 from nas.assembly import hardware_of, runtime_of
 from nas.command import command
-from nas.console import console, measuring_progress, print_summary
+from nas.console import console, measuring_progress, print_columns, print_summary
 from nas.devices.kit import MeasuredTarget, check_kit, read_result, write_kit
 from nas.latency.end_to_end import timing_subjects
 from nas.latency.hardware import Hardware
@@ -200,12 +198,7 @@ def _finish(
 ) -> None:
     """Write the card and print it with the family."""
     save(validation, folder)
-    family = Table(title=f"the MobileNets on {table.header.title}", title_justify="left")
-    for column in FAMILY_COLUMNS:
-        family.add_column(column, overflow="fold")
-    for row in family_rows(validation):
-        family.add_row(*row)
-    console.print(family)
+    print_columns(f"the MobileNets on {table.header.title}", FAMILY_COLUMNS, family_rows(validation))
     card = validation.card
     rows = {
         "calibrated": str(card.calibrated),

@@ -1,5 +1,6 @@
 """The YAML files document every key, and help and completion are made of them."""
 
+import ast
 import dataclasses
 import inspect
 import os
@@ -18,11 +19,13 @@ import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
+import nas
 from nas import settings
 from nas.command import store_schemas
 from nas.data import DatasetSettings
 from nas.help import CONFIG_FOLDER, choices_of, commands, completions, groups_of, help_text
 from nas.latency.plan import TableEffort
+from nas.overrides import key_kinds
 from nas.pictures.augment import Augment
 from nas.report import STUDIES
 from tests.cases import COMMANDS, command_of
@@ -223,6 +226,35 @@ def test_help_names_every_choice_and_key(name: str) -> None:
     for key, value in own.items():
         for field in set(value) if isinstance(value, dict) else {key}:
             assert f"{field}:" in text
+
+
+def test_texts_name_keys_and_commands_that_exist() -> None:
+    """What messages name is there to be typed."""
+    keys = {"profile.import", "validate.import"}
+    for name in COMMANDS:
+        keys |= {*key_kinds(command_of(name)[1])}
+    sections = {key[: key.index(".")] for key in keys if "." in key}
+    parts = {key[: match.start()] for key in keys for match in re.finditer(r"\.", key)}
+    # Files, what a fingerprint holds, and words of code.
+    others = {
+        "study.journal",
+        "supernet.safetensors",
+        "study.optimize",
+        "dataset.content",
+        "accuracy.content",
+    }
+    named = re.compile(rf"(?<![\w./])((?:{'|'.join(sections)})\.[a-z]\w*(?:\.\w+)*)|\bpython -m (nas\.\w+)")
+    found = [
+        (f"{path.name}:{node.lineno}", key, command)
+        for path in sorted(Path(nas.__file__).parent.rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+        for key, command in named.findall(node.value)
+    ]
+    assert len(found) > 100
+    assert {(place, key) for place, key, _ in found if key and key not in keys | parts | others} == set()
+    known = {f"nas.{name}" for name in (*COMMANDS, "completion", "COMMAND")}
+    assert {(place, command) for place, _, command in found if command and command not in known} == set()
 
 
 def test_every_command_is_known_here() -> None:

@@ -96,7 +96,9 @@ def _with_table(report: Report) -> frozenset[int]:
 def _first_shown(report: Report, front: Sequence[int]) -> int | None:
     """The network that the page opens with: the one at the budget, or at MobileNetV3-Large's latency."""
     answers = {answer.reference.name: answer.as_fast for answer in report.answers if answer.as_fast}
-    for name in (report.provenance.get("budget_name"), "mobilenet_v3_large"):
+    # A budget in milliseconds is where the front ends.
+    usual = "mobilenet_v3_large" if report.bound_ms is None else None
+    for name in (report.provenance.get("budget_name"), usual):
         if isinstance(name, str) and (network := answers.get(name)):
             return report.positions[network.trial]
     found = [position for position in front if report.networks[position].kind != "reference"]

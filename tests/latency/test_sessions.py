@@ -3,6 +3,7 @@ import time
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -230,7 +231,9 @@ def test_a_ready_table_is_measured_once(small_space: SearchSpace, tmp_path: Path
     assert not table.missing(reachable_layer_keys(wider))
 
 
-def test_a_validation_card_states_the_error(small_space: SearchSpace, tmp_path: Path) -> None:
+def test_a_validation_card_states_the_error(
+    small_space: SearchSpace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     target = FakeTarget(noise=0.01)
     plan = make_plan(small_space, [reference("mobilenet_v2", 96)], TableEffort(200, 30))
     bench = Bench(target, Runtime(), "fake", tmp_path, 10)
@@ -240,8 +243,23 @@ def test_a_validation_card_states_the_error(small_space: SearchSpace, tmp_path: 
     assert not set(fresh.values()) & set(plan.networks)
     target.speed = 0.8
     shown = {"mobilenet_v2": reference("mobilenet_v2", 96)}
+
+    def interrupt(done: int, wanted: int) -> None:
+        raise KeyboardInterrupt
+
+    # A validation of other networks goes its own way beside the rounds of an interrupted one.
+    fewer = dict(list(fresh.items())[:8])
+    with pytest.raises(KeyboardInterrupt):
+        validate(table, fewer, shown, replace(bench, rounds=8, progress=ProfileProgress(measured=interrupt)))
     validation = validate(table, fresh, shown, replace(bench, rounds=8))
+    # Its rounds are kept until the card and all beside it are written.
+    monkeypatch.setattr("nas.latency.validation.write_together", Mock(side_effect=OSError("full")))
+    with pytest.raises(OSError, match="full"):
+        save(validation, tmp_path)
+    monkeypatch.undo()
+    assert validation.journal.exists()
     save(validation, tmp_path)
+    assert not validation.journal.exists()
     card = load_card(tmp_path)
     assert card is not None
     assert card.to_dict() == validation.card.to_dict()
