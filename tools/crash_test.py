@@ -290,6 +290,7 @@ def _become(words: Sequence[str], folder: Path, printed: Path, dies_before: int 
             os.dup2(output, descriptor)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.chdir(folder)
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
         sys.argv = list(words)
         if dies_before is not None:
             die_before(dies_before, folder / "results")

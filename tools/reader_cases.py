@@ -608,7 +608,9 @@ def _begun(path: Path) -> FinalTraining:
 
 def _training(temporary: Path) -> bytes:
     path = temporary / "training.safetensors"
-    _begun(path).save()
+    training = _begun(path)
+    training.run()  # so that there is a state of the optimiser, too
+    training.save()
     return path.read_bytes()
 
 

@@ -23,7 +23,7 @@ from nas.data import Split
 from nas.network import Network
 from nas.pictures.preprocessing import DEVIATION, MEAN
 from nas.tensors import read_tensors, write_tensors
-from nas.training.optimizers import parameter_groups
+from nas.training.optimizers import checked_state, parameter_groups
 from nas.training.processes import Processes
 from nas.training.steps import (
     TrainingError,
@@ -316,22 +316,27 @@ class FinalTraining:
             for name, value in json.loads(json.dumps(self._identity())).items():
                 if note.get(name) != value:
                     gate.fail(f"was begun with another {name}{first_difference(note.get(name), value)}")
-            self.network.load_state_dict(_below(tensors, "network/"))
+            _load(gate, self.network, _below(tensors, "network/"))
             if self._average is not None:
-                self._average.load_state_dict(_below(tensors, "average/"))
+                _load(gate, self._average, _below(tensors, "average/"))
             for name, parameter in self.network.named_parameters():
-                state = _below(tensors, f"optimizer/{name}/")
-                if state:
-                    self._optimizer.state[parameter] = {
-                        key: each if key == "step" else each.to(self._processes.device)
-                        for key, each in state.items()
-                    }
+                kept = _below(tensors, f"optimizer/{name}/")
+                if state := checked_state(gate, self._optimizer, name, parameter, kept):
+                    self._optimizer.state[parameter] = state
             self._epoch, self._batch = (
                 gate.integer("epoch", note["epoch"]),
                 gate.integer("batch", note["batch"]),
             )
             self._loss = gate.number("loss", note["loss"])
             self.curve = [gate.number("loss", each) for each in gate.sequence(note["curve"], "curve")]
+
+
+def _load(gate: Gate, network: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Give a network the weights of a file."""
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        gate.fail(f"does not fit its network: {str(error).splitlines()[-1].strip()}")
 
 
 def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

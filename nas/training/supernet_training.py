@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from nas.data import Split
-from nas.training.optimizers import parameter_groups
+from nas.training.optimizers import checked_state, parameter_groups
 from nas.training.processes import Processes
 from nas.training.steps import (
     TrainingError,
@@ -34,7 +34,7 @@ from nas.training.supernet import Supernet, extreme_member
 from nas.training.supernet_checkpoint import Checkpoint, CheckpointError, read, save
 from nas.training_recipes import SupernetRecipe
 from search_spaces.architecture import Architecture
-from search_spaces.gate import JsonObject
+from search_spaces.gate import Gate, JsonObject
 from search_spaces.space import SearchSpace
 
 
@@ -279,16 +279,16 @@ class SupernetTraining:
                     f"the supernet {path} was begun with another {which}: "
                     "restore it or give another supernet.checkpoint"
                 )
-        device = self._processes.device
+        gate = Gate(f"the supernet {path}", CheckpointError, "move it away to begin anew")
         self.supernet.shared.load_state_dict(dict(found.weights))
         for name, parameter in self.supernet.shared.items():
             prefix = f"optimizer/{name}/"
-            state = {
-                key.removeprefix(prefix): value.clone() if key.endswith("/step") else value.clone().to(device)
+            kept = {
+                key.removeprefix(prefix): value
                 for key, value in found.optimizer.items()
                 if key.startswith(prefix) and "/" not in key.removeprefix(prefix)
             }
-            if state:
+            if state := checked_state(gate, self._optimizer, name, parameter, kept):
                 self._optimizer.state[parameter] = state
         self._epoch, self._batch = found.epoch, found.batch
         self._partial = tuple(found.partial)
