@@ -7,10 +7,10 @@ activations at its borders. So the correction is linear in a few physical quanti
     network_ms = a · sum(layer_ms) + b · layers + c · input MB + d · output MB + ...
 
 fitted on networks measured end to end in the same rounds as the layers, by ridge regression on relative
-errors. Where layers are timed with the ends they have within a network (int8, and runtimes that keep NHWC
-throughout), nothing is saved at borders but the call itself: only the first two are fitted, since others
-would describe the networks at hand and mislead about the next ones. The correction is linear in each layer,
-so a network's latency can still be told layer by layer.
+errors. Where layers are timed with the ends they have within a network (int8), nothing is saved at borders
+but the call itself: only the first two are fitted, since others would describe the networks at hand and
+mislead about the next ones. The correction is linear in each layer, so a network's latency can still be told
+layer by layer.
 """
 
 from __future__ import annotations

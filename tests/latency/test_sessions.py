@@ -129,7 +129,7 @@ def test_leave_one_out_equals_fitting_without_the_network(small_space: SearchSpa
 
 @pytest.mark.parametrize(
     ("name", "precision", "fitted"),
-    [("onnxruntime", "fp32", 10), ("onnxruntime", "int8", 2), ("litert", "fp32", 2), ("litert", "int8", 2)],
+    [("onnxruntime", "fp32", 10), ("onnxruntime", "int8", 2), ("litert", "fp32", 10), ("litert", "int8", 2)],
 )
 def test_borders_are_corrected_only_where_layers_pay_for_them(
     small_space: SearchSpace, tmp_path: Path, name: RuntimeName, precision: Precision, fitted: int
