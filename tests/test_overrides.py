@@ -13,6 +13,7 @@ from nas.help import CONFIG_FOLDER
 from nas.overrides import key_kinds, overrides_of, read_own_file
 from nas.settings import HardwareConfig, SearchConfig, milliseconds
 from nas.shell import command_line, shell_line
+from nas.validate import ValidateConfig
 from search_spaces.errors import InputError
 from tests.cases import Run
 
@@ -165,6 +166,13 @@ def test_a_key_that_does_not_exist_is_refused_with_the_nearest(argument: str, me
     with pytest.raises(InputError) as caught:
         overrides_of("search", SearchConfig, [argument])
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(("command", "schema"), [("search", SearchConfig), ("validate", ValidateConfig)])
+@pytest.mark.parametrize("key", ["profile.kit", "profile.import", "profile.export", "profile.dry_run"])
+def test_what_only_a_profile_does_is_refused_elsewhere(command: str, schema: type, key: str) -> None:
+    with pytest.raises(InputError, match=f"there is no setting {key}"):
+        overrides_of(command, schema, [f"{key}=anything"])
 
 
 def test_kinds_of_keys() -> None:
