@@ -36,6 +36,7 @@ from tools.reader_cases import Reader, readers
 
 LONGEST_S = 2.0
 MOST_MEGABYTES = 500
+_IDLE_S = 0.002
 _VALUES = (
     b"-1",
     b"0",
@@ -236,17 +237,18 @@ def _peak_mb() -> float:
 
 @contextmanager
 def _limit(seconds: float) -> Iterator[None]:
-    """Let no more than some seconds of processor be used, nor some be waited twice.
+    """Let no more than some seconds of processor be used, nor some be waited twice for nothing.
 
-    Somebody may stop this process for minutes: what waits only once was not waiting for a file.
+    Somebody may stop this process for minutes, or leave it little of the processor: that is no waiting.
     """
-    waited = False
+    waited, used = False, time.process_time()
 
     def over(number: int, frame: FrameType | None) -> None:
-        nonlocal waited
-        if number == signal.SIGPROF or waited:
+        nonlocal waited, used
+        idle = time.process_time() - used < _IDLE_S
+        if number == signal.SIGPROF or (idle and waited):
             raise TookTooLongError
-        waited = True
+        waited, used = idle, time.process_time()
 
     kinds = {signal.SIGALRM: signal.ITIMER_REAL, signal.SIGPROF: signal.ITIMER_PROF}
     previous = {number: signal.signal(number, over) for number in kinds}

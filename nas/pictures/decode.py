@@ -30,6 +30,7 @@ warnings.filterwarnings("ignore", module=r"PIL\.")
 # pixel and a transparent one twenty: no more than 500 MB.
 _MOST_PIXELS = 60_000_000
 _MOST_TRANSPARENT = 25_000_000
+_MOST_BYTES = 400_000_000
 Image.MAX_IMAGE_PIXELS = _MOST_PIXELS  # it refuses twice as many before anything is read
 _STRIP = 256
 # How files begin that are called pictures and are none.
@@ -77,8 +78,11 @@ class _opened:  # noqa: N801 - reads as a function
         self._path = path
 
     def __enter__(self) -> Image.Image:
-        if self._path.exists() and not self._path.is_file():  # a pipe would keep us for ever
-            raise PictureError(f"{self._path} is no file: remove it")
+        if self._path.exists():
+            if not self._path.is_file():  # a pipe would keep us for ever
+                raise PictureError(f"{self._path} is no file: remove it")
+            if self._path.stat().st_size > _MOST_BYTES:  # some formats are read whole at once
+                raise PictureError(f"{self._path} is too large: more than {_MOST_BYTES / 1e6:,.0f} MB")
         try:
             self._image = Image.open(self._path, formats=_FORMATS)
         except Image.DecompressionBombError:

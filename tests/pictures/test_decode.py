@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import numpy as np
@@ -77,6 +78,11 @@ def test_formats_that_people_have(ending: str, tmp_path: Path) -> None:
     assert np.abs(_pixels(tmp_path / f"picture.{ending}") - (200, 40, 40)).max() < 12
 
 
+def _long(path: Path) -> None:
+    path.write_bytes(b"RIFF")
+    os.truncate(path, 500_000_000)
+
+
 def _truncated(path: Path) -> None:
     whole = path.with_name("whole.jpg")
     shape(0, np.random.default_rng(0), (400, 300)).save(whole, "JPEG")
@@ -93,6 +99,7 @@ def _truncated(path: Path) -> None:
         (lambda path: path.write_bytes(b"nonsense"), "no picture that can be read"),
         (lambda path: path.symlink_to("nowhere.jpg"), "a link to nothing"),
         (_truncated, "ends too early"),
+        (_long, "too large: more than 400 MB"),
     ],
 )
 def test_what_is_no_picture_is_named(make: object, message: str, tmp_path: Path) -> None:
