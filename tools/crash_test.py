@@ -99,7 +99,7 @@ _PROFILE = [
     f"profile.rounds={_ROUNDS}",
 ]
 _SEARCH = ["search.references=[mobilenet_v1_025]", "search.screen=0"]
-# Too few for importances of parameters, which would take half of the time.
+# Too few for importances of parameters, which take time and are no matter of files.
 _TRIALS = "search.trials=18"
 COMMANDS: dict[str, list[str]] = {
     "profile": ["nas.profile", *_PROFILE],

@@ -33,7 +33,7 @@ from nas.study.journal import Distributions, records, storage_of
 from nas.study.objective import Objective
 from nas.study.trial import SETTLED
 from search_spaces.errors import InputError, masked
-from search_spaces.gate import MEGABYTE, Gate
+from search_spaces.gate import MAX_STREAM_BYTES, MEGABYTE, Gate
 from search_spaces.space import SearchSpace
 
 _log = logging.getLogger(__name__)
@@ -193,7 +193,10 @@ class JournalFile(BaseJournalBackend):
         if size and os.pread(self._descriptor, 1, 0) != b"{":
             raise StorageError(f"{self._path} is not a study file")
         start = max(0, size - _LONGEST_LINE)
-        end = start + os.pread(self._descriptor, size - start, start).rfind(b"\n") + 1
+        last = os.pread(self._descriptor, size - start, start).rfind(b"\n")
+        if size > MAX_STREAM_BYTES or (start and last < 0):
+            raise StorageError(f"{self._path} is not a study file: it is too large, or its last line is")
+        end = start + last + 1
         if end < size:
             os.ftruncate(self._descriptor, end)
 

@@ -113,6 +113,10 @@ def test_files_that_are_no_studies_are_refused_and_left_alone(tmp_path: Path) ->
     damaged.write_text('{"op_code":99\n{}\n')
     with pytest.raises(StorageError, match="damaged in line 1"):
         open_storage(str(damaged))
+    os.truncate(damaged, 100_000_000)
+    with pytest.raises(StorageError, match="it is too large, or its last line is"):
+        open_storage(str(damaged))
+    assert damaged.stat().st_size == 100_000_000
     # Of a folder from elsewhere: neither is its torn last line cut off, nor anything made.
     path.write_text('{"mine": 1}\n{"torn')
     for name, target in (("link", path), ("link_to_nothing", tmp_path / "new")):
