@@ -76,12 +76,11 @@ def _profile(
 ) -> None:
     device, version = (target.device, target.runtime_version) if target else (None, None)
     networks = functools.partial(calibration_networks, space, settings.networks, settings.seed)
-    command = profile_command(board.name, runtime)
     table = load_table(folder, board.name, runtime, device, version, networks, console.print)
 
     def bench(progress: ProfileProgress) -> Bench:
         assert target is not None
-        return Bench(target, runtime, board.name, folder, settings.rounds, progress, console.print, command)
+        return Bench(target, runtime, board.name, folder, settings.rounds, progress, console.print)
 
     if target is not None and not settings.dry_run:
         with measuring_progress() as progress:

@@ -10,6 +10,8 @@ from search_spaces.errors import masked
 # What a later command needs to be about the same thing.
 _CARRIED = ("hardware", "runtime", "search_space", "profile.folder")
 
+DEFAULT_RUNTIME = "onnxruntime"
+
 _typed: list[str] = []
 
 
@@ -31,6 +33,39 @@ def command_line() -> str:
     (``PGPASSWORD``) or into a file (``~/.pgpass``).
     """
     return shlex.join(masked(word) for word in _typed)
+
+
+def measuring_line(
+    command: str, hardware: str, runtime: str, precision: str, threads: int, **settings: object
+) -> str:
+    """A command to print that measures, or is about what was measured, on one hardware and runtime.
+
+    Args:
+        command: ``profile``, ``validate`` or ``search``.
+        hardware: name of the hardware config.
+        runtime: name of what runs the layers; as all that follows, left out where it is the default.
+        precision: ``fp32`` or ``int8``.
+        threads: threads within an operator.
+        settings: further ones, see :func:`shell_line`.
+    """
+    return shell_line(
+        f"nas.{command}",
+        carry=True,
+        hardware=hardware,
+        runtime=runtime if runtime != DEFAULT_RUNTIME else None,
+        runtime__precision=precision if precision != "fp32" else None,
+        hardware__threads=threads if threads != 1 else None,
+        **settings,
+    )
+
+
+def board_lines(hardware: str, runtime: str, precision: str, threads: int) -> str:
+    """The two commands that measure a board, over SSH and by kit, see :func:`measuring_line`."""
+    over_ssh, kit = (
+        measuring_line("profile", hardware, runtime, precision, threads, **{key: value})
+        for key, value in (("hardware.host", "USER@BOARD"), ("profile.kit", f"{hardware}-kit.zip"))
+    )
+    return f"{over_ssh}, or without network: {kit}"
 
 
 def shell_line(command: str, carry: bool = False, **settings: object) -> str:

@@ -31,6 +31,7 @@ from nas.latency.table import Entry, LatencyTable, TableHeader
 from nas.measuring.conditions import AffinityError, check_cores, usable_cores
 from nas.runtimes.runtime import Runtime
 from nas.saving import hold, write_together
+from nas.shell import board_lines
 from search_spaces.errors import InputError
 from search_spaces.layers import LayerKey
 
@@ -129,9 +130,7 @@ class Hardware:
         """The commands that make a table for this hardware."""
         if self.measured_here:
             return profile_command(self.name, runtime)
-        over_ssh = profile_command(self.name, runtime, hardware__host="USER@BOARD")
-        kit = profile_command(self.name, runtime, profile__kit=f"{self.name}-kit.zip")
-        return f"{over_ssh}, or without network: {kit}"
+        return board_lines(self.name, runtime.name, runtime.precision, runtime.threads)
 
 
 def import_result(
@@ -171,7 +170,7 @@ def import_result(
             session = Session(
                 group.measurement, hardware, result.device, runtime, result.runtime_version, ended
             )
-            table, networks = add_session(table, networks, session, profile_command(hardware, runtime))
+            table, networks = add_session(table, networks, session)
             samples[f"samples-{len(table.header.sessions)}.jsonl"] = group.journal
         assert table is not None
         table = complete(table, predicted, networks)
@@ -247,4 +246,4 @@ def estimated_table(hardware: Hardware, keys: Sequence[LayerKey], runtime: Runti
     for key in keys:
         latency_ms = estimate.layer_ms(key)
         entries[key] = Entry(latency_ms, latency_ms * error / 100, 0, "estimated")
-    return LatencyTable(header, entries, hardware.how_to_measure(runtime))
+    return LatencyTable(header, entries)

@@ -15,7 +15,7 @@ from nas.latency.table import LatencyTable, TableError
 from nas.measuring.models import PROTOCOL
 from nas.runtimes.runtime import Runtime
 from nas.saving import HeldError, hold
-from nas.shell import shell_line
+from nas.shell import measuring_line
 from search_spaces.architecture import Architecture
 from search_spaces.blocks import ArchitectureError
 from search_spaces.gate import check_name
@@ -50,17 +50,9 @@ def profile_command(hardware: str, runtime: Runtime, command: str = "profile", *
         hardware: name of the hardware config.
         runtime: what runs the layers.
         command: ``profile``, ``validate`` or ``search``.
-        settings: further ones, see :func:`nas.shell.shell_line`.
+        settings: further ones, see :func:`nas.shell.measuring_line`.
     """
-    return shell_line(
-        f"nas.{command}",
-        carry=True,
-        hardware=hardware,
-        runtime=runtime.name if runtime.name != "onnxruntime" else None,
-        runtime__precision=runtime.precision if runtime.precision != "fp32" else None,
-        hardware__threads=runtime.threads if runtime.threads != 1 else None,
-        **settings,
-    )
+    return measuring_line(command, hardware, runtime.name, runtime.precision, runtime.threads, **settings)
 
 
 def load_table(
@@ -87,15 +79,14 @@ def load_table(
         StaleTableError: naming everything in which the table differs.
         TableError: if the table is damaged.
     """
-    command = profile_command(hardware, runtime)
-    table = recovered(folder, hardware, runtime, networks, command, say)
+    table = recovered(folder, hardware, runtime, networks, say)
     if table is None:
         return None
     differences = staleness(table, runtime, device, version)
     if differences:
         raise StaleTableError(
             f"the latency table in {folder} is for {'; '.join(differences)}; "
-            f"move it away and measure anew with: {command}"
+            f"move it away and measure anew with: {profile_command(hardware, runtime)}"
         )
     return table
 
@@ -178,14 +169,14 @@ def ready_table(
         StaleTableError: if the table there was measured under other conditions.
         nas.measuring.rounds.MeasurementError: if the machine did not hold still.
     """
-    bench = replace(bench, command=profile_command(bench.hardware, bench.runtime))
     networks = functools.partial(calibration_networks, space, effort.networks, effort.seed)
     wanted = reachable_layer_keys(space).union(*(layer_keys(each) for each in references))
     table = _kept_table(bench, networks, bench.say)
     if table is not None and not table.missing(wanted):
         if table.header.calibration is None:
             bench.say(
-                f"the latency table is not calibrated: sums of layers; networks calibrate it: {bench.command}"
+                "the latency table is not calibrated: sums of layers; networks calibrate it: "
+                f"{table.profile_command}"
             )
         return table
     with hold(bench.folder, TABLE):
@@ -222,7 +213,7 @@ def measure_layers(table: LatencyTable, architectures: Iterable[Architecture], b
     }
     if not keys:
         return table
-    bench = replace(bench, hardware=table.header.hardware, command=table.profile_command)
+    bench = replace(bench, hardware=table.header.hardware)
     with hold(bench.folder, TABLE, bench.say):
         kept = _kept_table(bench)
         # A process may have died over the front as it was then.

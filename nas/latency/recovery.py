@@ -39,6 +39,7 @@ from nas.measuring.rounds import JournalError, Round, read_round, steady
 from nas.runtimes.runtime import Runtime
 from nas.runtimes.subject import Subject
 from nas.saving import finish, hold, saving, write_together
+from nas.shell import measuring_line
 from search_spaces.architecture import Architecture
 from search_spaces.errors import InputError
 from search_spaces.gate import MEGABYTE, Gate
@@ -75,7 +76,6 @@ def recovered(
     hardware: str,
     runtime: Runtime,
     networks: Networks = tuple,
-    profile_command: str = "python -m nas.profile",
     say: Callable[[str], None] = lambda line: None,
 ) -> LatencyTable | None:
     """The table in a folder as it should be, None if there is none; what it lacks is written.
@@ -85,7 +85,6 @@ def recovered(
         hardware: name of the hardware config.
         runtime: what ran the layers.
         networks: networks that may have been measured for it.
-        profile_command: for error messages.
         say: told what was repaired.
 
     Raises:
@@ -96,12 +95,13 @@ def recovered(
     if not (folder / "table.json").exists() and not samples:
         return None
     try:
-        table = LatencyTable.load(folder, profile_command)
+        table = LatencyTable.load(folder)
     except TableError as error:
         with hold(folder, TABLE):
-            rebuilt = _rebuilt(folder, hardware, runtime, networks, profile_command)
+            rebuilt = _rebuilt(folder, hardware, runtime, networks)
         if rebuilt is None:
-            raise TableError(f"{error}; move the folder away and measure anew: {profile_command}") from None
+            anew = measuring_line("profile", hardware, runtime.name, runtime.precision, runtime.threads)
+            raise TableError(f"{error}; move the folder away and measure anew: {anew}") from None
         say(f"the latency table in {folder} was half-saved: made again from its samples")
         return rebuilt
     if len(table.header.sessions) == len(samples) + 1:
@@ -170,9 +170,7 @@ def _interrupted(folder: Path, networks: Networks) -> list[tuple[list[Subject], 
     return sessions
 
 
-def _rebuilt(
-    folder: Path, hardware: str, runtime: Runtime, networks: Networks, profile_command: str
-) -> LatencyTable | None:
+def _rebuilt(folder: Path, hardware: str, runtime: Runtime, networks: Networks) -> LatencyTable | None:
     """The table made again from all samples there are, and saved; None where they do not suffice."""
     paths = _sample_paths(folder)
     header = _header(folder)
@@ -192,7 +190,7 @@ def _rebuilt(
             return None
         ended = datetime.datetime.fromtimestamp(path.stat().st_mtime, datetime.UTC)
         session = Session(measured, hardware, str(device), runtime, str(version), ended)
-        table, records = add_session(table, records, session, profile_command)
+        table, records = add_session(table, records, session)
         if path.name.startswith("partial-"):
             moved[path.name] = f"samples-{len(table.header.sessions)}.jsonl"
     if table is not None:

@@ -90,7 +90,6 @@ class Bench:
         rounds: steady rounds wanted.
         progress: callbacks for progress bars.
         say: told in a line what is measured, gone on with or waited for.
-        command: what error messages tell the user to type for missing layers.
     """
 
     target: Target
@@ -100,7 +99,6 @@ class Bench:
     rounds: int
     progress: ProfileProgress = field(default_factory=ProfileProgress)
     say: Callable[[str], None] = lambda line: None
-    command: str = "python -m nas.profile"
 
 
 def profile(bench: Bench, plan: Plan, table: LatencyTable | None = None) -> LatencyTable:
@@ -153,7 +151,7 @@ def measure_session(bench: Bench, group: Sequence[Subject], table: LatencyTable 
     networks = load_networks(folder) if table is not None else []
     ended = datetime.datetime.now(datetime.UTC)
     session = Session(measured, bench.hardware, target.device, bench.runtime, target.runtime_version, ended)
-    table, networks = add_session(table, networks, session, bench.command)
+    table, networks = add_session(table, networks, session)
     number = len(table.header.sessions)
     write_together(
         folder,
@@ -368,7 +366,6 @@ def add_session(
     table: LatencyTable | None,
     networks: Sequence[NetworkRecord],
     session: Session,
-    profile_command: str,
 ) -> tuple[LatencyTable, list[NetworkRecord]]:
     """A table and its networks with what one more session measured; nothing is measured twice.
 
@@ -376,7 +373,6 @@ def add_session(
         table: the table so far, None to begin one.
         networks: its networks so far.
         session: what was measured.
-        profile_command: what error messages tell the user to type for missing layers.
     """
     measured, runtime = session.measured, session.runtime
     samples = measured.steadied()
@@ -421,7 +417,7 @@ def add_session(
             statistic=statistic,
             sessions=(record,),
         )
-        table = LatencyTable(header, entries, profile_command)
+        table = LatencyTable(header, entries)
     else:
         sessions = (*table.header.sessions, record)
         table = table.with_entries(entries, created=created, sessions=sessions)

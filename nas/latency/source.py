@@ -103,7 +103,7 @@ class LatencySource:
                 local = self.table(space, references)
                 more = local.entries if is_from(carried, local) else at_level_of(carried, local)
                 entries = {**more, **entries}
-            return LatencyTable(carried.header, entries, self.board.how_to_measure(self.runtime))
+            return LatencyTable(carried.header, entries)
         target = self.target
         if target is None:
             keys = sorted(keys_of(space, references), key=str)

@@ -24,6 +24,7 @@ from nas.latency.calibration import Calibration
 from nas.latency.heads import HeadCost
 from nas.measuring.models import PROTOCOL
 from nas.saving import finish, write_together
+from nas.shell import DEFAULT_RUNTIME, board_lines, measuring_line
 from search_spaces.architecture import Architecture
 from search_spaces.errors import InputError
 from search_spaces.gate import MEGABYTE, Gate, is_plain_name
@@ -173,18 +174,20 @@ class LatencyTable:
     Args:
         header: what the table holds for.
         entries: latency of each layer.
-        profile_command: the command that measures what is missing, for error messages.
     """
 
-    def __init__(
-        self,
-        header: TableHeader,
-        entries: Mapping[LayerKey, Entry],
-        profile_command: str = "python -m nas.profile",
-    ) -> None:
+    def __init__(self, header: TableHeader, entries: Mapping[LayerKey, Entry]) -> None:
         self.header = header
         self.entries = dict(entries)
-        self.profile_command = profile_command
+
+    @property
+    def profile_command(self) -> str:
+        """The command that measures what is missing, for error messages."""
+        header = self.header
+        if header.statistic == "estimate":
+            # Of a board, and not of the runtime to measure with: what was typed of that is repeated.
+            return board_lines(header.hardware, DEFAULT_RUNTIME, header.precision, header.threads)
+        return measuring_line("profile", header.hardware, header.runtime, header.precision, header.threads)
 
     @property
     def estimate_error(self) -> float | None:
@@ -301,12 +304,12 @@ class LatencyTable:
 
     def with_entries(self, entries: Mapping[LayerKey, Entry], **header: Any) -> LatencyTable:
         """The table with further (or better) entries and changed header fields."""
-        return LatencyTable(replace(self.header, **header), {**self.entries, **entries}, self.profile_command)
+        return LatencyTable(replace(self.header, **header), {**self.entries, **entries})
 
     def restricted(self, keys: Iterable[LayerKey]) -> LatencyTable:
         """The table with these layers only, as far as it holds them."""
         entries = {key: self.entries[key] for key in keys if key in self.entries}
-        return LatencyTable(self.header, entries, self.profile_command)
+        return LatencyTable(self.header, entries)
 
     def digest(self, keys: Iterable[LayerKey]) -> str:
         """A fingerprint of everything that decides the latency of networks made of ``keys``."""
@@ -380,7 +383,7 @@ class LatencyTable:
         write_together(folder, self.files())
 
     @classmethod
-    def load(cls, folder: Path, profile_command: str = "python -m nas.profile") -> LatencyTable:
+    def load(cls, folder: Path) -> LatencyTable:
         """Read a table.
 
         Raises:
@@ -396,18 +399,15 @@ class LatencyTable:
                 break
             # Another process may have moved new files into place between the two.
             time.sleep(_REREAD_S)
-        return cls.from_files(files, str(folder), profile_command)
+        return cls.from_files(files, str(folder))
 
     @classmethod
-    def from_files(
-        cls, files: Mapping[str, str], where: str, profile_command: str = "python -m nas.profile"
-    ) -> LatencyTable:
+    def from_files(cls, files: Mapping[str, str], where: str) -> LatencyTable:
         """Read what :meth:`files` gave.
 
         Args:
             files: the texts of both, by name.
             where: they come from, for messages.
-            profile_command: measures what is missing, for messages.
 
         Raises:
             TableError: see :meth:`load`.
@@ -427,7 +427,7 @@ class LatencyTable:
         if header.get("sha256") != _digest(content):
             reason = "cut short" if len(entries) != header.get("entries") else "edited by hand"
             raise TableError(f"{where}/table.csv was {reason}: it does not match table.json")
-        return cls(read_header(gate, header), entries, profile_command)
+        return cls(read_header(gate, header), entries)
 
 
 def read_header(gate: Gate, data: Mapping[str, object]) -> TableHeader:

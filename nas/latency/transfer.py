@@ -118,7 +118,7 @@ def measured_elsewhere(table: LatencyTable, keys: Sequence[LayerKey], bench: Ben
     measured = target.measure(group, bench.rounds, journal, bench.progress)
     header, ended = table.header, datetime.datetime.now(datetime.UTC)
     session = Session(measured, header.hardware, target.device, bench.runtime, target.runtime_version, ended)
-    extended, _ = add_session(table, [], session, table.profile_command)
+    extended, _ = add_session(table, [], session)
     journal.unlink(missing_ok=True)
     return extended.with_entries({}, created=header.created)
 

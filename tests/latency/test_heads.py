@@ -93,7 +93,7 @@ def _table(task: Task | None) -> LatencyTable:
         key: Entry(0.01 + layer_cost(key).macs * 1e-7, 0.0, 9, "measured")
         for key in reachable_layer_keys(SPACE)
     }
-    return LatencyTable(header, entries, "")
+    return LatencyTable(header, entries)
 
 
 @pytest.mark.parametrize("task", TASKS)

@@ -32,7 +32,7 @@ def _table(*names: str, source: str = "measured") -> LatencyTable:
         for name in names
         for key in layer_keys(reference(name))
     }
-    return LatencyTable(HEADER, entries, "python -m nas.profile hardware=board")
+    return LatencyTable(HEADER, entries)
 
 
 def test_a_network_is_the_sum_of_its_layers() -> None:

@@ -90,7 +90,7 @@ def test_latencies_are_those_of_a_calibrated_table() -> None:
     calibration = Calibration(tuple(0.9 / 2**n for n in range(len(FEATURES))), unknown, unknown)
     header = TableHeader("host", "cpu", "onnxruntime", "1", "fp32", 1, "2026-01-01", calibration=calibration)
     entries = {key: Entry(_latency(key), 0.0, 9, "measured") for key in reachable_layer_keys(SPACE)}
-    table = LatencyTable(header, entries, "")
+    table = LatencyTable(header, entries)
     scorer = BatchScorer(SPACE, layer_latency=layer_latency(table))
     rows = scorer.sample(20, np.random.default_rng(5))
     for row, latency_ms in zip(rows, scorer.score(rows).latency_ms, strict=True):
