@@ -20,12 +20,12 @@ from nas.latency.provision import load_table, profile_command
 from nas.latency.sessions import (
     NETWORKS,
     TABLE,
-    Session,
     add_session,
     complete,
     fill_gaps,
     load_networks,
     networks_text,
+    session_header,
 )
 from nas.latency.table import Entry, LatencyTable, TableHeader
 from nas.measuring.conditions import AffinityError, check_cores, usable_cores
@@ -164,13 +164,10 @@ def import_result(
         if not groups:
             raise NothingNewError(f"everything in this result is in the table of {hardware} already")
         networks = load_networks(folder) if table is not None else []
-        ended = datetime.datetime.now(datetime.UTC)
+        header = session_header(hardware, runtime, result.device, result.runtime_version)
         samples = {}
         for group in groups:
-            session = Session(
-                group.measurement, hardware, result.device, runtime, result.runtime_version, ended
-            )
-            table, networks = add_session(table, networks, session)
+            table, networks = add_session(table, networks, group.measurement, header)
             samples[f"samples-{len(table.header.sessions)}.jsonl"] = group.journal
         assert table is not None
         table = complete(table, predicted, networks)

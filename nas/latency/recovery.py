@@ -24,7 +24,6 @@ from nas.latency.sessions import (
     TABLE,
     Bench,
     NetworkRecord,
-    Session,
     add_session,
     calibrate,
     is_measured,
@@ -33,6 +32,7 @@ from nas.latency.sessions import (
     measure_session,
     network_records,
     networks_text,
+    session_header,
 )
 from nas.latency.table import LatencyTable, TableError, TableHeader, read_header, recorded
 from nas.measuring.rounds import JournalError, Round, read_round, steady
@@ -189,8 +189,8 @@ def _rebuilt(folder: Path, hardware: str, runtime: Runtime, networks: Networks) 
         if device is None or version is None:
             return None
         ended = datetime.datetime.fromtimestamp(path.stat().st_mtime, datetime.UTC)
-        session = Session(measured, hardware, str(device), runtime, str(version), ended)
-        table, records = add_session(table, records, session)
+        begun = session_header(hardware, runtime, str(device), str(version), ended)
+        table, records = add_session(table, records, measured, begun)
         if path.name.startswith("partial-"):
             moved[path.name] = f"samples-{len(table.header.sessions)}.jsonl"
     if table is not None:

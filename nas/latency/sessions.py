@@ -149,9 +149,8 @@ def measure_session(bench: Bench, group: Sequence[Subject], table: LatencyTable 
     journal = folder / journal_name(group)
     measured = target.measure(group, bench.rounds, journal, bench.progress)
     networks = load_networks(folder) if table is not None else []
-    ended = datetime.datetime.now(datetime.UTC)
-    session = Session(measured, bench.hardware, target.device, bench.runtime, target.runtime_version, ended)
-    table, networks = add_session(table, networks, session)
+    header = session_header(bench.hardware, bench.runtime, target.device, target.runtime_version)
+    table, networks = add_session(table, networks, measured, header)
     number = len(table.header.sessions)
     write_together(
         folder,
@@ -341,40 +340,36 @@ def is_measured(table: LatencyTable, key: LayerKey) -> bool:
     return found is not None and found.source == "measured"
 
 
-@dataclass(frozen=True, slots=True)
-class Session:
-    """A measuring session that is to become part of a table.
+def session_header(
+    hardware: str, runtime: Runtime, device: str, version: str, ended: datetime.datetime | None = None
+) -> TableHeader:
+    """What a session holds for, as the header of a table begun with it.
 
-    Attributes:
-        measured: its samples.
+    Args:
         hardware: name of the hardware config.
-        device: processor or board.
         runtime: what ran the layers.
-        runtime_version: its version.
-        ended: when.
+        device: processor or board.
+        version: of the runtime there.
+        ended: when; None for now.
     """
-
-    measured: Measurement
-    hardware: str
-    device: str
-    runtime: Runtime
-    runtime_version: str
-    ended: datetime.datetime
+    created = (ended or datetime.datetime.now(datetime.UTC)).isoformat(timespec="seconds")
+    return TableHeader(hardware, device, runtime.name, version, runtime.precision, runtime.threads, created)
 
 
 def add_session(
     table: LatencyTable | None,
     networks: Sequence[NetworkRecord],
-    session: Session,
+    measured: Measurement,
+    header: TableHeader,
 ) -> tuple[LatencyTable, list[NetworkRecord]]:
     """A table and its networks with what one more session measured; nothing is measured twice.
 
     Args:
         table: the table so far, None to begin one.
         networks: its networks so far.
-        session: what was measured.
+        measured: the samples of the session.
+        header: what the session holds for; of it a table that is extended takes the date alone.
     """
-    measured, runtime = session.measured, session.runtime
     samples = measured.steadied()
     statistic = table.header.statistic if table else STATISTIC
     record = {
@@ -404,23 +399,11 @@ def add_session(
         for each in network_records(measured, statistic)
         if each.architecture not in known
     ]
-    created = session.ended.isoformat(timespec="seconds")
     if table is None:
-        header = TableHeader(
-            hardware=session.hardware,
-            device=session.device,
-            runtime=runtime.name,
-            runtime_version=session.runtime_version,
-            precision=runtime.precision,
-            threads=runtime.threads,
-            created=created,
-            statistic=statistic,
-            sessions=(record,),
-        )
-        table = LatencyTable(header, entries)
+        table = LatencyTable(replace(header, sessions=(record,)), entries)
     else:
         sessions = (*table.header.sessions, record)
-        table = table.with_entries(entries, created=created, sessions=sessions)
+        table = table.with_entries(entries, created=header.created, sessions=sessions)
     together = [*networks, *found]
     if found or table.header.calibration is None:
         table = calibrate(table, together)

@@ -6,7 +6,6 @@ the table; what it measures besides is stated at the table's level.
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -16,7 +15,6 @@ from nas.latency.end_to_end import spread
 from nas.latency.sessions import (
     Bench,
     NetworkRecord,
-    Session,
     add_session,
     is_measured,
     journal_name,
@@ -113,14 +111,11 @@ def measured_elsewhere(table: LatencyTable, keys: Sequence[LayerKey], bench: Ben
     """
     links = [key for key in link_keys(table) if key not in keys]
     group: list[Subject] = [*keys, *links]
-    target = bench.target
     journal = bench.folder / journal_name(group, "elsewhere")
-    measured = target.measure(group, bench.rounds, journal, bench.progress)
-    header, ended = table.header, datetime.datetime.now(datetime.UTC)
-    session = Session(measured, header.hardware, target.device, bench.runtime, target.runtime_version, ended)
-    extended, _ = add_session(table, [], session)
+    measured = bench.target.measure(group, bench.rounds, journal, bench.progress)
+    extended, _ = add_session(table, [], measured, table.header)
     journal.unlink(missing_ok=True)
-    return extended.with_entries({}, created=header.created)
+    return extended
 
 
 def at_level_of(table: LatencyTable, local: LatencyTable) -> dict[LayerKey, Entry]:
