@@ -30,7 +30,7 @@ from nas.latency.sessions import (
     load_networks,
     profile,
 )
-from nas.latency.table import LatencyTable, recorded
+from nas.latency.table import LatencyTable, session_number
 from nas.latency.validation import fresh_networks
 from nas.runtimes.runtime import Runtime
 from nas.runtimes.subject import Precision, graph
@@ -160,10 +160,10 @@ def _markdown(
     records: Mapping[Architecture, NetworkRecord],
 ) -> str:
     header = table.header
-    preparing_s = sum(recorded(each, "preparing_s") for each in header.sessions)
-    measuring_s = sum(recorded(each, "measuring_s") for each in header.sessions)
-    subjects = sum(recorded(each, "subjects") for each in header.sessions)
-    discarded = sum(recorded(each, "discarded_rounds") for each in header.sessions)
+    preparing_s = sum(session_number(each, "preparing_s") for each in header.sessions)
+    measuring_s = sum(session_number(each, "measuring_s") for each in header.sessions)
+    subjects = sum(session_number(each, "subjects") for each in header.sessions)
+    discarded = sum(session_number(each, "discarded_rounds") for each in header.sessions)
     references = len(FAMILIES) * len(_WIDTHS) * len({each.resolution for each in kept})
     lines = [
         f"# Latency benchmark: {header.title}",

@@ -32,8 +32,7 @@ from nas.devices.kit import parse_result
 from nas.devices.ssh import Board
 from nas.latency.calibration import Calibration
 from nas.latency.recovery import _interrupted, recovered
-from nas.latency.sessions import NetworkRecord, load_networks, networks_text
-from nas.latency.sessions import read_networks as parse_networks
+from nas.latency.sessions import NetworkRecord, load_networks, networks_text, read_network_records
 from nas.latency.table import Latency, LatencyTable, TableHeader, entry
 from nas.latency.validation import CARD_SCHEMA, Card, load_card
 from nas.latency.whole_models import fitted_head, kept_models
@@ -407,7 +406,7 @@ def _continue_study(folder: Path) -> object:
         study = open_study(storage, name, StudySetting(pareto(), space, fingerprint))
         known = networks_of(study)
         if known is not None:
-            parse_networks(Gate("the study", InputError), known)
+            read_network_records(Gate("the study", InputError), known)
         published_latencies_ms(study)
         problem = Problem(space, pareto(), _Constant(), _Constant())
         return run_search(study, problem, Sampling("random"), Stop(5))

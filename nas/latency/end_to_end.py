@@ -81,7 +81,7 @@ def time_networks(
     Raises:
         nas.measuring.rounds.MeasurementError: if the machine did not hold still.
     """
-    links = spread(known)
+    links = level_links(known)
     whole = [TaskNetwork(each, task) if task else each for each in architectures]
     subjects = timing_subjects(whole, table, known)
     journal = bench.folder / journal_name(subjects, "timing")
@@ -120,11 +120,11 @@ def timing_subjects(
     """The subjects of :func:`time_networks`: the networks, beside what tells the level and the drift."""
     # Networks tell the level: among so many of them lone layers find colder caches than among a table's
     # layers, and ran 15 % slower where networks ran 7 % slower. Layers run along to tell drift within rounds.
-    again = [each.architecture for each in spread(known)]
+    again = [each.architecture for each in level_links(known)]
     return list(dict.fromkeys([*networks, *again, *link_keys(table)]))
 
 
-def spread(known: Sequence[NetworkRecord]) -> list[NetworkRecord]:
+def level_links(known: Sequence[NetworkRecord]) -> list[NetworkRecord]:
     """Some networks from the fastest to the slowest; none if there are too few to tell a level."""
     if len(known) < _FEWEST_LINKS:
         return []

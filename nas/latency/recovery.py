@@ -34,7 +34,7 @@ from nas.latency.sessions import (
     networks_text,
     session_header,
 )
-from nas.latency.table import LatencyTable, TableError, TableHeader, read_header, recorded
+from nas.latency.table import LatencyTable, TableError, TableHeader, read_header, session_number
 from nas.measuring.rounds import JournalError, Round, read_round, steady
 from nas.runtimes.runtime import Runtime
 from nas.runtimes.subject import Subject
@@ -207,7 +207,7 @@ def _with_last_session(folder: Path, table: LatencyTable, networks: Networks) ->
         layers = [each for each in measured.subjects if isinstance(each, LayerKey)] if measured else []
         if measured is None or not layers or not all(is_measured(table, each) for each in layers):
             continue
-        level = recorded(table.header.sessions[-1], "scaled_by", 1.0)
+        level = session_number(table.header.sessions[-1], "scaled_by", 1.0)
         records = load_networks(folder)
         known = {each.architecture for each in records}
         for each in network_records(measured, table.header.statistic):

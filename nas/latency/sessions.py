@@ -29,7 +29,7 @@ from nas.latency.table import (
     TableError,
     TableHeader,
     entry,
-    recorded,
+    session_number,
 )
 from nas.measuring.progress import ProfileProgress
 from nas.measuring.rounds import STATISTIC, STATISTICS, instability
@@ -262,10 +262,10 @@ def load_networks(folder: Path) -> list[NetworkRecord]:
     if not path.exists():
         return []
     gate = Gate(str(path), TableError, "move it away to go on without the networks")
-    return read_networks(gate, gate.text(path))
+    return read_network_records(gate, gate.text(path))
 
 
-def read_networks(gate: Gate, text: str) -> list[NetworkRecord]:
+def read_network_records(gate: Gate, text: str) -> list[NetworkRecord]:
     """The inverse of :func:`networks_text`; what older versions wrote twice counts once.
 
     Raises:
@@ -331,7 +331,9 @@ def table_level(table: LatencyTable, measured: Measurement) -> float:
         return float(np.median(ratios))
     if not table.header.sessions:
         return 1.0
-    return recorded(table.header.sessions[0], "anchor_ms") / recorded(measured.record, "anchor_ms")
+    return session_number(table.header.sessions[0], "anchor_ms") / session_number(
+        measured.record, "anchor_ms"
+    )
 
 
 def is_measured(table: LatencyTable, key: LayerKey) -> bool:

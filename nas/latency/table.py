@@ -33,10 +33,10 @@ from search_spaces.tasks import strided_keys
 
 SCHEMA_VERSION = 1
 # A layer that the runtime refuses takes for ever: no network within any budget has it.
-LatencySource = Literal["measured", "predicted", "estimated", "refused"]
+EntrySource = Literal["measured", "predicted", "estimated", "refused"]
 # From best to worst.
-SOURCES: tuple[LatencySource, ...] = get_args(LatencySource)
-_SOURCES_BY_NAME: dict[str, LatencySource] = {each: each for each in SOURCES}
+SOURCES: tuple[EntrySource, ...] = get_args(EntrySource)
+_SOURCES_BY_NAME: dict[str, EntrySource] = {each: each for each in SOURCES}
 # Of a whole network: only what was timed end to end is called measured. What a calibrated sum of measured
 # layers says is of the table.
 NetworkLatencySource = Literal["measured", "table", "predicted", "estimated"]
@@ -102,10 +102,10 @@ class Entry:
     latency_ms: float
     spread_ms: float
     samples: int
-    source: LatencySource
+    source: EntrySource
 
 
-def entry(latency_ms: float, spread_ms: float, samples: int, source: LatencySource) -> Entry:
+def entry(latency_ms: float, spread_ms: float, samples: int, source: EntrySource) -> Entry:
     """A line with as many digits as the file keeps: a table is the same before and after it was saved.
 
     Args:
@@ -467,7 +467,7 @@ def read_header(gate: Gate, data: Mapping[str, object]) -> TableHeader:
     )
 
 
-def recorded(session: Mapping[str, object], name: str, default: float | None = None) -> float:
+def session_number(session: Mapping[str, object], name: str, default: float | None = None) -> float:
     """A number in a session's record.
 
     Args:
@@ -481,7 +481,7 @@ def recorded(session: Mapping[str, object], name: str, default: float | None = N
     return Gate("the record of a session", TableError).number(name, session.get(name, default))
 
 
-def worst_source(sources: Iterable[LatencySource]) -> LatencySource:
+def worst_source(sources: Iterable[EntrySource]) -> EntrySource:
     """The least trustworthy of some sources."""
     return max(sources, key=SOURCES.index)
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nas.latency.end_to_end import spread
+from nas.latency.end_to_end import level_links
 from nas.latency.sessions import (
     Bench,
     NetworkRecord,
@@ -21,7 +21,7 @@ from nas.latency.sessions import (
     link_keys,
     network_records,
 )
-from nas.latency.table import Entry, LatencyTable, entry, recorded
+from nas.latency.table import Entry, LatencyTable, entry, session_number
 from nas.measuring.rounds import STATISTICS
 from nas.runtimes.subject import Subject
 from search_spaces.layers import LayerKey
@@ -80,7 +80,7 @@ def agreement(
     Raises:
         nas.measuring.rounds.MeasurementError: if the machine did not hold still.
     """
-    known = {each.architecture: each.latency_ms for each in spread(networks)}
+    known = {each.architecture: each.latency_ms for each in level_links(networks)}
     subjects: list[Subject] = [*known, *link_keys(table)]
     journal = bench.folder / journal_name(subjects, "agreement")
     measured = bench.target.measure(subjects, bench.rounds, journal, bench.progress)
@@ -127,7 +127,8 @@ def at_level_of(table: LatencyTable, local: LatencyTable) -> dict[LayerKey, Entr
     ratios = [table.entries[key].latency_ms / local.entries[key].latency_ms for key in common]
     if len(ratios) < _FEWEST_LINKS:
         ratios = [
-            recorded(table.header.sessions[0], "anchor_ms") / recorded(local.header.sessions[0], "anchor_ms")
+            session_number(table.header.sessions[0], "anchor_ms")
+            / session_number(local.header.sessions[0], "anchor_ms")
         ]
     level = float(np.median(ratios))
     return {

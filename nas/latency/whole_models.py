@@ -12,7 +12,7 @@ import numpy as np
 from nas.latency.end_to_end import time_networks
 from nas.latency.heads import FEWEST_MODELS, HeadCost
 from nas.latency.plan import calibration_networks
-from nas.latency.sessions import Bench, NetworkRecord, load_networks, networks_text, read_networks
+from nas.latency.sessions import Bench, NetworkRecord, load_networks, networks_text, read_network_records
 from nas.latency.table import LatencyTable, TableError
 from nas.saving import hold, write_atomically
 from search_spaces.architecture import Architecture
@@ -79,7 +79,7 @@ def kept_models(path: Path, table: LatencyTable) -> list[NetworkRecord]:
         TableError: if it is damaged, or holds networks that the table knows nothing of.
     """
     gate = Gate(str(path), TableError, "move it away to time whole models anew")
-    records = read_networks(gate, gate.text(path))
+    records = read_network_records(gate, gate.text(path))
     for each in records:
         if not table.can_tell(each.architecture):
             gate.fail(f"holds {each.architecture.id}, which has layers that the latency table has not")

@@ -13,7 +13,7 @@ from optuna.storages import BaseStorage
 from nas.accuracy.imagenet import Predictor
 from nas.console import console, warn
 from nas.foreign.timing import check_measurable
-from nas.latency.end_to_end import spread
+from nas.latency.end_to_end import level_links
 from nas.latency.provision import profile_command
 from nas.latency.sessions import networks_text
 from nas.latency.source import LatencySource
@@ -153,7 +153,7 @@ def begin(
     study = open_study(
         storage,
         name,
-        request.setting(prepared.table, networks_text(spread(latencies.networks()))),
+        request.setting(prepared.table, networks_text(level_links(latencies.networks()))),
         prepared.provenance(request),
     )
     if not prepared.goes_on and (begun_elsewhere := table_of(storage, name)) is not None:

@@ -10,7 +10,7 @@ import optuna
 from nas.console import console, warn
 from nas.devices.device import LocalTarget
 from nas.foreign.timing import measure_end_to_end
-from nas.latency.sessions import NetworkRecord, read_networks
+from nas.latency.sessions import NetworkRecord, read_network_records
 from nas.latency.source import LatencySource
 from nas.latency.table import LatencyTable
 from nas.measuring.rounds import MeasurementError
@@ -69,4 +69,8 @@ def foreign_journal(folder: Path) -> Path:
 def carried_networks(study: optuna.Study) -> list[NetworkRecord]:
     """Networks that were measured for the latencies that a study carries."""
     text = networks_of(study)
-    return [] if text is None else read_networks(Gate(f"the study {study.study_name!r}", StorageError), text)
+    return (
+        []
+        if text is None
+        else read_network_records(Gate(f"the study {study.study_name!r}", StorageError), text)
+    )

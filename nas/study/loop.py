@@ -34,7 +34,7 @@ from nas.study.objective import Objective
 from nas.study.pareto import box_bounds, dominated_share, front
 from nas.study.problem import Problem
 from nas.study.samplers import DEFAULT_SAMPLER, Proposer, distributions, make_proposer
-from nas.study.trial import SETTLED, Kind, Trial
+from nas.study.trial import SETTLED, Trial, TrialKind
 from nas.study.workers import Workers
 from search_spaces.architecture import Architecture
 from search_spaces.errors import InputError
@@ -205,7 +205,7 @@ def run_proposer(
     problem: Problem,
     proposer: Proposer,
     neighbourhood: Neighbourhood,
-    kind: Kind,
+    kind: TrialKind,
     workers: int = 1,
     progress: Callable[[Progress], None] | None = None,
 ) -> SearchResult:
@@ -260,7 +260,7 @@ class _Search:
         problem: Problem,
         neighbourhood: Neighbourhood,
         total: int,
-        kind: Kind = "candidate",
+        kind: TrialKind = "candidate",
     ) -> None:
         objective, accuracy, latency = problem.objective, problem.accuracy, problem.latency
         self._kind = kind
@@ -369,7 +369,7 @@ class _Search:
         architecture: Architecture,
         candidate: Candidate | None,
         latency: Latency,
-        kind: Kind,
+        kind: TrialKind,
         name: str | None,
     ) -> bool:
         counted = cost(architecture)

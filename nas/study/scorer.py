@@ -28,7 +28,7 @@ from search_spaces.stage import CandidateStage, Parameters, Rounding, Stage
 Choices = NDArray[np.int64]
 Floats = NDArray[np.float64]
 # Of a layer, and the stride of the map that it takes.
-LayerLatency = Callable[[LayerKey, int], float]
+LayerTimer = Callable[[LayerKey, int], float]
 
 INACTIVE = -1
 _CHUNK = 2048  # networks at once: their arrays stay in the processor's cache
@@ -58,7 +58,7 @@ class Scores:
     parameters: Floats
 
 
-def layer_latency(table: LatencyTable, limits: Limits | None = None) -> LayerLatency:
+def layer_latency(table: LatencyTable, limits: Limits | None = None) -> LayerTimer:
     """The latency each layer of a table adds to a network, with the head of a task if it has one.
 
     Args:
@@ -91,7 +91,7 @@ class BatchScorer:
         self,
         space: SearchSpace,
         predictor: Predictor | None = None,
-        layer_latency: LayerLatency | None = None,
+        layer_latency: LayerTimer | None = None,
     ) -> None:
         self.space = space
         self.parameters = space.parameters()

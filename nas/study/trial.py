@@ -29,7 +29,7 @@ from nas.latency.table import MAX_MS
 from search_spaces.architecture import MAX_RESOLUTION, Architecture
 from search_spaces.gate import Gate
 
-Kind = Literal["candidate", "reference", "refinement"]
+TrialKind = Literal["candidate", "reference", "refinement"]
 
 # Trials that need no further evaluation: complete, or stopped on their way.
 SETTLED = (TrialState.COMPLETE, TrialState.PRUNED)
@@ -61,7 +61,7 @@ class Trial:
     """
 
     architecture: str
-    kind: Kind
+    kind: TrialKind
     latency_ms: float
     latency_source: str
     macs: int
@@ -125,7 +125,7 @@ class Trial:
         name, table, error = (attributes.get(each) for each in ("name", "table", "error"))
         return cls(
             architecture=attributes["architecture"],
-            kind=cast(Kind, gate.choice("kind", attributes["kind"], get_args(Kind))),
+            kind=cast(TrialKind, gate.choice("kind", attributes["kind"], get_args(TrialKind))),
             latency_ms=gate.number("latency_ms", attributes["latency_ms"], 1e-9, MAX_MS),
             latency_source=gate.string("latency_source", attributes["latency_source"], 30),
             macs=gate.integer("macs", attributes["macs"]),

@@ -12,11 +12,18 @@ import pytest
 
 from nas.devices.device import Measurement, Target
 from nas.devices.ssh import Board
-from nas.latency.end_to_end import spread
+from nas.latency.end_to_end import level_links
 from nas.latency.hardware import Hardware
 from nas.latency.plan import TableEffort, make_plan
 from nas.latency.provision import StaleTableError
-from nas.latency.sessions import Bench, NetworkRecord, load_networks, networks_text, profile, read_networks
+from nas.latency.sessions import (
+    Bench,
+    NetworkRecord,
+    load_networks,
+    networks_text,
+    profile,
+    read_network_records,
+)
 from nas.latency.source import LatencySource, keys_of
 from nas.latency.table import LatencyTable
 from nas.measuring.progress import ProfileProgress
@@ -87,8 +94,8 @@ def carried(tmp_path_factory: pytest.TempPathFactory) -> tuple[LatencyTable, lis
     plan = make_plan(small_space(), [], EFFORT)
     table = profile(Bench(FakeTarget(noise=0.01), Runtime(), "fake", folder, ROUNDS), plan)
     table = table.restricted(keys_of(small_space(), []))
-    text = networks_text(spread(load_networks(folder)))
-    networks = read_networks(Gate("the study", InputError), text)
+    text = networks_text(level_links(load_networks(folder)))
+    networks = read_network_records(Gate("the study", InputError), text)
     return LatencyTable.from_files(table.files(), "study"), networks
 
 
