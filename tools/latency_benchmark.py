@@ -189,8 +189,8 @@ def _markdown(
         "",
         f"- Predicted layers: {few.header.gap_filling.get('mean_error', 0):.1%} mean error in "
         "cross-validation.",
-        f"- Statistic: {header.statistic}, the most stable between odd and even rounds. "
-        f"Rounds measured again because the anchor moved: {discarded:.0f}.",
+        "- Statistic: mean of the fastest two thirds of the rounds. Rounds measured again because the anchor "
+        f"moved: {discarded:.0f}.",
         f"- Cost: {subjects:,.0f} layers and networks in {preparing_s + measuring_s:.0f} s, "
         f"{subjects / (preparing_s + measuring_s):.1f} a second with all {settings.rounds} rounds. "
         f"{measuring_s / (preparing_s + measuring_s):.0%} of the time ({measuring_s:.0f} s) is measuring, "

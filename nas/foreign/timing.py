@@ -16,7 +16,7 @@ from nas.latency.sessions import link_keys, table_level
 from nas.latency.table import LatencyTable
 from nas.measuring.conditions import cpu_model, snapshot
 from nas.measuring.models import OnnxRunner
-from nas.measuring.rounds import STATISTICS, Journal, Runner, Schedule, measure, steadied
+from nas.measuring.rounds import Journal, Runner, Schedule, fastest_two_thirds, measure, steadied
 from nas.onnx_graph import INPUT_NAME
 from nas.runtimes.runtime import Runtime
 from nas.runtimes.subject import RuntimeUnavailableError
@@ -87,7 +87,7 @@ def measure_end_to_end(
 
     Args:
         references: what to time.
-        table: measured on this machine with this runtime; gives the statistic and the clock level, so
+        table: measured on this machine with this runtime; gives the clock level, so
             that the result compares with latencies from the table.
         target: this machine, with ONNX Runtime (fp32) or PyTorch.
         journal: file that keeps the rounds; an interrupted measurement goes on from it.
@@ -128,7 +128,7 @@ def measure_end_to_end(
         tuple(links), samples[:, len(references) :], anchors, {"anchor_ms": float(np.median(anchors))}
     )
     level = table_level(table, linked)
-    found = STATISTICS[table.header.statistic](samples) * level
+    found = fastest_two_thirds(samples) * level
     return {each.name: float(latency_ms) for each, latency_ms in zip(references, found, strict=False)}
 
 

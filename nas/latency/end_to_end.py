@@ -72,7 +72,7 @@ def time_networks(
 
     Args:
         architectures: what to time.
-        table: gives statistic and level.
+        table: gives the level.
         bench: the device the table was measured on; its folder keeps the rounds while measuring, and an
             interrupted measurement goes on from there.
         known: networks measured for the table; some are measured again, to tell how fast the machine is now.
@@ -86,9 +86,8 @@ def time_networks(
     subjects = timing_subjects(whole, table, known)
     journal = bench.folder / journal_name(subjects, "timing")
     measured = bench.target.measure(subjects, bench.rounds, journal, bench.progress, whole)
-    statistic = table.header.statistic
-    now = {each.architecture: each for each in network_records(measured, statistic)}
-    found = {each.architecture: each for each in network_records(measured, statistic, task)}
+    now = {each.architecture: each for each in network_records(measured)}
+    found = {each.architecture: each for each in network_records(measured, task)}
     ratios = [now[each.architecture].latency_ms / each.latency_ms for each in links]
     level = float(np.median(ratios)) if ratios else 1 / table_level(table, measured)
     errors = measured.standard_errors()

@@ -27,7 +27,7 @@ from nas.latency.sessions import (
     networks_text,
     session_header,
 )
-from nas.latency.table import Entry, LatencyTable, TableHeader
+from nas.latency.table import ESTIMATE, Entry, LatencyTable, TableHeader
 from nas.measuring.conditions import AffinityError, check_cores, usable_cores
 from nas.runtimes.runtime import Runtime
 from nas.saving import hold, write_together
@@ -237,7 +237,7 @@ def estimated_table(hardware: Hardware, keys: Sequence[LayerKey], runtime: Runti
         precision=estimate.precision,
         threads=estimate.threads,
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        statistic="estimate",
+        statistic=ESTIMATE,
     )
     entries = {}
     for key in keys:

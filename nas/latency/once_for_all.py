@@ -38,7 +38,7 @@ def once_for_all(table: LatencyTable) -> OnceForAllTable:
     Raises:
         TableError: if the table is an estimate, or none of its layers has a name there.
     """
-    if table.header.statistic == "estimate":
+    if table.is_estimate:
         raise TableError(f"there is nothing measured to write; measure with: {table.profile_command}")
     found: dict[str, dict[str, float | int]] = {}
     layers = left_out = 0

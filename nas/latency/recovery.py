@@ -210,7 +210,7 @@ def _with_last_session(folder: Path, table: LatencyTable, networks: Networks) ->
         level = session_number(table.header.sessions[-1], "scaled_by", 1.0)
         records = load_networks(folder)
         known = {each.architecture for each in records}
-        for each in network_records(measured, table.header.statistic):
+        for each in network_records(measured):
             if each.architecture not in known:
                 records.append(
                     NetworkRecord(each.architecture, each.latency_ms * level, *each.latencies_ms[1:])

@@ -32,7 +32,7 @@ from nas.latency.table import (
     session_number,
 )
 from nas.measuring.progress import ProfileProgress
-from nas.measuring.rounds import STATISTIC, STATISTICS, instability
+from nas.measuring.rounds import fastest_two_thirds
 from nas.runtimes.runtime import Runtime, pays_at_borders
 from nas.runtimes.subject import Subject
 from nas.saving import finish, hold, write_atomically, write_together
@@ -281,16 +281,14 @@ def read_network_records(gate: Gate, text: str) -> list[NetworkRecord]:
     return list(records.values())
 
 
-def network_records(measured: Measurement, statistic: str, task: Task | None = None) -> list[NetworkRecord]:
+def network_records(measured: Measurement, task: Task | None = None) -> list[NetworkRecord]:
     """The networks among a measurement's subjects with their latencies and percentiles.
 
     Args:
         measured: a measurement.
-        statistic: the table's.
         task: whole models for it instead, None for networks that classify.
     """
-    samples = measured.steadied()
-    reduced = STATISTICS[statistic](samples)
+    reduced = fastest_two_thirds(measured.steadied())
     records = []
     for column, subject in enumerate(measured.subjects):
         network = _network(subject, task)
@@ -321,7 +319,7 @@ def table_level(table: LatencyTable, measured: Measurement) -> float:
 
     The median over the layers both hold; with too few of them, the ratio of the anchor networks.
     """
-    reduced = STATISTICS[table.header.statistic](measured.steadied())
+    reduced = fastest_two_thirds(measured.steadied())
     ratios = [
         table.entries[subject].latency_ms / reduced[column]
         for column, subject in enumerate(measured.subjects)
@@ -373,14 +371,9 @@ def add_session(
         header: what the session holds for; of it a table that is extended takes the date alone.
     """
     samples = measured.steadied()
-    statistic = table.header.statistic if table else STATISTIC
-    record = {
-        **measured.record,
-        "instability": {name: instability(samples, name) for name in STATISTICS} if len(samples) > 3 else {},
-    }
     level = 1.0 if table is None else table_level(table, measured)
-    record["scaled_by"] = level
-    reduced = STATISTICS[statistic](samples) * level
+    record = {**measured.record, "scaled_by": level}
+    reduced = fastest_two_thirds(samples) * level
     quartiles = np.percentile(samples, [25, 75], axis=0) * level
     entries = {
         subject: entry(
@@ -398,7 +391,7 @@ def add_session(
     known = {each.architecture for each in networks}
     found = [
         replace(each, latency_ms=each.latency_ms * level)
-        for each in network_records(measured, statistic)
+        for each in network_records(measured)
         if each.architecture not in known
     ]
     if table is None:

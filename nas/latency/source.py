@@ -154,7 +154,7 @@ class LatencySource:
         if self.board.measured_here and not self.board.hosts and (target := self.target) is not None:
             device, version = target.device, target.runtime_version
         differences = staleness(carried, self.runtime, device, version)
-        if header.statistic == "estimate":
+        if carried.is_estimate:
             # Estimates are of other runtimes than those that will measure; they say so themselves.
             differences = []
             if (self.folder / "table.json").exists():

@@ -52,6 +52,8 @@ _READINGS = 4
 _LEAST_SHARE = 0.05
 _REREAD_S = 0.05
 _COLUMNS = ("key", "latency_ms", "spread_ms", "samples", "source")
+# The two statistics of a table's header, see :func:`nas.measuring.rounds.fastest_two_thirds`.
+_MEASURED, ESTIMATE = "fastest_two_thirds", "estimate"
 
 
 class TableError(InputError):
@@ -135,7 +137,7 @@ class TableHeader:
         precision: ``fp32`` or ``int8``.
         threads: threads within an operator.
         created: date of the last measurement, ISO 8601.
-        statistic: how samples became one number.
+        statistic: how samples became one number; :data:`ESTIMATE` where there are none.
         sessions: one record per measuring session: rounds, conditions, anchor.
         calibration: the correction from summed layers to networks, None before it is fitted.
         gap_filling: how well predicted entries were predicted, in cross-validation.
@@ -151,7 +153,7 @@ class TableHeader:
     precision: str
     threads: int
     created: str
-    statistic: str = "fastest_two_thirds"
+    statistic: str = _MEASURED
     sessions: tuple[Mapping[str, object], ...] = ()
     calibration: Calibration | None = None
     gap_filling: Mapping[str, float] = field(default_factory=dict)
@@ -184,15 +186,20 @@ class LatencyTable:
     def profile_command(self) -> str:
         """The command that measures what is missing, for error messages."""
         header = self.header
-        if header.statistic == "estimate":
+        if self.is_estimate:
             # Of a board, and not of the runtime to measure with: what was typed of that is repeated.
             return board_lines(header.hardware, DEFAULT_RUNTIME, header.precision, header.threads)
         return measuring_line("profile", header.hardware, header.runtime, header.precision, header.threads)
 
     @property
+    def is_estimate(self) -> bool:
+        """True if nothing was measured: its latencies are of a shipped preset."""
+        return self.header.statistic == ESTIMATE
+
+    @property
     def estimate_error(self) -> float | None:
         """Error of estimated latencies of whole networks as a share, None where layers were measured."""
-        if self.header.statistic != "estimate" or not self.entries:
+        if not self.is_estimate or not self.entries:
             return None
         return statistics.median(each.spread_ms / each.latency_ms for each in self.entries.values())
 
@@ -441,6 +448,8 @@ def read_header(gate: Gate, data: Mapping[str, object]) -> TableHeader:
     gate.fields("the header", data, [name for name in names if name not in optional], optional)
     texts = ("hardware", "device", "runtime", "runtime_version", "precision", "created", "statistic")
     strings = {name: gate.string(name, data[name], 300) for name in texts if name in data}
+    if (statistic := strings.get("statistic", _MEASURED)) not in (_MEASURED, ESTIMATE):
+        gate.fail(f"is of {statistic} over the rounds, not of {_MEASURED}: move it away and measure anew")
     if not is_plain_name(data["hardware"]):
         gate.fail(f"hardware {data['hardware']!r} is no plain name")
     sessions = [

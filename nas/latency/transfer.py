@@ -22,7 +22,7 @@ from nas.latency.sessions import (
     network_records,
 )
 from nas.latency.table import Entry, LatencyTable, entry, session_number
-from nas.measuring.rounds import STATISTICS
+from nas.measuring.rounds import fastest_two_thirds
 from nas.runtimes.subject import Subject
 from search_spaces.layers import LayerKey
 
@@ -84,9 +84,8 @@ def agreement(
     subjects: list[Subject] = [*known, *link_keys(table)]
     journal = bench.folder / journal_name(subjects, "agreement")
     measured = bench.target.measure(subjects, bench.rounds, journal, bench.progress)
-    statistic = table.header.statistic
-    whole = [each.latency_ms / known[each.architecture] for each in network_records(measured, statistic)]
-    reduced = STATISTICS[statistic](measured.steadied())
+    whole = [each.latency_ms / known[each.architecture] for each in network_records(measured)]
+    reduced = fastest_two_thirds(measured.steadied())
     layers = [
         float(reduced[column]) / table.entries[subject].latency_ms
         for column, subject in enumerate(measured.subjects)

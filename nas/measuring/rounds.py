@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import os
 import random
 import time
@@ -471,39 +470,14 @@ def is_throttled(measured: Round) -> bool:
 
 
 def fastest_two_thirds(samples_ms: Samples) -> Samples:
-    """Mean of the fastest two thirds of the rounds: (rounds, subjects) -> (subjects,)."""
+    """Mean of the fastest two thirds of the rounds: (rounds, subjects) -> (subjects,).
+
+    One statistic for all tables, so that their numbers compare: what disturbs a run makes it slower, so the
+    slowest are left out. Odd and even rounds agree on it as they do on the median (``results/runtimes.md``).
+    """
     keep = max(1, len(samples_ms) * 2 // 3)
     fastest: Samples = np.sort(samples_ms, axis=0)[:keep].mean(axis=0)
     return fastest
-
-
-def midmean(samples_ms: Samples) -> Samples:
-    """Mean from the 15th to the 70th percentile of the rounds: (rounds, subjects) -> (subjects,).
-
-    Uses more of the rounds than the median does, and like it neither the hiccups nor the luckiest.
-    """
-    rounds = len(samples_ms)
-    middle = np.sort(samples_ms, axis=0)[int(rounds * 0.15) : math.ceil(rounds * 0.7)]
-    found: Samples = middle.mean(axis=0)
-    return found
-
-
-# One for all tables, so that their numbers compare: of the four the one on which odd and even rounds agreed
-# best in most sessions on an x86 server (each session's ``instability`` stands in its table's header).
-STATISTIC = "fastest_two_thirds"
-STATISTICS: dict[str, Callable[[Samples], Samples]] = {
-    "fastest_two_thirds": fastest_two_thirds,
-    "midmean": midmean,
-    "median": lambda samples: np.median(samples, axis=0),
-    "minimum": lambda samples: samples.min(axis=0),
-}
-
-
-def instability(samples_ms: Samples, statistic: str) -> float:
-    """Median relative difference of a statistic between odd and even rounds, over the subjects."""
-    reduce = STATISTICS[statistic]
-    even, odd = reduce(samples_ms[::2]), reduce(samples_ms[1::2])
-    return float(np.median(np.abs(even / odd - 1)))
 
 
 def _time_ms(runner: Runner) -> float:

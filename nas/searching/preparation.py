@@ -216,7 +216,7 @@ def _check_card(card: Card | None, table: LatencyTable, latencies: LatencySource
         InputError: if a good card is required and there is none.
     """
     board, runtime = latencies.board, latencies.runtime
-    if table.header.statistic == "estimate":
+    if table.is_estimate:
         problem, remedy = "is estimated, nothing was measured on the board", board.how_to_measure(runtime)
         if runtime.name not in (stands_for := table.header.runtime.split("/")):
             problem += f"; it stands for {', '.join(stands_for)}, not for {runtime.name}"

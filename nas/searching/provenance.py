@@ -193,7 +193,7 @@ def _task(head: HeadCost) -> dict[str, object]:
 
 
 def _warning(card: Card | None, table: LatencyTable) -> str | None:
-    if table.header.statistic == "estimate":
+    if table.is_estimate:
         return f"all latencies are estimated; measure with: {table.profile_command}"
     problem = card_problem(card, table)
     return f"the latency table {problem}" if problem else None

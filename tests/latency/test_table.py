@@ -125,6 +125,9 @@ def test_headers_of_newer_versions_and_other_files_are_refused(tmp_path: Path) -
     path.write_text(json.dumps({**header, "schema_version": 99}))
     with pytest.raises(TableError, match="schema version 99, this program reads up to 1"):
         LatencyTable.load(tmp_path)
+    path.write_text(json.dumps({**header, "statistic": "median"}))
+    with pytest.raises(TableError, match=r"is of median over the rounds, .*: move it away and measure anew"):
+        LatencyTable.load(tmp_path)
     path.write_text(json.dumps({"hello": 1}))
     with pytest.raises(TableError, match="it is no latency table"):
         LatencyTable.load(tmp_path)
