@@ -24,6 +24,14 @@ def latency_text(latency_ms: float, error_ms: float | None = None, unit: str = "
     return f"{latency_ms:.{decimals}f} ± {error_ms:.{decimals}f}{unit}"
 
 
+def signed(value: float, digits: int) -> str:
+    """A number with its sign, a real minus, and no negative zero."""
+    text = f"{value:+.{digits}f}"
+    if float(text) == 0:
+        text = "±" + text[1:]
+    return text.replace("-", "−")
+
+
 def _decimals(value: float, digits: int) -> int:
     """Decimals that show so many significant digits; none of a whole number of more digits."""
     if value == 0 or not math.isfinite(value):

@@ -18,7 +18,7 @@ import yaml
 
 from search_spaces.blocks import BLOCKS, ArchitectureError, Block, Head, Stem, check_positive
 from search_spaces.gate import MAX_YAML_BYTES, Gate, made
-from search_spaces.ops import Conv, Linear, Pool, halve
+from search_spaces.ops import Conv, Linear, Pool, halve, side_after
 
 _Row = TypeVar("_Row")
 # Far beyond every network one deploys, and small enough that nothing here loops or allocates for long.
@@ -74,7 +74,7 @@ class Architecture:
         size = halve(self.resolution)
         result = [size]
         for block in self.blocks:
-            size = halve(size) if block.stride == 2 else size
+            size = side_after(size, block.stride)
             result.append(size)
         return tuple(result)
 

@@ -22,7 +22,7 @@ from search_spaces.ops import (
     Operators,
     Pool,
     SqueezeExcitation,
-    halve,
+    side_after,
 )
 
 # Far beyond every network one deploys, and small enough that nothing here loops or allocates for long.
@@ -219,7 +219,7 @@ def inverted_residual(block: Block, size: int) -> Iterator[Operator]:
 def depthwise_separable(block: Block, size: int) -> Iterator[Operator]:
     """Depthwise convolution and activated projection, no residual (V1)."""
     yield from _depthwise(block, size)
-    out_size = _out_size(block, size)
+    out_size = side_after(size, block.stride)
     yield Conv(out_size, block.expanded_channels, block.out_channels, activation=block.activation)
 
 
@@ -265,7 +265,7 @@ def convolution_pair(block: Block, size: int) -> Iterator[Operator]:
     """A whole convolution and a 1x1 convolution, both activated, no residual (first stages of V4-Conv-S)."""
     yield _expansion(block, size)
     yield from _gate(block, size)
-    out_size = _out_size(block, size)
+    out_size = side_after(size, block.stride)
     yield Conv(out_size, block.expanded_channels, block.out_channels, activation=block.activation)
 
 
@@ -286,19 +286,15 @@ def _gate(block: Block, size: int) -> Iterator[Operator]:
         swish = block.activation == "swish"
         between: Activation = "swish" if swish else "relu"
         gating: Gating = "sigmoid" if swish else "hsigmoid"
-        size, channels = _out_size(block, size), block.expanded_channels
+        size, channels = side_after(size, block.stride), block.expanded_channels
         yield SqueezeExcitation(size, channels, block.squeezed_channels, between, gating)
 
 
 def _projection(block: Block, size: int) -> Iterator[Operator]:
-    out_size = _out_size(block, size)
+    out_size = side_after(size, block.stride)
     yield Conv(out_size, block.expanded_channels, block.out_channels)
     if block.keeps_shape:
         yield Add(out_size, block.out_channels)
-
-
-def _out_size(block: Block, size: int) -> int:
-    return halve(size) if block.stride == 2 else size
 
 
 @dataclass(frozen=True, slots=True)

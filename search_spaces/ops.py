@@ -22,6 +22,11 @@ def halve(size: int) -> int:
     return (size + 1) // 2
 
 
+def side_after(size: int, stride: int) -> int:
+    """Side of a feature map after a padded convolution of stride 1 or 2."""
+    return halve(size) if stride == 2 else size
+
+
 @dataclass(frozen=True, slots=True)
 class Conv:
     """A convolution, padded by half its kernel, with its normalisation and activation.
@@ -49,7 +54,7 @@ class Conv:
     @property
     def out_size(self) -> int:
         """Side of the output in pixels."""
-        return halve(self.size) if self.stride == 2 else self.size
+        return side_after(self.size, self.stride)
 
     @property
     def depthwise(self) -> bool:

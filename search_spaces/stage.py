@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import cast
 
 from search_spaces.blocks import BLOCKS, Block, Head, Stem, make_divisible
-from search_spaces.ops import Activation, halve
+from search_spaces.ops import Activation, side_after
 
 # The same few hundred blocks make up all members of a space: they are checked once.
 _block = lru_cache(maxsize=10_000)(Block)
@@ -493,7 +493,7 @@ def states_after(
     if not max(stage.depths):
         return after
     outs = {rounding.width(width, multiplier) for width in stage.widths}
-    sizes = {halve(size) if stage.stride == 2 else size for _, size in states}
+    sizes = {side_after(size, stage.stride) for _, size in states}
     return after | {(out, size) for out in outs for size in sizes}
 
 
@@ -515,6 +515,6 @@ def reach(
             found |= {(size, each) for each in stage.blocks(channels, out, stage.stride, rounding)}
         if max(stage.depths) > 1:
             again = list(stage.blocks(out, out, 1, rounding))
-            sizes = {halve(size) if stage.stride == 2 else size for _, size in states}
+            sizes = {side_after(size, stage.stride) for _, size in states}
             found |= {(size, each) for size in sizes for each in again}
     return found

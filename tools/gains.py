@@ -12,7 +12,7 @@ from pathlib import Path
 from nas.console import console
 from nas.page.reading import read_study, report_of
 from nas.page.report_data import Report
-from nas.page.sentences import signed
+from nas.quantities import signed
 from search_spaces.errors import InputError
 
 _REFERENCES = ("mobilenet_v1", "mobilenet_v2", "mobilenet_v3_large", "mobilenet_v3_small")

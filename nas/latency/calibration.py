@@ -22,6 +22,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from nas.quantities import signed
 from search_spaces.blocks import Head, Stem
 from search_spaces.gate import Gate
 from search_spaces.layers import LayerKey, operators
@@ -137,6 +138,29 @@ class ErrorSummary:
             f"{self.within_5_percent:.0%} within 5 %, {self.within_10_percent:.0%} within 10 %, "
             f"Kendall tau {self.kendall_tau:.3f}"
         )
+
+
+# Fields of :class:`ErrorSummary`, as cards and pages call them.
+ERROR_ROWS = {
+    "networks": "networks",
+    "mape": "mean error",
+    "bias": "bias",
+    "within_5_percent": "within 5 %",
+    "within_10_percent": "within 10 %",
+    "worst": "worst",
+    "kendall_tau": "Kendall tau",
+    "spearman_rho": "Spearman rho",
+}
+_PERCENTAGES = ("mape", "bias", "within_5_percent", "within_10_percent", "worst")
+
+
+def error_text(name: str, value: object) -> str:
+    """One of the errors of latencies, by its name in :data:`ERROR_ROWS`."""
+    if not isinstance(value, int | float):
+        return "–"
+    if name in _PERCENTAGES:
+        return f"{signed(100 * value, 1) if name == 'bias' else f'{100 * value:.1f}'} %"
+    return str(value) if isinstance(value, int) else f"{value:.3f}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ import yaml
 from nas.latency.table import Entry, LatencyTable, TableError
 from search_spaces.blocks import Block, Head, Stem
 from search_spaces.layers import LayerKey
-from search_spaces.ops import halve
+from search_spaces.ops import halve, side_after
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +98,7 @@ def _block_names(block: Block, size: int) -> list[str]:
     expands = block.expanded_channels != block.in_channels
     if not plain or block.is_identity or block.se_channels or expands != block.expansion_conv:
         return []
-    out = halve(size) if block.stride == 2 else size
+    out = side_after(size, block.stride)
     skip = block.stride == 1 and block.in_channels == block.out_channels
     return [
         f"expanded_conv-input:{size}x{size}x{block.in_channels}-output:{out}x{out}x{block.out_channels}"

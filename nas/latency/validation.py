@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nas.cost import cost
-from nas.latency.calibration import ErrorSummary
+from nas.latency.calibration import ERROR_ROWS, ErrorSummary, error_text
 from nas.latency.end_to_end import time_networks
 from nas.latency.sessions import Bench, NetworkRecord
 from nas.latency.table import LatencyTable, TableError
@@ -311,17 +311,9 @@ def _markdown(validation: Validation) -> str:
         "| | calibrated | plain sum of layers |",
         "|---|---|---|",
     ]
-    for label, attribute, form in (
-        ("mean absolute error", "mape", ".1%"),
-        ("bias", "bias", "+.1%"),
-        ("within 5 %", "within_5_percent", ".0%"),
-        ("within 10 %", "within_10_percent", ".0%"),
-        ("worst", "worst", ".1%"),
-        ("Kendall tau", "kendall_tau", ".3f"),
-        ("Spearman rho", "spearman_rho", ".3f"),
-    ):
-        values = (format(getattr(each, attribute), form) for each in (card.calibrated, card.uncorrected))
-        lines.append(f"| {label} | {' | '.join(values)} |")
+    for name, label in ERROR_ROWS.items():
+        errors = (error_text(name, getattr(each, name)) for each in (card.calibrated, card.uncorrected))
+        lines.append(f"| {label} | {' | '.join(errors)} |")
     rows = family_rows(validation)
     if rows:
         lines += ["", f"| {' | '.join(FAMILY_COLUMNS)} |", "|---" * len(FAMILY_COLUMNS) + "|"]

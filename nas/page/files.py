@@ -26,8 +26,9 @@ from nas.page.network_result import NetworkResult
 from nas.page.reading import ReportError, report_of
 from nas.page.rendering import comparison_page, report_page, summary
 from nas.page.report_data import Report
-from nas.page.sentences import MIXED_KINDS, signed
+from nas.page.sentences import MIXED_KINDS
 from nas.pictures.recognition import LABELS, labels
+from nas.quantities import signed
 from nas.saving import markdown_text, spreadsheet_cell, write_atomically
 from nas.shell import shell_line
 

@@ -16,6 +16,7 @@ from importlib import resources
 from jinja2 import Environment, PackageLoader, StrictUndefined, pass_context, select_autoescape
 from jinja2.runtime import Context
 
+from nas.latency.calibration import ERROR_ROWS, error_text
 from nas.page import sentences
 from nas.page.comparison import compare, plain
 from nas.page.payload import payload
@@ -121,8 +122,8 @@ def _error_table(latency: Mapping[str, object]) -> tuple[list[str], list[tuple[s
     }
     columns = {name: column for name, column in columns.items() if column}
     rows = [
-        (text, *(sentences.error_text(field, column.get(field)) for column in columns.values()))
-        for field, text in sentences.ERROR_ROWS.items()
+        (text, *(error_text(field, column.get(field)) for column in columns.values()))
+        for field, text in ERROR_ROWS.items()
     ]
     return (["", *columns], rows) if columns else ([], [])
 
@@ -138,7 +139,7 @@ def _trust_facts(latency: Mapping[str, object]) -> dict[str, str]:
         ("predicted_layers", "predicted layers in them", "worst"),
     ):
         if name in fresh:
-            found[text] = sentences.error_text(field, fresh[name])
+            found[text] = error_text(field, fresh[name])
     return found
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Container, Mapping, Sequence
 
 from nas.accuracy.recipes import DESCRIPTIONS
+from nas.latency.calibration import error_text
 from nas.page.network_result import NetworkResult
 from nas.page.recommendation import Answer, Gain
 from nas.page.report_data import TRAINED, Report, section
-from nas.quantities import latency_text
+from nas.quantities import latency_text, signed
 from search_spaces.errors import shorten
 
 MIXED_KINDS = (
@@ -35,18 +36,6 @@ _ACCURACY_WORDS = {
     "proxy": "none; a training-free score ranks the networks, and says nothing of their accuracy.",
     "published": "as its authors report it, with their training.",
 }
-# Fields of the errors of latencies, as they are called on the page.
-ERROR_ROWS = {
-    "networks": "networks",
-    "mape": "mean error",
-    "bias": "bias",
-    "within_5_percent": "within 5 %",
-    "within_10_percent": "within 10 %",
-    "worst": "worst",
-    "kendall_tau": "Kendall tau",
-    "spearman_rho": "Spearman rho",
-}
-_PERCENTAGES = ("mape", "bias", "within_5_percent", "within_10_percent", "worst")
 
 
 def vocabulary(accuracies: Container[str], latencies: Container[str]) -> dict[str, str]:
@@ -69,14 +58,6 @@ def vocabulary(accuracies: Container[str], latencies: Container[str]) -> dict[st
 
 # What any source means, be it of latencies or of accuracies.
 WORDS = vocabulary(_ACCURACY_WORDS, _LATENCY_WORDS)
-
-
-def signed(value: float, digits: int) -> str:
-    """A number with its sign, a real minus, and no negative zero."""
-    text = f"{value:+.{digits}f}"
-    if float(text) == 0:
-        text = "±" + text[1:]
-    return text.replace("-", "−")
 
 
 def gain_text(gained: Gain) -> str:
@@ -310,12 +291,3 @@ def verdict(latency: Mapping[str, object]) -> str:
             f"{estimated:.2g} %, by how much the estimate was off for published networks left out of its fit."
         )
     return "Nobody knows: this table was never compared with networks measured end to end."
-
-
-def error_text(name: str, value: object) -> str:
-    """One of the errors of latencies, by its name in :data:`ERROR_ROWS`."""
-    if not isinstance(value, int | float):
-        return "–"
-    if name in _PERCENTAGES:
-        return f"{signed(100 * value, 1) if name == 'bias' else f'{100 * value:.1f}'} %"
-    return str(value) if isinstance(value, int) else f"{value:.3f}"

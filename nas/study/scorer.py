@@ -21,7 +21,7 @@ from nas.cost import Cost, Limits, layer_cost
 from nas.latency.table import LatencyTable
 from search_spaces.blocks import IMAGE_CHANNELS
 from search_spaces.layers import LayerKey
-from search_spaces.ops import halve
+from search_spaces.ops import halve, side_after
 from search_spaces.space import NotInSpaceError, SearchSpace
 from search_spaces.stage import CandidateStage, Parameters, Rounding, Stage
 
@@ -305,7 +305,7 @@ class _StageTables:
                 next_state[number, -1] = after.setdefault((multiplier, channels, size), len(after))
             if not layers:
                 continue
-            out_size = halve(size) if stage.stride == 2 else size
+            out_size = side_after(size, stage.stride)
             for column, width in enumerate(widths):
                 out = rounding.width(width, multiplier)
                 next_state[number, column] = after.setdefault((multiplier, out, out_size), len(after))
