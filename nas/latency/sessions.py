@@ -343,7 +343,7 @@ def is_measured(table: LatencyTable, key: LayerKey) -> bool:
 def session_header(
     hardware: str, runtime: Runtime, device: str, version: str, ended: datetime.datetime | None = None
 ) -> TableHeader:
-    """What a session holds for, as the header of a table begun with it.
+    """The header of a table begun with a session: the hardware, runtime and date it holds for.
 
     Args:
         hardware: name of the hardware config.
