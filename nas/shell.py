@@ -60,7 +60,14 @@ def measuring_line(
 
 
 def board_lines(hardware: str, runtime: str, precision: str, threads: int) -> str:
-    """The two commands that measure a board, over SSH and by kit, see :func:`measuring_line`."""
+    """The two commands that measure a board: over SSH and by kit.
+
+    Args:
+        hardware: see :func:`measuring_line`, as all that follows.
+        runtime: name of what runs the layers.
+        precision: ``fp32`` or ``int8``.
+        threads: threads within an operator.
+    """
     over_ssh, kit = (
         measuring_line("profile", hardware, runtime, precision, threads, **{key: value})
         for key, value in (("hardware.host", "USER@BOARD"), ("profile.kit", f"{hardware}-kit.zip"))
