@@ -31,20 +31,20 @@ from nas.command import command
 from nas.console import console, print_summary
 from nas.cost import cost
 from nas.data import DatasetSettings
-from nas.executorch_graph import executorch_program
-from nas.litert_graph import litert_model
+from nas.graphs.executorch import executorch_program
+from nas.graphs.litert import litert_model
+from nas.graphs.onnx import onnx_model
+from nas.graphs.quantize import activation_ranges, quantize
+from nas.graphs.task import OUTPUTS, task_graph
 from nas.model_card import RANKING, FinishedNetwork, bundle, check_folder
 from nas.network import Network, WeightsError, folded_weights
-from nas.onnx_graph import onnx_model
 from nas.pictures.folders import listed
 from nas.pictures.recognition import PREPROCESSING, Recognition, versions
-from nas.quantize import activation_ranges, quantize
 from nas.runtimes.runtime import Runtime
 from nas.runtimes.subject import Precision
 from nas.saving import SaveError, check_output, write_atomically
 from nas.settings import LEAST_RESOLUTION, Chosen, DatasetConfig, TrainConfig
 from nas.shell import shell_line
-from nas.task_graph import OUTPUTS, task_graph
 from nas.tensors import read_tensors, write_tensors
 from nas.training.pretrained import table_note
 from search_spaces.architecture import Architecture

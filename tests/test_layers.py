@@ -11,6 +11,7 @@ import torchvision
 from fvcore.nn import FlopCountAnalysis
 
 from nas.cost import cost, layer_cost
+from nas.graphs.onnx import onnx_model
 from nas.latency.calibration import FEATURES, layer_features
 from nas.latency.preset import work
 from nas.network import (
@@ -21,7 +22,6 @@ from nas.network import (
     build_layer,
     load_torchvision_weights,
 )
-from nas.onnx_graph import onnx_model
 from search_spaces import blocks
 from search_spaces.architecture import Architecture
 from search_spaces.blocks import BLOCKS, ArchitectureError, Block, BlockKind, Head, Stem

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from nas.accuracy.source import Accuracy, AccuracyError, GoesOn, Judgement
 from nas.data import ImageSource, Split, balanced_sample
+from nas.graphs.onnx import onnx_model
+from nas.graphs.quantize import quantize
 from nas.measuring.models import OnnxRunner
 from nas.network import Network
-from nas.onnx_graph import onnx_model
-from nas.quantize import quantize
 from nas.training.final import Checkpoints, FinalTraining
 from nas.training.inherit import inherit
 from nas.training.pretrained import pretrained

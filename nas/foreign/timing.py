@@ -12,12 +12,12 @@ from torch import nn
 
 from nas.devices.device import ANCHOR, LocalTarget, Measurement
 from nas.foreign.network import ForeignNetwork, ForeignNetworkError
+from nas.graphs.onnx import INPUT_NAME
 from nas.latency.sessions import link_keys, table_level
 from nas.latency.table import LatencyTable
 from nas.measuring.conditions import cpu_model, snapshot
 from nas.measuring.models import OnnxRunner
 from nas.measuring.rounds import Journal, Runner, Schedule, fastest_two_thirds, measure, steadied
-from nas.onnx_graph import INPUT_NAME
 from nas.runtimes.runtime import Runtime
 from nas.runtimes.subject import RuntimeUnavailableError
 from nas.settings import ROUNDS

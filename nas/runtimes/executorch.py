@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from nas.executorch_graph import executorch_program, quiet
+from nas.graphs.executorch import executorch_program, quiet
 from nas.measuring.models import Values, random_image
 from nas.measuring.rounds import Runner
 from nas.runtimes.subject import Precision, Subject, borders, graph, input_shape

@@ -10,10 +10,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from nas.litert_graph import LiteRTModel, litert_model
+from nas.graphs.litert import LiteRTModel, litert_model
+from nas.graphs.quantize import Range
 from nas.measuring.models import LiteRTRunner
 from nas.measuring.rounds import Runner
-from nas.quantize import Range
 from nas.runtimes.subject import Model, Precision, Subject, borders, graph
 
 PACKAGE = "ai-edge-litert"

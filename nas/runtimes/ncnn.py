@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from nas.graphs.ncnn import ncnn_model
 from nas.measuring.models import runner_of
 from nas.measuring.rounds import Runner
-from nas.ncnn_graph import ncnn_model
 from nas.runtimes.subject import Model, Precision, Subject, graph
 
 PACKAGE = EXTRA = "ncnn"

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
+from nas.graphs.quantize import Borders
 from nas.measuring.models import OnnxRunner
 from nas.measuring.rounds import Runner
-from nas.quantize import Borders
 from nas.runtimes.subject import Model, Precision, Subject, borders, graph
 
 PACKAGE = EXTRA = "onnxruntime"
@@ -28,7 +28,7 @@ def timed_graph(
     Args:
         subject: the layer or network.
         precision: ``fp32`` or ``int8``.
-        external: see :func:`nas.onnx_graph.onnx_model`; fp32 only.
+        external: see :func:`nas.graphs.onnx.onnx_model`; fp32 only.
     """
     found = graph(subject, precision, external)
     return _channels_last(found, borders(subject)) if precision == "int8" else found

@@ -9,11 +9,11 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from nas.graphs.onnx import onnx_graph
+from nas.graphs.quantize import Borders, quantize
+from nas.graphs.task import task_graph
 from nas.measuring.models import Values
 from nas.network import Layer, Network, build_layer
-from nas.onnx_graph import onnx_graph
-from nas.quantize import Borders, quantize
-from nas.task_graph import task_graph
 from search_spaces.architecture import Architecture
 from search_spaces.blocks import Head, Stem
 from search_spaces.errors import InputError
@@ -91,7 +91,7 @@ def graph(
     Args:
         subject: the layer or network.
         precision: ``fp32``, or ``int8`` with nominal ranges: latency does not depend on them.
-        external: see :func:`nas.onnx_graph.onnx_model`; fp32 only.
+        external: see :func:`nas.graphs.onnx.onnx_model`; fp32 only.
     """
     if isinstance(subject, TaskNetwork):
         if precision != "fp32":

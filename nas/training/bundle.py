@@ -24,11 +24,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from nas.graphs.onnx import onnx_model
+from nas.graphs.quantize import quantize
 from nas.measuring.models import OnnxRunner
 from nas.network import Layer, Network, layers_of
-from nas.onnx_graph import onnx_model
 from nas.pictures.recognition import Recognition
-from nas.quantize import quantize
 from nas.saving import markdown_text, write_together
 from nas.training.network_code import NETWORK_CODE, predict_code
 from search_spaces.errors import InputError

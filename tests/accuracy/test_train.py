@@ -62,7 +62,7 @@ def test_where_networks_run_in_int8_the_quantised_one_is_judged(monkeypatch: pyt
     quantised = judge_quantized(network, split).top1
     assert abs(quantised - judge(network, split, RECIPE).top1) <= 5
     # Without any range worth the name it recognises nothing: the answer is the integers' own.
-    monkeypatch.setattr("nas.quantize.activation_ranges", lambda model, images: {"input": (0.0, 1e-6)})
+    monkeypatch.setattr("nas.graphs.quantize.activation_ranges", lambda model, images: {"input": (0.0, 1e-6)})
     assert judge_quantized(network, split).top1 < 60
     monkeypatch.undo()
     found = TrainedAccuracy(partial(load, STRIPES), RECIPE, int8=True).accuracy(SMALL)

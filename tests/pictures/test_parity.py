@@ -14,11 +14,11 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from nas.graphs.onnx import onnx_model
+from nas.graphs.quantize import quantize
 from nas.network import Network
-from nas.onnx_graph import onnx_model
 from nas.pictures.decode import read_picture
 from nas.pictures.preprocessing import Preprocessing
-from nas.quantize import quantize
 from search_spaces.architecture import Architecture
 from search_spaces.references import reference
 from tests.cases import Run

@@ -14,8 +14,11 @@ import pytest
 import torch
 from _pytest.mark import ParameterSet
 
-from nas.executorch_graph import executorch_program
-from nas.litert_graph import litert_model
+from nas.graphs.executorch import executorch_program
+from nas.graphs.litert import litert_model
+from nas.graphs.ncnn import ncnn_model
+from nas.graphs.onnx import onnx_model
+from nas.graphs.quantize import activation_ranges, quantize
 from nas.measuring.conditions import PACKAGES
 from nas.measuring.models import (
     LiteRTRunner,
@@ -25,9 +28,6 @@ from nas.measuring.models import (
     random_weights,
     runner_of,
 )
-from nas.ncnn_graph import ncnn_model
-from nas.onnx_graph import onnx_model
-from nas.quantize import activation_ranges, quantize
 from nas.runtimes.executorch import ExecuTorchRunner
 from nas.runtimes.onnxruntime import timed_graph
 from nas.runtimes.runtime import RUNTIMES, Runtime, RuntimeName, installed

@@ -13,8 +13,8 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from nas.graphs.onnx import INPUT_NAME, Graph, random_weights_of
 from nas.network import Weights
-from nas.onnx_graph import INPUT_NAME, Graph, random_weights_of
 from search_spaces.layers import layer_keys, operators
 from search_spaces.ops import Operators, Pool
 from search_spaces.tasks import BOX_VALUES, EXTRA_CHANNELS, INTER_CHANNELS, Task, TaskNetwork
@@ -35,7 +35,7 @@ def task_graph(
         network: with its task.
         weights: weight and bias of each convolution, in the order in which the modules of
             :mod:`nas.backbones` hold them; random ones where None.
-        external: see :func:`nas.onnx_graph.onnx_graph`.
+        external: see :func:`nas.graphs.onnx.onnx_graph`.
         batch: images at once.
 
     Returns:

@@ -1,4 +1,4 @@
-"""ExecuTorch programs (``.pte``) straight from the ONNX graphs of :mod:`nas.onnx_graph`, fp32, for XNNPACK.
+"""ExecuTorch programs (``.pte``) straight from the ONNX graphs of :mod:`nas.graphs.onnx`, fp32, for XNNPACK.
 
 ExecuTorch's exporter takes more than a second a layer and ten a network, and thousands of layers are to be
 timed. What is written is what it writes: everything in one delegate, feature maps in NHWC, ReLU and ReLU6
@@ -18,8 +18,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
+from nas.graphs.quantize import Borders
 from nas.measuring.models import Values
-from nas.quantize import Borders
 
 # Bounds of the clamp that a convolution or linear layer ends with.
 _FUSED = {"Relu": (0.0, "+inf"), "Clip": (0.0, 6.0)}
@@ -42,7 +42,7 @@ def executorch_program(
     """The ExecuTorch program of an fp32 ONNX graph.
 
     Args:
-        model: made by :func:`nas.onnx_graph.onnx_model`.
+        model: made by :func:`nas.graphs.onnx.onnx_model`.
         external: weights that the graph was made without.
         borders: which ends are in NHWC, as between the layers of a network; none where None.
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from nas.backbones import raw_outputs, task_model
+from nas.graphs.task import OUTPUTS, task_graph
 from nas.network import Network, folded_weights
 from nas.runtimes.runtime import Runtime, RuntimeName
 from nas.runtimes.subject import RuntimeUnavailableError
-from nas.task_graph import OUTPUTS, task_graph
 from search_spaces.references import reference
 from search_spaces.tasks import Task, TaskNetwork
 

@@ -8,8 +8,8 @@ import onnxruntime
 import pytest
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
-from nas.onnx_graph import onnx_model
-from nas.quantize import Borders, activation_ranges, quantize
+from nas.graphs.onnx import onnx_model
+from nas.graphs.quantize import Borders, activation_ranges, quantize
 from nas.runtimes.subject import borders, build_module, graph, input_shape
 from search_spaces.layers import LayerKey
 from search_spaces.references import reference

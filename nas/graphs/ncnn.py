@@ -1,4 +1,4 @@
-"""ncnn models (``.param`` and ``.bin``) straight from the ONNX graphs of :mod:`nas.onnx_graph`, fp32.
+"""ncnn models (``.param`` and ``.bin``) straight from the ONNX graphs of :mod:`nas.graphs.onnx`, fp32.
 
 The format is text with a line for each layer, and its weights one after the other
 (https://github.com/Tencent/ncnn/wiki/param-and-model-file-structure). Activations belong to the convolution
@@ -44,7 +44,7 @@ def ncnn_model(
     """The ncnn model of an fp32 ONNX graph.
 
     Args:
-        model: made by :func:`nas.onnx_graph.onnx_model`.
+        model: made by :func:`nas.graphs.onnx.onnx_model`.
         external: weights that the graph was made without.
 
     Returns:

@@ -1,4 +1,4 @@
-"""LiteRT models (flatbuffers) straight from the ONNX graphs of :mod:`nas.onnx_graph`, in milliseconds.
+"""LiteRT models (flatbuffers) straight from the ONNX graphs of :mod:`nas.graphs.onnx`, in milliseconds.
 
 A converter takes ten seconds a network, and thousands of layers are to be timed. Operators are those that
 Google's converters write: feature maps in NHWC, ReLU and ReLU6 within the convolution before them, a ``PAD``
@@ -22,8 +22,8 @@ import onnx
 from numpy.typing import ArrayLike, NDArray
 from onnx import helper, numpy_helper
 
+from nas.graphs.quantize import NOMINAL_RANGE, Borders, Range, quantized_weights
 from nas.measuring.models import ALIGNMENT, Values, litert_content
-from nas.quantize import NOMINAL_RANGE, Borders, Range, quantized_weights
 
 _FUSED_ACTIVATIONS = {"Relu": "RELU", "Clip": "RELU6"}
 _SMALLEST_OUTSIDE_BYTES = 1024
@@ -79,9 +79,9 @@ def litert_model(
     """The LiteRT model of an fp32 ONNX graph.
 
     Args:
-        model: made by :func:`nas.onnx_graph.onnx_model`.
-        ranges: of feature maps by name, for int8 (:func:`nas.quantize.activation_ranges`); those that are
-            missing are nominal. None: fp32.
+        model: made by :func:`nas.graphs.onnx.onnx_model`.
+        ranges: of feature maps by name, for int8 (:func:`nas.graphs.quantize.activation_ranges`); those
+            that are missing are nominal. None: fp32.
         external: weights that the graph was made without.
         borders: which ends of an int8 model are int8; none where None.
         split_hswish: write hard swish as ``x * (relu6(x + 3) / 6)``: in int8 XNNPACK takes those operators

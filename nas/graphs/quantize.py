@@ -1,4 +1,4 @@
-"""Static int8 quantisation with QDQ nodes, of the graphs of :mod:`nas.onnx_graph`.
+"""Static int8 quantisation with QDQ nodes, of the graphs of :mod:`nas.graphs.onnx`.
 
 The result has the nodes that ``onnxruntime.quantization.quantize_static`` writes (a test compares them):
 activations asymmetric in uint8, weights symmetric in int8 with a scale for each output channel, biases in
@@ -46,7 +46,7 @@ def quantize(
     """An int8 version of a network or layer.
 
     Args:
-        model: an fp32 graph of :func:`nas.onnx_graph.onnx_model`, weights included.
+        model: an fp32 graph of :func:`nas.graphs.onnx.onnx_model`, weights included.
         images: calibration inputs, each of the model's input shape; the ranges of all feature maps are taken
             from them. Without any the ranges are nominal: right for timing, useless for recognising anything.
         borders: which ends are int8; none where None.

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from nas.cost import cost
+from nas.graphs.onnx import onnx_model
+from nas.graphs.quantize import quantize
 from nas.network import Network, build_layer
-from nas.onnx_graph import onnx_model
-from nas.quantize import quantize
 from nas.runtimes.runtime import Runtime
 from nas.runtimes.subject import PRECISIONS, RuntimeUnavailableError
 from search_spaces.blocks import Block

@@ -1,0 +1,1 @@
+"""Graphs for runtimes, written from the operators of layers: ONNX, LiteRT, ncnn, ExecuTorch; quantised."""
