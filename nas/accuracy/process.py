@@ -20,6 +20,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -27,7 +28,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nas.accuracy.features import FEATURES, NETWORK_FEATURES
-from nas.accuracy.recipes import BENCHMARKS, KINDS, Recipe, with_groups
+from nas.accuracy.recipes import BENCHMARKS, KINDS, Kind, Recipe, with_groups
 from nas.tensors import read_tensors, write_tensors
 from search_spaces.errors import InputError
 from search_spaces.gate import Gate
@@ -378,7 +379,8 @@ class Posterior:
             ParametersError: if the file cannot be read, or is of another version.
         """
         command = "run: python -m nas.predictor fit"
-        tensors, header = read_tensors(path, Gate(f"the predictor {path}", ParametersError, command))
+        gate = Gate(f"the predictor {path}", ParametersError, command)
+        tensors, header = read_tensors(path, gate)
         if header.get("format") != FORMAT_VERSION:
             raise ParametersError(
                 f"{path} has format {header.get('format', 'none')}, this version reads {FORMAT_VERSION}; "
@@ -389,7 +391,13 @@ class Posterior:
                 f"{path} was fitted on other features than this version computes; {command}"
             )
         try:
-            recipes = tuple(Recipe(name, kind) for name, kind in json.loads(header["recipes"]))
+            pairs = [
+                gate.sequence(each, "recipes", 2) for each in gate.sequence(gate.json(header["recipes"]))
+            ]
+            recipes = tuple(
+                Recipe(gate.string("a recipe", name), cast(Kind, gate.choice("a kind", kind, KINDS)))
+                for name, kind in pairs
+            )
             basis = Basis(
                 Scales(**{each.name: tensors[f"scales.{each.name}"] for each in fields(Scales)}),
                 tensors["shared"],
@@ -401,6 +409,8 @@ class Posterior:
             covariance[half[0], half[1]] = tensors["covariance"].double()
             covariance = covariance + covariance.tril(-1).T
             return cls(basis, tensors["mean"], covariance, tensors["calibration"])
+        except ParametersError:
+            raise
         except KeyError as error:
             raise ParametersError(f"{path} lacks {error}; {command}") from None
         except (RuntimeError, ValueError) as error:

@@ -18,8 +18,10 @@ from nas.accuracy.process import ParametersError, Posterior
 from nas.accuracy.recipes import RecipeError
 from nas.accuracy.source import Accuracy, AccuracyError, ask
 from nas.cost import layer_cost
+from nas.tensors import read_tensors, write_tensors
 from search_spaces.architecture import Architecture
 from search_spaces.blocks import Block
+from search_spaces.gate import Gate
 from search_spaces.layers import layer_keys
 from search_spaces.references import reference
 from search_spaces.space import SearchSpace
@@ -234,6 +236,24 @@ def test_refuses_parameters_of_another_version(tmp_path: Path, monkeypatch: pyte
         Posterior.load(path)
     with pytest.raises(ParametersError, match=r"cannot read .*run: python -m nas.predictor fit"):
         Posterior.load(tmp_path / "missing.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("recipes", "reason"),
+    [
+        ("[" * 5000 + "]" * 5000, "nested more than"),
+        ('[["scratch", "nokind"]]', "must be one of scratch"),
+        ('[["scratch"]]', "is damaged"),
+        ("7", "must hold a list"),
+    ],
+)
+def test_refuses_recipes_that_are_none(tmp_path: Path, recipes: str, reason: str) -> None:
+    path = tmp_path / "p.safetensors"
+    tensors, header = read_tensors(SHIPPED_PARAMETERS, Gate("the parameters"))
+    write_tensors(path, tensors, {**header, "recipes": recipes})
+    with pytest.raises(ParametersError, match=reason) as refusal:
+        Posterior.load(path)
+    assert len(str(refusal.value).splitlines()) == 1
 
 
 # -- recipes ---------------------------------------------------------------------------------------
