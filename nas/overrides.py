@@ -86,6 +86,8 @@ def overrides_of(
             ready = ", ".join(choices_of(key))
             own = "; a file of one's own ends in .yaml" if key in FILE_GROUPS else ""
             raise InputError(f"{key}={value} is a path; ready choices are {ready}{own}")
+        if key in groups and not (key in FILE_GROUPS and _names_files(value)):
+            _check_choice(key, value, several)
         if key in FILE_GROUPS and _names_files(value):
             options = [_own_file(key, each) for each in _files(value, several)]
             result.append(f"{key}={','.join(options)}")
@@ -214,6 +216,17 @@ def _check_key(command: str, key: str, kinds: Mapping[str, str], groups: Mapping
         f"there is no setting {bare}{hint or ';'} known: {listed}; "
         f"python -m {_module(command)} --help explains them"
     )
+
+
+def _check_choice(group: str, value: str, several: bool) -> None:
+    known = choices_of(group)
+    for each in _unquoted(value).split(",") if several else [_unquoted(value)]:
+        if each.strip() not in known:
+            own = ", or a YAML file of your own" if group in FILE_GROUPS else ""
+            raise InputError(
+                f"there is no {group}={each.strip()}{nearest(each.strip(), known) or ';'} "
+                f"known: {', '.join(known)}{own}"
+            )
 
 
 def _unquoted(value: str) -> str:

@@ -168,6 +168,21 @@ def test_a_key_that_does_not_exist_is_refused_with_the_nearest(argument: str, me
     assert message in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("runtime=tflite", "no runtime=tflite; did you mean litert"),
+        ("hardware=rpi6", r"did you mean rpi5\? known: host, .* or a YAML file of your own"),
+        ("accuracy=imagnet", r"did you mean imagenet\? known: imagenet, proxy, supernet, table, train$"),
+    ],
+)
+def test_a_choice_that_does_not_exist_is_refused_with_the_nearest(argument: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        overrides_of("search", SearchConfig, [argument])
+    sweep = overrides_of("search", SearchConfig, ["--multirun", "accuracy=proxy,table"])
+    assert "accuracy=proxy,table" in sweep
+
+
 @pytest.mark.parametrize(("command", "schema"), [("search", SearchConfig), ("validate", ValidateConfig)])
 @pytest.mark.parametrize("key", ["profile.kit", "profile.import", "profile.export", "profile.dry_run"])
 def test_what_only_a_profile_does_is_refused_elsewhere(command: str, schema: type, key: str) -> None:
