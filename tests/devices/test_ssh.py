@@ -78,8 +78,8 @@ def test_a_board_times_whole_models(server: Server, tmp_path: Path, name: str) -
     subjects = [*SUBJECTS, TaskNetwork(NETWORK, Task(name, 5))]
     measured = target.measure(subjects, 3, tmp_path / "journal.jsonl")
     assert measured.subjects == tuple(subjects)
-    (whole,) = network_records(measured, "median", Task(name, 5))
-    (alone,) = network_records(measured, "median")
+    (whole,) = network_records(measured, Task(name, 5))
+    (alone,) = network_records(measured)
     assert whole.architecture == alone.architecture == NETWORK
     assert whole.latency_ms != alone.latency_ms
 

@@ -93,7 +93,7 @@ def test_a_profile_that_dies_before_any_file_operation_ends_whole(
         _check(folder, whole)
         # What was measured and complete was not measured again.
         rounds = sum(len(path.read_text().splitlines()) - 1 for path in folder.glob("samples-*.jsonl"))
-        assert rounds == EFFORT.rounds * len(LatencyTable.load(folder).header.sessions)
+        assert rounds == ROUNDS * len(LatencyTable.load(folder).header.sessions)
     assert number > 20
 
 
