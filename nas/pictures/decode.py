@@ -30,8 +30,11 @@ warnings.filterwarnings("ignore", module=r"PIL\.")
 # pixel and a transparent one twenty: no more than 500 MB.
 _MOST_PIXELS = 60_000_000
 _MOST_TRANSPARENT = 25_000_000
+# A JPEG that is no progressive one is decoded line by line, and smaller where it is larger than that: phones
+# make 100 and 200 million pixels.
+_MOST_JPEG = 240_000_000
 _MOST_BYTES = 400_000_000
-Image.MAX_IMAGE_PIXELS = _MOST_PIXELS  # it refuses twice as many before anything is read
+Image.MAX_IMAGE_PIXELS = _MOST_JPEG // 2  # it refuses twice as many before anything is read
 _STRIP = 256
 # How files begin that are called pictures and are none.
 _BEGINNINGS = (
@@ -86,7 +89,7 @@ class _opened:  # noqa: N801 - reads as a function
         try:
             self._image = Image.open(self._path, formats=_FORMATS)
         except Image.DecompressionBombError:
-            raise self._too_large(_MOST_PIXELS) from None
+            raise self._too_large(_MOST_JPEG) from None
         except FileNotFoundError:
             what = "is a link to nothing" if self._path.is_symlink() else "is not there"
             raise PictureError(f"{self._path} {what}: remove it, or bring the file back") from None
@@ -97,6 +100,8 @@ class _opened:  # noqa: N801 - reads as a function
         except Exception as error:  # damaged headers fail in many ways
             raise PictureError(f"{self._path} cannot be read: {error}; mend or remove it") from None
         most = _MOST_TRANSPARENT if self._image.has_transparency_data else _MOST_PIXELS
+        if self._image.format in ("JPEG", "MPO") and not self._image.info.get("progressive"):
+            _shrink(self._image, most)
         if self._image.width * self._image.height > most:
             self._image.close()
             raise self._too_large(most)
@@ -107,6 +112,15 @@ class _opened:  # noqa: N801 - reads as a function
 
     def _too_large(self, most: int) -> PictureError:
         return PictureError(f"{self._path} is too large: more than {most:,} pixels; scale it down")
+
+
+def _shrink(image: Image.Image, most: int) -> None:
+    """Let a JPEG that has more pixels be decoded at a half of its sides, a quarter or an eighth."""
+    width, height = image.size
+    if width * height > most:
+        # Once: Pillow takes no second one.
+        share = next((each for each in (2, 4) if (width // each) * (height // each) <= most), 8)
+        image.draft("RGB", (width // share, height // share))
 
 
 def _kind(path: Path) -> str:
