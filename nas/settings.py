@@ -87,6 +87,7 @@ class HardwareConfig:
         name: what tables and reports call it.
         description: one line for people.
         threads: threads the network may use.
+        cores: processor cores: more threads are refused; null where that is not known.
         host: user@host of a board reached over ssh; null for this machine or a board without network.
         hosts: several identical boards that share the work.
         measured_here: whether layers are measured on this machine.
@@ -100,6 +101,7 @@ class HardwareConfig:
     name: str = MISSING
     description: str = ""
     threads: int = 1
+    cores: int | None = None
     host: str | None = None
     hosts: list[str] = field(default_factory=list)
     measured_here: bool = False
@@ -110,6 +112,11 @@ class HardwareConfig:
     affinity: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        if self.cores is not None and self.threads > self.cores:
+            raise InputError(
+                f"hardware.threads={self.threads}, but {self.name} has {self.cores} cores (hardware.cores): "
+                "threads would wait for each other"
+            )
         for host in (self.host, *self.hosts):
             if host is not None and not is_host(host):
                 raise InputError(f"hardware.host must be a host or user@host, not {host!r}")

@@ -257,6 +257,14 @@ def test_an_own_space_is_composed_and_can_be_changed(tmp_path: Path) -> None:
     assert (composed["search_space"]["name"], composed["search_space"]["resolutions"]) == ("tiny", [96])
 
 
+def test_a_board_has_no_more_threads_than_cores(tmp_path: Path) -> None:
+    path = tmp_path / "board.yaml"
+    path.write_text("name: mine\ncores: 4\nthreads: 4\nhost: pi@board\n")
+    assert read_own_file("hardware", path)["cores"] == 4
+    with pytest.raises(InputError, match=r"hardware\.threads=5, but mine has 4 cores"):
+        HardwareConfig(name="mine", cores=4, threads=5)
+
+
 def test_a_host_of_ones_own_is_still_a_host() -> None:
     for host in ("pi@board", "board", "pi@10.0.0.2", "[::1]", "my_alias", "user.name@host-1.local"):
         assert HardwareConfig(name="b", host=host).host == host
