@@ -220,11 +220,11 @@ def _check_key(command: str, key: str, kinds: Mapping[str, str], groups: Mapping
 
 def _check_choice(group: str, value: str, several: bool) -> None:
     known = choices_of(group)
-    for each in _unquoted(value).split(",") if several else [_unquoted(value)]:
-        if each.strip() not in known:
+    for each in map(str.strip, _unquoted(value).split(",") if several else [_unquoted(value)]):
+        if each not in known:
             own = ", or a YAML file of your own" if group in FILE_GROUPS else ""
             raise InputError(
-                f"there is no {group}={each.strip()}{nearest(each.strip(), known) or ';'} "
+                f"there is no {group}={each} ({group}/{each}.yaml){nearest(each, known) or ';'} "
                 f"known: {', '.join(known)}{own}"
             )
 

@@ -171,7 +171,7 @@ def test_a_key_that_does_not_exist_is_refused_with_the_nearest(argument: str, me
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
-        ("runtime=tflite", "no runtime=tflite; did you mean litert"),
+        ("runtime=tflite", r"no runtime=tflite \(runtime/tflite.yaml\); did you mean litert"),
         ("hardware=rpi6", r"did you mean rpi5\? known: host, .* or a YAML file of your own"),
         ("accuracy=imagnet", r"did you mean imagenet\? known: imagenet, proxy, supernet, table, train$"),
     ],
