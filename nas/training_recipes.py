@@ -6,6 +6,7 @@ Importing this imports no library of numbers.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from search_spaces.errors import InputError
@@ -13,6 +14,7 @@ from search_spaces.errors import InputError
 OPTIMIZERS = ("sgd", "rmsprop", "adamw")
 AUGMENTS = ("none", "trivial", "rand")
 PRECISIONS = ("fp32", "bf16", "fp16")
+_NOT_NEGATIVE = ("warmup_epochs", "weight_decay", "gradient_norm")
 
 
 @dataclass
@@ -66,14 +68,8 @@ class FinalRecipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (("epochs", 1), ("batch_size", 2), ("seed", 0)):
-            if getattr(self, name) < least:
-                raise InputError(f"train.{name} must be at least {least}, not {getattr(self, name)}")
-        for name in ("warmup_epochs", "weight_decay", "gradient_norm", "mixup", "cutmix"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise InputError(f"train.{name} must be 0 or positive, not {getattr(self, name):g}")
-        if not 0 < self.learning_rate < math.inf:
-            raise InputError(f"train.learning_rate must be positive, not {self.learning_rate:g}")
+        least = {"epochs": 1, "batch_size": 2, "seed": 0}
+        _check_numbers("train", self, least, (*_NOT_NEGATIVE, "mixup", "cutmix"))
         for name in (
             "momentum",
             "label_smoothing",
@@ -123,15 +119,26 @@ class SupernetRecipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (("epochs", 1), ("batch_size", 2), ("random_members", 0), ("seed", 0)):
-            if getattr(self, name) < least:
-                raise InputError(f"supernet.{name} must be at least {least}, not {getattr(self, name)}")
-        for name in ("warmup_epochs", "weight_decay", "gradient_norm"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise InputError(f"supernet.{name} must be 0 or positive, not {getattr(self, name):g}")
-        if not 0 < self.learning_rate < math.inf:
-            raise InputError(f"supernet.learning_rate must be positive, not {self.learning_rate:g}")
+        least = {"epochs": 1, "batch_size": 2, "random_members": 0, "seed": 0}
+        _check_numbers("supernet", self, least, _NOT_NEGATIVE)
         if not 0 <= self.label_smoothing < 1:
             raise InputError(f"supernet.label_smoothing must be from 0 to 1, not {self.label_smoothing:g}")
         if self.precision not in ("fp32", "bf16"):
             raise InputError(f"supernet.precision must be fp32 or bf16, not {self.precision}")
+
+
+def _check_numbers(
+    section: str,
+    recipe: FinalRecipe | SupernetRecipe,
+    least: Mapping[str, int],
+    not_negative: Sequence[str],
+) -> None:
+    """Refuse numbers of a recipe that no training can be done with, each named with its section."""
+    for name, lowest in least.items():
+        if getattr(recipe, name) < lowest:
+            raise InputError(f"{section}.{name} must be at least {lowest}, not {getattr(recipe, name)}")
+    for name in not_negative:
+        if not 0 <= getattr(recipe, name) < math.inf:
+            raise InputError(f"{section}.{name} must be 0 or positive, not {getattr(recipe, name):g}")
+    if not 0 < recipe.learning_rate < math.inf:
+        raise InputError(f"{section}.learning_rate must be positive, not {recipe.learning_rate:g}")

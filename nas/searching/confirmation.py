@@ -14,7 +14,7 @@ from nas.page.reading import report_of
 from nas.page.report_data import Report
 from nas.quantities import latency_text
 from nas.searching.request import SearchRequest
-from nas.searching.timing import carried_networks, foreign_journal, measured, time_foreign
+from nas.searching.timing import FRONT_PASSES, carried_networks, foreign_journal, measured, time_foreign
 from nas.study.netadapt import refine
 from nas.study.problem import Problem
 from nas.study.published import publish
@@ -22,9 +22,6 @@ from nas.study.trial import remeasure
 from search_spaces.architecture import Architecture
 from search_spaces.errors import InputError
 from search_spaces.layers import LayerKey, layer_keys
-
-# After measuring the front's layers the front may be another one: look again, but not for ever.
-_FRONT_PASSES = 3
 
 
 def shrink(study: optuna.Study, problem: Problem, request: SearchRequest) -> None:
@@ -66,7 +63,7 @@ def measure_front(study: optuna.Study, table: LatencyTable, request: SearchReque
         table: as it was.
         request: who can measure.
     """
-    for _ in range(_FRONT_PASSES):
+    for _ in range(FRONT_PASSES):
         report = report_of(study, importances=False)
         networks = [each.architecture for each in report.front if each.architecture]
         better = measured(request.latencies, table, networks)

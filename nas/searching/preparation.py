@@ -24,7 +24,7 @@ from nas.measuring.rounds import MeasurementError
 from nas.quantities import latency_text
 from nas.searching.provenance import provenance
 from nas.searching.request import SearchRequest
-from nas.searching.timing import carried_networks, foreign_journal, measured, time_foreign
+from nas.searching.timing import FRONT_PASSES, carried_networks, foreign_journal, measured, time_foreign
 from nas.spread import evenly_spread
 from nas.study.neighbourhood import BudgetError, Neighbourhood
 from nas.study.problem import Problem
@@ -38,8 +38,6 @@ from search_spaces.layers import reachable_layer_keys
 from search_spaces.space import SearchSpace
 from search_spaces.stage import Parameters
 
-# After measuring the front's layers the front may be another one: look again, but not for ever.
-_SCREENINGS = 3
 # Screening more networks than several times a space has members finds nothing new.
 _SCREENED_SHARE = 4
 
@@ -270,7 +268,7 @@ def _screen(
         The table with what was measured, and the front, slowest first: at most half of the trials wanted.
     """
     space, settings, limits = request.space, request.settings, request.limits
-    screenings = _SCREENINGS if latencies else 1
+    screenings = FRONT_PASSES if latencies else 1
     networks = min(settings.screen, _SCREENED_SHARE * space.size)
     for number in range(screenings):
         scorer = BatchScorer(space, predictor, layer_latency(table, limits))

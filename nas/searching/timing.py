@@ -20,6 +20,9 @@ from nas.study.storage import networks_of
 from search_spaces.architecture import Architecture
 from search_spaces.gate import Gate
 
+# After measuring the front's layers the front may be another one: look again, but not for ever.
+FRONT_PASSES = 3
+
 
 def measured(latencies: LatencySource, table: LatencyTable, networks: Sequence[Architecture]) -> LatencyTable:
     """The table with the layers of these networks measured; as it was where that fails.

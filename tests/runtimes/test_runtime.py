@@ -43,6 +43,7 @@ from nas.runtimes.subject import (
 from search_spaces.blocks import Head, Stem
 from search_spaces.layers import LayerKey
 from search_spaces.references import reference
+from tests.runtimes.signals import let_signals_through
 
 LAYERS = [
     LayerKey.parse(text)
@@ -98,11 +99,7 @@ def graph_of(subject: Subject) -> onnx.ModelProto:
     """With weights that let a signal through, as trained ones do."""
     torch.manual_seed(0)
     module = build_module(subject).train()
-    for each in module.modules():
-        if isinstance(each, torch.nn.BatchNorm2d):
-            each.momentum = 1.0
-        elif isinstance(each, torch.nn.Linear):
-            torch.nn.init.normal_(each.weight, 0.0, each.in_features**-0.5)
+    let_signals_through(module)
     module(torch.randn(8, *input_shape(subject)[1:]))
     return onnx_model(module.eval(), input_shape(subject))
 

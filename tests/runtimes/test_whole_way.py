@@ -25,6 +25,7 @@ from search_spaces.architecture import Architecture
 from search_spaces.layers import LayerKey, reachable_layer_keys
 from search_spaces.space import SearchSpace
 from tests.cases import TINY_SPACE, Run, refused
+from tests.runtimes.signals import let_signals_through
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("unsteady_machine")]
 
@@ -75,11 +76,7 @@ def with_signal(architecture: Architecture, images: np.ndarray) -> Network:
     """A network through which images get, as through a trained one."""
     torch.manual_seed(0)
     network = Network(architecture).train()
-    for each in network.modules():
-        if isinstance(each, torch.nn.BatchNorm2d):
-            each.momentum = 1.0
-        elif isinstance(each, torch.nn.Linear):
-            torch.nn.init.normal_(each.weight, 0.0, each.in_features**-0.5)
+    let_signals_through(network)
     network(torch.from_numpy(images))
     return network.eval()
 
