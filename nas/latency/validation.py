@@ -219,7 +219,7 @@ def save(validation: Validation, folder: Path) -> None:
                 spreadsheet_cell(name),
                 architecture.id,
                 architecture.resolution,
-                *(f"{number:.5g}" for number in numbers),
+                *(f"{number:.7g}" for number in numbers),
             )
         )
     content = {"schema_version": CARD_SCHEMA, **validation.card.to_dict()}
