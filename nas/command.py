@@ -54,7 +54,11 @@ def command(
     """
     print_in_any_locale()
     if {"--help", "-h"} & set(sys.argv[1:]):
-        print(help_text(config_name, sys.argv[1:]))
+        try:
+            print(help_text(config_name, sys.argv[1:]), flush=True)
+        except BrokenPipeError:
+            # Who reads has enough, as `head` has; the interpreter would complain at its end, too.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     store_schemas(config_name, schema)

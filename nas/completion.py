@@ -8,6 +8,7 @@ from nas.help import completions
 
 # Bash takes `=` for a break between words; here GROUP=CHOICE is one.
 _BASH = """\
+# For bash:  eval "$(python -m nas.completion)"  and the TAB key completes groups, choices and keys.
 _mobilenet_nas() {
     local line=${COMP_LINE:0:COMP_POINT} module
     [[ $line =~ -m\\ +nas\\.([a-z_]+)\\ +(.*)$ ]] || return 0
@@ -25,7 +26,8 @@ complete -o nospace -o default -F _mobilenet_nas python python3
 
 def main(arguments: list[str]) -> None:
     """Print the function for bash, or what the last of some words can become."""
-    print("\n".join(completions(arguments)) if arguments else _BASH)
+    asks_how = not arguments or arguments[0] in ("-h", "--help")
+    print(_BASH if asks_how else "\n".join(completions(arguments)))
 
 
 if __name__ == "__main__":

@@ -20,9 +20,9 @@ CONFIG_FOLDER = _INSIDE if _INSIDE.is_dir() else Path(__file__).parent.parent / 
 # Groups for which a path to a YAML file of one's own may stand in place of a name.
 FILE_GROUPS = ("hardware", "search_space")
 
+_SETTINGS = "Type KEY=VALUE to change a key"
+_GROUPS = ", GROUP=CHOICE to change a group; GROUP=CHOICE --help shows that choice's keys"
 _FOOTER = """\
-Type KEY=VALUE to change a key, GROUP=CHOICE to change a group; GROUP=CHOICE --help shows that choice's keys.
-
   --cfg job           the whole configuration as it would be used; nothing runs
   --info defaults     which files it is made of
   --hydra-help        Hydra's own options
@@ -118,7 +118,7 @@ def help_text(command: str, arguments: Sequence[str] = ()) -> str:
             header, keys = _parts(Path(group, f"{choice}.yaml"))
             shown = f"{header}\n\n{group}:\n{textwrap.indent(keys, '  ')}"
             blocks.append(f"Keys of {group}={choice}:\n\n{textwrap.indent(shown, '  ')}")
-    return "\n\n".join([*blocks, _FOOTER])
+    return "\n\n".join([*blocks, f"{_SETTINGS}{_GROUPS if groups else ''}.", _FOOTER])
 
 
 def _group_lines(groups: Mapping[str, str]) -> Iterator[str]:

@@ -27,7 +27,7 @@ from nas.help import CONFIG_FOLDER, choices_of, commands, completions, groups_of
 from nas.latency.plan import TableEffort
 from nas.overrides import key_kinds
 from nas.pictures.augment import Augment
-from nas.report import STUDIES
+from nas.report import STUDIES, ReportConfig
 from tests.cases import COMMANDS, command_of
 
 FILES = sorted(path.relative_to(CONFIG_FOLDER) for path in CONFIG_FOLDER.rglob("*.yaml"))
@@ -271,6 +271,16 @@ def test_help_is_printed_by_the_command() -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.startswith("Rebuild the report")
     assert "folder of another study" in done.stdout
+    assert "GROUP=CHOICE" not in done.stdout  # it has no groups
+
+
+def test_help_ends_quietly_where_who_reads_has_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as gone:
+        monkeypatch.setattr(sys, "argv", ["report", "--help"])
+        monkeypatch.setattr(sys, "stdout", gone)
+        nas.command.command("report", ReportConfig, lambda config: None)
 
 
 @pytest.mark.parametrize(
