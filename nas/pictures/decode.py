@@ -1,7 +1,7 @@
 """One way from a picture file to RGB, for training, calibration and whatever runs the network later.
 
 Pictures are turned as their EXIF orientation says, transparent ones lie on white, and deep ones are scaled:
-16 bits by 1/257, floats between 0 and 1 by 255. The README's ``recognise.py`` does the same; a test compares.
+16 bits by 1/257, floats between 0 and 1 by 255. A bundle's ``predict.py`` does the same; a test compares.
 """
 
 from __future__ import annotations

@@ -88,7 +88,8 @@ def load(path=Path(__file__).with_name("network.safetensors")):
     return network.eval()
 '''
 
-_PREDICT_CODE = """import json, sys
+_PREDICT_CODE = """# Names what is on pictures: python predict.py photo.jpg ...
+import json, sys
 from pathlib import Path
 import numpy as np, onnxruntime
 from PIL import Image, ImageOps
@@ -96,7 +97,7 @@ from PIL import Image, ImageOps
 session = onnxruntime.InferenceSession(Path(__file__).with_name("MODEL"))
 notes = session.get_modelmeta().custom_metadata_map
 classes, how = json.loads(notes["classes"]), json.loads(notes["preprocessing"])
-for path in sys.argv[1:]:
+for path in sys.argv[1:] or sys.exit("name pictures: python predict.py photo.jpg ..."):
     image = ImageOps.exif_transpose(Image.open(path))
     if image.mode[0] in "IF":  # 16 bits, or floats
         deep = np.asarray(image)
@@ -115,7 +116,7 @@ for path in sys.argv[1:]:
 
 
 def predict_code(model: str) -> str:
-    """Source of a script that names what is on pictures, as validation saw them; the README shows it.
+    """Source of a script that names what is on pictures, as validation saw them.
 
     Args:
         model: name of an ONNX file of ours beside the script; its metadata has classes and preprocessing.

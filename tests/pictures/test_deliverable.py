@@ -25,7 +25,6 @@ from search_spaces.gate import Gate
 from search_spaces.references import reference
 from tests.cases import Run, refused
 from tests.pictures.shapes import folder, shape
-from tests.test_readme import _files
 
 # 3:2, 2:3 and 4:3.
 SIZES = ((96, 64), (64, 96), (88, 66))
@@ -77,7 +76,7 @@ TRAINED = [
 
 
 @pytest.mark.slow
-def test_the_readme_s_script_finds_the_reported_accuracy_again(
+def test_the_script_of_bundles_finds_the_reported_accuracy_again(
     run: Run,
     tmp_path: Path,
     pictures: Path,
@@ -88,10 +87,10 @@ def test_the_readme_s_script_finds_the_reported_accuracy_again(
     found = re.search(r"([\d.]+) % of 90 unseen images", outcome.out)
     assert found
     assert 40 < float(found[1]) < 100  # neither chance nor trivial
-    (tmp_path / "recognise.py").write_text(_files()["recognise.py"])
+    (tmp_path / "predict.py").write_text(predict_code("my_net.onnx"))
     paths = sorted((pictures / "val").rglob("*.png"))
     printed = subprocess.run(
-        [sys.executable, "recognise.py", *map(str, paths)], check=True, capture_output=True, text=True
+        [sys.executable, "predict.py", *map(str, paths)], check=True, capture_output=True, text=True
     ).stdout
     names = dict(line.rsplit(": ", 1) for line in printed.splitlines())
     right = sum(names[str(path)] == path.parent.name for path in paths)
@@ -116,10 +115,6 @@ def test_the_readme_s_script_finds_the_reported_accuracy_again(
     assert "top-1 in int8" in outcome.out
     quantised = onnx.load(tmp_path / "small-int8.onnx")
     assert {each.key: each.value for each in quantised.metadata_props}["classes"] == notes["classes"]
-
-
-def test_the_readme_s_script_is_the_one_of_bundles() -> None:
-    assert _files()["recognise.py"] == predict_code("my_net.onnx")
 
 
 def test_the_script_sees_what_the_decoder_sees(

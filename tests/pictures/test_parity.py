@@ -19,11 +19,11 @@ from nas.graphs.quantize import quantize
 from nas.network import Network
 from nas.pictures.decode import read_picture
 from nas.pictures.preprocessing import Preprocessing
+from nas.training.network_code import predict_code
 from search_spaces.architecture import Architecture
 from search_spaces.references import reference
 from tests.cases import Run
 from tests.pictures.test_deliverable import _photos
-from tests.test_readme import _files
 
 pytestmark = pytest.mark.slow
 
@@ -197,8 +197,8 @@ def test_the_accuracy_in_the_report_is_that_of_every_runtime(
         accuracy = 100 * (scores.argmax(1) == labels).mean()
         assert accuracy == pytest.approx(reported, abs=1e-3), answers
 
-    (tmp_path / "recognise.py").write_text(_files()["recognise.py"])
-    script = [sys.executable, "recognise.py", *map(str, paths)]
+    (tmp_path / "predict.py").write_text(predict_code("my_net.onnx"))
+    script = [sys.executable, "predict.py", *map(str, paths)]
     printed = subprocess.run(script, check=True, capture_output=True, text=True).stdout
     said = [re.split(": ", line)[-1] for line in printed.splitlines()]
     right = sum(name == path.parent.name for name, path in zip(said, paths, strict=True))
