@@ -14,7 +14,7 @@ from nas.measuring.conditions import usable_cores
 from nas.model_card import check_folder
 from nas.page.reading import read_study, report_of
 from nas.quantities import latency_text
-from nas.runtimes.runtime import TASK_RUNTIMES, Runtime, installed
+from nas.runtimes.runtime import ENGINES, Runtime, installed
 from nas.runtimes.subject import Precision
 from nas.settings import ROUNDS
 from nas.spread import evenly_spread
@@ -22,9 +22,6 @@ from search_spaces.architecture import Architecture
 from search_spaces.errors import InputError
 from search_spaces.references import UnknownReferenceError, reference
 from search_spaces.tasks import Task, TaskNetwork, task_of
-
-# PyTorch is no proxy for a deployed network; these are timed only where they are asked for.
-_NOT_DEPLOYED = ("torch", "torch_compile")
 
 
 @dataclass
@@ -141,11 +138,12 @@ def _runtimes(settings: CompareSettings, task: Task | None) -> list[Runtime]:
         names = list(settings.runtimes)
     else:
         here = dict.fromkeys(name for precision in precisions for name in installed(precision))
-        names = [name for name in here if name not in _NOT_DEPLOYED and (not task or name in TASK_RUNTIMES)]
+        names = [each for each in here if ENGINES[each].deploys and (not task or ENGINES[each].tasks)]
     check_threads("compare.threads", max(settings.threads), usable_cores())
     found: list[Runtime] = []
     for name in names:
-        able = [each for each in precisions if each in Runtime.precisions_of(name)] or precisions
+        known = ENGINES[name].precisions if name in ENGINES else ()  # what is unknown is refused below
+        able = [each for each in precisions if each in known] or precisions
         found += [Runtime(name, precision, threads) for precision in able for threads in settings.threads]
     for each in found:
         each.version()

@@ -36,11 +36,12 @@ from nas.graphs.litert import litert_model
 from nas.graphs.onnx import onnx_model
 from nas.graphs.quantize import activation_ranges, quantize
 from nas.graphs.task import OUTPUTS, task_graph
+from nas.measuring.models import litert_content
 from nas.model_card import RANKING, FinishedNetwork, bundle, check_folder
 from nas.network import Network, WeightsError, folded_weights
 from nas.pictures.folders import listed
 from nas.pictures.recognition import PREPROCESSING, Recognition, versions
-from nas.runtimes.runtime import Runtime
+from nas.runtimes.runtime import ENGINES, Runtime
 from nas.runtimes.subject import Precision
 from nas.saving import SaveError, check_output, write_atomically
 from nas.settings import LEAST_RESOLUTION, Chosen, DatasetConfig, TrainConfig
@@ -53,7 +54,7 @@ from search_spaces.gate import Gate
 from search_spaces.references import UnknownReferenceError, reference
 from search_spaces.tasks import Task, TaskNetwork, task_of
 
-_ENDINGS = {"onnx": ".onnx", "litert": ".tflite", "litert_split": ".tflite", "executorch": ".pte"}
+_ENDINGS = {"onnx": ".onnx"} | {name: each.ending for name, each in ENGINES.items() if each.ending}
 # What would be taken for something else under such a name.
 _OTHER_ENDINGS = {".safetensors", ".yaml", ".yml", ".json", ".txt", ".pt", ".pth", ".pte", ".onnx", ".tflite"}
 
@@ -446,7 +447,7 @@ def _model(
     if settings.format != "onnx":
         split_hswish = settings.format == "litert_split"
         made = litert_model(model, ranges if int8 else None, split_hswish=split_hswish, weights_outside=False)
-        return made.content()
+        return litert_content(*made)
     if int8:
         model = quantize(model, ranges=ranges)
     batch = model.graph.input[0].type.tensor_type.shape.dim[0]

@@ -14,7 +14,7 @@ from nas.command import store_schemas
 from nas.cost import cost
 from nas.help import CONFIG_FOLDER
 from nas.runtimes import onnxruntime
-from nas.runtimes.runtime import ENGINES, Engine, Runtime
+from nas.runtimes.runtime import ENGINES, Runtime
 from nas.settings import ACCURACY_SCHEMAS, SearchConfig, settings_of
 from nas.study.loop import Sampling, Stop, run_search
 from nas.study.objective import pareto
@@ -92,8 +92,7 @@ def test_a_source_of_accuracy_and_a_sampler_make_a_search(
 
 
 def test_a_runtime_times_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = Engine(onnxruntime.PACKAGE, onnxruntime.EXTRA, ("fp32",), onnxruntime.runner)
-    monkeypatch.setitem(ENGINES, "mine", engine)
+    monkeypatch.setitem(ENGINES, "mine", replace(onnxruntime.ENGINE, name="mine", precisions=("fp32",)))
     add_yaml("runtime", precision="fp32", threads=1)
     runtime = assembly.runtime_of(composed("runtime=mine").runtime)
     assert runtime.name == "mine"

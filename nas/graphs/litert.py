@@ -14,7 +14,6 @@ from __future__ import annotations
 import struct
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,7 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 from onnx import helper, numpy_helper
 
 from nas.graphs.quantize import NOMINAL_RANGE, Borders, Range, quantized_weights
-from nas.measuring.models import ALIGNMENT, Values, litert_content
+from nas.measuring.models import ALIGNMENT, Model, Values
 
 _FUSED_ACTIVATIONS = {"Relu": "RELU", "Clip": "RELU6"}
 _SMALLEST_OUTSIDE_BYTES = 1024
@@ -51,23 +50,6 @@ class LiteRTOperatorError(TypeError):
     """An operator that this writer does not know."""
 
 
-@dataclass(frozen=True, slots=True)
-class LiteRTModel:
-    """A flatbuffer with the large weights left out, and those weights.
-
-    Attributes:
-        skeleton: the flatbuffer; it says at which offsets behind it the weights lie.
-        weights: by name, in order.
-    """
-
-    skeleton: bytes
-    weights: dict[str, Values]
-
-    def content(self) -> bytes:
-        """The whole model, as an interpreter takes it."""
-        return litert_content(self.skeleton, self.weights)
-
-
 def litert_model(
     model: onnx.ModelProto,
     ranges: Mapping[str, Range] | None = None,
@@ -75,8 +57,8 @@ def litert_model(
     borders: Borders | None = None,
     split_hswish: bool = False,
     weights_outside: bool = True,
-) -> LiteRTModel:
-    """The LiteRT model of an fp32 ONNX graph.
+) -> Model:
+    """The LiteRT model of an fp32 ONNX graph; its flatbuffer says where behind it the large weights lie.
 
     Args:
         model: made by :func:`nas.graphs.onnx.onnx_model`.
@@ -132,7 +114,7 @@ class _Writer:
 
     # -- the walk ------------------------------------------------------------------------------
 
-    def model(self) -> LiteRTModel:
+    def model(self) -> Model:
         image = self._graph.input[0]
         batch, channels, *sides = (each.dim_value for each in image.type.tensor_type.shape.dim)
         value = self._value(image.name, (batch, *sides, channels))
@@ -390,7 +372,7 @@ class _Writer:
         self._operators.append(made)
         return output
 
-    def _packed(self, first: int, last: int) -> LiteRTModel:
+    def _packed(self, first: int, last: int) -> Model:
         import flatbuffers
 
         schema = self._schema
@@ -419,4 +401,4 @@ class _Writer:
             field = table.Offset(6)  # second field of Buffer in the schema
             struct.pack_into("<Q", packed, table.Pos + field, offset)
             offset += values.nbytes + -values.nbytes % ALIGNMENT
-        return LiteRTModel(bytes(packed), self._weights_by_name)
+        return Model(bytes(packed), self._weights_by_name)

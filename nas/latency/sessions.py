@@ -33,7 +33,7 @@ from nas.latency.table import (
 )
 from nas.measuring.progress import ProfileProgress
 from nas.measuring.rounds import fastest_two_thirds
-from nas.runtimes.runtime import Runtime, pays_at_borders
+from nas.runtimes.runtime import ENGINES, Runtime
 from nas.runtimes.subject import Subject
 from nas.saving import finish, hold, write_atomically, write_together
 from nas.spread import evenly_spread
@@ -238,8 +238,10 @@ def fitted_calibration(table: LatencyTable, networks: Sequence[NetworkRecord]) -
     """The correction from summed layers to these networks, all of whose layers the table holds."""
     features = features_of(table, [each.architecture for each in networks])
     measured_ms = np.array([each.latency_ms for each in networks])
-    borders = pays_at_borders(table.header.runtime, table.header.precision)
-    return Calibration.fit(features, measured_ms, borders)
+    engine = ENGINES.get(table.header.runtime)
+    return Calibration.fit(
+        features, measured_ms, borders=engine is None or table.header.precision in engine.pays_at_borders
+    )
 
 
 def features_of(table: LatencyTable, architectures: Sequence[Architecture]) -> NDArray[np.float64]:

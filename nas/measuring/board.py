@@ -259,10 +259,9 @@ def _measure_group(
         subject, seed = manifest["subjects"][name], manifest["seed"]
         if "refused" in subject:
             raise rounds.RefusedError(subject["refused"])
-        weights = models.random_weights(subject["weights"], seed)
-        skeleton = kit.read(subject["graph"])
+        model = models.Model(kit.read(subject["graph"]), models.random_weights(subject["weights"], seed))
         try:
-            return models.runner_of(manifest["runtime"], skeleton, weights, manifest["threads"], seed)
+            return models.runner_of(manifest["runtime"], model, manifest["threads"], seed)
         except MemoryError:
             raise
         except Exception as error:  # every runtime has exceptions of its own

@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,18 @@ _TENSOR_TYPES = {"float32": 1, "int8": 3}  # onnx.TensorProto.DataType
 # Numbers of any kind: fp32, or integers of an int8 model.
 Values = NDArray[np.generic]
 Weights = Mapping[str, Values]
+
+
+class Model(NamedTuple):
+    """A layer or network as a runtime takes it.
+
+    Attributes:
+        skeleton: the model without its large weights.
+        weights: those, by name, in the order in which the model lists them.
+    """
+
+    skeleton: bytes
+    weights: Weights
 
 
 class WeightShape(TypedDict):
@@ -330,30 +342,24 @@ def _varint(value: int) -> bytes:
     return bytes(encoded)
 
 
-_CONTENTS: dict[str, Callable[[bytes, Weights], bytes]] = {
-    "onnxruntime": onnx_content,
-    "litert": litert_content,
-    "litert_split": litert_content,
-    "openvino": onnx_content,
-    "ncnn": ncnn_content,
-}
-_RUNNERS: dict[str, Callable[[bytes, int, int], Runner]] = {
-    "onnxruntime": OnnxRunner,
-    "litert": LiteRTRunner,
-    "litert_split": LiteRTRunner,
-    "openvino": OpenVinoRunner,
-    "ncnn": NcnnRunner,
+# Of each runtime in nas.measuring.conditions.PACKAGES: what joins the two parts of a model, and what runs it.
+_RUNTIMES: dict[str, tuple[Callable[[bytes, Weights], bytes], Callable[[bytes, int, int], Runner]]] = {
+    "onnxruntime": (onnx_content, OnnxRunner),
+    "litert": (litert_content, LiteRTRunner),
+    "litert_split": (litert_content, LiteRTRunner),
+    "openvino": (onnx_content, OpenVinoRunner),
+    "ncnn": (ncnn_content, NcnnRunner),
 }
 
 
-def runner_of(runtime: str, skeleton: bytes, weights: Weights, threads: int, seed: int = 0) -> Runner:
+def runner_of(runtime: str, model: Model, threads: int, seed: int = 0) -> Runner:
     """A call that runs a model once.
 
     Args:
         runtime: one of :data:`nas.measuring.conditions.PACKAGES`.
-        skeleton: the model without its large weights.
-        weights: those, by name, in order.
+        model: its two parts.
         threads: threads within an operator.
         seed: of the input.
     """
-    return _RUNNERS[runtime](_CONTENTS[runtime](skeleton, weights), threads, seed)
+    joined, runner = _RUNTIMES[runtime]
+    return runner(joined(*model), threads, seed)

@@ -9,10 +9,8 @@ from numpy.typing import NDArray
 from nas.graphs.executorch import executorch_program, quiet
 from nas.measuring.models import Values, random_image
 from nas.measuring.rounds import Runner
+from nas.runtimes.engine import Engine
 from nas.runtimes.subject import Precision, Subject, borders, graph, input_shape
-
-PACKAGE = EXTRA = "executorch"
-PRECISIONS: tuple[Precision, ...] = ("fp32",)
 
 
 class ExecuTorchRunner:
@@ -51,14 +49,8 @@ class ExecuTorchRunner:
         self()
 
 
-def runner(subject: Subject, precision: Precision, threads: int) -> Runner:
-    """A call that runs a layer or a network once; feature maps go from layer to layer in NHWC.
-
-    Args:
-        subject: the layer or network.
-        precision: ``fp32`` or ``int8``.
-        threads: within an operator.
-    """
+def _runner(subject: Subject, precision: Precision, threads: int) -> Runner:
+    """A call that runs a layer or a network once; feature maps go from layer to layer in NHWC."""
     ends = borders(subject)
     weights: dict[str, NDArray[np.float32]] = {}
     model = graph(subject, precision, weights)
@@ -66,3 +58,7 @@ def runner(subject: Subject, precision: Precision, threads: int) -> Runner:
     batch, channels, *sides = input_shape(subject)
     shape = (batch, *sides, channels) if ends.input else (batch, channels, *sides)
     return ExecuTorchRunner(program, shape, threads)
+
+
+# Its Python module copies inputs and outputs.
+ENGINE = Engine("executorch", "executorch", None, _runner, ending=".pte")

@@ -6,28 +6,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nas.graphs.ncnn import ncnn_model
-from nas.measuring.models import runner_of
-from nas.measuring.rounds import Runner
-from nas.runtimes.subject import Model, Precision, Subject, graph
-
-PACKAGE = EXTRA = "ncnn"
-PRECISIONS: tuple[Precision, ...] = ("fp32",)
+from nas.measuring.models import Model
+from nas.runtimes.engine import Engine
+from nas.runtimes.subject import Precision, Subject, graph
 
 
-def runner(subject: Subject, precision: Precision, threads: int) -> Runner:
-    """A call that runs a layer or a network once.
-
-    Args:
-        subject: the layer or network.
-        precision: ``fp32`` or ``int8``.
-        threads: within an operator.
-    """
-    made = model(subject, precision)
-    return runner_of("ncnn", made.skeleton, made.weights, threads)
-
-
-def model(subject: Subject, precision: Precision) -> Model:
+def _model(subject: Subject, precision: Precision) -> Model:
     """The text of a ``.param`` file, and the weights."""
     weights: dict[str, NDArray[np.float32]] = {}
     text, ordered = ncnn_model(graph(subject, precision, weights), weights)
     return Model(text.encode(), ordered)
+
+
+ENGINE = Engine("ncnn", "ncnn", _model, None)

@@ -11,12 +11,11 @@ from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from nas.graphs.quantize import Borders
-from nas.measuring.models import OnnxRunner
+from nas.measuring.models import Model, OnnxRunner
 from nas.measuring.rounds import Runner
-from nas.runtimes.subject import Model, Precision, Subject, borders, graph
+from nas.runtimes.engine import Engine
+from nas.runtimes.subject import Precision, Subject, borders, graph
 
-PACKAGE = EXTRA = "onnxruntime"
-PRECISIONS: tuple[Precision, ...] = ("fp32", "int8")
 _WEIGHT_TYPES = (TensorProto.FLOAT, TensorProto.INT8)
 
 
@@ -34,29 +33,21 @@ def timed_graph(
     return _channels_last(found, borders(subject)) if precision == "int8" else found
 
 
-def runner(subject: Subject, precision: Precision, threads: int) -> Runner:
-    """A call that runs a layer or a network once.
-
-    Args:
-        subject: the layer or network.
-        precision: ``fp32`` or ``int8``.
-        threads: within an operator.
-    """
+def _runner(subject: Subject, precision: Precision, threads: int) -> Runner:
     weights: dict[str, NDArray[np.float32]] = {}
     model = timed_graph(subject, precision, weights)
     return OnnxRunner(model.SerializeToString(), threads, weights=weights)
 
 
-def model(subject: Subject, precision: Precision) -> Model:
-    """A graph without the weights of its convolutions and linear layers, and those.
-
-    Scales, zero points and biases stay: they are small, and quantised arithmetic depends on them.
-    """
+def _model(subject: Subject, precision: Precision) -> Model:
     return stripped(timed_graph(subject, precision))
 
 
 def stripped(whole: ModelProto) -> Model:
-    """A graph without the weights of its convolutions and linear layers, and those."""
+    """A graph without the weights of its convolutions and linear layers, and those.
+
+    Scales, zero points and biases stay: they are small, and quantised arithmetic depends on them.
+    """
     large = [
         each for each in whole.graph.initializer if len(each.dims) >= 2 and each.data_type in _WEIGHT_TYPES
     ]
@@ -87,3 +78,7 @@ def _channels_last(model: ModelProto, ends: Borders) -> ModelProto:
         graph.node[-1].output[0] = f"{given}_nchw"
         graph.node.append(helper.make_node("Transpose", [f"{given}_nchw"], [given], perm=[0, 2, 3, 1]))
     return model
+
+
+# Its fp32 convolutions work in blocks of channels, to which and from which a layer timed alone converts.
+ENGINE = Engine("onnxruntime", "onnxruntime", _model, _runner, ("fp32", "int8"), tasks=True)

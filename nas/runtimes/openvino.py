@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-from nas.measuring.models import runner_of
+from nas.measuring.models import Model, OpenVinoRunner
 from nas.measuring.rounds import Runner
+from nas.runtimes.engine import Engine
 from nas.runtimes.onnxruntime import stripped
-from nas.runtimes.subject import Model, Precision, Subject, graph
-
-PACKAGE = EXTRA = "openvino"
-PRECISIONS: tuple[Precision, ...] = ("fp32", "int8")
+from nas.runtimes.subject import Precision, Subject, graph
 
 
-def runner(subject: Subject, precision: Precision, threads: int) -> Runner:
-    """A call that runs a layer or a network once.
-
-    Args:
-        subject: the layer or network.
-        precision: ``fp32`` or ``int8``.
-        threads: within an operator.
-    """
-    return runner_of("openvino", graph(subject, precision).SerializeToString(), {}, threads)
+def _runner(subject: Subject, precision: Precision, threads: int) -> Runner:
+    return OpenVinoRunner(graph(subject, precision).SerializeToString(), threads)
 
 
-def model(subject: Subject, precision: Precision) -> Model:
-    """A graph without the weights of its convolutions and linear layers, and those."""
+def _model(subject: Subject, precision: Precision) -> Model:
     return stripped(graph(subject, precision))
+
+
+ENGINE = Engine(
+    "openvino",
+    "openvino",
+    _model,
+    _runner,
+    ("fp32", "int8"),
+    tasks=True,
+    pays_at_borders=("fp32", "int8"),
+)

@@ -5,35 +5,22 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from types import FunctionType
 
 import torch
 
 from nas.measuring.rounds import Runner
+from nas.runtimes.engine import Engine
 from nas.runtimes.subject import Precision, RuntimeUnavailableError, Subject, build_module, input_shape
 
-PACKAGE = EXTRA = "torch"
-PRECISIONS: tuple[Precision, ...] = ("fp32",)
 
-
-def runner(subject: Subject, precision: Precision, threads: int) -> Runner:
-    """A call that runs a layer or a network once, eagerly.
-
-    Args:
-        subject: the layer or network.
-        precision: ``fp32`` or ``int8``.
-        threads: within an operator.
-    """
+def _eager_runner(subject: Subject, precision: Precision, threads: int) -> Runner:
     return _runner(build_module(subject), subject, threads)
 
 
-def compiled_runner(subject: Subject, precision: Precision, threads: int) -> Runner:
+def _compiled_runner(subject: Subject, precision: Precision, threads: int) -> Runner:
     """A call that runs a layer or a network once, compiled.
-
-    Args:
-        subject: the layer or network.
-        precision: ``fp32`` or ``int8``.
-        threads: within an operator.
 
     Raises:
         RuntimeUnavailableError: without a C++ compiler.
@@ -69,3 +56,7 @@ def _with_code_of_its_own(module: Callable[[torch.Tensor], torch.Tensor]) -> Fun
         return module(image)
 
     return FunctionType(call.__code__.replace(), call.__globals__, "call", None, call.__closure__)
+
+
+ENGINE = Engine("torch", "torch", None, _eager_runner, deploys=False)
+COMPILED = replace(ENGINE, name="torch_compile", runner=_compiled_runner)

@@ -12,12 +12,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
 
+from nas.measuring.models import Model, runner_of
 from nas.measuring.rounds import Runner, reason_of
 from nas.runtimes import executorch, litert, ncnn, onnxruntime, openvino, pytorch
+from nas.runtimes.engine import Engine
 from nas.runtimes.subject import (
     PRECISIONS,
     CannotRunError,
-    Model,
     Precision,
     RuntimeUnavailableError,
     Subject,
@@ -27,51 +28,20 @@ from search_spaces.layers import LayerKey
 from search_spaces.tasks import Task, TaskNetwork
 
 RuntimeName = str
-# Those that run networks with a head for segmentation or detection, in fp32.
-TASK_RUNTIMES: tuple[str, ...] = ("onnxruntime", "openvino")
-
-
-@dataclass(frozen=True, slots=True)
-class Engine:
-    """A runtime as its file in this package offers it.
-
-    Attributes:
-        package: distribution whose version is the runtime's.
-        extra: of ``mobilenet-nas`` that installs it.
-        precisions: it can run.
-        runner: makes a call that runs a subject once, in a precision, with so many threads.
-        model: a subject as boards are sent it, None where boards cannot run it.
-    """
-
-    package: str
-    extra: str
-    precisions: tuple[Precision, ...]
-    runner: Callable[[Subject, Precision, int], Runner]
-    model: Callable[[Subject, Precision], Model] | None = None
-
-
-# A runtime is a line here, a file of this package and a YAML in conf/runtime.
+# A runtime is a word here, a file of this package and a YAML in conf/runtime.
 ENGINES: dict[str, Engine] = {
-    "onnxruntime": Engine(
-        onnxruntime.PACKAGE,
-        onnxruntime.EXTRA,
-        onnxruntime.PRECISIONS,
-        onnxruntime.runner,
-        onnxruntime.model,
-    ),
-    "litert": Engine(litert.PACKAGE, litert.EXTRA, litert.PRECISIONS, litert.runner, litert.model),
-    "litert_split": Engine(
-        litert.PACKAGE, litert.EXTRA, litert.SPLIT_PRECISIONS, litert.split_runner, litert.split_model
-    ),
-    "openvino": Engine(
-        openvino.PACKAGE, openvino.EXTRA, openvino.PRECISIONS, openvino.runner, openvino.model
-    ),
-    "ncnn": Engine(ncnn.PACKAGE, ncnn.EXTRA, ncnn.PRECISIONS, ncnn.runner, ncnn.model),
-    "executorch": Engine(executorch.PACKAGE, executorch.EXTRA, executorch.PRECISIONS, executorch.runner),
-    "torch": Engine(pytorch.PACKAGE, pytorch.EXTRA, pytorch.PRECISIONS, pytorch.runner),
-    "torch_compile": Engine(pytorch.PACKAGE, pytorch.EXTRA, pytorch.PRECISIONS, pytorch.compiled_runner),
+    each.name: each
+    for each in (
+        onnxruntime.ENGINE,
+        litert.ENGINE,
+        litert.SPLIT,
+        openvino.ENGINE,
+        ncnn.ENGINE,
+        executorch.ENGINE,
+        pytorch.ENGINE,
+        pytorch.COMPILED,
+    )
 }
-RUNTIMES: tuple[str, ...] = tuple(ENGINES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +49,7 @@ class Runtime:
     """A runtime with its settings.
 
     Attributes:
-        name: one of :data:`RUNTIMES`.
+        name: one of :data:`ENGINES`.
         precision: ``fp32``, or ``int8`` (static quantisation) where the runtime has it.
         threads: threads within an operator.
     """
@@ -108,11 +78,6 @@ class Runtime:
         if type(self.threads) is not int or self.threads < 1:
             raise RuntimeUnavailableError(f"threads must be a positive integer, not {self.threads!r}")
 
-    @staticmethod
-    def precisions_of(name: str) -> tuple[Precision, ...]:
-        """The precisions of a runtime; none where there is no such runtime."""
-        return ENGINES[name].precisions if name in ENGINES else ()
-
     def version(self) -> str:
         """Version of the installed runtime.
 
@@ -134,10 +99,11 @@ class Runtime:
         Raises:
             RuntimeUnavailableError: naming those that can.
         """
-        if self.name not in TASK_RUNTIMES or self.precision != "fp32":
+        if not ENGINES[self.name].tasks or self.precision != "fp32":
+            able = [name for name, engine in ENGINES.items() if engine.tasks]
             raise RuntimeUnavailableError(
                 f"runtime {self.name} ({self.precision}) runs no networks for {task.name} here; use "
-                f"runtime={' or runtime='.join(TASK_RUNTIMES)} in fp32"
+                f"runtime={' or runtime='.join(able)} in fp32"
             )
 
     def check_board(self) -> None:
@@ -168,8 +134,11 @@ class Runtime:
         self.version()
         if isinstance(subject, TaskNetwork):
             self.check_task(subject.task)
+        make = ENGINES[self.name].runner
         with self._naming(subject):
-            return ENGINES[self.name].runner(subject, self.precision, self.threads)
+            if make is None:
+                return runner_of(self.name, self._for_boards()(subject, self.precision), self.threads)
+            return make(subject, self.precision, self.threads)
 
     def model(self, subject: Subject) -> Model:
         """A layer or a whole network as a board is sent it.
@@ -211,13 +180,3 @@ def installed(precision: Precision = "fp32") -> tuple[RuntimeName, ...]:
                 Runtime(name, precision).version()
                 found.append(name)
     return tuple(found)
-
-
-def pays_at_borders(name: str, precision: str) -> bool:
-    """True if a layer timed alone pays for its input and output what it does not pay within a network.
-
-    ONNX Runtime's fp32 convolutions, for one, work in blocks of channels; so do those of most others.
-    ExecuTorch's Python module copies both. LiteRT's fp32 layers keep NHWC, but gain by the correction all the
-    same (``results/runtimes.md``). int8 layers have the ends they have within a network, but for OpenVINO's.
-    """
-    return precision != "int8" or name == "openvino"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
@@ -12,7 +11,6 @@ from numpy.typing import NDArray
 from nas.graphs.onnx import onnx_graph
 from nas.graphs.quantize import Borders, quantize
 from nas.graphs.task import task_graph
-from nas.measuring.models import Values
 from nas.network import Layer, Network, build_layer
 from search_spaces.architecture import Architecture
 from search_spaces.blocks import Head, Stem
@@ -40,19 +38,6 @@ class CannotRunError(RuntimeUnavailableError):
     def __init__(self, message: str, reason: str) -> None:
         super().__init__(message)
         self.reason = reason
-
-
-@dataclass(frozen=True, slots=True)
-class Model:
-    """A layer or network as a runtime takes it, see :func:`nas.measuring.models.runner_of`.
-
-    Attributes:
-        skeleton: the model without its large weights.
-        weights: those, by name, in the order in which the model lists them.
-    """
-
-    skeleton: bytes
-    weights: dict[str, Values]
 
 
 def input_shape(subject: Subject) -> tuple[int, int, int, int]:

@@ -20,11 +20,12 @@ from nas.latency.hardware import import_result
 from nas.latency.recovery import recovered
 from nas.latency.sessions import traits
 from nas.latency.table import Entry, LatencyTable, TableHeader
+from nas.measuring.models import Model
 from nas.measuring.progress import ProfileProgress
 from nas.measuring.rounds import Journal, MeasurementError, RefusedError, Round, Runner, Schedule, measure
 from nas.page.reading import read_study, report_of
 from nas.runtimes.runtime import ENGINES, Runtime
-from nas.runtimes.subject import CannotRunError, Model, Precision, Subject
+from nas.runtimes.subject import CannotRunError, Precision, Subject
 from nas.study.neighbourhood import BudgetError, Neighbourhood
 from search_spaces.architecture import Architecture
 from search_spaces.blocks import Block
@@ -63,6 +64,7 @@ def without_hswish(monkeypatch: pytest.MonkeyPatch) -> Asked:
         if refuses(subject):
             asked.append(subject)
             raise TypeError("no operator\nfor HardSwish")
+        assert whole.runner
         return whole.runner(subject, precision, threads)
 
     def model(subject: Subject, precision: Precision) -> Model:
@@ -230,7 +232,7 @@ def test_a_board_goes_on_without_what_the_converter_or_the_board_refuses(
         if subject == not_converted:
             raise TypeError("no such operator")
         made = whole.model(subject, precision)
-        return replace(made, skeleton=b"rubbish") if subject == not_run else made
+        return made._replace(skeleton=b"rubbish") if subject == not_run else made
 
     monkeypatch.setitem(ENGINES, "onnxruntime", replace(whole, model=model))
     kit = tmp_path / "rpi4-kit.zip"

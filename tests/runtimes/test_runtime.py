@@ -22,15 +22,17 @@ from nas.graphs.quantize import activation_ranges, quantize
 from nas.measuring.conditions import PACKAGES
 from nas.measuring.models import (
     LiteRTRunner,
+    Model,
     NcnnRunner,
     OnnxRunner,
     OpenVinoRunner,
+    litert_content,
     random_weights,
     runner_of,
 )
 from nas.runtimes.executorch import ExecuTorchRunner
 from nas.runtimes.onnxruntime import timed_graph
-from nas.runtimes.runtime import RUNTIMES, Runtime, RuntimeName, installed
+from nas.runtimes.runtime import ENGINES, Runtime, RuntimeName, installed
 from nas.runtimes.subject import (
     Precision,
     RuntimeUnavailableError,
@@ -83,7 +85,7 @@ TAKES_LONG = ("torch_compile",)
 def every_runtime(precision: Precision) -> list[ParameterSet]:
     """Those that have the precision; marked where they take long or are not installed."""
     found = []
-    for name in RUNTIMES:
+    for name in ENGINES:
         try:
             Runtime(name, precision)
         except RuntimeUnavailableError:
@@ -187,7 +189,7 @@ def test_ncnn_gives_what_the_onnx_graph_gives(subject: Subject) -> None:
     model, image = graph_of(subject), image_of(subject)
     expected = run_onnx(model, image)
     text, weights = ncnn_model(model)
-    runner = runner_of("ncnn", text.encode(), weights, threads=1)
+    runner = runner_of("ncnn", Model(text.encode(), weights), threads=1)
     assert isinstance(runner, NcnnRunner)
     runner.take(image)
     assert np.abs(output_of(runner) - expected).max() < 1e-5 * np.abs(expected).max()
@@ -224,7 +226,7 @@ def test_openvino_reports_nothing_to_anybody() -> None:
 def test_litert_gives_what_the_onnx_graph_gives(subject: Subject, outside: bool) -> None:
     model, image = graph_of(subject), image_of(subject)
     expected = run_onnx(model, image)
-    runner = LiteRTRunner(litert_model(model, weights_outside=outside).content(), threads=1)
+    runner = LiteRTRunner(litert_content(*litert_model(model, weights_outside=outside)), threads=1)
     runner.take(image.transpose(0, 2, 3, 1))
     assert np.abs(output_of(runner) - expected).max() < 1e-5 * np.abs(expected).max()
     assert runner.undelegated == ()
@@ -235,7 +237,7 @@ def test_litert_gives_what_the_onnx_graph_gives(subject: Subject, outside: bool)
 def test_litert_int8_is_as_close_to_fp32_as_onnx_runtimes(subject: Subject) -> None:
     model, image = graph_of(subject), image_of(subject)
     expected = run_onnx(model, image)
-    runner = LiteRTRunner(litert_model(model, activation_ranges(model, [image])).content(), threads=1)
+    runner = LiteRTRunner(litert_content(*litert_model(model, activation_ranges(model, [image]))), threads=1)
     runner.take(image.transpose(0, 2, 3, 1))
     error = np.abs(output_of(runner) - expected).max()
     theirs = np.abs(run_onnx(quantize(model, [image]), image) - expected).max()
@@ -260,13 +262,13 @@ def test_split_hard_swish_is_delegated_and_gives_the_same(index: int | None) -> 
     subject = NETWORK if index is None else LAYERS[index]
     model, image = graph_of(subject), image_of(subject)
     expected = run_onnx(model, image)
-    exact = LiteRTRunner(litert_model(model, split_hswish=True).content(), threads=1)
+    exact = LiteRTRunner(litert_content(*litert_model(model, split_hswish=True)), threads=1)
     exact.take(image.transpose(0, 2, 3, 1))
     assert np.abs(output_of(exact) - expected).max() < 1e-5 * np.abs(expected).max()
     ranges = activation_ranges(model, [image])
     errors = []
     for split in (True, False):
-        runner = LiteRTRunner(litert_model(model, ranges, split_hswish=split).content(), threads=1)
+        runner = LiteRTRunner(litert_content(*litert_model(model, ranges, split_hswish=split)), threads=1)
         runner.take(image.transpose(0, 2, 3, 1))
         errors.append(np.abs(output_of(runner) - expected).max())
     assert errors[0] < max(0.05 * np.abs(expected).max(), 1.5 * errors[1])
@@ -279,7 +281,7 @@ def test_split_hard_swish_is_delegated_and_gives_the_same(index: int | None) -> 
 def test_a_litert_model_in_one_piece_reads_like_any_other(tmp_path: object) -> None:
     from ai_edge_litert import schema_py_generated as schema
 
-    content = litert_model(graph(NETWORK), {}, weights_outside=False).content()
+    content = litert_content(*litert_model(graph(NETWORK), {}, weights_outside=False))
     model = schema.ModelT.InitFromPackedBuf(content)
     assert content[4:8] == b"TFL3"
     assert len(model.subgraphs) == 1
@@ -303,8 +305,8 @@ def test_what_a_board_is_sent_runs_with_weights_made_there(name: RuntimeName, pr
             {"name": each, "shape": list(values.shape), "type": str(values.dtype)}
             for each, values in model.weights.items()
         ]
-        weights = random_weights(described, seed=1)
-        found = output_of(runner_of(name, model.skeleton, weights, threads=1))
+        made_there = model._replace(weights=random_weights(described, seed=1))
+        found = output_of(runner_of(name, made_there, threads=1))
         assert found.std() > 0
         assert np.isfinite(found.astype(np.float32)).all()
 
@@ -337,7 +339,7 @@ def test_an_unknown_runtime_is_answered_with_the_nearest() -> None:
         Runtime("lite-rt")  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("name", RUNTIMES)
+@pytest.mark.parametrize("name", ENGINES)
 def test_a_runtime_that_is_not_installed_names_its_extra(
     name: RuntimeName, monkeypatch: pytest.MonkeyPatch
 ) -> None:
