@@ -74,7 +74,7 @@ def _profile(
     folder: Path,
     settings: ProfileSettings,
 ) -> None:
-    device, version = (target.device, target.runtime_version) if target else (None, None)
+    device, version = target.identity() if target else (None, None)
     networks = functools.partial(calibration_networks, space, settings.networks, settings.seed)
     table = load_table(folder, board.name, runtime, device, version, networks, console.print)
 

@@ -149,10 +149,8 @@ class FakeTarget:
     session_subjects: int = 2000
     asked: int = 0
 
-    @property
-    def identity(self) -> dict[str, str]:
-        """What a local measurement keeps beside its rounds."""
-        return {"device": self.device, "version": self.runtime_version}
+    def identity(self) -> tuple[str, str]:
+        return self.device, self.runtime_version
 
     def measure(
         self,
@@ -163,7 +161,8 @@ class FakeTarget:
         precise: Sequence[Subject] = (),
     ) -> Measurement:
         self.asked += len(subjects)
-        kept = Journal(journal, [subject_name(each) for each in subjects], self.identity)
+        identity = {"device": self.device, "version": self.runtime_version}
+        kept = Journal(journal, [subject_name(each) for each in subjects], identity)
         generator = np.random.default_rng(len(subjects))
         exact = np.array([network_ms(each) for each in subjects]) / self.speed
         exact[[isinstance(each, LayerKey) for each in subjects]] *= self.cold_caches

@@ -533,7 +533,7 @@ def readers(temporary: Path) -> list[Reader]:
         ),
         Reader("whole_models", [_whole_models()], _in_folder("models.json", _read_whole_models)),
         Reader(
-            "told_by_board", [_told()], lambda content, folder: _Told("pi@board", answer=content).description
+            "told_by_board", [_told()], lambda content, folder: _Told("pi@board", answer=content).describe()
         ),
         Reader("training", [_training(temporary)], _in_folder("t.safetensors", _continue_training)),
         Reader("idx", _idx_files(), _in_folder("train-images-idx3-ubyte.gz", _read_idx)),

@@ -110,13 +110,8 @@ class Measurement:
 class Target(Protocol):
     """A device that can measure."""
 
-    @property
-    def device(self) -> str:
-        """Processor or board."""
-
-    @property
-    def runtime_version(self) -> str:
-        """Version of the runtime that the device has."""
+    def identity(self) -> tuple[str, str]:
+        """Processor or board, and the version of its runtime; it may have to be asked over a network."""
 
     @property
     def session_subjects(self) -> int:
@@ -165,15 +160,9 @@ class LocalTarget:
         """See :class:`Target`: what half of the free memory and more holds, a few megabytes each."""
         return max(300, int((snapshot()["free_memory_mb"] or 0) / _MEGABYTES_PER_SUBJECT))
 
-    @property
-    def device(self) -> str:
-        """Processor of this machine."""
-        return cpu_model()
-
-    @property
-    def runtime_version(self) -> str:
-        """Version of the runtime installed here."""
-        return self.runtime.version()
+    def identity(self) -> tuple[str, str]:
+        """See :class:`Target`."""
+        return cpu_model(), self.runtime.version()
 
     def measure(
         self,
@@ -209,13 +198,14 @@ class LocalTarget:
         precise: Sequence[Subject],
     ) -> Measurement:
         runtime = self.runtime
+        device, version = self.identity()
         kept = Journal(
             journal,
             [subject_name(subject) for subject in subjects],
             {
-                "device": self.device,
+                "device": device,
                 "runtime": runtime.name,
-                "version": self.runtime_version,
+                "version": version,
                 "precision": runtime.precision,
                 "threads": runtime.threads,
             },

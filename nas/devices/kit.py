@@ -285,15 +285,9 @@ class MeasuredTarget:
 
     result: Result
 
-    @property
-    def device(self) -> str:
-        """The board's own name."""
-        return self.result.device
-
-    @property
-    def runtime_version(self) -> str:
-        """Version of the runtime on the board."""
-        return self.result.runtime_version
+    def identity(self) -> tuple[str, str]:
+        """See :class:`nas.devices.device.Target`."""
+        return self.result.device, self.result.runtime_version
 
     @property
     def session_subjects(self) -> int:

@@ -126,8 +126,7 @@ class Board:
             errors.seek(0)
             self._check(process.returncode, errors.read())
 
-    @cached_property
-    def description(self) -> Mapping[str, object]:
+    def describe(self) -> Mapping[str, object]:
         """The board as it describes itself; checks that it can measure.
 
         Raises:
@@ -304,15 +303,18 @@ class SshTarget:
 
     session_subjects: int = GROUP_SUBJECTS
 
-    @property
-    def device(self) -> str:
-        """The board's own name.
+    def identity(self) -> tuple[str, str]:
+        """See :class:`nas.devices.device.Target`; the boards are asked once.
 
         Raises:
             RemoteError: if a board cannot be reached, lacks what it needs, or the boards differ.
         """
+        return self._identity
+
+    @cached_property
+    def _identity(self) -> tuple[str, str]:
         with ThreadPoolExecutor(len(self.boards)) as pool:
-            found = list(pool.map(lambda board: board.description, self.boards))
+            found = list(pool.map(Board.describe, self.boards))
         names: dict[str, str] = {}
         for board, each in zip(self.boards, found, strict=True):
             boot = each.get("boot")
@@ -321,18 +323,14 @@ class SshTarget:
                     f"{names[str(boot)]} and {board.host} are one machine: it would measure at both ends at "
                     "once; name it once in hardware.hosts"
                 )
-        for name in ("cpu", conditions.PACKAGES[self.settings.runtime.name]):
+        package = conditions.PACKAGES[self.settings.runtime.name]
+        for name in ("cpu", package):
             values = {str(each[name]) for each in found}
             if len(values) > 1:
                 raise RemoteError(
                     f"the boards differ ({' / '.join(sorted(values))}): they cannot share the work"
                 )
-        return str(found[0]["cpu"])
-
-    @property
-    def runtime_version(self) -> str:
-        """Version of the runtime on the board."""
-        return str(self.boards[0].description[conditions.PACKAGES[self.settings.runtime.name]])
+        return str(found[0]["cpu"]), str(found[0][package])
 
     def measure(
         self,
@@ -347,7 +345,7 @@ class SshTarget:
         Raises:
             RemoteError: naming the board and what to do.
         """
-        _ = self.device
+        self.identity()  # refuses boards that cannot measure
         settings = replace(self.settings, rounds=rounds, precise=tuple(precise))
         if len(self.boards) == 1:
             (text,) = self._measure_on([(self.boards[0], list(subjects))], settings, progress)

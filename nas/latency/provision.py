@@ -186,7 +186,7 @@ def ready_table(
         what = "no latency table yet" if table is None else "the latency table lacks layers of this space"
         bench.say(
             f"{what}: measuring {len(plan.keys):,} layers and {len(plan.networks)} networks on "
-            f"{bench.target.device}, predicting {len(plan.predicted):,} from them"
+            f"{bench.target.identity()[0]}, predicting {len(plan.predicted):,} from them"
         )
         return profile(bench, plan, table)
 
@@ -244,7 +244,4 @@ def _kept_table(
     bench: Bench, networks: Networks = tuple, say: Callable[[str], None] = lambda line: None
 ) -> LatencyTable | None:
     """The table in the bench's folder, if it was measured on this very device; see :func:`load_table`."""
-    target = bench.target
-    return load_table(
-        bench.folder, bench.hardware, bench.runtime, target.device, target.runtime_version, networks, say
-    )
+    return load_table(bench.folder, bench.hardware, bench.runtime, *bench.target.identity(), networks, say)

@@ -149,7 +149,7 @@ def measure_session(bench: Bench, group: Sequence[Subject], table: LatencyTable 
     journal = folder / journal_name(group)
     measured = target.measure(group, bench.rounds, journal, bench.progress)
     networks = load_networks(folder) if table is not None else []
-    header = session_header(bench.hardware, bench.runtime, target.device, target.runtime_version)
+    header = session_header(bench.hardware, bench.runtime, *target.identity())
     table, networks = add_session(table, networks, measured, header)
     number = len(table.header.sessions)
     write_together(

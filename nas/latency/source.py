@@ -152,7 +152,7 @@ class LatencySource:
         """Refuse layers that a study began with on other hardware, or under other conditions."""
         header, device, version = carried.header, None, None
         if self.board.measured_here and not self.board.hosts and (target := self.target) is not None:
-            device, version = target.device, target.runtime_version
+            device, version = target.identity()
         differences = staleness(carried, self.runtime, device, version)
         if carried.is_estimate:
             # Estimates are of other runtimes than those that will measure; they say so themselves.

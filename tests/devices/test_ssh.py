@@ -66,7 +66,7 @@ def test_a_board_is_measured_and_left_as_it_was(server: Server, tmp_path: Path) 
     assert measured.subjects == tuple(SUBJECTS)
     assert measured.samples_ms.shape == (3, len(SUBJECTS))
     assert rounds == [(1, 3), (2, 3), (3, 3)]
-    assert measured.record["cpu"] == target.device
+    assert measured.record["cpu"] == target.identity()[0]
     assert measured.record["affinity"] == [core]
     assert journal.read_text().count("samples_ms") == 3
     assert server.left_over("board-a") == []
@@ -141,7 +141,7 @@ def test_one_machine_under_two_names_is_refused(server: Server, monkeypatch: pyt
     monkeypatch.setattr(ssh, "_PROBE", ssh._PROBE.replace('os.environ["HOME"]', "boot_id()"))
     target = SshTarget((server.board("board-a"), server.board("board-b")), SETTINGS)
     with pytest.raises(RemoteError, match="board-a and board-b are one machine"):
-        _ = target.device
+        target.identity()
 
 
 @pytest.mark.parametrize(
@@ -187,12 +187,12 @@ def test_a_board_that_cannot_be_used_is_one_clear_line(
 
 def test_a_board_without_python_or_packages_is_told_what_to_install(server: Server, tmp_path: Path) -> None:
     with pytest.raises(RemoteError, match="has no /nowhere/python: install Python there"):
-        _ = Board("board-a", "/nowhere/python").description
+        Board("board-a", "/nowhere/python").describe()
     bare = tmp_path / "bare"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", bare], check=True)
     line = "has no numpy and no onnxruntime; install there with: .*python -m pip install numpy onnxruntime"
     with pytest.raises(RemoteError, match=line):
-        _ = Board("board-a", f"{bare}/bin/python").description
+        Board("board-a", f"{bare}/bin/python").describe()
 
 
 def test_a_python_in_the_home_folder_is_found_there(server: Server) -> None:
@@ -200,7 +200,7 @@ def test_a_python_in_the_home_folder_is_found_there(server: Server) -> None:
     python.parent.mkdir(parents=True)
     python.symlink_to(sys.executable)
     with pytest.raises(RemoteError, match=r"has no .*onnxruntime") as caught:
-        _ = Board("board-a", "~/my venv/python").description  # the venv's own packages are not there
+        Board("board-a", "~/my venv/python").describe()  # the venv's own packages are not there
     assert "~/my venv/python -m pip install" in str(caught.value)
 
 
@@ -223,9 +223,11 @@ def _with_full_disk(run: Callable[..., bytes]) -> Callable[..., bytes]:
 
 def test_different_boards_cannot_share(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     boards = (server.board("board-a"), server.board("board-b"))
-    boards[1].__dict__["description"] = {**boards[0].description, "cpu": "Raspberry Pi 5", "boot": "b"}
+    found = boards[0].describe()
+    others = {"board-a": found, "board-b": {**found, "cpu": "Raspberry Pi 5", "boot": "b"}}
+    monkeypatch.setattr(Board, "describe", lambda board: others[board.host])
     with pytest.raises(RemoteError, match=r"the boards differ .*Raspberry Pi 5"):
-        _ = SshTarget(boards, SETTINGS).device
+        SshTarget(boards, SETTINGS).identity()
 
 
 def test_host_checking_is_never_switched_off() -> None:

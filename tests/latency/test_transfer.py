@@ -83,7 +83,7 @@ def test_a_board_is_asked_once_what_it_is(tmp_path: Path, monkeypatch: pytest.Mo
     latencies = LatencySource(boards, Runtime(), tmp_path, EFFORT, ROUNDS, bars, print)
     for _ in range(3):  # the table, layers of the front, networks end to end
         assert latencies.target is not None
-        assert (latencies.target.device, latencies.target.runtime_version) == ("a core", "1.32.0")
+        assert latencies.target.identity() == ("a core", "1.32.0")
     assert sorted(asked) == ["pi@a", "pi@b"]
 
 
