@@ -31,14 +31,12 @@ import torch
 from numpy.typing import NDArray
 from scipy.stats import kendalltau
 
-from nas.accuracy.features import features_of
+from nas.accuracy.features import Floats, features_of
 from nas.accuracy.fit import Effort, fit_predictor, fit_regression
 from nas.accuracy.networks import TrainedNetwork
 from nas.accuracy.process import Posterior
 from nas.accuracy.recipes import BENCHMARKS, TARGETS, Recipe
 from nas.cost import cost
-
-Floats = NDArray[np.float64]
 
 FOLDS = 5
 TARGET = TARGETS[0]
@@ -75,13 +73,7 @@ class LeftOut:
 
     def where(self, wanted: Callable[[TrainedNetwork], bool]) -> LeftOut:
         """Some of the networks."""
-        return self._taken(np.array([wanted(each) for each in self.networks], bool))
-
-    def in_fold(self, fold: int) -> LeftOut:
-        """Those of one fold."""
-        return self._taken(self.fold == fold)
-
-    def _taken(self, keep: NDArray[np.bool_]) -> LeftOut:
+        keep = np.array([wanted(each) for each in self.networks], bool)
         return LeftOut(
             tuple(each for each, kept in zip(self.networks, keep, strict=True) if kept),
             self.predicted[keep],
@@ -131,7 +123,7 @@ class LeftOut:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """What :func:`evaluate` found.
+    """The result of :func:`evaluate`.
 
     Attributes:
         published: published networks, by table.
@@ -259,7 +251,7 @@ def error_by_band(left_out: LeftOut) -> dict[int, float]:
 
 @dataclass(frozen=True, slots=True)
 class Promise:
-    """What the best predicted of a band turned out to be worth.
+    """The best predicted of a band: the accuracy that was promised, and the true one.
 
     Attributes:
         macs_m: lower end of the band, millions.

@@ -1,4 +1,4 @@
-"""What the accuracy predictor sees of a network: numbers that any MobileNet-like block table has.
+"""The features that the accuracy predictor sees: numbers that any MobileNet-like block table has.
 
 Many networks are handled at once in :class:`RunArrays`; a single network is a batch of one, so that
 there is only one way of computing a feature.

@@ -57,7 +57,7 @@ _PRIORS: dict[str, tuple[Tensor, float]] = {
 
 @dataclass(frozen=True, slots=True)
 class Effort:
-    """How much to compute.
+    """The effort of a fit: how much to compute.
 
     Attributes:
         inducing: inducing points of ``shared`` that are kept.
@@ -121,7 +121,7 @@ class Regression:
 
     @torch.no_grad()
     def posterior(self, basis: Basis) -> Posterior:
-        """What the process says of the weights of a basis."""
+        """The posterior of the weights of a basis."""
         design, _, _ = basis.rows(self.data.inputs, self.data.recipes)
         whitened = torch.linalg.solve_triangular(self._root, design, upper=False)
         covariance = torch.eye(basis.size, dtype=design.dtype) - whitened.T @ whitened
@@ -184,7 +184,7 @@ def fit_regression(networks: Sequence[TrainedNetwork], effort: Effort, seed: int
 
 
 def fit_predictor(regression: Regression, effort: Effort, seed: int) -> Posterior:
-    """What is shipped of a regression: what it says at inducing points.
+    """The part of a regression that is shipped: its posterior at inducing points.
 
     Args:
         regression: the exact process.

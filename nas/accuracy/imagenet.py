@@ -13,9 +13,8 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
-from nas.accuracy.features import RunArrays, features, features_of, not_covered
+from nas.accuracy.features import Floats, RunArrays, features, features_of, not_covered
 from nas.accuracy.joint import JointPrediction
 from nas.accuracy.networks import TrainedNetwork
 from nas.accuracy.process import Evaluator, Posterior
@@ -33,8 +32,6 @@ _TOO_UNCERTAIN = (
     "the network is unlike everything the ImageNet predictor was fitted on: what is known of its error is "
     f"uncertain by more than {MAX_SPREAD:.0%}"
 )
-
-Floats = NDArray[np.float64]
 
 
 class Predictor:

@@ -15,8 +15,6 @@ from numpy.typing import NDArray
 
 from search_spaces.gate import Gate
 
-Floats = NDArray[np.float64]
-
 _SAMPLES = 4000
 
 
@@ -47,9 +45,9 @@ class JointPrediction:
 
     recipe: str
     ids: tuple[str, ...]
-    top1: Floats
-    covariance: Floats
-    noise: Floats
+    top1: NDArray[np.float64]
+    covariance: NDArray[np.float64]
+    noise: NDArray[np.float64]
 
     def __contains__(self, id_: str) -> bool:
         return id_ in self.ids

@@ -24,16 +24,13 @@ from typing import cast
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from nas.accuracy.features import FEATURES, NETWORK_FEATURES
+from nas.accuracy.features import FEATURES, NETWORK_FEATURES, Floats
 from nas.accuracy.recipes import BENCHMARKS, KINDS, Kind, Recipe, with_groups
 from nas.tensors import read_tensors, write_tensors
 from search_spaces.errors import InputError
 from search_spaces.gate import Gate
-
-Floats = NDArray[np.float64]
 
 FORMAT_VERSION = "3"
 # Log error around which everything varies, and how far the shared constant may be from it.
@@ -124,7 +121,7 @@ class Scales:
         return torch.exp(2 * self.own_amplitude[benchmark]) + inputs**2 @ torch.exp(2 * self.own_slope)
 
     def effects(self, inputs: Tensor, recipe: Recipe) -> Tensor:
-        """What a recipe's standardised effects are multiplied by, (N, D) -> (N, EFFECTS)."""
+        """The factors of a recipe's standardised effects, (N, D) -> (N, EFFECTS)."""
         kind = KINDS.index(recipe.kind)
         slopes = (inputs[:, _SLOPES] - _MEETING) * torch.exp(self.recipe_slope[kind])
         return torch.cat([torch.exp(self.offset[kind]).expand(len(inputs), 1), slopes], dim=1)
@@ -199,7 +196,7 @@ class Basis:
         return _root(self.scales.own(points, points, benchmark))
 
     def rows(self, inputs: Tensor, names: Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:
-        """What the weights are multiplied by for N networks under given recipes.
+        """The factors of the weights for N networks under given recipes.
 
         Returns:
             (N, size) rows; (N,) prior variance that the basis cannot carry; (N,) variance of the noise.

@@ -6,7 +6,6 @@ Rank correlation with the networks of Accel-NASBench is written down in ``result
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
@@ -20,6 +19,8 @@ from search_spaces.architecture import Architecture
 
 ProxyName = Literal["naswot", "synflow", "macs"]
 PROXIES: tuple[ProxyName, ...] = get_args(ProxyName)
+# Normal noise that NASWOT looks at.
+_IMAGES = 16
 
 
 def naswot(network: nn.Module, images: Tensor) -> float:
@@ -82,42 +83,23 @@ def _pass(input: Tensor) -> Tensor:  # noqa: A002
     return input
 
 
-def proxy_score(
-    architecture: Architecture, name: ProxyName, resolution: int = 64, images: int = 16, seed: int = 0
-) -> float:
+def proxy_score(architecture: Architecture, name: ProxyName, resolution: int, seed: int = 0) -> float:
     """The score of an architecture at initialisation; higher is better, the unit is arbitrary.
 
     Args:
         architecture: the network.
         name: ``naswot``, ``synflow`` or ``macs`` (their logarithm: the score to beat).
         resolution: pixels a side at which it is scored; smaller is faster.
-        images: batch of normal noise for NASWOT.
         seed: of weights and noise.
-
-    Raises:
-        AccuracyError: if there is no such score.
     """
     if name == "macs":
         return math.log(cost(architecture).macs)
-    if name not in PROXIES:
-        raise AccuracyError(f"unknown proxy {name!r}: known are {', '.join(PROXIES)}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = Network(replace(architecture, resolution=resolution))
         if name == "synflow":
             return synflow(network, resolution)
-        return naswot(network, torch.randn(images, 3, resolution, resolution))
-
-
-def proxy_scorer(name: ProxyName, resolution: int = 64) -> Callable[[Architecture], float]:
-    """A score as a function of the architecture alone.
-
-    Raises:
-        AccuracyError: if there is no such score.
-    """
-    if name not in PROXIES:
-        raise AccuracyError(f"unknown proxy {name!r}: known are {', '.join(PROXIES)}")
-    return lambda architecture: proxy_score(architecture, name, resolution)
+        return naswot(network, torch.randn(_IMAGES, 3, resolution, resolution))
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,13 +109,17 @@ class ProxyAccuracy:
     Attributes:
         name: one of :data:`PROXIES`.
         resolution: pixels a side at which networks are scored.
+
+    Raises:
+        AccuracyError: if there is no such score.
     """
 
     name: ProxyName
     resolution: int = 64
 
     def __post_init__(self) -> None:
-        proxy_scorer(self.name, self.resolution)
+        if self.name not in PROXIES:
+            raise AccuracyError(f"unknown proxy {self.name!r}: known are {', '.join(PROXIES)}")
 
     @property
     def expensive(self) -> bool:

@@ -1,4 +1,4 @@
-"""How networks are trained: the recipes that the accuracy predictor knows, and those it predicts for.
+"""Recipes by which networks are trained: those that the accuracy predictor knows, and those it predicts for.
 
 Recipes differ by more than architectures do: MobileNetV3-Large leads MobileNetV1 by 4.3 points in the
 published rows of tensorflow/models, where V1 is training of 2017, by 2.0 to 2.3 where one author trained
@@ -144,7 +144,7 @@ def with_groups(names: Iterable[str]) -> tuple[Recipe, ...]:
 
 
 def recipe_name(name: str, separable: bool) -> str:
-    """What the predictor calls a recipe of the published networks.
+    """The predictor's name of a recipe of the published networks.
 
     Args:
         name: as the file of networks says.

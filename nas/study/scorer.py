@@ -15,7 +15,15 @@ from dataclasses import dataclass, fields
 import numpy as np
 from numpy.typing import NDArray
 
-from nas.accuracy.features import BLOCK_VALUES, CLASSES, RunArrays, block_values, head_values, stem_values
+from nas.accuracy.features import (
+    BLOCK_VALUES,
+    CLASSES,
+    Floats,
+    RunArrays,
+    block_values,
+    head_values,
+    stem_values,
+)
 from nas.accuracy.imagenet import Predictor
 from nas.cost import Cost, Limits, layer_cost
 from nas.latency.table import LatencyTable
@@ -26,7 +34,6 @@ from search_spaces.space import NotInSpaceError, SearchSpace
 from search_spaces.stage import CandidateStage, Parameters, Rounding, Stage
 
 Choices = NDArray[np.int64]
-Floats = NDArray[np.float64]
 # Of a layer, and the stride of the map that it takes.
 LayerTimer = Callable[[LayerKey, int], float]
 

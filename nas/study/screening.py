@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from nas.accuracy.features import Floats
 from nas.accuracy.source import lower_bound
 from nas.cost import Limits
 from nas.study.pareto import front
-from nas.study.scorer import BatchScorer, Choices, Floats
+from nas.study.scorer import BatchScorer, Choices
 from search_spaces.stage import Parameters
 
 # The front is kept as the most accurate network of each of so many bands of latency, equal in logarithm.
