@@ -26,6 +26,7 @@ from nas.measuring.energy import EnergyMeter
 from nas.pictures.augment import Augment
 from nas.runtimes.runtime import Runtime
 from nas.runtimes.subject import Precision
+from nas.saving import within
 from nas.settings import (
     DatasetConfig,
     HardwareConfig,
@@ -241,7 +242,7 @@ def _train(chosen: TrainConfig, config: SearchConfig, space: SearchSpace) -> Acc
     if recipe.init != "scratch":
         pretrained(recipe.init)  # so are weights that cannot be had
     quantised = config.runtime.precision == "int8"
-    kept = Path(config.study.folder) / config.study.name / "candidates"
+    kept = within(Path(config.study.folder) / config.study.name, "candidates")
     source = TrainedAccuracy(load, recipe, quantised, chosen.halving, kept)
     return AccuracySource(space, source, resolution, uses_images=True, classes=classes)
 
@@ -249,7 +250,7 @@ def _train(chosen: TrainConfig, config: SearchConfig, space: SearchSpace) -> Acc
 def _with_images(config: SearchConfig, space: SearchSpace) -> tuple[SearchSpace, data.Splits]:
     """The space as it suits the images, and what loads them."""
     images = dataset_settings(config.dataset)
-    console.print(data.check(images), markup=False)
+    console.print(data.check(images))
     return space.restricted(config.dataset.resolutions, data.class_count(images)), data.Splits(images)
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
+from pathlib import Path
 from typing import TypeVar
 
 import hydra
@@ -16,16 +19,15 @@ from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
-from rich.console import Console
 
-from nas.console import print_in_any_locale
+from nas.console import PrintableConsole, print_in_any_locale
 from nas.help import CONFIG_FOLDER, help_text
 from nas.measuring.rounds import MeasurementError
-from nas.overrides import overrides_of
+from nas.overrides import literal, overrides_of
 from nas.saving import DISK_ERRORS, cannot_write
 from nas.settings import ACCURACY_SCHEMAS, settings_of
 from search_spaces.blocks import SQUARE, is_oblong
-from search_spaces.errors import InputError, masked, shorten
+from search_spaces.errors import InputError, is_text, masked, printable, shorten
 
 _Settings = TypeVar("_Settings")
 
@@ -53,40 +55,75 @@ def command(
         positional: keys whose values may stand alone on the command line, in this order.
     """
     print_in_any_locale()
-    if {"--help", "-h"} & set(sys.argv[1:]):
-        try:
-            print(help_text(config_name, sys.argv[1:]), flush=True)
-        except BrokenPipeError:
-            # Who reads has enough, as `head` has; the interpreter would complain at its end, too.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    store_schemas(config_name, schema)
-    # Hydra would print several lines and a hint; with this it raises, and we print one.
-    os.environ.setdefault("HYDRA_FULL_ERROR", "1")
-    errors = Console(stderr=True, soft_wrap=True, highlight=False)
+    errors = PrintableConsole(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False)
+    asks_how = bool({"--help", "-h"} & set(sys.argv[1:]))
     try:
+        if asks_how:
+            print(help_text(config_name, sys.argv[1:]), flush=True)
+            return
+        _check_folder()
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        store_schemas(config_name, schema)
+        # Hydra would print several lines and a hint; with this it raises, and we print one.
+        os.environ.setdefault("HYDRA_FULL_ERROR", "1")
         # A sweep's own folder holds nothing but Hydra's notes.
         with tempfile.TemporaryDirectory() as notes:
             words = overrides_of(config_name, schema, sys.argv[1:], positional)
-            sys.argv[1:] = [f"hydra.sweep.dir='{notes}'", *words]
-            _compose_and_run(config_name, schema, main)
+            sys.argv[1:] = [f"hydra.sweep.dir={literal(notes)}", *words]
+            if any(word.startswith(("--cfg", "--info")) for word in words):
+                _show(config_name, schema, main)
+            else:
+                _compose_and_run(config_name, schema, main)
+        if sys.stdout is not None:
+            sys.stdout.flush()  # not at the interpreter's end, where nobody would be told in a line
     except (InputError, MeasurementError) as error:
-        errors.print(f"error: {_one_line(error)}", style="red", markup=False)
+        errors.print(f"error: {_one_line(error)}", style="red")
         sys.exit(2)
+    except BrokenPipeError:
+        # Who reads has gone, or has enough, as `head` has; the interpreter would complain at its end, too.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if asks_how:
+            return
+        errors.print("nobody reads the output any longer: the same command continues where this one stopped")
+        sys.exit(141)
     except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
-        errors.print(f"error: {_config_error(error)}", style="red", markup=False)
+        errors.print(f"error: {_config_error(error)}", style="red")
         sys.exit(2)
     except OSError as error:
-        if error.errno not in DISK_ERRORS and "temporary directory" not in str(error):
+        if error.errno not in DISK_ERRORS and not error.filename and "temporary directory" not in str(error):
             raise
         # Files of ours are named; what is left are the output, and files that libraries put aside.
         others = f"the standard output, or a temporary file in {os.environ.get('TMPDIR', '/tmp')}"  # noqa: S108
-        errors.print(f"error: {masked(cannot_write(error, others))}", style="red", markup=False)
+        errors.print(f"error: {masked(cannot_write(error, others))}", style="red")
         sys.exit(2)
     except KeyboardInterrupt:
-        errors.print("interrupted; the same command continues where this one stopped", markup=False)
+        errors.print("interrupted; the same command continues where this one stopped")
         sys.exit(130)
+
+
+def _check_folder() -> None:
+    """Refuse to begin in a folder that was deleted under the shell, or whose name no page can hold.
+
+    Raises:
+        InputError: telling what to do.
+    """
+    try:
+        here = Path.cwd()
+    except OSError as error:
+        raise InputError(
+            f"the folder that this command was typed in cannot be used ({error.strerror}): change into "
+            "another one"
+        ) from None
+    if not is_text(str(here)):
+        raise InputError(f"this folder, {here}, has a name that is no text in UTF-8: rename it")
+
+
+def _show(config_name: str, schema: type[_Settings], main: Callable[[_Settings], None]) -> None:
+    """Print what Hydra prints of a configuration, without passwords."""
+    with redirect_stdout(io.StringIO()) as shown:
+        _compose_and_run(config_name, schema, main)
+    for line in shown.getvalue().splitlines():
+        print(printable(masked(line)))
 
 
 def _compose_and_run(config_name: str, schema: type[_Settings], main: Callable[[_Settings], None]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
@@ -11,12 +12,13 @@ from nas.console import console, measuring_progress, print_columns, print_summar
 from nas.latency.deployment import best_of_each, matrix, measure_deployments, save
 from nas.latency.hardware import check_threads
 from nas.measuring.conditions import usable_cores
-from nas.model_card import check_folder
 from nas.page.reading import read_study, report_of
 from nas.quantities import latency_text
 from nas.runtimes.runtime import ENGINES, Runtime, installed
 from nas.runtimes.subject import Precision
+from nas.saving import check_folder
 from nas.settings import ROUNDS
+from nas.shell import shell_line
 from nas.spread import evenly_spread
 from search_spaces.architecture import Architecture
 from search_spaces.errors import InputError
@@ -101,12 +103,15 @@ def main(config: CompareConfig) -> None:
     if all(each.precision == "fp32" for each in runtimes):
         notes = {}
     files = {"files": f"{folder}/deployments.md, deployments.csv"}
-    print_summary("the fastest way to deploy each", deploy | notes | files, _next(settings))
+    print_summary("the fastest way to deploy each", deploy | notes | files, _next(settings, architectures))
 
 
-def _next(settings: CompareSettings) -> str:
-    task = f" export.task={settings.task}" if settings.task != "classification" else ""
-    return f"python -m nas.export export.architecture={settings.networks[0]}{task}"
+def _next(settings: CompareSettings, networks: Mapping[str, Architecture]) -> str:
+    first = Path(settings.networks[0])
+    # Of a study the front's networks have files.
+    table = first / "architectures" / f"{next(iter(networks.values())).id}.yaml" if first.is_dir() else first
+    task = settings.task if settings.task != "classification" else None
+    return shell_line("nas.export", export__architecture=str(table), export__task=task)
 
 
 def _read(text: str, settings: CompareSettings) -> dict[str, Architecture]:

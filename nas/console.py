@@ -7,12 +7,12 @@ import os
 import sys
 import textwrap
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -21,11 +21,13 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.segment import Segment
 from rich.table import Column, Table
 
 from nas.measuring.progress import ProfileProgress
 from nas.page.files import ReportFiles, answer_rows, next_command, summary_rows
 from nas.quantities import latency_text
+from search_spaces.errors import printable
 from search_spaces.gate import Gate
 
 if TYPE_CHECKING:  # a report is rebuilt without what searches and measures
@@ -37,17 +39,50 @@ _LOG_WIDTH = 160
 _NARROW = 110
 _PLAIN = {"…": "...", "−": "-", "–": "-", "×": "x", "━": "-", "╸": "-", "╺": "-", "→": "->"}
 
-console = Console(
+
+class PrintableConsole(Console):
+    """A console on which texts of others (boards, studies, file names) move no cursor and set no title."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """See ``rich.console.Console``: all texts pass here, also those of tables and bars."""
+        for segment in super().render(renderable, options):
+            if segment.control or segment.text.isprintable():
+                yield segment
+            else:
+                yield Segment(printable(segment.text, kept="\n\t"), segment.style)
+
+    def on_broken_pipe(self) -> None:
+        """Let the command say so, which has files to close."""
+        raise BrokenPipeError
+
+
+def _knows_width() -> bool:
+    """True if there is an edge at which lines break; some terminals say that they have no columns."""
+    typed = os.environ.get("COLUMNS", "")
+    return int(typed) > 0 if typed.isdecimal() else bool(sys.stdout and sys.stdout.isatty())
+
+
+console = PrintableConsole(
     highlight=False,
     soft_wrap=True,
-    # Names of files, boards and studies may have brackets in them.
+    # Names of files, boards and studies may have brackets in them, and words between colons.
     markup=False,
-    width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else _LOG_WIDTH,
+    emoji=False,
+    width=None if _knows_width() else _LOG_WIDTH,
 )
 
 
 def print_in_any_locale() -> None:
-    """Let what an ASCII or Latin-1 terminal lacks be replaced by what it has, instead of failing."""
+    """Let what an ASCII or Latin-1 terminal lacks be replaced by what it has, instead of failing.
+
+    Where input, output or errors are closed, files of ours would come to stand in their place: what a library
+    prints would go into a study.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
     codecs.register_error("plain", _plainly)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
@@ -72,7 +107,7 @@ def _plainly(error: UnicodeError) -> tuple[str, int]:
 def progress_bars() -> Progress:
     """Bars with counts, elapsed time and time left."""
     return Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
@@ -169,10 +204,10 @@ def print_summary(title: str, rows: Mapping[str, str], next_command: str) -> Non
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in rows.items():
-        table.add_row(name, value)
+        table.add_row(printable(name), printable(value, kept="\n"))
     console.print(table)
     # Below the table and on one line, to be copied.
-    console.print(f"next: {next_command}", markup=False)
+    console.print(f"next: {next_command}")
 
 
 def print_table_summary(table: LatencyTable, folder: Path, next_step: str) -> None:

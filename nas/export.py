@@ -37,13 +37,13 @@ from nas.graphs.onnx import onnx_model
 from nas.graphs.quantize import activation_ranges, quantize
 from nas.graphs.task import OUTPUTS, task_graph
 from nas.measuring.models import litert_content
-from nas.model_card import RANKING, FinishedNetwork, bundle, check_folder
+from nas.model_card import RANKING, FinishedNetwork, bundle
 from nas.network import Network, WeightsError, folded_weights
 from nas.pictures.folders import listed
 from nas.pictures.recognition import PREPROCESSING, Recognition, versions
 from nas.runtimes.runtime import ENGINES, Runtime
 from nas.runtimes.subject import Precision
-from nas.saving import SaveError, check_output, write_atomically
+from nas.saving import SaveError, check_apart, check_folder, check_output, write_atomically
 from nas.settings import LEAST_RESOLUTION, Chosen, DatasetConfig, TrainConfig
 from nas.shell import shell_line
 from nas.tensors import read_tensors, write_tensors
@@ -175,7 +175,7 @@ def main(config: ExportConfig) -> None:
         return
     images = _images(config, settings, trained)
     if images:
-        console.print(data.check(images), markup=False)
+        console.print(data.check(images))
     architecture, name = _architecture(settings, trained, data.class_count(images) if images else None)
     network = Network(architecture)
     # Everything that can be refused is refused before anything is trained.
@@ -189,6 +189,7 @@ def main(config: ExportConfig) -> None:
         recognition = dataclasses.replace(recognition, preprocessing=preprocessing)
     _check_beside(output, recognition, settings.overwrite)
     bundled = output.with_name(f"{name}-bundle")
+    check_apart({"export.output": output, "export.bundle": bundled if settings.bundle else None})
     if settings.bundle:
         check_folder(bundled, "export.output", settings.overwrite)
     rows: dict[str, str] = {}
@@ -329,6 +330,8 @@ def _outputs(settings: ExportSettings) -> tuple[Path, Path]:
     name = path.stem if path.suffix in (".yaml", ".yml") else settings.architecture
     what = settings.precision if settings.task == "classification" else settings.task
     output = Path(settings.output) if settings.output else Path(f"{name}-{what}{ending}")
+    if output.name in ("", ".."):
+        raise InputError(f"export.output={settings.output} is a folder: name a file in it")
     if output.suffix in _OTHER_ENDINGS - {ending}:
         what = "weights" if output.suffix == ".safetensors" else "another kind of file"
         raise InputError(f"export.output={output} would be taken for {what}: let it end in {ending}")
@@ -405,6 +408,7 @@ def _check_beside(output: Path, recognition: Recognition | None, overwrite: bool
     """
     for name, content in (recognition.files() if recognition else {}).items():
         path = output.with_name(name)
+        check_output(path, "export.output", overwrite=True)
         if overwrite or not path.exists():
             continue
         there = Gate(str(path), SaveError).text(path)

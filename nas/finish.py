@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -24,6 +24,7 @@ from nas.page.network_result import NetworkResult
 from nas.page.reading import report_of
 from nas.page.report_data import Report
 from nas.quantities import latency_text
+from nas.saving import within
 from nas.settings import FinalRecipeSettings
 from nas.study.trial import record_scatter, scatter_of, train_to_the_end, trained
 from nas.training.final import Checkpoints, FinalProgress, FinalTraining
@@ -34,7 +35,7 @@ from nas.training.steps import TrainingError
 from nas.training_recipes import FinalRecipe
 from search_spaces.architecture import Architecture
 from search_spaces.errors import InputError
-from search_spaces.gate import Gate
+from search_spaces.gate import Gate, is_plain_name
 from search_spaces.space import SearchSpace
 
 _TORCHVISION = "torchvision:"
@@ -157,7 +158,7 @@ def train_best(
     known = {
         name: each
         for name, each in kept.items()
-        if each.get("recipe") == recipe and (folder / "bundles" / str(each.get("label", name))).exists()
+        if each.get("recipe") == recipe and within(folder, "bundles", _place(each, name)).exists()
     }
     # Timed anew, a front is a little different: that alone is no reason to train others.
     wanted = finalists(report, count, [name for name, each in known.items() if each.get("trials") == trials])
@@ -168,7 +169,10 @@ def train_best(
                 judged_on = gate.string("judged_on", known[found.id]["judged_on"])
                 continue
             assert found.architecture is not None
-            checkpoint = folder / "training" / f"{name}.safetensors"
+            # Names of a study from elsewhere may be paths.
+            place = name if is_plain_name(name) else found.id
+            checkpoint = within(folder, "training", f"{place}.safetensors")
+            bundled = within(folder, "bundles", place)
             label = f"{name} ({number} of {len(wanted)})"
             try:
                 finished = finish(found.architecture, images, settings, checkpoint, processes, label)
@@ -179,9 +183,9 @@ def train_best(
             if finished is None:
                 continue
             judged_on, judged = list(finished.judged.items())[-1]
-            console.print(f"{name}: {shown(judged)} ({judged_on})", markup=False)
-            bundle(folder / "bundles" / name, finished, _latency_rows(report, found), name)
-            made = {"judged_on": judged_on, "recipe": recipe, "trials": trials, "label": name}
+            console.print(f"{name}: {shown(judged)} ({judged_on})")
+            bundle(bundled, finished, _latency_rows(report, found), name)
+            made = {"judged_on": judged_on, "recipe": recipe, "trials": trials, "label": place}
             train_to_the_end(study, found.id, judged, made)
             checkpoint.unlink()
     return {
@@ -190,6 +194,12 @@ def train_best(
         "judged_on": judged_on,
         "recipe": recipe,
     }
+
+
+def _place(kept: Mapping[str, object], name: str) -> str:
+    """The name of a network's bundle, as the study has it."""
+    label = kept.get("label", name)
+    return label if isinstance(label, str) and is_plain_name(label) else name
 
 
 def measure_seed_scatter(

@@ -18,30 +18,12 @@ from nas.measuring.rounds import MeasurementError
 from nas.network import Network
 from nas.quantities import latency_text
 from nas.runtimes.runtime import Runtime
-from nas.saving import SaveError
 from nas.settings import ROUNDS
 from nas.training.bundle import FP32, INT8, Parity, write_bundle
 from search_spaces.architecture import Architecture
 
 # What a trained network is judged on.
 RANKING, TEST = "images that rank candidates", "test images that ranked none"
-
-
-def check_folder(folder: Path, setting: str, overwrite: bool) -> None:
-    """Refuse a folder of other files before anything is trained.
-
-    Args:
-        folder: where a bundle is to go.
-        setting: that names it, for the message.
-        overwrite: whether an older bundle is replaced.
-
-    Raises:
-        SaveError: if it is a file, or holds something that may not be replaced.
-    """
-    if folder.exists() and not folder.is_dir():
-        raise SaveError(f"{setting}={folder} is a file: name a folder")
-    if not overwrite and folder.exists() and any(folder.iterdir()):
-        raise SaveError(f"{folder} holds files already: name another folder in {setting}, or empty it")
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,7 +29,7 @@ from omegaconf.errors import OmegaConfBaseException
 from nas.help import FILE_GROUPS, choices_of, groups_of
 from nas.settings import ACCURACY_SCHEMAS, RENAMED_SAMPLERS, Chosen, HardwareConfig
 from nas.shell import remember
-from search_spaces.errors import InputError
+from search_spaces.errors import InputError, is_text
 from search_spaces.gate import MAX_YAML_BYTES, Gate, JsonObject
 from search_spaces.space import SearchSpace
 
@@ -63,6 +63,7 @@ def overrides_of(
         InputError: for an option or a key that does not exist, and for a file of one's own that cannot be
             used.
     """
+    _check_text(arguments)
     remember(["python", "-m", _module(command), *arguments])
     kinds, groups = key_kinds(schema), groups_of(command)
     typed = vars(_Words().parse_intermixed_args(arguments))
@@ -152,6 +153,19 @@ def read_own_file(group: str, path: Path) -> JsonObject:
         except InputError as error:
             gate.fail(f"is no search space: {error}")
     return data
+
+
+def _check_text(arguments: Sequence[str]) -> None:
+    """Refuse bytes that are no text: studies, pages and notes of weights repeat what was typed.
+
+    Raises:
+        InputError: naming the word.
+    """
+    for word in arguments:
+        if not is_text(word):
+            encoding = sys.getfilesystemencoding()
+            remedy = "rename it" if encoding == "utf-8" else "rename it, or set PYTHONUTF8=1"
+            raise InputError(f"{word} is no text in {encoding}: {remedy}")
 
 
 class _Words(argparse.ArgumentParser):
@@ -275,11 +289,11 @@ def _quoted(key: str, value: str, kind: str, several: bool) -> str:
         if value.startswith("~") and key not in _ELSEWHERE:
             with contextlib.suppress(RuntimeError):  # no such user: a name that begins so
                 value = str(Path(value).expanduser())
-        return value if _HARMLESS.fullmatch(value) and not _TYPED.fullmatch(value) else _literal(value)
+        return value if _HARMLESS.fullmatch(value) and not _TYPED.fullmatch(value) else literal(value)
     if kind == "texts" and (listed := _LISTED.fullmatch(value)):
         parts = [each.strip() for each in _entries(listed[1]) if each.strip()]
         return f"[{','.join(_quoted(key, each, 'text', False) for each in parts)}]"
-    return value if _parses(key, value) else _literal(value)
+    return value if _parses(key, value) else literal(value)
 
 
 def _entries(text: str) -> list[str]:
@@ -310,7 +324,12 @@ def _parses(key: str, value: str) -> bool:
     return True
 
 
-def _literal(value: str) -> str:
+def literal(value: str) -> str:
+    """A text in the quotes of Hydra's grammar, whatever characters it holds.
+
+    Args:
+        value: the text.
+    """
     # In quotes Hydra knows two escapes: the quote itself, and what begins an interpolation.
     escaped = re.sub(r"(\\*)'", r"\1\1\\'", value)
     escaped = re.sub(r"(\\+)$", r"\1\1", escaped)

@@ -27,6 +27,7 @@ from nas.accuracy.recipes import TARGETS
 from nas.command import command
 from nas.console import console, print_summary
 from nas.saving import check_output
+from nas.shell import shell_line
 from search_spaces.errors import InputError
 
 _USAGE = "usage: python -m nas.predictor fit data=FOLDER [extra=FILE] [output=FILE] [evaluate=false] [--help]"
@@ -117,13 +118,13 @@ def fit(settings: FitConfig) -> None:
         predictor = predictor.with_networks(extra)
     notes = _notes(networks, extra)
     predictor.save(output, notes)
-    own = "" if output == SHIPPED_PARAMETERS else f" accuracy.parameters={output}"
+    own = None if output == SHIPPED_PARAMETERS else str(output)
     rows = {
         "fitted to": "; ".join(notes.values()),
         **found,
         "file": f"{output} ({output.stat().st_size / 1e3:.0f} kB)",
     }
-    print_summary("ImageNet predictor", rows, f"python -m nas.search{own}")
+    print_summary("ImageNet predictor", rows, shell_line("nas.search", accuracy__parameters=own))
 
 
 def _notes(networks: list[TrainedNetwork], extra: list[TrainedNetwork]) -> dict[str, str]:

@@ -10,6 +10,7 @@ from nas.console import print_report_summary, print_summary, warn
 from nas.page.files import comparison_rows, write_comparison, write_report
 from nas.page.reading import ReportError, read_study
 from nas.saving import check_output
+from search_spaces.gate import check_database
 
 # Folders that need not be called by their keys: STUDY [OTHER].
 STUDIES = ("study", "compare")
@@ -39,6 +40,8 @@ def main(config: ReportConfig) -> None:
         raise ReportError("name the folder of a study, e.g.: python -m nas.report results/digits")
     if settings.output and settings.compare is None:
         raise ReportError("output is the file of a comparison: name the other study with compare=")
+    if settings.storage is not None:
+        check_database("storage", settings.storage)
     folder = Path(settings.study)
     study = read_study(folder, settings.storage, warn)
     if settings.compare is None:

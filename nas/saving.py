@@ -20,12 +20,13 @@ import os
 import shutil
 import socket
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from search_spaces.errors import InputError, masked
+from search_spaces.errors import InputError, masked, printable
 from search_spaces.gate import MEGABYTE, Gate, is_plain_name
 
 # What a disk says, and what to do then: anything else that the system refuses is a fault of ours.
@@ -44,6 +45,8 @@ _REMEDIES = DISK_ERRORS | {
     errno.ENXIO: "delete it, it is no file",
 }
 _COMMIT = ".commit.json"
+# Also the wide signs of East Asian keyboards.
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 _POLL_INTERVAL_S = 0.2
 
 
@@ -64,13 +67,14 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
     with saving(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            _write(temporary, content)
-            temporary.replace(path)
-        except OSError:
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
-            raise
+        with _alone(temporary) as descriptor:
+            try:
+                _fill(descriptor, content)
+                temporary.replace(path)
+            except OSError:
+                with suppress(OSError):
+                    temporary.unlink(missing_ok=True)
+                raise
         _synchronise(path.parent)
 
 
@@ -109,6 +113,11 @@ def write_together(
     finish(folder)
 
 
+def is_half_written(folder: Path) -> bool:
+    """True if a process died over :func:`write_together`, once it had decided what to do."""
+    return (folder / _COMMIT).exists()
+
+
 def finish(folder: Path) -> None:
     """Finish what :func:`write_together` had decided when its process died.
 
@@ -116,7 +125,7 @@ def finish(folder: Path) -> None:
         SaveError: if the folder cannot be written, or the list of changes is not one of ours.
     """
     path = folder / _COMMIT
-    if not path.exists():
+    if not is_half_written(folder):
         return
     gate = Gate(str(path), SaveError, "delete it to go on without the last change")
     changes = gate.mapping(gate.json(gate.text(path, MEGABYTE)))
@@ -157,19 +166,75 @@ def check_output(
     Raises:
         SaveError: if it is a folder, exists, cannot be written, or there is no room for it.
     """
-    if path.is_dir():
-        raise SaveError(f"{setting}={path} is a folder: name a file in it")
-    if path.exists() and not overwrite:
-        raise SaveError(f"{path} exists already: give another {setting}, or {otherwise}")
-    parent = path.absolute().parent
-    while not parent.exists():
-        parent = parent.parent
-    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-        raise SaveError(f"{setting}={path} cannot be written: {parent} is no folder that can be written to")
-    free = shutil.disk_usage(parent).free
+    try:
+        if path.is_dir():
+            raise SaveError(f"{setting}={path} is a folder: name a file in it")
+        if path.exists() and not path.is_file():
+            raise SaveError(f"{setting}={path} is no file: nothing is written in its place")
+        if path.exists() and not overwrite:
+            raise SaveError(f"{path} exists already: give another {setting}, or {otherwise}")
+        parent = _check_place(path, path.absolute().parent, setting)
+        free = shutil.disk_usage(parent).free
+    except OSError as error:
+        raise SaveError(f"{setting}={path} cannot be written: {error.strerror}") from None
     if free < size_bytes:
         needed, left = size_bytes / MEGABYTE, free / MEGABYTE
         raise SaveError(f"{setting}={path} needs about {needed:,.0f} MB, {parent} has {left:,.0f} left")
+
+
+def check_folder(folder: Path, setting: str, overwrite: bool = False) -> None:
+    """Refuse a folder before hours are spent on what is to be written in it.
+
+    Args:
+        folder: that files are to go into.
+        setting: that names it, for the message.
+        overwrite: whether files in it may be replaced.
+
+    Raises:
+        SaveError: if it is a file, cannot be written, or holds something that may not be replaced.
+    """
+    try:
+        if folder.exists() and not folder.is_dir():
+            raise SaveError(f"{setting}={folder} is a file: name a folder")
+        if not overwrite and folder.exists() and any(folder.iterdir()):
+            raise SaveError(f"{folder} holds files already: name another folder in {setting}, or empty it")
+        _check_place(folder, folder.absolute(), setting)
+    except OSError as error:
+        raise SaveError(f"{setting}={folder} cannot be written: {error.strerror}") from None
+
+
+def check_apart(outputs: Mapping[str, Path | None]) -> None:
+    """Refuse one place for several outputs, of which the last one would be left.
+
+    Args:
+        outputs: by the settings that name them; None where there is none.
+
+    Raises:
+        SaveError: naming two settings.
+    """
+    seen: dict[Path, str] = {}
+    for setting, path in outputs.items():
+        if path is not None and (other := seen.setdefault(path.resolve(), setting)) != setting:
+            raise SaveError(f"{other} and {setting} both name {path}: give each a place of its own")
+
+
+def _check_place(path: Path, folder: Path, setting: str) -> Path:
+    """The folder that is there already of those that a file is to lie in.
+
+    Raises:
+        OSError: if a name is too long, or the folder cannot be written.
+        SaveError: if it is no folder.
+    """
+    while not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        raise SaveError(f"{setting}={path} cannot be written: {folder} is no folder that can be written to")
+    # A name as it is while the file is being written.
+    longest = max((len(os.fsencode(each)) for each in path.absolute().relative_to(folder).parts), default=0)
+    if 0 < os.pathconf(folder, "PC_NAME_MAX") < longest + len("..tmp"):
+        raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+    with tempfile.TemporaryFile(dir=folder):  # what permissions do not say: root's, of kernels' folders
+        return folder
 
 
 @contextmanager
@@ -258,10 +323,9 @@ def _locked(path: Path, what: str, say: Callable[[str], None] | None, remedy: st
                 told = True
             time.sleep(_POLL_INTERVAL_S)
             continue
-        with suppress(FileNotFoundError):
-            if path.stat().st_ino == os.fstat(descriptor).st_ino:
-                return descriptor
-        os.close(descriptor)  # whoever held it before has taken the file away
+        if _is_still(path, descriptor):
+            return descriptor
+        os.close(descriptor)
 
 
 def note_holder(descriptor: int) -> None:
@@ -284,13 +348,42 @@ def holder(descriptor: int) -> str:
         return "another process"
 
 
-def _write(path: Path, content: str | bytes) -> None:
+@contextmanager
+def _alone(path: Path) -> Iterator[int]:
+    """The descriptor of a file that no other process is filling; it waits for one that is."""
     # Never through a link nor into a pipe, which may have come with a folder from elsewhere.
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    with open(os.open(path, flags, 0o644), "wb") as file:  # noqa: PTH123 - a descriptor, not a path
+    flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    while True:
+        descriptor = os.open(path, flags, 0o644)
+        try:
+            with suppress(OSError):  # some network drives know no locks
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            if _is_still(path, descriptor):
+                yield descriptor
+                return
+        finally:
+            os.close(descriptor)
+
+
+def _is_still(path: Path, descriptor: int) -> bool:
+    """True unless whoever held the file before has moved it into place, or taken it away."""
+    try:
+        return path.stat().st_ino == os.fstat(descriptor).st_ino
+    except FileNotFoundError:
+        return False
+
+
+def _fill(descriptor: int, content: str | bytes) -> None:
+    with open(descriptor, "wb", closefd=False) as file:
+        file.truncate()
         file.write(content.encode() if isinstance(content, str) else content)
         file.flush()
-        os.fsync(file.fileno())
+        os.fsync(descriptor)
+
+
+def _write(path: Path, content: str | bytes) -> None:
+    with _alone(path) as descriptor:
+        _fill(descriptor, content)
 
 
 def _synchronise(folder: Path) -> None:
@@ -303,11 +396,28 @@ def _synchronise(folder: Path) -> None:
 
 
 def spreadsheet_cell(text: str) -> str:
-    """A text that no spreadsheet takes for a formula."""
-    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
+    """A text that no spreadsheet takes for a formula, and that moves no cursor where the file is shown."""
+    text = printable(text, kept="\t\r\n")
+    return f"'{text}" if text.startswith(_FORMULA) else text
 
 
 def markdown_text(text: str) -> str:
     """A text as one line of Markdown that shows it as it is: no markup, no HTML, no new cell."""
-    line = " ".join(text.split())
+    line = printable(" ".join(text.split()))
     return "".join(f"\\{each}" if each in "\\`*[]<>|&#!" else each for each in line)
+
+
+def within(folder: Path, *names: str) -> Path:
+    """The place of a file or folder in a folder that may have come from elsewhere, with links in it.
+
+    Args:
+        folder: that nothing is to be written out of.
+        names: of folders in it, and of the file.
+
+    Raises:
+        SaveError: if it leads out of the folder.
+    """
+    path = folder.joinpath(*names)
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise SaveError(f"{path} leads out of {folder}: nothing is written through it; move the link away")
+    return path

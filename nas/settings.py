@@ -20,7 +20,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from nas.training_recipes import FinalRecipe, SupernetRecipe
 from search_spaces.blocks import SQUARE, is_oblong
 from search_spaces.errors import InputError
-from search_spaces.gate import is_host
+from search_spaces.gate import check_database, is_host
 from search_spaces.references import FAMILIES
 
 _C = TypeVar("_C")
@@ -523,7 +523,10 @@ class StudyConfig:
 
     def __post_init__(self) -> None:
         at_least("study.wait_s", self.wait_s, 0)
-        if self.name in ("", ".", "..") or Path(self.name).name != self.name:
+        if self.storage is not None:
+            check_database("study.storage", self.storage)
+        plain = self.name.isprintable() and Path(self.name).name == self.name
+        if not plain or self.name.strip() in ("", ".", ".."):
             raise InputError(
                 f"study.name must be the name of a folder, not {self.name!r}; study.folder says where it lies"
             )

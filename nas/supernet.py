@@ -15,7 +15,7 @@ from nas.assembly import dataset_settings
 from nas.command import command
 from nas.console import console, print_summary, progress_bars
 from nas.network import Network
-from nas.saving import check_output
+from nas.saving import check_apart, check_output
 from nas.settings import Chosen, DatasetConfig, SupernetSettings
 from nas.shell import shell_line
 from nas.tensors import read_tensors
@@ -45,6 +45,8 @@ def main(config: SupernetConfig) -> None:
     dataset = config.dataset
     images = dataset_settings(dataset)
     path = Path(settings.checkpoint)
+    start = Path(settings.start_from) if settings.start_from else None
+    check_apart({"supernet.checkpoint": path, "supernet.start_from": start})
     check_output(path, "supernet.checkpoint", overwrite=True)
     with joined(settings.device) as processes:
         if processes.is_first:

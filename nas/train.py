@@ -14,12 +14,13 @@ from nas.command import command
 from nas.console import console, print_summary
 from nas.cost import cost
 from nas.finish import finish
-from nas.model_card import bundle, check_folder
-from nas.saving import check_output
+from nas.model_card import bundle
+from nas.saving import check_apart, check_folder, check_output
 from nas.settings import DatasetConfig, FinalTrainSettings
 from nas.shell import shell_line
 from nas.tensors import write_tensors
-from nas.training.pretrained import table_note
+from nas.training.bundle import holds_bundle
+from nas.training.pretrained import holds_network, table_note
 from nas.training.processes import joined
 from search_spaces.architecture import Architecture
 from search_spaces.references import is_reference, reference
@@ -39,15 +40,17 @@ def main(config: FinalTrainConfig) -> None:
     torch.set_num_threads(settings.threads)
     images = dataset_settings(config.dataset)
     checkpoint = Path(settings.checkpoint)
-    if settings.bundle:
+    output, bundled = Path(settings.output), Path(settings.bundle) if settings.bundle else None
+    check_apart({"train.checkpoint": checkpoint, "train.output": output, "train.bundle": bundled})
+    goes_on = checkpoint.exists()
+    if bundled:
         # A training that goes on may have written its bundle already.
-        check_folder(Path(settings.bundle), "train.bundle", checkpoint.exists())
-    output = Path(settings.output)
+        check_folder(bundled, "train.bundle", goes_on and holds_bundle(bundled))
     architecture = _architecture(settings)
     # The same command goes on with what it has written before, and replaces nothing else.
     size_bytes = 4 * cost(architecture).parameters
     check_output(checkpoint, "train.checkpoint", overwrite=True, size_bytes=2 * size_bytes)
-    check_output(output, "train.output", checkpoint.exists(), size_bytes)
+    check_output(output, "train.output", goes_on and holds_network(output), size_bytes)
     with joined(settings.device) as processes:
         if processes.is_first:
             console.print(data.check(images))
@@ -63,8 +66,8 @@ def main(config: FinalTrainConfig) -> None:
     }
     write_tensors(output, finished.network.state_dict(), notes)
     rows["weights"] = str(output)
-    if settings.bundle:
-        rows |= bundle(Path(settings.bundle), finished, title=Path(settings.architecture).stem)
+    if bundled:
+        rows |= bundle(bundled, finished, title=Path(settings.architecture).stem)
     following = shell_line(
         "nas.export", export__architecture=settings.architecture, export__weights=str(output)
     )

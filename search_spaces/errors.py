@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 import re
+import unicodedata
+from urllib.parse import unquote
 
 MAX_MESSAGE = 300
 # The password in a URL, up to the last @ of the word: it may contain one itself.
-_PASSWORD = re.compile(r"(://[^\s/:@]*):[^\s]*@|([?&](?:password|passwd|sslpassword)=)[^&\s]*", re.IGNORECASE)
+_SCHEME = r"(?:://|(?<![^\s='\"(,\[])[A-Za-z][\w+.]*:/?)"
+_PASSWORD = re.compile(rf"({_SCHEME}[^\s:@]*):(?!//)[^\s]*@")
+# ... with spaces in it, or without a host behind it. What is a port is no password.
+_NO_PORT = r"(?!\d{1,5}(?:[^\w@]|$))"
+_SPACED = re.compile(rf"(://[^\s:@]*):{_NO_PORT}[^\s@]+(?:\s[^\s@:]+){{1,8}}@")
+_BARE = re.compile(rf"(://[^\s:@/'\"]+):{_NO_PORT}[^\s@/?*]+(?=$|[\s/?])")
+# What settings of a connection are called, in the query of a URL or with spaces between them.
+_SETTING = re.compile(r"(?<=[?&;\s])([\w.%-]{1,60})=([^&;\s]+)|^([\w.%-]{1,60})=([^&;\s]+)")
+_SECRET = re.compile(r"pass(?!file)|pwd|secret|token|api_?key|odbc_connect", re.IGNORECASE)
 
 
 class InputError(ValueError):
@@ -22,8 +32,42 @@ class InputError(ValueError):
 
 
 def masked(text: str) -> str:
-    """A text in which no URL tells its password any longer."""
-    return _PASSWORD.sub(lambda found: f"{found[1]}:***@" if found[1] else f"{found[2]}***", text)
+    """A text in which no URL, nor any setting of a connection, tells its password any longer."""
+    if ":" in text:
+        for pattern, end in ((_PASSWORD, "@"), (_SPACED, "@"), (_BARE, "")):
+            text = pattern.sub(lambda found, end=end: f"{found[1]}:***{end}", text)  # type: ignore[misc]
+    return _SETTING.sub(_without_secret, text) if "=" in text else text
+
+
+def _without_secret(found: re.Match[str]) -> str:
+    name = found[1] or found[3]
+    return f"{name}=***" if _SECRET.search(unquote(name)) else found[0]
+
+
+def is_text(name: str) -> bool:
+    """False of a file's or folder's name with bytes that are no text, which no page can hold, nor a note."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def printable(text: str, kept: str = "") -> str:
+    """A text that moves no cursor, changes no colour and reorders nothing where it is shown.
+
+    Args:
+        text: from anywhere.
+        kept: characters besides those that show: lines may break there.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        each
+        if each.isprintable() or each in kept or unicodedata.category(each) == "Zs"
+        else each.encode("unicode_escape").decode()
+        for each in text
+    )
 
 
 def shorten(text: str, most: int = MAX_MESSAGE) -> str:
@@ -32,12 +76,7 @@ def shorten(text: str, most: int = MAX_MESSAGE) -> str:
     Where it went wrong stands at the beginning of a message, what to do at its end.
     """
     text = text if len(text) <= 4 * most else f"{text[: 2 * most]} … {text[-2 * most :]}"
-    line = masked(" ".join(text.split()))
-    if not line.isprintable():
-        # Escape sequences of terminals, among others.
-        line = "".join(
-            each if each.isprintable() else each.encode("unicode_escape").decode() for each in line
-        )
+    line = printable(masked(" ".join(text.split())))
     if len(line) <= most:
         return line
     end = most // 3

@@ -17,15 +17,16 @@ import math
 import os
 import re
 import stat
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn, TypeAlias, TypeVar, cast
 
 import yaml
+from yaml.events import Event
 
-from search_spaces.errors import InputError, shorten
+from search_spaces.errors import InputError, is_text, shorten
 
 # What a file holds once it is behind the gate.
 Json: TypeAlias = "dict[str, Json] | list[Json] | str | int | float | bool | None"
@@ -48,6 +49,11 @@ MAX_TEXT = 10_000
 # Names become file names, titles and parts of commands.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}")
 _HOST = re.compile(r"[A-Za-z0-9_\[][^\s;&|<>$`'\"()\\]*")
+# Scheme; user and password; host or address; port; database and query.
+_DATABASE = re.compile(
+    r"[A-Za-z][\w+.-]*://(?:[^\s:@/]*(?::[^\s@]*)?@)?(?:\[[\w:.%]*\]|[^\s:@/?\[\]]*)(?::\d{1,5})?(?:[/?]\S*)?"
+)
+_SQLITE = re.compile(r"sqlite(?:\+\w+)?:///[^?\n]+(?:\?\S*)?", re.IGNORECASE)
 _LARGEST_INTEGER = 2**63
 
 
@@ -72,6 +78,23 @@ def check_name(setting: str, name: str) -> None:
 def is_host(text: str) -> bool:
     """True if ssh takes a text for a host, and neither ssh nor a shell takes it for anything else."""
     return bool(_HOST.fullmatch(text)) and not re.search(r"[@/]-", text)
+
+
+def check_database(setting: str, url: str) -> None:
+    """Refuse what is no database's URL, also one whose parts are told apart wrongly: it may hold a password.
+
+    Raises:
+        InputError: naming the setting, and nothing of what it was given.
+    """
+    if url.lower().startswith("sqlite"):
+        if _SQLITE.fullmatch(url) and ":memory:" not in url:
+            return
+        raise InputError(f"{setting} names no file of a database: write e.g. sqlite:///study.db")
+    if not _DATABASE.fullmatch(url):
+        raise InputError(
+            f"{setting} is no URL of a database: write e.g. postgresql://user@host/database (in names and "
+            "passwords a space is %20, an @ is %40)"
+        )
 
 
 def inside(folder: Path, name: str) -> Path:
@@ -204,12 +227,7 @@ class Gate:
             self.fail(f"is too large for a YAML file of this kind: {len(text):,} characters")
         loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
         try:
-            depth = 0
-            for event in yaml.parse(text, Loader=loader):
-                depth += isinstance(event, yaml.CollectionStartEvent)
-                depth -= isinstance(event, yaml.CollectionEndEvent)
-                if depth > MAX_DEPTH:
-                    self.fail(f"is nested more than {MAX_DEPTH} deep")
+            self._check_events(yaml.parse(text, Loader=loader))
             data = yaml.load(text, Loader=loader)  # noqa: S506 - one of the two safe loaders
         except self.error:
             raise
@@ -218,6 +236,32 @@ class Gate:
             reason = str(error).replace('"<unicode string>", ', "")
             self.fail(f"is not valid YAML: {reason}")
         return self.plain(data, MAX_YAML_VALUES)
+
+    def _check_events(self, events: Iterable[Event]) -> None:
+        """Look at the nesting of a YAML text and at the keys of its mappings, before anything is made."""
+        # Of each collection around an event: the keys so far, None of a list; and whether a key comes next.
+        around: list[set[str] | None] = []
+        at_key: list[bool] = []
+        for event in events:
+            if isinstance(event, yaml.CollectionEndEvent):
+                around.pop()
+                at_key.pop()
+                continue
+            keys = around[-1] if around else None
+            if keys is not None and isinstance(event, yaml.NodeEvent):
+                if at_key[-1] and isinstance(event, yaml.ScalarEvent):
+                    if event.value == "<<":
+                        # Of older PyYAMLs these grow without bounds.
+                        self.fail("merges mappings by <<, which is not known here: write them out")
+                    if event.value in keys:
+                        self.fail(f"has the key {_shown(event.value)} twice in one mapping")
+                    keys.add(event.value)
+                at_key[-1] = not at_key[-1]
+            if isinstance(event, yaml.CollectionStartEvent):
+                around.append(set() if isinstance(event, yaml.MappingStartEvent) else None)
+                at_key.append(True)
+                if len(around) > MAX_DEPTH:
+                    self.fail(f"is nested more than {MAX_DEPTH} deep")
 
     def plain(self, data: object, most: int = MAX_VALUES, longest_text: int = MAX_TEXT) -> Json:
         """The same data, which holds nothing but bounded plain values.
@@ -246,9 +290,11 @@ class Gate:
             elif kind is str:
                 if len(value) > longest_text:
                     self.fail(f"holds a text of {len(value):,} characters")
+                if not (value.isascii() or is_text(value)):
+                    self.fail(f"holds half a character: {_shown(value)}")
             elif kind is dict:
                 for key in value:
-                    if type(key) is not str or len(key) > MAX_TEXT:
+                    if type(key) is not str or len(key) > MAX_TEXT or not (key.isascii() or is_text(key)):
                         self.fail(f"has a key that is no short text: {shorten(repr(key)[:80], 80)}")
                 stack += [(each, depth + 1) for each in value.values()]
             elif kind is list:

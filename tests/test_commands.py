@@ -59,6 +59,9 @@ from tests.cases import QUICK, TINY_SPACE, Run, assert_drawn, refused
         (["hardware=rpi4", "objective=mnasnet"], ["objective.target_ms"]),
         (["hardware=rpi4", "objective.third=colour"], ["macs", "colour"]),
         (["hardware=rpi4", "study.name=../elsewhere"], ["../elsewhere", "study.folder"]),
+        (["hardware=rpi4", "study.name=a\nb"], ["study.name", r"a\nb"]),
+        (["hardware=rpi4", "study.name=\udcff"], [r"study.name=\udcff is no text"]),
+        (["hardware=rpi4", "study.storage=study.db"], ["study.storage is no URL of a database"]),
         (["hardware=rpi4", "search_space.resolutions=[[224,160]]"], ["[224, 160]", "images are square here"]),
         (["hardware=rpi4", "search_space.resolutions=[224x160]"], ["224x160", "images are square here"]),
         (["accuracy=train", "dataset.resolutions=[[32,16]]"], ["[32, 16]", "images are square here"]),
@@ -80,14 +83,19 @@ def test_bad_input_is_one_clear_line(
         ("train", "train.output=file/weights", "is no folder that can be written to"),
         ("train", "train.output=file", "file exists already: give another train.output, or move it away"),
         ("train", "train.checkpoint=file/training", "train.checkpoint=file/training cannot be written"),
+        ("train", "train.checkpoint=trained.safetensors", "train.checkpoint and train.output both name"),
+        ("train", "train.bundle=/proc/new", "train.bundle=/proc/new cannot be written"),
         ("supernet", "supernet.checkpoint=folder", "supernet.checkpoint=folder is a folder"),
         ("supernet", "supernet.checkpoint=file/weights", "is no folder that can be written to"),
         ("export", "export.output=file/model.onnx", "is no folder that can be written to"),
+        ("export", "export.output=.", "export.output=. is a folder: name a file in it"),
+        ("export", f"export.output={'x' * 250}.onnx", "File name too long"),
         ("profile", "profile.kit=folder", "profile.kit=folder is a folder"),
         ("profile", "profile.kit=file", "file exists already: give another profile.kit, or move it away"),
         ("validate", "validate.kit=file/kit.zip", "is no folder that can be written to"),
         ("search", "study.folder=file", "is no folder that can be written to"),
         ("compare", "compare.output=file", "compare.output=file is a file"),
+        ("compare", "compare.output=/proc/new", "compare.output=/proc/new cannot be written"),
         ("predictor", "output=folder", "output=folder is a folder"),
     ],
 )
@@ -106,6 +114,21 @@ def test_an_output_that_cannot_be_written_is_refused_first(
     refused(run(command, *small.get(command, ["hardware=rpi4"]), argument), part)
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "folder"]
     assert (tmp_path / "file").read_text() == "kept"
+
+
+@pytest.mark.parametrize("option", ["--cfg=job", "--info=all"])
+def test_a_configuration_is_shown_without_passwords(run: Run, option: str) -> None:
+    outcome = run("search", "study.storage=postgresql://me:secret@host/db", option)
+    assert outcome.code == 0
+    assert "storage: postgresql://me:***@host/db" in outcome.out
+    assert "secret" not in outcome.out + outcome.err
+
+
+def test_a_folder_that_is_gone_is_one_line(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    refused(run("search", "hardware=rpi4"), "change into another one")
 
 
 def test_log_handlers_of_others_stay_open(run: Run) -> None:

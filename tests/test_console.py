@@ -1,5 +1,7 @@
 """What commands print, on terminals of any width."""
 
+import io
+
 import pytest
 from rich.console import Console
 
@@ -25,3 +27,17 @@ def test_no_word_of_a_table_is_broken(width: int, monkeypatch: pytest.MonkeyPatc
     )
     # Wide terminals have one line a row.
     assert (width < 140) or sum("mobilenet_v1" in line and "21.2" in line for line in text.splitlines()) == 1
+
+
+def test_names_of_others_move_no_cursor(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "a\x1b[2J\x1b]0;title\x07\u202eb\x9b31m [/red] :smile:"
+    shown = io.StringIO()
+    monkeypatch.setattr(console.console, "_file", shown)
+    console.warn(name)
+    console.print_summary(name, {name: name}, name)
+    console.print_columns(name, [name], [[name]])
+    with console.progress_bars() as bars:
+        bars.add_task(name)
+    text = shown.getvalue()
+    assert not {*text} & {"\x1b", "\x07", "\x9b", "\u202e"}
+    assert r"a\x1b[2J\x1b]0;title\x07\u202eb\x9b31m [/red] :smile:" in text

@@ -113,7 +113,17 @@ def check_kit(path: Path, setting: str) -> None:
     Raises:
         SaveError: if it is a folder, another file, or cannot be written.
     """
-    check_output(path, setting, overwrite=path.is_file() and zipfile.is_zipfile(path))
+    check_output(path, setting, overwrite=_is_kit(path))
+
+
+def _is_kit(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    try:
+        with zipfile.ZipFile(path) as opened:
+            return board.MANIFEST in opened.namelist()
+    except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile):
+        return False
 
 
 def write_kit(

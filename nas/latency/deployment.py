@@ -20,7 +20,7 @@ from nas.measuring.progress import ProfileProgress
 from nas.measuring.rounds import Journal, RefusedError, Runner, Schedule, measure, steadied
 from nas.runtimes.runtime import Runtime
 from nas.runtimes.subject import RuntimeUnavailableError
-from nas.saving import spreadsheet_cell, write_atomically
+from nas.saving import markdown_text, spreadsheet_cell, write_atomically
 from search_spaces.architecture import Architecture
 from search_spaces.tasks import TaskNetwork
 
@@ -149,8 +149,9 @@ def save(deployments: Sequence[Deployment], folder: Path) -> None:
 def markdown(deployments: Sequence[Deployment]) -> str:
     """A row for each network, a column for each configuration: p50 in milliseconds."""
     header, *rows = matrix(deployments)
-    lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
-    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)]) + "\n"
+    cells = [header, *((markdown_text(name), *times) for name, *times in rows)]
+    lines = [f"| {' | '.join(row)} |" for row in cells]
+    return "\n".join([lines[0], "|---" * len(header) + "|", *lines[1:]]) + "\n"
 
 
 def matrix(deployments: Sequence[Deployment]) -> list[tuple[str, ...]]:

@@ -25,8 +25,9 @@ from nas.latency.sessions import Bench, NetworkRecord
 from nas.latency.table import LatencyTable, TableError
 from nas.measuring.rounds import MeasurementError
 from nas.quantities import latency_text
-from nas.saving import spreadsheet_cell, write_together
+from nas.saving import markdown_text, spreadsheet_cell, write_together
 from search_spaces.architecture import Architecture
+from search_spaces.errors import printable
 from search_spaces.gate import Gate, made
 from search_spaces.layers import layer_keys
 from search_spaces.references import published_top1
@@ -301,7 +302,7 @@ FAMILY_COLUMNS = ("network", "top-1 % (published)", "params M", "MACs M", "p50 m
 def _markdown(validation: Validation) -> str:
     card = validation.card
     lines = [
-        f"# Validation of the latency table: {card.title}",
+        f"# Validation of the latency table: {markdown_text(card.title)}",
         "",
         f"{card.calibrated.networks} networks that played no part in the calibration, measured end to end on "
         f"{card.created[:10]}, {card.conditions['rounds']} interleaved rounds. "
@@ -336,7 +337,7 @@ def _plot(validation: Validation) -> bytes:
     axes.scatter(actual, validation.raw_ms, s=12, color="#d55e00", marker="x", label="sum of layers")
     axes.scatter(actual, validation.predicted_ms, s=12, color="#0072b2", label="calibrated")
     axes.set(xscale="log", yscale="log", xlim=limits, xlabel="measured ms", ylabel="predicted ms")
-    axes.set_title(validation.card.title, fontsize=8)
+    axes.set_title(printable(validation.card.title), fontsize=8)
     axes.legend(frameon=False)
     picture = io.BytesIO()
     figure.savefig(picture, dpi=150, bbox_inches="tight")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import textwrap
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from nas.page.report_data import Report
 from nas.page.sentences import accuracy_label
 from nas.quantities import latency_text
 from nas.saving import write_atomically
+from search_spaces.errors import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -46,7 +48,9 @@ def save_pareto_figures(report: Report, folder: Path) -> list[Path]:
     import matplotlib
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context(_SETTINGS):
+    with matplotlib.rc_context(_SETTINGS), warnings.catch_warnings():
+        # Of names in scripts that the fonts have not.
+        warnings.filterwarnings("ignore", message="Glyph")
         figure = Figure(figsize=_INCHES, layout="constrained")
         _draw(figure.add_subplot(), report)
         png, svg = io.BytesIO(), io.BytesIO()
@@ -121,7 +125,7 @@ def _draw(axes: Axes, report: Report) -> None:
             edgecolors="white",
             linewidths=0.5,
             zorder=4,
-            label=reference.label.item(),
+            label=printable(reference.label.item()),
         )
     if report.bound_ms is not None:
         axes.axvline(report.bound_ms, color="black", linestyle="--", linewidth=0.8)
@@ -134,9 +138,12 @@ def _draw(axes: Axes, report: Report) -> None:
             ha="center",
             fontsize=7,
         )
-    title = textwrap.fill(report.title, _LABEL_CHARACTERS)
-    axes.set_xlabel(f"latency in ms ({', '.join(frame.latency_source.unique())})\n{title}")
-    axes.set_ylabel(f"{accuracy_label(report)} ({', '.join(frame.accuracy_source.unique())})")
+    title = textwrap.fill(printable(" ".join(report.title.split())), _LABEL_CHARACTERS)
+    sources = {
+        each: printable(", ".join(frame[f"{each}_source"].unique())) for each in ("latency", "accuracy")
+    }
+    axes.set_xlabel(f"latency in ms ({sources['latency']})\n{title}")
+    axes.set_ylabel(f"{accuracy_label(report)} ({sources['accuracy']})")
     if below:
         axes.set_ylim(bottom=floor)
     axes.grid(linewidth=0.3)

@@ -23,14 +23,15 @@ from nas.page import sentences
 from nas.page.comparison import equal_budgets
 from nas.page.figures import save_pareto_figures
 from nas.page.network_result import NetworkResult
-from nas.page.reading import ReportError, report_of
+from nas.page.reading import report_of
 from nas.page.rendering import comparison_page, report_page, summary
 from nas.page.report_data import Report
 from nas.page.sentences import MIXED_KINDS
 from nas.pictures.recognition import LABELS, labels
 from nas.quantities import signed
-from nas.saving import markdown_text, spreadsheet_cell, write_atomically
+from nas.saving import markdown_text, spreadsheet_cell, within, write_atomically
 from nas.shell import shell_line
+from search_spaces.errors import printable
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,15 +63,13 @@ def write_report(folder: Path, study: optuna.Study) -> ReportFiles:
     """
     report = report_of(study)
     folder.mkdir(parents=True, exist_ok=True)
-    if folder.joinpath("architectures").is_symlink():
-        raise ReportError(f"{folder}/architectures is a link: nothing is written through it")
     files = ReportFiles(
         report=report,
         html=folder / "report.html",
         summary=folder / "summary.md",
         figures=tuple(save_pareto_figures(report, folder)),
         table=folder / "pareto.csv",
-        architectures=folder / "architectures",
+        architectures=within(folder, "architectures"),
     )
     write_atomically(files.html, report_page(report))
     write_atomically(files.summary, summary(report))
@@ -182,7 +181,7 @@ def _write_architectures(report: Report, folder: Path) -> None:
             f"{network.macs / 1e6:,.1f} M multiply-accumulates, {network.parameters / 1e6:.2f} M parameters",
             report.title,
         ]
-        comments = "".join(f"# {' '.join(line.split())}\n" for line in header if line)
+        comments = "".join(f"# {printable(' '.join(line.split()))}\n" for line in header if line)
         write_atomically(folder / f"{network.id}.yaml", comments + network.architecture.to_yaml())
 
 

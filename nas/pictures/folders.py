@@ -19,7 +19,7 @@ from pathlib import Path
 from statistics import median
 
 from nas.pictures.decode import SUFFIXES, PictureError, check_picture
-from search_spaces.errors import InputError
+from search_spaces.errors import InputError, is_text
 
 VALIDATION_NAMES = ("val", "valid", "validation")
 _WANTED = "wanted is a folder for each class, or train/ and val/ with such folders"
@@ -253,6 +253,10 @@ class _Scan:
         """
         found: dict[str, list[Path]] = defaultdict(list)
         for folder in folders:
+            if not is_text(folder.name):
+                raise DatasetError(
+                    f"the class folder {folder} has a name that is no text in UTF-8: rename it"
+                )
             before = Counter(self.ignored)
             pictures = list(self._below(folder, {folder.resolve()}))
             if not pictures:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from nas import __version__
 from nas.pictures.preprocessing import Preprocessing
+from search_spaces.errors import printable
 from search_spaces.gate import Gate
 
 LABELS = "labels.txt"
@@ -62,7 +63,7 @@ class Recognition:
 
 def labels(classes: Sequence[str]) -> str:
     """Names of classes, one a line, in the order of a network's outputs."""
-    return "".join(f"{' '.join(name.split())}\n" for name in classes)
+    return "".join(f"{printable(' '.join(name.split()))}\n" for name in classes)
 
 
 def versions() -> dict[str, str]:

@@ -173,7 +173,8 @@ def records(
         record = _check(where, values)
         # Of a new trial what is checked by then is most of it: parameters and their distributions.
         rest = [record.get(name) for name in _ATTRIBUTES] if record["op_code"] == 4 else [record]
-        if not all(map(_is_flat, rest)):
+        # Of what is written \ud800, half a character may be all there is.
+        if b"\\ud" in line or b"\\uD" in line or not all(map(_is_flat, rest)):
             where.plain(rest, longest_text=MAX_LINE)
         yield record
 

@@ -29,7 +29,7 @@ from nas.graphs.quantize import quantize
 from nas.measuring.models import OnnxRunner
 from nas.network import Layer, Network, layers_of
 from nas.pictures.recognition import Recognition
-from nas.saving import markdown_text, write_together
+from nas.saving import is_half_written, markdown_text, write_together
 from nas.training.network_code import NETWORK_CODE, predict_code
 from search_spaces.errors import InputError
 from search_spaces.ops import Add, Conv, Linear, Pool, SqueezeExcitation
@@ -44,6 +44,18 @@ FP32, INT8, WEIGHTS, CODE, PREDICT, CARD = (
 )
 # Of logits, relative to the largest: sums come in another order in another library.
 _TOLERANCE = 1e-3
+
+
+def holds_bundle(folder: Path) -> bool:
+    """True if a bundle replaces nothing of others there: there is one, whole or half-written, or nothing.
+
+    Args:
+        folder: where a bundle is to go.
+    """
+    if not folder.is_dir():
+        return True
+    names = {each.name for each in folder.iterdir() if not each.name.startswith(".")}
+    return not names or names >= {FP32, WEIGHTS, CODE, PREDICT} or is_half_written(folder)
 
 
 class BundleError(InputError):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from nas.network import TORCHVISION_V2_NORM_EPSILON, Network, WeightsError, load_torchvision_weights
-from nas.tensors import read_tensors
+from nas.tensors import read_notes, read_tensors
 from search_spaces.architecture import Architecture
 from search_spaces.gate import Gate
 from search_spaces.references import canonical_name, reference
@@ -98,6 +99,19 @@ def _from_file(path: Path) -> Network:
     except RuntimeError as error:
         gate.fail(f"does not fit its own block table: {str(error).splitlines()[-1].strip()}")
     return network.eval()
+
+
+def holds_network(path: Path) -> bool:
+    """True if a file is one of weights that says what network it is of.
+
+    Args:
+        path: of the file.
+    """
+    if not path.is_file():
+        return False
+    with suppress(WeightsError):
+        return TABLE_NOTE in read_notes(path, Gate(str(path), WeightsError))
+    return False
 
 
 def table_note(architecture: Architecture) -> dict[str, str]:

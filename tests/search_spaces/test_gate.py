@@ -1,11 +1,12 @@
 import os
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
-from search_spaces.errors import InputError
-from search_spaces.gate import MAX_YAML_BYTES, Gate, inside, is_plain_name
+from search_spaces.errors import InputError, masked
+from search_spaces.gate import MAX_YAML_BYTES, Gate, check_database, inside, is_plain_name
 
 
 class OwnError(InputError):
@@ -136,6 +137,16 @@ def test_messages_are_one_short_printable_line() -> None:
         "postgresql://:secret@host/db",
         "postgresql://host/db?user=me&password=secret",
         "study.storage=postgresql://me:secret@host/db search.trials=3",
+        "postgresql://me:my secret@host/db",
+        "postgresql:/me:secret@host/db",
+        "'postgresql:me:secret@host/db'",
+        "postgresql://host:secret/db",
+        "postgresql://host:secret",
+        "mysql://host/db?pwd=secret&x=1",
+        "postgresql://host/db?pass%77ord=secret",
+        "postgresql://host/db?user=me;SSLPASSWORD=secret",
+        "mssql+pyodbc://host/?odbc_connect=UID%3Dme%3BPWD%3Dsecret",
+        "host=host password=secret dbname=db",
     ],
 )
 def test_passwords_are_masked_in_every_message(url: str) -> None:
@@ -143,3 +154,63 @@ def test_passwords_are_masked_in_every_message(url: str) -> None:
     assert "secret" not in message
     assert "***" in message
     assert "host" in message
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "postgresql://host:5432/db hardware.host=pi@board",
+        "postgresql://me@host:5432/db?passfile=/home/me/.pgpass",
+        "10:30:12@noon and C:/a:b sqlite:///C:/x.db",
+        "see https://a.example/b: it says me@host",
+    ],
+)
+def test_what_is_no_password_stays(text: str) -> None:
+    assert masked(text) == text
+
+
+@pytest.mark.parametrize(
+    ("url", "fits"),
+    [
+        ("postgresql://me@host/db", True),
+        ("postgresql+psycopg://me:a%40b@[::1]:5432/db?sslmode=require", True),
+        ("postgresql:///db?host=/tmp/x", True),
+        ("sqlite:////tmp/my studies.db", True),
+        ("sqlite://", False),  # in memory: lost with its process
+        ("postgresql://me:my secret@host/db", False),
+        ("postgresql://me:sec@ret@host/db", False),  # "ret" would be the host, and said
+        ("postgresql://me:secret", False),  # "secret" would be the port, and said
+        ("postgresql:/me:secret@host/db", False),
+        ("host=host password=secret", False),
+    ],
+)
+def test_a_database_is_known_by_its_url(url: str, fits: bool) -> None:
+    with nullcontext() if fits else pytest.raises(InputError, match=r"study.storage (is|names) no") as caught:
+        check_database("study.storage", url)
+    assert caught is None or "sec" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("name: a\nname: b", "has the key 'name' twice"),
+        ("x: [{a: 1, b: {}, a: 2}]", "has the key 'a' twice"),
+        # With older PyYAMLs nine such lines are gigabytes.
+        ("a: &a {k: 1}\nb: {<<: [*a, *a]}", "merges mappings by <<"),
+    ],
+)
+def test_mappings_of_a_yaml_are_what_they_look_like(text: str, reason: str) -> None:
+    with pytest.raises(InputError, match=reason):
+        Gate("x.yaml").yaml(text)
+    assert Gate("x.yaml").yaml("[{a: a, b: {a: [a, a]}}, {a: a}]") == [
+        {"a": "a", "b": {"a": ["a", "a"]}},
+        {"a": "a"},
+    ]
+
+
+@pytest.mark.parametrize("text", ['"\\ud800"', '{"\\udfff": 1}'])
+def test_half_a_character_is_refused(text: str) -> None:
+    # No page nor file could hold it: the traceback came when it was written.
+    with pytest.raises(InputError, match=r"half a character|no short text"):
+        Gate("x.json").json(text)
+    assert Gate("x.json").json('"\\ud83d\\ude00"') == "\U0001f600"
