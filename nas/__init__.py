@@ -4,8 +4,9 @@ import os
 import sys
 from types import TracebackType
 
-# As `python -m nas.search`, which is still to be found: to import all that it needs takes seconds.
-if sys.argv[:1] == ["-m"]:
+# As `python -m nas.search`, which is still to be found, or `mobilenet-nas search`: to import all that they
+# need takes seconds.
+if sys.argv and sys.argv[0].rpartition("/")[2] in ("-m", "mobilenet-nas"):
 
     def _say_interrupted(
         kind: type[BaseException], error: BaseException, trace: TracebackType | None

@@ -21,10 +21,11 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from nas.console import PrintableConsole, print_in_any_locale
+from nas.disk import DISK_ERRORS, cannot_write
+from nas.ending import Ending
 from nas.help import CONFIG_FOLDER, help_text
 from nas.measuring.rounds import MeasurementError
 from nas.overrides import literal, overrides_of
-from nas.saving import DISK_ERRORS, cannot_write
 from nas.settings import ACCURACY_SCHEMAS, settings_of
 from search_spaces.blocks import SQUARE, is_oblong
 from search_spaces.errors import InputError, is_text, masked, printable, shorten
@@ -55,6 +56,7 @@ def command(
         positional: keys whose values may stand alone on the command line, in this order.
     """
     print_in_any_locale()
+    ending = Ending()
     errors = PrintableConsole(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False)
     asks_how = bool({"--help", "-h"} & set(sys.argv[1:]))
     try:
@@ -97,8 +99,8 @@ def command(
         errors.print(f"error: {masked(cannot_write(error, others))}", style="red")
         sys.exit(2)
     except KeyboardInterrupt:
-        errors.print("interrupted; the same command continues where this one stopped")
-        sys.exit(130)
+        errors.print(f"{ending.how}; the same command continues where this one stopped")
+        sys.exit(ending.code)
 
 
 def _check_folder() -> None:

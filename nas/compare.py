@@ -9,7 +9,7 @@ from typing import cast
 
 from nas.command import command
 from nas.console import console, measuring_progress, print_columns, print_summary, warn
-from nas.latency.deployment import best_of_each, matrix, measure_deployments, save
+from nas.latency.deployment import best_of_each, matrix, measured_deployments, save
 from nas.latency.hardware import check_threads
 from nas.measuring.conditions import usable_cores
 from nas.page.reading import read_study, report_of
@@ -80,9 +80,9 @@ def main(config: CompareConfig) -> None:
     console.print(f"{len(networks)} networks on {len(runtimes)} configurations, {settings.rounds} rounds")
     folder = Path(settings.output)
     check_folder(folder, "compare.output", overwrite=True)
-    with measuring_progress() as bars:
-        found, refused = measure_deployments(networks, runtimes, folder, settings.rounds, settings.seed, bars)
-    save(found, folder)
+    asked = networks, runtimes, folder, settings.rounds, settings.seed
+    with measuring_progress() as bars, measured_deployments(*asked, bars) as (found, refused):
+        save(found, folder)
     header, *rows = matrix(found)
     what = f", the whole model for {task.name} ({task.classes} classes)" if task else ""
     print_columns(

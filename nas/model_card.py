@@ -12,7 +12,7 @@ from nas.accuracy.train import calibration_images, judge_quantized
 from nas.console import console, measuring_progress, warn
 from nas.cost import cost
 from nas.data import DatasetSettings, Split
-from nas.latency.deployment import measure_deployments
+from nas.latency.deployment import measured_deployments
 from nas.measuring.conditions import cpu_model
 from nas.measuring.rounds import MeasurementError
 from nas.network import Network
@@ -107,14 +107,15 @@ def latency_rows(architecture: Architecture, folder: Path) -> dict[str, str]:
     """Percentiles of both ONNX files on this machine; why there are none where it did not hold still."""
     files = {FP32: Runtime(), INT8: Runtime(precision="int8")}
     try:
-        with measuring_progress() as bars:
-            timed, _ = measure_deployments(
-                {architecture.id: architecture}, [*files.values()], folder, ROUNDS, 0, bars
-            )
+        networks = {architecture.id: architecture}
+        with (
+            measuring_progress() as bars,
+            measured_deployments(networks, [*files.values()], folder, ROUNDS, 0, bars) as (timed, _),
+        ):
+            by_runtime = {each.runtime: each for each in timed}
     except MeasurementError as error:
         warn(f"warning: latency was not measured: {error}")
         return {"not measured": str(error)}
-    by_runtime = {each.runtime: each for each in timed}
     console.print(f"timed on {cpu_model()}")
     return {
         "measured on": f"{cpu_model()}, ONNX Runtime, one thread, one image",

@@ -26,24 +26,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from nas.disk import cannot_write, remedy
 from search_spaces.errors import InputError, masked, printable
 from search_spaces.gate import MEGABYTE, Gate, is_plain_name
 
-# What a disk says, and what to do then: anything else that the system refuses is a fault of ours.
-DISK_ERRORS = {
-    errno.ENOSPC: "make room there",
-    errno.EDQUOT: "make room there, or have the quota raised",
-    errno.EROFS: "name a place that can be written to",
-    errno.EACCES: "name a place that can be written to, or change its permissions",
-    errno.EPERM: "name a place that can be written to, or change its permissions",
-    errno.EIO: "look after the disk",
-    errno.EFBIG: "name a place on another file system",
-}
-_REMEDIES = DISK_ERRORS | {
-    errno.EISDIR: "move the folder away",
-    errno.ELOOP: "move the link away",
-    errno.ENXIO: "delete it, it is no file",
-}
 _COMMIT = ".commit.json"
 # Also the wide signs of East Asian keyboards.
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
@@ -176,10 +162,13 @@ def check_output(
         parent = _check_place(path, path.absolute().parent, setting)
         free = shutil.disk_usage(parent).free
     except OSError as error:
-        raise SaveError(f"{setting}={path} cannot be written: {error.strerror}") from None
+        raise SaveError(f"{setting}={path} cannot be written: {error.strerror}{remedy(error)}") from None
     if free < size_bytes:
         needed, left = size_bytes / MEGABYTE, free / MEGABYTE
-        raise SaveError(f"{setting}={path} needs about {needed:,.0f} MB, {parent} has {left:,.0f} left")
+        raise SaveError(
+            f"{setting}={path} needs about {needed:,.1f} MB, {parent} has {left:,.1f} left: make room there, "
+            "or name another place"
+        )
 
 
 def check_folder(folder: Path, setting: str, overwrite: bool = False) -> None:
@@ -200,7 +189,7 @@ def check_folder(folder: Path, setting: str, overwrite: bool = False) -> None:
             raise SaveError(f"{folder} holds files already: name another folder in {setting}, or empty it")
         _check_place(folder, folder.absolute(), setting)
     except OSError as error:
-        raise SaveError(f"{setting}={folder} cannot be written: {error.strerror}") from None
+        raise SaveError(f"{setting}={folder} cannot be written: {error.strerror}{remedy(error)}") from None
 
 
 def check_apart(outputs: Mapping[str, Path | None]) -> None:
@@ -248,19 +237,6 @@ def saving(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise SaveError(cannot_write(error, path)) from None
-
-
-def cannot_write(error: OSError, path: Path | str) -> str:
-    """A line on a file that could not be written: why, and what to do.
-
-    Args:
-        error: of the system.
-        path: what was being written, where the error does not say.
-    """
-    what_to_do = _REMEDIES.get(error.errno or 0)
-    then = f"; {what_to_do}, then type the same command again" if what_to_do else ""
-    # Of a file that is moved, the one in whose place it was to come.
-    return f"cannot write {error.filename2 or error.filename or path}: {error.strerror or error}{then}"
 
 
 @contextmanager

@@ -1,4 +1,5 @@
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 from nas.overrides import overrides_of
 from nas.report import STUDIES, ReportConfig, main
 from search_spaces.errors import InputError
+from tests.cases import Run
 from tests.page.report_cases import REFERENCES, made_up_study
 
 
@@ -29,6 +31,22 @@ def test_studies_may_be_named_by_their_folders_alone() -> None:
 def test_the_file_of_a_comparison_needs_one() -> None:
     with pytest.raises(InputError, match="output is the file of a comparison"):
         main(ReportConfig(study="anywhere", output="page.html"))
+
+
+@pytest.mark.parametrize(("number", "said"), [(signal.SIGINT, "interrupted"), (signal.SIGTERM, "terminated")])
+def test_a_command_that_is_told_to_stop_says_so(
+    number: signal.Signals, said: str, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nas.report.read_study", lambda *_: os.kill(os.getpid(), number))
+    before = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        outcome = run("report", "study=results/digits")
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+    assert outcome.code == 128 + number
+    assert outcome.err == f"{said}; the same command continues where this one stopped\n"
+    assert not outcome.out
 
 
 def test_the_command_rebuilds_everything_from_the_study(tmp_path: Path) -> None:

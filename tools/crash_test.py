@@ -1,9 +1,11 @@
 """Kill commands at random moments and before each of their file operations; run them again; look.
 
     python -m tools.crash_test --folder /tmp/crashes --moments 100 --output results/crashes.json
-    python -m tools.crash_test --folder /tmp/interrupts --interrupt    # Ctrl-C: one line, exit code 130
+    python -m tools.crash_test --folder /tmp/interrupts --signal INT   # Ctrl-C: one line, exit code 130
+    python -m tools.crash_test --folder /tmp/terminated --signal TERM       # the same with 143
     python -m tools.crash_test --folder /tmp/two --together --moments 5     # each command twice at once
     python -m tools.crash_test --folder /tmp/full --full-disk        # needs root: mounts small file systems
+    python -m tools.crash_test --folder /tmp/other --full-temporary     # the disk of temporary files is full
 
 Each command first runs undisturbed. Then copies of it are killed, half of them at a random moment with
 SIGKILL, the others before one of their file operations (see :mod:`tools.dying`), and the same command is
@@ -22,6 +24,7 @@ import argparse
 import gc
 import hashlib
 import importlib
+import io
 import json
 import os
 import random
@@ -31,6 +34,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
 from collections import Counter
@@ -41,17 +45,25 @@ from pathlib import Path
 
 import optuna
 import safetensors.numpy
+from hydra import compose, initialize_config_dir
+from hydra._internal.hydra import Hydra
+from hydra.core.global_hydra import GlobalHydra
+from matplotlib.figure import Figure
 from optuna import get_all_study_names
 from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 
+from nas.command import store_schemas
 from nas.devices.kit import parse_result
+from nas.help import CONFIG_FOLDER
 from nas.latency.sessions import load_networks
 from nas.latency.table import LatencyTable
 from nas.latency.validation import load_card
 from nas.measuring import rounds
+from nas.page import figures
 from nas.page.reading import read_study, report_of
 from nas.runtimes.runtime import Runtime
+from nas.settings import SearchConfig
 from nas.study import leases
 from nas.study.storage import open_storage
 from search_spaces.architecture import Architecture
@@ -68,9 +80,11 @@ _COMMAND_MODULES = (
     "nas.supernet",
     "nas.export",
     "nas.report",
+    "nas.compare",
 )
 _LIBRARIES = ("matplotlib.pyplot", "pandas", "psycopg", "sqlalchemy.orm", "torchvision")
 _LEASE_S = 2.0
+_PNG_DPI = 30
 _POLL_S = 0.002
 _TRIES = 5
 # More than any of the commands has.
@@ -79,8 +93,12 @@ _MOST_OPERATIONS = 120
 _DATABASE = "DATABASE"
 # Of what a command writes, that the disk has room for.
 _DISK_SHARES = (0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 0.97, 1.05)
+_PAGE = 4096
+# Where temporary files are put: no file can be made, one or two, or large ones cannot.
+_TEMPORARY = ("size=4k,nr_inodes=1", "size=4k,nr_inodes=2", "size=4k,nr_inodes=3", "size=8k", "size=64k")
 _ROUNDS = 3
 INTERRUPTED = 130
+_SAID = {int(signal.SIGINT): "interrupted", int(signal.SIGTERM): "terminated"}
 SPACE = """name: tiny
 resolutions: [32]
 stems: [{channels: 16, activation: hswish}]
@@ -101,6 +119,18 @@ _PROFILE = [
 _SEARCH = ["search.references=[mobilenet_v1_025]", "search.screen=0"]
 # Too few for importances of parameters, which take time and are no matter of files.
 _TRIALS = "search.trials=18"
+_TRAIN = [
+    "accuracy=train",
+    "dataset=synthetic",
+    "dataset.resolutions=[32]",
+    "dataset.limit=64",
+    "accuracy.epochs=1",
+    "accuracy.scatter=0",
+    "accuracy.threads=1",
+    "search.trials=4",
+]
+_FINAL = ["train.epochs=4", "train.batch_size=32", "train.warmup_epochs=1", "train.threads=1"]
+_EXPORT = ["nas.export", "export.architecture=mobilenet_v1_025", "export.resolution=32"]
 COMMANDS: dict[str, list[str]] = {
     "profile": ["nas.profile", *_PROFILE],
     "search": ["nas.search", *_PROFILE, *_SEARCH, "accuracy=proxy", _TRIALS],
@@ -112,28 +142,14 @@ COMMANDS: dict[str, list[str]] = {
         _TRIALS,
         f"study.storage={_DATABASE}",
     ],
-    "train": [
-        "nas.search",
-        *_PROFILE,
-        *_SEARCH,
-        "accuracy=train",
-        "dataset=synthetic",
-        "dataset.resolutions=[32]",
-        "dataset.limit=64",
-        "accuracy.epochs=1",
-        "accuracy.scatter=0",
-        "accuracy.threads=1",
-        "search.trials=4",
-    ],
+    "train": ["nas.search", *_PROFILE, *_SEARCH, *_TRAIN],
+    "best": ["nas.search", *_PROFILE, *_SEARCH, *_TRAIN, "search.train_best=1", *_FINAL],
     "final": [
         "nas.train",
         "train.architecture=mobilenet_v1_025",
         "train.resolution=32",
         "dataset=synthetic",
-        "train.epochs=4",
-        "train.batch_size=32",
-        "train.warmup_epochs=1",
-        "train.threads=1",
+        *_FINAL,
         "train.output=results/weights.safetensors",
         "train.checkpoint=results/training.safetensors",
     ],
@@ -148,26 +164,42 @@ COMMANDS: dict[str, list[str]] = {
         "supernet.checkpoint=results/weights.safetensors",
     ],
     "validate": ["nas.validate", *_PROFILE, "validate.networks=6", "validate.rounds=3"],
-    "export": [
-        "nas.export",
-        "export.architecture=mobilenet_v1_025",
-        "export.resolution=32",
+    "export": [*_EXPORT, "export.weights=results/weights.safetensors", "export.output=results/model.onnx"],
+    "litert": [
+        *_EXPORT,
         "export.weights=results/weights.safetensors",
-        "export.output=results/model.onnx",
+        "export.format=litert",
+        "export.precision=int8",
+        "export.output=results/model.tflite",
+    ],
+    "compare": [
+        "nas.compare",
+        "compare.networks=[mobilenet_v1_025]",
+        "compare.resolution=32",
+        "compare.runtimes=[onnxruntime,ncnn]",
+        "compare.threads=[1,2]",
+        "compare.rounds=4",
     ],
     "report": ["nas.report", "study=results/found"],
+    "make_kit": ["nas.profile", "hardware=rpi4", *_PROFILE[1:], "profile.kit=results/kit.zip"],
     "kit": ["kit.zip", "--folder", "results"],
 }
+COMMANDS["bundle"] = [*COMMANDS["final"], "train.bundle=results/bundle"]
+_EXPORTS = ("export", "litert")
 # What comes before a command, undisturbed.
 _BEFORE: dict[str, list[str]] = {
+    # What a search does first, and what dies for itself.
+    **dict.fromkeys(("search", "shared", "train", "best"), COMMANDS["profile"]),
     "validate": COMMANDS["profile"],
     "export": COMMANDS["final"],
+    "litert": COMMANDS["final"],
     "report": [*COMMANDS["search"], "study.name=found"],
     "kit": ["nas.profile", "hardware=rpi4", *_PROFILE[1:], "profile.kit=kit.zip"],
 }
 # What a command writes again bit for bit, besides weights.
 _REPEATED = {
     "export": ["model.onnx", "labels.txt", "preprocessing.json"],
+    "litert": ["model.tflite", "labels.txt", "preprocessing.json"],
     "report": ["found/report.html", "found/summary.md", "found/pareto.*", "found/architectures/*"],
 }
 
@@ -221,6 +253,58 @@ class Deaths:
     ends_by: int = signal.SIGKILL
 
 
+@dataclass(frozen=True)
+class Case:
+    """A command, and where it is tried.
+
+    Attributes:
+        name: of the command.
+        template: folder that it begins in.
+        work: where folders are made.
+        server: of databases, for a command that needs one.
+    """
+
+    name: str
+    template: Path
+    work: Path
+    server: PostgresServer | None = None
+
+    def undisturbed(self) -> tuple[Path, dict[str, str], float]:
+        """Folder, digests of what is the same each time, and seconds of the command when nothing happens.
+
+        Raises:
+            RuntimeError: if it does not end normally even so.
+        """
+        whole = self.work / f"{self.name}-whole"
+        shutil.copytree(self.template, whole)
+        words = self.words(whole)
+        code, printed, seconds = run(words, whole)
+        problems = [printed[-300:]] if code else check(self.name, words, whole, set())
+        if problems:
+            raise RuntimeError(f"{self.name}, undisturbed: exit code {code}: {problems}")
+        return whole, _made(self.name, whole), seconds
+
+    def words(self, folder: Path) -> list[str]:
+        """Words that are typed, with a database of its own for each folder where it needs one."""
+        if not any(_DATABASE in each for each in COMMANDS[self.name]):
+            return COMMANDS[self.name]
+        assert self.server is not None
+        url = self.server.database(f"{folder.name}-{time.monotonic_ns()}")
+        return [each.replace(_DATABASE, url) for each in COMMANDS[self.name]]
+
+    def again(
+        self, words: Sequence[str], folder: Path, before: set[int], made: dict[str, str]
+    ) -> tuple[str, list[str]]:
+        """Output of the same command, typed again, and what is wrong then."""
+        code, printed, _ = run(words, folder)
+        # One that died after its last file has nothing left to do, and says so.
+        ended = code == 0 or (self.name in _EXPORTS and "exists already" in printed)
+        if not ended or "Traceback" in printed:
+            return printed, [f"exit code {code}: {printed.strip()[-300:]}"]
+        found = check(self.name, words, folder, before)
+        return printed, found + _other_files(made, _made(self.name, folder))
+
+
 def prepare(more: Sequence[str] = ()) -> None:
     """Import what the commands import, and let every round count and leases be short.
 
@@ -234,6 +318,19 @@ def prepare(more: Sequence[str] = ()) -> None:
         del sys.modules[module]
     rounds.STEADY_TOLERANCE = 1e9
     leases.LEASE_S = _LEASE_S
+    figures._PNG_DPI = _PNG_DPI
+    # Composed twice otherwise, first to see whether it is told to sweep: nothing here is.
+    Hydra.get_mode = lambda *_, **__: None  # type: ignore[method-assign]
+    # Parsers learn their grammar, and figures find their fonts, once for all.
+    with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
+        store_schemas("search", SearchConfig)
+        compose("search", [*_PROFILE[2:], *_SEARCH])
+    GlobalHydra.instance().clear()
+    figure = Figure()
+    figure.subplots().plot([1, 2], label="a")
+    figure.legend(title="b")
+    for form in ("png", "svg"):
+        figure.savefig(io.BytesIO(), format=form)
     gc.freeze()
 
 
@@ -243,6 +340,7 @@ def run(
     seconds: float | None = None,
     dies_before: int | None = None,
     ends_by: int = signal.SIGKILL,
+    temporary: Path | None = None,
 ) -> tuple[int, str, float]:
     """(exit code, what it printed, seconds) of a command in a folder.
 
@@ -252,9 +350,10 @@ def run(
         seconds: after which it is sent a signal, if given.
         dies_before: number of the file operation before which it dies, if given.
         ends_by: that signal.
+        temporary: where Python puts temporary files, if not where it usually does.
     """
     start = time.monotonic()
-    child, printed = _started(words, folder, dies_before)
+    child, printed = _started(words, folder, dies_before, temporary=temporary)
     killed = False
     while True:
         ended, status = os.waitpid(child, os.WNOHANG)
@@ -270,13 +369,18 @@ def run(
 
 
 def _started(
-    words: Sequence[str], folder: Path, dies_before: int | None = None, number: int = 0
+    words: Sequence[str],
+    folder: Path,
+    dies_before: int | None = None,
+    number: int = 0,
+    temporary: Path | None = None,
 ) -> tuple[int, Path]:
     """A command's process, and the file of what it prints."""
     printed = folder.with_name(f"{folder.name}-{number}.printed")
     printed.touch()  # it may be killed before it does anything
     child = os.fork()
     if child == 0:
+        tempfile.tempdir = None if temporary is None else str(temporary)
         _become(words, folder, printed, dies_before)
     return child, printed
 
@@ -405,37 +509,28 @@ def _check_kit(folder: Path) -> list[str]:
     return problems + ([f"left over: {sorted(others)}"] if others else [])
 
 
-def crash(
-    name: str,
-    template: Path,
-    work: Path,
-    deaths: Deaths,
-    server: PostgresServer | None,
-) -> Outcome:
+def crash(case: Case, deaths: Deaths) -> Outcome:
     """Kill or interrupt a command often, and see what the same command makes of what is left."""
-    outcome = Outcome()
-    whole = work / f"{name}-whole"
-    shutil.copytree(template, whole)
-    words = _told(name, whole, server)
-    code, printed, seconds = run(words, whole)
-    if code != 0:
-        return Outcome(problems=[f"undisturbed: exit code {code}: {printed[-300:]}"])
-    outcome.problems += check(name, words, whole, set())
-    made = _made(name, whole)
+    outcome, name = Outcome(), case.name
+    _, made, seconds = case.undisturbed()
     operations = _MOST_OPERATIONS
     generator = random.Random(f"{deaths.seed} {name}")
     for moment in range(deaths.moments):
-        folder = work / f"{name}-{moment}"
-        shutil.copytree(template, folder)
-        words = _told(name, folder, server)
+        folder = case.work / f"{name}-{moment}"
+        shutil.copytree(case.template, folder)
+        words = case.words(folder)
         at_random = deaths.kind == "random" or (deaths.kind == "both" and moment % 2 == 0)
         # A moment after the end, or an operation that there is not, is no death: another one is tried.
         for _ in range(_TRIES):
             if at_random:
                 code, said, _ = run(words, folder, generator.uniform(0, 1) * seconds, ends_by=deaths.ends_by)
-                died = code in (-signal.SIGKILL, INTERRUPTED)
-                lines = [line for line in said.splitlines() if line.startswith("interrupted")]
-                wrong = not died or (code == INTERRUPTED and (len(lines) != 1 or "Traceback" in said))
+                died = code in (-deaths.ends_by, 128 + deaths.ends_by)
+                wrong = not died
+                if deaths.ends_by in _SAID:
+                    lines = [line for line in said.splitlines() if line.startswith(_SAID[deaths.ends_by])]
+                    # Before a command has begun there is nobody yet to say so.
+                    silent = code == -signal.SIGTERM and not said
+                    wrong |= len(lines) != 1 - silent or "Traceback" in said or "Exception ignored" in said
                 if wrong and code != 0:
                     outcome.problems.append(f"moment {moment}: exit code {code}: {said.strip()[-600:]}")
             else:
@@ -447,53 +542,41 @@ def crash(
             if died:
                 break
             shutil.rmtree(folder)
-            shutil.copytree(template, folder)
-            words = _told(name, folder, server)
+            shutil.copytree(case.template, folder)
+            words = case.words(folder)
         outcome.killed_at_random += died and at_random
         outcome.killed_before_operations += died and not at_random
         outcome.survived += not died
         before = complete_trials(folder, words)
-        code, printed, _ = run(words, folder)
-        found = []
-        # One that died after its last file has nothing left to do, and says so.
-        ended = code == 0 or (name == "export" and "model.onnx exists already" in printed)
-        if not ended or "Traceback" in printed:
-            found.append(f"exit code {code}: {printed.strip()[-300:]}")
-        else:
-            found += check(name, words, folder, before)
-            found += _other_files(made, _made(name, folder))
+        printed, found = case.again(words, folder, before, made)
         outcome.problems += [f"moment {moment}: {each}" for each in found]
         if found:
             (folder / "printed").write_text(printed)
         else:
             shutil.rmtree(folder)
-        print(f"{name} {moment}: {'died' if died else 'survived'} {found or ''}", flush=True)
+        how = f"{'by a signal' if at_random else 'before an operation'}, {'died' if died else 'survived'}"
+        print(f"{name} {moment}: {how} {found or ''}", flush=True)
     return outcome
 
 
-def together(name: str, template: Path, work: Path, pairs: int, server: PostgresServer | None) -> Pairs:
+def together(case: Case, pairs: int) -> Pairs:
     """The outcome of a command that runs twice at once in one folder.
 
     Args:
-        name: of the command.
-        template: folder that it begins in.
-        work: where folders are made.
-        pairs: how often; the second begins later by up to the whole time that one takes.
-        server: of databases.
+        case: the command.
+        pairs: how often; the second begins later by up to four fifths of the time that one takes.
     """
-    outcome = Pairs()
+    outcome, name = Pairs(), case.name
     generator = random.Random(name)
-    seconds = 0.0
+    _, made, seconds = case.undisturbed()
     for pair in range(pairs):
-        folder = work / f"{name}-pair-{pair}"
-        shutil.copytree(template, folder)
-        words = _told(name, folder, server)
-        began = time.monotonic()
+        folder = case.work / f"{name}-pair-{pair}"
+        shutil.copytree(case.template, folder)
+        words = case.words(folder)
         started = [_started(words, folder)]
         time.sleep(generator.uniform(0, 0.8 * seconds))
         started.append(_started(words, folder, number=1))
         ends = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child, _ in started]
-        seconds = seconds or time.monotonic() - began
         said = [printed.read_text(errors="replace") for _, printed in started]
         refused = [
             code == 2
@@ -510,7 +593,7 @@ def together(name: str, template: Path, work: Path, pairs: int, server: Postgres
         if all(refused):
             found.append("both were refused")
         if not found:
-            found += check(name, words, folder, set())
+            found += check(name, words, folder, set()) + _other_files(made, _made(name, folder))
         outcome.one_refused += any(refused)
         outcome.both_ended += not any(refused)
         outcome.problems += [f"pair {pair}: {each}" for each in found]
@@ -520,15 +603,6 @@ def together(name: str, template: Path, work: Path, pairs: int, server: Postgres
             shutil.rmtree(folder)
         print(f"{name} pair {pair}: exit codes {ends} {found or ''}", flush=True)
     return outcome
-
-
-def _told(name: str, folder: Path, server: PostgresServer | None) -> list[str]:
-    """The words of a command, with a database of its own where it needs one."""
-    if not any(_DATABASE in each for each in COMMANDS[name]):
-        return COMMANDS[name]
-    assert server is not None
-    url = server.database(f"{folder.name}-{time.monotonic_ns()}")
-    return [each.replace(_DATABASE, url) for each in COMMANDS[name]]
 
 
 def _made(name: str, folder: Path) -> dict[str, str]:
@@ -551,42 +625,75 @@ def _other_files(undisturbed: dict[str, str], found: dict[str, str]) -> list[str
     return [f"other than undisturbed: {', '.join(names)}"] if names else []
 
 
-def fill(name: str, template: Path, work: Path) -> list[str]:
+def fill(case: Case) -> Outcome:
     """Run a command on disks that are too small, then again when there is room; what was wrong."""
-    problems = []
-    words = COMMANDS[name]
-    whole = work / f"{name}-whole"
-    shutil.copytree(template, whole)
-    code, printed, _ = run(words, whole)
-    if code != 0:
-        return [f"undisturbed: exit code {code}: {printed[-300:]}"]
-    made = _made(name, whole)
-    needed = sum(each.stat().st_size for each in whole.rglob("*") if each.is_file())
-    begun = sum(each.stat().st_size for each in template.rglob("*") if each.is_file())
+    outcome, name, template = Outcome(), case.name, case.template
+    whole, made, _ = case.undisturbed()
+    begun, needed = _kilobytes(template), _kilobytes(whole)
     for share in _DISK_SHARES:
-        kilobytes = int((begun + share * (needed - begun)) / 1024) + 4 * len([*template.rglob("*")]) + 8
-        folder = work / f"{name}-{kilobytes}k"
-        folder.mkdir()
-        _mount(folder, f"size={kilobytes}k")
-        try:
+        kilobytes = begun + round(share * (needed - begun))
+        folder = case.work / f"{name}-{kilobytes}k"
+        with _small_disk(folder, f"size={kilobytes}k"):
             shutil.copytree(template, folder, dirs_exist_ok=True)
+            words = case.words(folder)
             code, printed, _ = run(words, folder)
-            lines = [line for line in printed.splitlines() if line.startswith("error:")]
-            if "Traceback" in printed or (code != 0 and len(lines) != 1):
-                problems.append(f"{kilobytes} kB: exit code {code}: {printed.strip()[-300:]}")
-            print(f"{name}, {kilobytes} kB: exit code {code} {' '.join(lines)}", flush=True)
+            found = _said_once(code, printed)
             before = complete_trials(folder, words)
             _mount(folder, "remount,size=500m")
-            if code != 0 or name != "export":
-                code, printed, _ = run(words, folder)
-            if code != 0 or "Traceback" in printed:
-                problems.append(f"{kilobytes} kB, with room: exit code {code}: {printed.strip()[-300:]}")
-            else:
-                found = check(name, words, folder, before) + _other_files(made, _made(name, folder))
-                problems += [f"{kilobytes} kB, with room: {each}" for each in found]
-        finally:
-            subprocess.run(["/bin/umount", str(folder)], check=True)  # noqa: S603
-    return problems
+            found += case.again(words, folder, before, made)[1]
+        outcome.problems += [f"{kilobytes} kB: {each}" for each in found]
+        outcome.survived += code == 0
+        print(f"{name}, {kilobytes} kB: exit code {code} {_error(printed)} {found or ''}", flush=True)
+    return outcome
+
+
+def fill_temporary(case: Case) -> Outcome:
+    """Run a command where temporary files find no room, then again where they do; what was wrong."""
+    outcome, name = Outcome(), case.name
+    _, made, _ = case.undisturbed()
+    for number, options in enumerate(_TEMPORARY):
+        folder = case.work / f"{name}-{number}"
+        shutil.copytree(case.template, folder)
+        words = case.words(folder)
+        with _small_disk(case.work / "temporary", options) as temporary:
+            code, printed, _ = run(words, folder, temporary=temporary)
+        found = _said_once(code, printed)
+        found += case.again(words, folder, complete_trials(folder, words), made)[1]
+        outcome.problems += [f"{options}: {each}" for each in found]
+        outcome.survived += code == 0
+        print(f"{name}, {options}: exit code {code} {_error(printed)} {found or ''}", flush=True)
+    return outcome
+
+
+def _kilobytes(folder: Path) -> int:
+    """Room that the files of a folder take on such a disk, in pages."""
+    sizes = (each.stat().st_size for each in folder.rglob("*") if each.is_file())
+    return sum(-(-size // _PAGE) * _PAGE // 1024 for size in sizes)
+
+
+def _said_once(code: int, printed: str) -> list[str]:
+    """Faults in what a command said of a full disk: a line with the file, why, and what to do."""
+    right = len(
+        re.findall(r"(?m)^(?:error: )?cannot write /?\S.*: No space left on device; .*make room", printed)
+    )
+    if "Traceback" in printed or "Exception ignored" in printed or right != (code != 0):
+        return [f"exit code {code}: {printed.strip()[-600:]}"]
+    return []
+
+
+def _error(printed: str) -> str:
+    return " ".join(line for line in printed.splitlines() if "make room" in line)
+
+
+@contextmanager
+def _small_disk(folder: Path, options: str) -> Iterator[Path]:
+    folder.mkdir()
+    _mount(folder, options)
+    try:
+        yield folder
+    finally:
+        subprocess.run(["/bin/umount", str(folder)], check=True)  # noqa: S603
+        folder.rmdir()
 
 
 def _mount(folder: Path, options: str) -> None:
@@ -601,9 +708,10 @@ def main() -> None:
     parser.add_argument("--moments", type=int, default=50, help="for each command")
     parser.add_argument("--commands", default=",".join(COMMANDS))
     parser.add_argument("--kind", choices=("both", "random", "operations"), default="both", help="of moments")
-    parser.add_argument("--interrupt", action="store_true", help="Ctrl-C instead of killing")
+    parser.add_argument("--signal", choices=("INT", "TERM"), help="instead of killing: Ctrl-C, or as systemd")
     parser.add_argument("--together", action="store_true", help="two at once instead of killing")
     parser.add_argument("--full-disk", action="store_true", help="fill disks instead of killing")
+    parser.add_argument("--full-temporary", action="store_true", help="fill what holds temporary files")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, help="JSON file of the outcomes")
     arguments = parser.parse_args()
@@ -614,8 +722,9 @@ def main() -> None:
     prepare()
     names = arguments.commands.split(",")
     deaths = Deaths(arguments.moments, arguments.seed, arguments.kind)
-    if arguments.interrupt:
-        deaths = Deaths(arguments.moments, arguments.seed, "random", signal.SIGINT)
+    if arguments.signal:
+        ends_by = signal.Signals[f"SIG{arguments.signal}"]
+        deaths = Deaths(arguments.moments, arguments.seed, "random", ends_by)
     outcomes: dict[str, Outcome | Pairs] = {}
     with ExitStack() as stack:
         server = stack.enter_context(PostgresServer()) if "shared" in names else None
@@ -626,13 +735,19 @@ def main() -> None:
                 shutil.copytree(empty, template)
                 code, printed, _ = run(first, template)
                 assert code == 0, printed
+                for pattern in _REPEATED.get(name, ()):
+                    for path in (template / "results").glob(pattern):
+                        path.unlink()
+            case = Case(name, template, arguments.folder, server)
             outcome: Outcome | Pairs
             if arguments.together:
-                outcome = together(name, template, arguments.folder, arguments.moments, server)
+                outcome = together(case, arguments.moments)
             elif arguments.full_disk:
-                outcome = Outcome(problems=fill(name, template, arguments.folder))
+                outcome = fill(case)
+            elif arguments.full_temporary:
+                outcome = fill_temporary(case)
             else:
-                outcome = crash(name, template, arguments.folder, deaths, server)
+                outcome = crash(case, deaths)
             outcomes[name] = outcome
             print(f"{name}: {outcome}", flush=True)
             if arguments.output:

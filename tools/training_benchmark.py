@@ -41,7 +41,7 @@ from nas.accuracy.supernet import SupernetAccuracy
 from nas.accuracy.train import Recipe, fit, judge_on
 from nas.data import DatasetSettings, ImageSource, Split, TensorImages, load
 from nas.help import CONFIG_FOLDER
-from nas.latency.deployment import measure_deployments
+from nas.latency.deployment import measured_deployments
 from nas.measuring.progress import ProfileProgress
 from nas.network import Network
 from nas.pictures.augment import Augment
@@ -262,8 +262,8 @@ def members(space: SearchSpace, count: int, seed: int) -> dict[str, Architecture
 
 def latencies_ms(networks: Mapping[str, Architecture], folder: Path) -> dict[str, float]:
     """Median of each network, end to end, all in the same rounds."""
-    timed, _ = measure_deployments(networks, [Runtime()], folder, _ROUNDS, 0, ProfileProgress())
-    return {each.network: each.p50_ms for each in timed}
+    with measured_deployments(networks, [Runtime()], folder, _ROUNDS, 0, ProfileProgress()) as (timed, _):
+        return {each.network: each.p50_ms for each in timed}
 
 
 def spread(latencies: Mapping[str, float], count: int) -> list[str]:

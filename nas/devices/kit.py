@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from nas import disk, ending
 from nas.cost import layer_cost
 from nas.devices.device import ANCHOR, REFUSED, Measurement, deal_out, measurement, subject_name
 from nas.measuring import board, conditions, energy, models, rounds
@@ -39,6 +40,8 @@ _MOST_SUBJECTS = 20_000
 _LINKS = 20
 DEFAULT_TEMPERATURE_LIMIT_C = 75.0
 _MODULES = {
+    "disk.py": disk,
+    "ending.py": ending,
     "measuring/conditions.py": conditions,
     "measuring/energy.py": energy,
     "measuring/models.py": models,

@@ -165,13 +165,13 @@ class Board:
         kit: Path,
         on_line: Callable[[str], None],
         waits_s: Sequence[float] = RECONNECT_WAITS_S,
-        pause: Callable[[float], None] = time.sleep,
+        pause: Callable[[float], object] = time.sleep,
     ) -> str:
         """Send a kit, run it, fetch its result.
 
         Args:
             kit: the zip file.
-            on_line: takes the runner's lines.
+            on_line: takes the runner's lines; what it raises ends the connection.
             waits_s: seconds to wait before each new attempt after the connection dropped.
             pause: waits for some seconds.
 
@@ -373,9 +373,11 @@ class SshTarget:
     ) -> list[str]:
         """Result texts of boards measuring at the same time; progress is that of the slowest."""
         done = dict.fromkeys((board.host for board, _ in shares), 0)
-        lock = threading.Lock()
+        lock, interrupted = threading.Lock(), threading.Event()
 
         def on_line(host: str, line: str) -> None:
+            if interrupted.is_set():  # nor is there any other attempt
+                raise RemoteError(f"{host}: interrupted; what was measured is kept on the board")
             found = _PROGRESS.search(line)
             if found is None:
                 self.on_line(host, line)
@@ -385,7 +387,7 @@ class SshTarget:
                 progress.measured(min(done.values()), int(found[2]))
 
         def measure(board: Board, kit: Path) -> str:
-            text = board.measure(kit, lambda line: on_line(board.host, line))
+            text = board.measure(kit, lambda line: on_line(board.host, line), pause=interrupted.wait)
             self._read(text, board)  # nothing is removed from the board before it is known to be whole
             board.clean_up(kit)
             return text
@@ -397,7 +399,11 @@ class SshTarget:
                 write_kit(kit, settings, [subjects], progress.prepared)
                 kits.append(kit)
             running = [pool.submit(measure, board, kit) for (board, _), kit in zip(shares, kits, strict=True)]
-            return [each.result() for each in running]
+            try:
+                return [each.result() for each in running]
+            except KeyboardInterrupt:
+                interrupted.set()  # the pool waits for its threads
+                raise
 
     def _read(self, text: str, board: Board) -> Result:
         result = parse_result(

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from nas.measuring.progress import ProfileProgress
 from nas.measuring.rounds import Journal, RefusedError, Runner, Schedule, measure, steadied
 from nas.runtimes.runtime import Runtime
 from nas.runtimes.subject import RuntimeUnavailableError
-from nas.saving import markdown_text, spreadsheet_cell, write_atomically
+from nas.saving import hold, markdown_text, spreadsheet_cell, write_atomically
 from search_spaces.architecture import Architecture
 from search_spaces.tasks import TaskNetwork
 
@@ -65,15 +66,16 @@ class Deployment:
         )
 
 
-def measure_deployments(
+@contextmanager
+def measured_deployments(
     networks: Mapping[str, Architecture | TaskNetwork],
     runtimes: Sequence[Runtime],
     folder: Path,
     rounds: int,
     seed: int,
     progress: ProfileProgress,
-) -> tuple[list[Deployment], dict[str, str]]:
-    """Time every network on every runtime.
+) -> Iterator[tuple[list[Deployment], dict[str, str]]]:
+    """Time every network on every runtime; rounds are kept until the block has saved what they came to.
 
     Args:
         networks: by name; with the head of a task where that is what they are for.
@@ -83,15 +85,32 @@ def measure_deployments(
         seed: of the shuffled order.
         progress: callbacks for progress bars.
 
-    Returns:
+    Yields:
         The deployments, and what could not be run: a reason by configuration.
 
     Raises:
         MeasurementError: if nothing could be run, or the machine did not hold still.
+        nas.saving.HeldError: if another process measures in this folder.
     """
+    with hold(folder, "the comparison"):
+        found, refused, journals = _measured(networks, runtimes, folder, Schedule(rounds, seed), progress)
+        yield found, refused
+        for each in journals:
+            each.unlink()
+
+
+def _measured(
+    networks: Mapping[str, Architecture | TaskNetwork],
+    runtimes: Sequence[Runtime],
+    folder: Path,
+    schedule: Schedule,
+    progress: ProfileProgress,
+) -> tuple[list[Deployment], dict[str, str], list[Path]]:
+    """The deployments, what could not be run, and the files of the rounds."""
     found: list[Deployment] = []
     refused: dict[str, str] = {}
     loaded: set[str] = set()
+    journals: list[Path] = []
     for threads in sorted({each.threads for each in runtimes}):
         alike = [each for each in runtimes if each.threads == threads]
         configurations = {
@@ -115,17 +134,17 @@ def measure_deployments(
                 raise RefusedError(str(error)) from error  # the others go on
 
         anchor = Runtime(threads=threads).runner(ANCHOR)
-        schedule = Schedule(rounds, seed, precise=list(configurations))
-        kept = measure(load, anchor, journal, schedule, snapshot, progress.measured)
+        precise = replace(schedule, precise=list(configurations))
+        kept = measure(load, anchor, journal, precise, snapshot, progress.measured)
         p90s, p99s = np.percentile([each.samples_ms for each in kept], [90, 99], axis=0)
         p50s = np.median(steadied(kept), axis=0)
-        journal.path.unlink()
+        journals.append(journal.path)
         refused |= journal.refused
         for label, p50, p90, p99 in zip(journal.names, p50s, p90s, p99s, strict=True):
             name, runtime = configurations[label]
             version = versions[runtime.name]
             found.append(Deployment(name, runtime, version, float(p50), float(p90), float(p99), len(kept)))
-    return found, refused
+    return found, refused, journals
 
 
 def best_of_each(deployments: Sequence[Deployment]) -> list[Deployment]:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import errno
 import fcntl
 import json
 import os
@@ -27,6 +26,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
+from nas.disk import DISK_ERRORS, cannot_write
+from nas.ending import Ending
 from nas.measuring import conditions
 from nas.measuring.energy import EnergyMeter
 
@@ -299,14 +300,19 @@ def _write_result(
     described = {name: value for name, value in manifest.items() if name not in ("subjects", "groups")}
     header = {"result": RESULT_SCHEMA, **described, "groups": len(manifest["groups"]), "board": board}
     temporary = path.with_suffix(".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(header) + "\n")
-        for number in range(groups):
-            file.write(_journal_path(journals, number).read_text(encoding="utf-8"))
-        file.write(json.dumps({"measured_groups": groups}) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(json.dumps(header) + "\n")
+            for number in range(groups):
+                file.write(_journal_path(journals, number).read_text(encoding="utf-8"))
+            file.write(json.dumps({"measured_groups": groups}) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise BoardError(f"{cannot_write(error, path)}; what was measured is kept") from None
 
 
 def _describe_board(runtime: str) -> dict[str, object]:
@@ -345,15 +351,15 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path(), help="where the result file goes")
     parser.add_argument("--groups", type=int, default=None, help="measure only the first so many groups")
     arguments = parser.parse_args()
+    ending = Ending()
     try:
         run(Path(sys.argv[0]), arguments.folder, arguments.groups, lambda line: print(line, flush=True))
     except KeyboardInterrupt:
-        sys.exit("interrupted; run the same command again to go on")
+        print(f"{ending.how}; the same command goes on where this one stopped", file=sys.stderr)
+        sys.exit(ending.code)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            sys.exit(
-                "the disk is full: free some space and run the same command again; what was measured is kept"
-            )
+        if error.errno in DISK_ERRORS:
+            sys.exit(cannot_write(error, "the standard output"))  # files are named
         sys.exit(f"{error}; run the same command again to go on")
     except (RuntimeError, MemoryError) as error:
         sys.exit(str(error) or "out of memory: make the kit with fewer layers (profile.max_keys)")

@@ -27,6 +27,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from nas.disk import cannot_write
 from nas.measuring.energy import EnergyMeter
 
 JOURNAL_SCHEMA = 1
@@ -178,9 +179,7 @@ class Journal:
         except OSError as error:
             if size is not None:
                 os.truncate(self.path, size)
-            raise MeasurementError(
-                f"cannot write {self.path}: {error.strerror}; the same command goes on from here when it can"
-            ) from None
+            raise MeasurementError(cannot_write(error, self.path)) from None
         self.rounds.append(measured)
 
     def _load(self) -> None:

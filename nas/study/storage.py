@@ -26,6 +26,7 @@ from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import BaseJournalBackend
 from optuna.trial import TrialState
 
+from nas.disk import cannot_write
 from nas.latency.table import FILES, MAX_BYTES, LatencyTable
 from nas.saving import HeldError, SaveError, hold, saving
 from nas.study.database import PatientStorage, StorageError
@@ -123,7 +124,7 @@ class JournalFile(BaseJournalBackend):
         except (HeldError, SaveError) as error:
             self._held.close()
             raise StorageError(str(error)) from None
-        except StorageError:
+        except BaseException:  # Ctrl-C too: a lock that nobody gives back is only found when Python ends
             self._held.close()
             raise
         self._read_count, self._read_offset = 0, 0
@@ -163,10 +164,7 @@ class JournalFile(BaseJournalBackend):
         except OSError as error:
             # Half a record would be glued to the next one.
             os.ftruncate(self._descriptor, size)
-            raise StorageError(
-                f"cannot write to the study file {self._path}: {error.strerror}; the same command goes on "
-                "when it can"
-            ) from None
+            raise StorageError(cannot_write(error, self._path)) from None
 
     def synchronise(self) -> None:
         """Wait until everything written is on the disk."""
@@ -218,7 +216,7 @@ def open_storage(
         journal = JournalFile(Path(location))
         try:
             return storage_of(journal, Gate(f"the study file {location}", StorageError))
-        except StorageError:
+        except BaseException:
             journal.close()
             raise
     # Half of what a report takes to start; most studies are files.

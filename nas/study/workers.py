@@ -8,10 +8,15 @@ with Workers(estimator, count=2) as workers:
 from __future__ import annotations
 
 import multiprocessing
+import os
 import pickle
-from collections.abc import Hashable
+import signal
+import threading
+from collections.abc import Hashable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, suppress
+from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import Generic, TypeVar
 
@@ -35,7 +40,7 @@ class Workers(Generic[_Key]):
     Several are processes of their own, each with a copy of the estimator, which must therefore be
     picklable. The copies are made from bytes: live tensors would move to shared memory on their way, views
     of one storage among them, and crash the process that receives them. If one is killed, its work is done
-    again.
+    again; if this process is, or is interrupted, they end at once.
 
     Args:
         estimator: the source of accuracy.
@@ -56,6 +61,9 @@ class Workers(Generic[_Key]):
         self.room = _BATCH if count == 1 and isinstance(estimator, BatchEstimator) else count
         self._estimator = estimator
         self._pool: ProcessPoolExecutor | None = None
+        self._context = multiprocessing.get_context("spawn")
+        # Says nothing: its end tells the workers of ours, whatever that is.
+        self._theirs, self._ours = self._context.Pipe(duplex=False)
         self._waiting: list[_Asked[_Key]] = []
         self._answers: list[tuple[_Key, AccuracyOrError]] = []
         self._running: dict[Future[AccuracyOrError], _Asked[_Key]] = {}
@@ -67,8 +75,12 @@ class Workers(Generic[_Key]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if kind is not None:
+            self._ours.close()
         if self._pool is not None:
-            self._pool.shutdown(wait=kind is None, cancel_futures=True)
+            self._pool.shutdown(cancel_futures=True)
+        self._ours.close()
+        self._theirs.close()
 
     @property
     def in_flight(self) -> int:
@@ -93,12 +105,13 @@ class Workers(Generic[_Key]):
             # Not forked: a forked process inherits threads' locks and cannot use CUDA.
             self._pool = ProcessPoolExecutor(
                 self.count,
-                mp_context=multiprocessing.get_context("spawn"),
+                mp_context=self._context,
                 initializer=_start,
-                initargs=(self._content(),),
+                initargs=(self._content(), self._theirs),
             )
         try:
-            self._running[self._pool.submit(_evaluate, *asked[1:])] = asked
+            with _interrupted_later():
+                self._running[self._pool.submit(_evaluate, *asked[1:])] = asked
         except BrokenProcessPool:
             self._restart([asked])
 
@@ -145,12 +158,30 @@ class Workers(Generic[_Key]):
                 self._answers.append((key, AccuracyError("its evaluation killed the worker process")))
 
 
+@contextmanager
+def _interrupted_later() -> Iterator[None]:
+    """Let Ctrl-C wait; processes started within never see it, as who started them tells them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 _estimator: AccuracyEstimator | None = None
 
 
-def _start(content: bytes) -> None:
+def _start(content: bytes, starter: Connection) -> None:
     global _estimator  # the one thing a worker process is started with
+    threading.Thread(target=_end_with, args=(starter,), daemon=True).start()
     _estimator = pickle.loads(content)  # noqa: S301 - of the process that started this one
+
+
+def _end_with(starter: Connection) -> None:
+    """End this process when the one that started it closes the connection, or dies."""
+    with suppress(OSError):
+        starter.poll(None)
+    os._exit(1)
 
 
 def _evaluate(architecture: Architecture, goes_on: GoesOn | None) -> AccuracyOrError:

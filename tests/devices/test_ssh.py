@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -122,6 +123,22 @@ def test_a_board_that_stays_away_keeps_what_it_measured(server: Server, tmp_path
     assert any("going on after" in line for line in lines)
     board.clean_up(kit)
     assert server.left_over("board-a") == []
+
+
+def test_an_interrupted_measurement_ends_at_once_and_is_kept(server: Server, tmp_path: Path) -> None:
+    lines: list[str] = []
+
+    def interrupt(host: str, line: str) -> None:
+        lines.append(line)
+        if "going on" not in line:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    target = SshTarget((server.board("board-a"),), SETTINGS, on_line=interrupt)
+    begun = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        target.measure(SUBJECTS, 100_000, tmp_path / "journal.jsonl")
+    assert time.monotonic() - begun < 60
+    assert not any("trying again" in line for line in lines)
 
 
 def test_two_boards_share_the_layers(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -258,7 +258,7 @@ def test_a_full_disk_is_said_and_leaves_the_rounds_before(
 
     with monkeypatch.context() as patch:
         patch.setattr(rounds.os, "fsync", full)
-        with pytest.raises(MeasurementError, match="No space left on device; the same command goes on"):
+        with pytest.raises(MeasurementError, match="No space left on device; make room there, then type"):
             journal.append(_steady_round())
     assert path.read_bytes() == before
     Journal(path, ["a", "b", "c"], {}).append(_steady_round())

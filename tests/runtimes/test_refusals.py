@@ -15,7 +15,7 @@ import yaml
 
 from nas.devices.device import ANCHOR, LocalTarget
 from nas.devices.kit import KitSettings, read_result, write_kit
-from nas.latency.deployment import measure_deployments
+from nas.latency.deployment import measured_deployments
 from nas.latency.hardware import import_result
 from nas.latency.recovery import recovered
 from nas.latency.sessions import traits
@@ -26,6 +26,7 @@ from nas.measuring.rounds import Journal, MeasurementError, RefusedError, Round,
 from nas.page.reading import read_study, report_of
 from nas.runtimes.runtime import ENGINES, Runtime
 from nas.runtimes.subject import CannotRunError, Precision, Subject
+from nas.saving import SaveError
 from nas.study.neighbourhood import BudgetError, Neighbourhood
 from search_spaces.architecture import Architecture
 from search_spaces.blocks import Block
@@ -103,15 +104,23 @@ def test_what_a_deployment_refuses_is_said_and_the_others_are_timed(
     networks = {"plain": reference("mobilenet_v1_025", 32, 10), "v3": NETWORK}
     prepared: list[tuple[int, int]] = []
     progress = ProfileProgress(prepared=lambda *done: prepared.append(done))
-    found, refused = measure_deployments(networks, [Runtime()], tmp_path, 4, 0, progress)
+    asked = networks, [Runtime()], tmp_path, 4, 0, progress
+    with pytest.raises(SaveError), measured_deployments(*asked) as (first, _):
+        raise SaveError("cannot write deployments.csv: No space left on device")
+    with measured_deployments(*asked) as (found, refused):
+        assert found == first  # from the same rounds
     assert [each.network for each in found] == ["plain"]
     assert {label: "no operator for HardSwish" in reason for label, reason in refused.items()} == {
         "v3 onnxruntime fp32 1": True
     }
     assert prepared == [(1, 2), (2, 2)]
     assert not list(tmp_path.iterdir())
-    with pytest.raises(MeasurementError, match="nothing of this can be run here, beginning with v3 onnx"):
-        measure_deployments({"v3": NETWORK}, [Runtime()], tmp_path, 4, 0, progress)
+    none = measured_deployments({"v3": NETWORK}, [Runtime()], tmp_path, 4, 0, progress)
+    with (
+        pytest.raises(MeasurementError, match="nothing of this can be run here, beginning with v3 onnx"),
+        none,
+    ):
+        pass
 
 
 @pytest.mark.parametrize("at", ["loading", "running"])

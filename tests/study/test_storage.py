@@ -260,3 +260,19 @@ def test_a_full_disk_is_said_and_leaves_whole_records(
     study = open_study(open_storage(str(path)), "s", StudySetting(pareto(), small_space()))
     study.add_trial(optuna.create_trial(values=[60.0, 1.0]))
     assert len(study.trials) == 2
+
+
+def test_ctrl_c_while_a_study_is_opened_gives_its_lock_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    path = tmp_path / "study.journal"
+    for place in ("nas.study.storage.JournalFile._drop_torn_line", "nas.study.storage.storage_of"):
+        with monkeypatch.context() as patch:
+            patch.setattr(place, interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                open_storage(str(path))
+        assert not list(tmp_path.glob(".*lock"))
+        close_storage(open_storage(str(path)))

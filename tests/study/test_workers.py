@@ -1,5 +1,7 @@
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -70,6 +72,46 @@ def test_the_work_of_a_killed_worker_is_done_again(tmp_path: Path) -> None:
     with Workers[int](KillsItself(tmp_path, limit=1), 2) as workers:
         found = answers(workers, NETWORKS[:1])
     assert found == {0: Accuracy(50.0, "measured")}
+
+
+class Sleeps:
+    """Says that it is there, and takes for ever."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def accuracy(self, architecture: Architecture) -> Accuracy:
+        (self.folder / str(os.getpid())).touch()
+        time.sleep(1000)
+        raise AssertionError
+
+
+def _search_of_sleepers(folder: Path) -> None:
+    with Workers[int](Sleeps(folder), 2) as workers:
+        answers(workers, NETWORKS[:2])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("by", [signal.SIGKILL, signal.SIGINT])
+def test_workers_end_with_the_process_that_started_them(by: signal.Signals, tmp_path: Path) -> None:
+    code = "import sys, pathlib; from tests.study.test_workers import _search_of_sleepers as search; "
+    started = subprocess.Popen(
+        [sys.executable, "-c", code + "search(pathlib.Path(sys.argv[1]))", str(tmp_path)],
+        cwd=Path(__file__).parents[2],
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    until = time.monotonic() + 120
+    while len(sleepers := list(tmp_path.iterdir())) < 2 and time.monotonic() < until:
+        time.sleep(0.05)
+    assert len(sleepers) == 2
+    started.send_signal(by)
+    said = started.communicate(timeout=60)[1]
+    assert said.count("Traceback") == (by == signal.SIGINT), said  # of this function, not of the workers
+    while any(Path(f"/proc/{each.name}").exists() for each in sleepers) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not [each.name for each in sleepers if Path(f"/proc/{each.name}").exists()]
 
 
 @pytest.mark.slow

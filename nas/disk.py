@@ -1,0 +1,44 @@
+"""Lines on what a disk refuses: which file, why, what to do.
+
+Needs Python 3.9 alone: this file also runs on boards, inside the portable kit.
+"""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+# What a disk says, and what to do then: anything else that the system refuses is a fault of ours.
+DISK_ERRORS = {
+    errno.ENOSPC: "make room there",
+    errno.EDQUOT: "make room there, or have the quota raised",
+    errno.EROFS: "name a place that can be written to",
+    errno.EACCES: "name a place that can be written to, or change its permissions",
+    errno.EPERM: "name a place that can be written to, or change its permissions",
+    errno.EIO: "look after the disk",
+    errno.EFBIG: "name a place on another file system",
+}
+_REMEDIES = {
+    **DISK_ERRORS,
+    errno.EISDIR: "move the folder away",
+    errno.ELOOP: "move the link away",
+    errno.ENXIO: "delete it, it is no file",
+}
+
+
+def cannot_write(error: OSError, path: Path | str) -> str:
+    """A line on a file that could not be written: why, and what to do.
+
+    Args:
+        error: of the system.
+        path: what was being written, where the error does not say.
+    """
+    # Of a file that is moved, the one in whose place it was to come.
+    file = error.filename2 or error.filename or path
+    return f"cannot write {file}: {error.strerror or error}{remedy(error)}"
+
+
+def remedy(error: OSError) -> str:
+    """Advice to be put behind what was refused; empty where nothing is known."""
+    what_to_do = _REMEDIES.get(error.errno or 0)
+    return f"; {what_to_do}, then type the same command again" if what_to_do else ""
