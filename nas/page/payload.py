@@ -23,7 +23,7 @@ _NUMBERS = ("top1", "deviation", "latency_ms", "latency_error_ms", "macs", "para
 _SOURCES = ("accuracy_source", "latency_source")
 _PERCENTILES = ("p90_ms", "p99_ms")
 _ENERGY = "energy_mj"
-# Block tables in a page, at most, besides those of the front, the references and the answers.
+# Of more networks a page holds the block tables of the front, the references and the answers only.
 _MOST_TABLES = 1_500
 
 
@@ -82,15 +82,12 @@ def _numbers(column: pandas.Series) -> list[float | int | None]:
 
 
 def _with_table(report: Report) -> frozenset[int]:
-    """Positions of the networks whose block tables the page holds: of a very long study not all."""
+    """Positions of the networks whose block tables the page holds: of a long study those that matter."""
     count = len(report.networks)
     if count <= _MOST_TABLES:
         return frozenset(range(count))
     answers = [each for answer in report.answers for each in (answer.as_fast, answer.as_accurate) if each]
-    chosen = (*report.front, *report.references, *answers)
-    return frozenset(
-        {report.positions[each.trial] for each in chosen} | {*range(0, count, 1 + count // _MOST_TABLES)}
-    )
+    return frozenset(report.positions[each.trial] for each in (*report.front, *report.references, *answers))
 
 
 def _first_shown(report: Report, front: Sequence[int]) -> int | None:

@@ -19,6 +19,7 @@ from jinja2.runtime import Context
 from nas.latency.calibration import ERROR_ROWS, error_text
 from nas.page import sentences
 from nas.page.comparison import compare, plain
+from nas.page.importances import MOST_TRIALS
 from nas.page.payload import payload
 from nas.page.report_data import JOINT, Report, section
 from nas.quantities import latency_text
@@ -91,6 +92,7 @@ def _templates() -> Environment:
         "counts": _counts,
         "error_table": _error_table,
         "latency_text": latency_text,
+        "most_trials": MOST_TRIALS,
         "origin_facts": _origin_facts,
         "section": section,
         "sentences": sentences,

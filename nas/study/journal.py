@@ -11,12 +11,13 @@ import functools
 import gc
 import json
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, NoReturn, cast
+from typing import BinaryIO, NoReturn
 
-from optuna.distributions import CategoricalChoiceType, CategoricalDistribution, json_to_distribution
+from optuna.distributions import CategoricalChoiceType, json_to_distribution
 from optuna.storages import JournalStorage
 from optuna.storages.journal import BaseJournalBackend, _storage
 
@@ -26,7 +27,10 @@ from search_spaces.gate import MAX_TEXT, MEGABYTE, Gate
 MAX_LINE = 16 * MEGABYTE
 _MOST_TRIALS = 10_000_000
 # Where the distributions of a trial begin and end in a line, as this project and Optuna write it.
-_BEGIN, _END = b'"distributions":{', b'"},"params":'
+_DISTRIBUTIONS, _PARAMS = b'"distributions":', b'"params":'
+_BEGIN, _END = _DISTRIBUTIONS + b"{", b'"},' + _PARAMS
+# The number of a choice, as JSON has it.
+_CHOICE = re.compile(rb":(0|[1-9]\d{0,5})")
 _MOST_KEPT_BYTES = 64 * MEGABYTE
 # Whatever Python and Optuna say of records that are none.
 _DAMAGED = (
@@ -226,48 +230,41 @@ def _plain_json(line: bytes, gate: Gate) -> object:
     return found
 
 
+@functools.lru_cache(maxsize=10_000)
+def _numbered(text: str) -> dict[bytes, CategoricalChoiceType]:
+    """The choices of a distribution by their numbers; none of one that is not categorical."""
+    choices = getattr(_distribution(text), "choices", ())
+    return {b"%d" % number: choice for number, choice in enumerate(choices)}
+
+
 class _Shared(dict[str, str]):
     """The distributions of a trial as texts by name, made and checked once for all trials that have them.
 
     Attributes:
         made: the distributions.
-        names: of the parameters.
-        choices: of each of them; None where one is not categorical.
     """
 
     def __init__(self, texts: Mapping[str, str]) -> None:
         super().__init__(texts)
         self.made = {name: _distribution(text) for name, text in texts.items()}
-        self.names = [*texts]
-        found = [each.choices for each in self.made.values() if isinstance(each, CategoricalDistribution)]
-        self.choices = found if len(found) == len(texts) else None
-
-    def chosen(self, params: Mapping[str, object]) -> dict[str, CategoricalChoiceType] | None:
-        """The values of a trial's parameters, whose numbers the journal has; None of other things."""
-        numbers = [*params.values()]
+        names = (json.dumps(name).encode().replace(b"%", b"%%") for name in texts)
+        self._params = b"{%b}" % b",".join(name + b":%b" for name in names)
         # Names of a line are objects of their own: those of all trials are kept once.
-        if self.choices is None or [*params] != self.names or {*map(type, numbers)} != {int}:
+        self._choices = {name: _numbered(text) for name, text in texts.items()}
+
+    def chosen(self, text: bytes) -> dict[str, CategoricalChoiceType] | None:
+        """The parameters of a trial, of the text that a journal has of them; None of another text.
+
+        Half of what reading a trial as JSON takes.
+        """
+        numbers = _CHOICE.findall(text)
+        if len(numbers) != len(self) or self._params % tuple(numbers) != text:
             return None
-        chosen = cast(list[int], numbers)
-        if min(chosen) < 0:
-            return None
+        pairs = zip(self._choices.items(), numbers, strict=True)
         try:
-            values = [choices[number] for choices, number in zip(self.choices, chosen, strict=True)]
-        except IndexError:
+            return {name: choices[number] for (name, choices), number in pairs}
+        except KeyError:
             return None
-        return dict(zip(self.names, values, strict=True))
-
-
-class _Numbers(dict[str, object]):
-    """The parameters of a trial as a journal has them, by number.
-
-    Attributes:
-        chosen: the same by value.
-    """
-
-    def __init__(self, numbers: Mapping[str, object], values: dict[str, CategoricalChoiceType]) -> None:
-        super().__init__(numbers)
-        self.chosen = values
 
 
 class _Replay(_storage.JournalStorageReplayResult):
@@ -279,14 +276,14 @@ class _Replay(_storage.JournalStorageReplayResult):
 
     def _apply_create_trial(self, log: dict[str, object]) -> None:
         distributions, params = log.get("distributions"), log.get("params")
-        if not (isinstance(distributions, _Shared) and isinstance(params, _Numbers)):
+        if not (isinstance(distributions, _Shared) and isinstance(params, dict)):
             super()._apply_create_trial(log)
             return
         count = len(self._trials)
         super()._apply_create_trial({**log, "distributions": {}, "params": {}})
         if len(self._trials) > count:
             trial = self._trials[count]
-            trial.distributions, trial.params = distributions.made, params.chosen
+            trial.distributions, trial.params = distributions.made, params
 
 
 _storage.JournalStorageReplayResult = _Replay  # type: ignore[misc]
@@ -309,18 +306,17 @@ class Distributions:
             ValueError: if it is no JSON.
             InputError: of the gate's kind, if it holds NaN or infinity.
         """
-        start, end = line.find(_BEGIN), line.find(_END)
-        if 0 <= start < end and line.count(_BEGIN[:-1]) == 1:
-            found = self._shared(line[start + len(_BEGIN) - 1 : end + 2], gate)
-            if found is not None:
-                # What was cut out is a JSON value by itself, so whatever stands around it keeps its meaning.
-                rest = b"".join((line[: start + len(_BEGIN) - 1], b"null", line[end + 2 :]))
+        start, end = line.find(_BEGIN) + len(_DISTRIBUTIONS), line.rfind(_END) + 2
+        first = end + 1 + len(_PARAMS)
+        stop = line.find(b"}", first) + 1
+        if len(_DISTRIBUTIONS) <= start < end < stop and (shared := self._shared(line[start:end], gate)):
+            # What is cut out is a JSON value by itself, so whatever stands around it keeps its meaning.
+            rest = b"".join((line[:start], b"null", line[end:first], b"null", line[stop:]))
+            chosen = shared.chosen(line[first:stop])
+            if chosen is not None and rest.count(_DISTRIBUTIONS) == rest.count(_PARAMS) == 1:
                 record = _plain_json(rest, gate)
                 if isinstance(record, dict) and record.get("distributions", False) is None:
-                    record["distributions"] = found
-                    params = record.get("params")
-                    if isinstance(params, dict) and (values := found.chosen(params)) is not None:
-                        record["params"] = _Numbers(params, values)
+                    record["distributions"], record["params"] = shared, chosen
                     return record
         return _plain_json(line, gate)
 
@@ -366,7 +362,7 @@ def _check(gate: Gate, record: object) -> dict[str, object]:
                 gate.fail(f"has no usable {name}")
         distributions = record.get("distributions", {})
         params = record.get("params", {})
-        if not isinstance(params, _Numbers):  # all but always it is one
+        if not isinstance(distributions, _Shared):  # all but always it is
             if not params.keys() <= distributions.keys():
                 gate.fail("has a parameter without distribution")
             for value in params.values():

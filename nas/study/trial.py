@@ -30,6 +30,7 @@ from search_spaces.architecture import MAX_RESOLUTION, Architecture
 from search_spaces.gate import Gate
 
 TrialKind = Literal["candidate", "reference", "refinement"]
+_KINDS: tuple[TrialKind, ...] = get_args(TrialKind)
 
 # Trials that need no further evaluation: complete, or stopped on their way.
 SETTLED = (TrialState.COMPLETE, TrialState.PRUNED)
@@ -122,10 +123,10 @@ class Trial:
         # It names a file: an id of ours and nothing else.
         if not _ID.fullmatch(gate.string("architecture", attributes["architecture"])):
             gate.fail(f"holds an architecture {attributes['architecture']!r}, which is no id")
-        name, table, error = (attributes.get(each) for each in ("name", "table", "error"))
+        name, table, error = attributes.get("name"), attributes.get("table"), attributes.get("error")
         return cls(
             architecture=attributes["architecture"],
-            kind=cast(TrialKind, gate.choice("kind", attributes["kind"], get_args(TrialKind))),
+            kind=cast(TrialKind, gate.choice("kind", attributes["kind"], _KINDS)),
             latency_ms=gate.number("latency_ms", attributes["latency_ms"], 1e-9, MAX_MS),
             latency_source=gate.string("latency_source", attributes["latency_source"], 30),
             macs=gate.integer("macs", attributes["macs"]),

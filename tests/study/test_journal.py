@@ -31,7 +31,15 @@ def _line(record: object) -> bytes:
 
 
 def _read(*lines: bytes) -> list[object]:
-    return list(records(Gate("f"), lines))
+    return [_as_written(record) for record in records(Gate("f"), lines)]
+
+
+def _as_written(record: dict[str, object]) -> dict[str, object]:
+    """A record with the numbers of choices, which those that share their distributions have exchanged."""
+    made = getattr(record.get("distributions"), "made", None)
+    if made is None:
+        return record
+    return record | {"params": {name: made[name].to_internal_repr(v) for name, v in record["params"].items()}}
 
 
 _INSIDE = {**_TRIAL, "user_attrs": {"distributions": {"a": '"}'}, "params": {"distributions": {}}}}
@@ -56,6 +64,7 @@ _OTHER = {"op_code": 2, "worker_id": "w", "study_id": 0, "user_attr": _INSIDE["u
     ],
 )
 def test_a_record_is_what_json_says(line: bytes) -> None:
+    assert hasattr(next(records(Gate("f"), [_WHOLE]))["distributions"], "made")
     assert _read(line, line, _WHOLE, line) == [json.loads(each) for each in (line, line, _WHOLE, line)]
 
 
