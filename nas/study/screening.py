@@ -58,6 +58,7 @@ def screen(
         scores = scorer.score(rows)
         scored += len(rows)
         usable = np.isfinite(scores.top1 + scores.latency_ms) & (scores.latency_ms <= budget_ms)
+        usable &= scores.latency_ms > 0  # a calibration made on a busy machine may say less
         usable &= (scores.parameters <= most.all_parameters) & (scores.macs <= most.macs)
         best = np.concatenate([best, rows[usable]])
         bounds = np.concatenate([bounds, lower_bound(scores.top1, scores.deviation, caution)[usable]])

@@ -1,5 +1,6 @@
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -7,7 +8,7 @@ import pytest
 from nas.accuracy.imagenet import shipped_predictor
 from nas.cost import Cost, Limits, cost, layer_cost
 from nas.latency.table import Latency
-from nas.study.scorer import BatchScorer
+from nas.study.scorer import BatchScorer, Scores
 from nas.study.screening import screen
 from search_spaces.architecture import Architecture
 from search_spaces.layers import LayerKey, layer_keys
@@ -77,6 +78,25 @@ def test_repeats_for_a_seed_and_finds_nothing_below_the_fastest(scorer: BatchSco
     assert first == screen(scorer, 20.0, CAUTION, networks=500, seed=1)
     assert first != screen(scorer, 20.0, CAUTION, networks=500, seed=2)
     assert screen(scorer, 0.001, CAUTION, networks=500, seed=1) == []
+
+
+@pytest.mark.filterwarnings("error")
+def test_what_would_take_less_than_nothing_is_left_out(
+    scorer: BatchScorer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    every = np.array([scorer.encode(parameters) for parameters, _ in SPACE.members()])
+    latencies = scorer.score(every).latency_ms
+    score, too_much = scorer.score, float(np.median(latencies))
+
+    def less(rows: np.ndarray) -> Scores:
+        scores = score(rows)
+        return replace(scores, latency_ms=scores.latency_ms - too_much)
+
+    monkeypatch.setattr(scorer, "score", less)
+    found = screen(scorer, math.inf, CAUTION, networks=2_000, seed=0)
+    left = scorer.score(np.array([scorer.encode(each) for each in found])).latency_ms
+    assert left.min() > 0
+    assert len(left) > 10
 
 
 def test_what_is_above_a_limit_is_not_on_the_front() -> None:
