@@ -89,17 +89,20 @@ def _profile(
     plan = make_plan(space, reference_architectures(space).values(), effort, table)
     console.print(
         f"{board.name} ({device or 'by kit'}), {runtime.name} {version or ''}, "
-        f"{runtime.precision}, {runtime.threads} thread(s); space {space.name}: "
-        f"{len(reachable_layer_keys(space)):,} layers reachable"
+        f"{runtime.precision}, {runtime.threads} thread{'' if runtime.threads == 1 else 's'}; "
+        f"space {space.name}: {len(reachable_layer_keys(space)):,} layers reachable"
     )
     duration = "the board says how long"
     if board.measured_here and target:
         with affine_to(board.affinity):
             duration = f"about {seconds_needed(runtime, plan, settings.rounds) / 60:.1f} minutes"
-    console.print(
-        f"to measure: {len(plan.keys):,} layers and {len(plan.networks)} networks in {settings.rounds} "
-        f"rounds, {duration}; to predict: {len(plan.predicted):,} layers"
-    )
+    if plan.keys or plan.networks:
+        console.print(
+            f"to measure: {len(plan.keys):,} layers and {len(plan.networks)} networks in {settings.rounds} "
+            f"rounds, {duration}; to predict, with those of the networks: {len(plan.predicted):,} layers"
+        )
+    else:
+        console.print("nothing to measure: the table is complete")
     if settings.dry_run:
         return
     if target is None:
