@@ -30,6 +30,8 @@ from nas.study.journal import without_collecting
 _SHOWN_ANSWERS = 6
 # Of the provenance: what is said elsewhere on the page, or is no words, as the covariance of predictions.
 _ELSEWHERE = ("layers", JOINT, "command", "versions", "classes", "budget_margin")
+# What of the rest is shown at once.
+_FIRST = ("hardware", "dataset", "sampler", "seed", "created")
 _ELSEWHERE_OF_LATENCY = ("title", "counts", "calibration", "card", "warning", "error_percent")
 
 
@@ -93,6 +95,7 @@ def _templates() -> Environment:
         "error_table": _error_table,
         "latency_text": latency_text,
         "most_trials": MOST_TRIALS,
+        "noted_facts": _noted_facts,
         "origin_facts": _origin_facts,
         "section": section,
         "sentences": sentences,
@@ -147,22 +150,29 @@ def _trust_facts(latency: Mapping[str, object]) -> dict[str, str]:
 
 def _origin_facts(report: Report) -> dict[str, str]:
     """Where a study comes from, in words."""
-    provenance = {name: value for name, value in report.provenance.items() if name not in _ELSEWHERE}
-    provenance["latency"] = {
-        name: value
-        for name, value in section(provenance, "latency").items()
-        if name not in _ELSEWHERE_OF_LATENCY
-    }
     found = {"study": report.name, "trials": f"{len(report.candidates):,} complete, {report.failed:,} failed"}
     found |= {f"{count:,} failed": reason for reason, count in report.failures}
     if report.foreign:
         found["left out"] = f"{report.foreign:,} trials that this program did not make"
-    found |= dict(_flat(provenance))
+    found |= dict(_flat({name: report.provenance.get(name) for name in _FIRST}))
     if report.classes:
         found["classes"] = ", ".join(report.classes)
     versions = section(report.provenance, "versions")
     found["versions"] = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
     return found
+
+
+def _noted_facts(report: Report) -> dict[str, str]:
+    """Everything else that was noted of a study, as it was noted."""
+    provenance = {
+        name: value for name, value in report.provenance.items() if name not in (*_ELSEWHERE, *_FIRST)
+    }
+    provenance["latency"] = {
+        name: value
+        for name, value in section(provenance, "latency").items()
+        if name not in _ELSEWHERE_OF_LATENCY
+    }
+    return dict(_flat(provenance))
 
 
 def _flat(mapping: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -243,13 +243,22 @@ def extent(report: Report) -> str:
     if report.bound_ms is not None:
         margin = f" ({margin_note(report)})" if report.budget_margin else ""
         budget = f"budget {latency_text(report.bound_ms)}{margin}"
-    return f"{len(report.candidates):,} candidates, {len(report.front)} networks on the front, {budget}."
+    networks = "1 network" if len(report.front) == 1 else f"{len(report.front):,} networks"
+    return f"{len(report.candidates):,} candidates, {networks} on the front, {budget}."
 
 
 def remarks(report: Report) -> tuple[str, ...]:
     """Everything to be said beside the answers."""
     mixed = MIXED_KINDS if any(answer.mixes_kinds for answer in report.answers) else ""
     return tuple(each for each in (*notes(report), mixed, published_wins(report)) if each)
+
+
+def front_note(report: Report) -> str:
+    """A note on which networks can be on the front at all, empty where all can."""
+    timed = all(network.latency_source == "measured" for network in report.front)
+    if not report.front or not timed or len(report.source_counts("latency_source")) == 1:
+        return ""
+    return f"Only networks timed end to end are on the front of {report.name}."
 
 
 def caution_note(report: Report) -> str:

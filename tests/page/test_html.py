@@ -231,6 +231,15 @@ def test_a_cautious_front_is_explained() -> None:
     assert "standard deviations" not in _words(report_page(sure))
 
 
+def test_a_front_of_networks_timed_end_to_end_says_so() -> None:
+    timed = replace(network(70.0, 10.0, 1), latency_source="measured")
+    summed = replace(network(75.0, 9.0, 2), latency_source="table")
+    some = report(timed, summed, provenance={"end_to_end": {"trials": 2}})
+    assert "Only networks timed end to end are on the front" in _words(report_page(some))
+    assert "Only networks timed" not in _words(report_page(report(timed)))
+    assert "Only networks timed" not in _words(report_page(report(summed)))
+
+
 def test_studies_of_different_devices_are_not_compared_in_milliseconds() -> None:
     def on(device: str) -> Report:
         return report(network(75.0, 10.0, 1, "r"), provenance={"latency": {"device": device}})

@@ -190,7 +190,7 @@
         }
       }
     });
-    labelReferences(labels, boxes, box);
+    labelReferences(labels, boxes, placed.filter(([, , study, i]) => studies[study].onFront.has(i)).map(([px, py]) => [px - 4, py + 4, 8]), box);
     marks = draw("g");
     svg.append(...layers, marks);
     holder.replaceChildren(svg, tip);
@@ -204,9 +204,11 @@
     markSelection();
   }
 
-  // Names beside their diamonds, moved until they cover no other name; without their common beginning
-  // where there is little room. Networks of other libraries come last, and go unnamed where there is none.
-  function labelReferences(group, items, box) {
+  // Names beside their diamonds, at the other side or moved until they cover no other name and, if it can be, no
+  // point of the front; without their common beginning where there is little room. Networks of other libraries come last, and go unnamed where there is none.
+  function labelReferences(group, items, front, box) {
+    const ink = document.createElement("canvas").getContext("2d");
+    ink.font = `600 12px ${getComputedStyle(document.body).fontFamily}`;
     const taken = items.map(([px, py]) => [px - 7, py + 4, 14]);
     const narrow = box.right < 560 && items.every((item) => item[2].startsWith("mobilenet_"));
     const named = []; // in a comparison the same reference may lie in one place twice
@@ -215,13 +217,16 @@
       const [px, py, name] = item;
       if (named.some(([x, y, other]) => other === name && Math.hypot(x - px, y - py) < 8)) continue;
       named.push([px, py, name]);
-      const text = narrow ? name.slice("mobilenet_".length) : name.split(":").at(-1), width = text.length * 7.2;
-      const left = px + 12 + width > box.right, x0 = left ? px - 12 - width : px + 12;
-      const free = (y) => taken.every(([tx, ty, tw]) => Math.abs(ty - y) > 13 || x0 > tx + tw || tx > x0 + width);
-      const y0 = [0, 9, -9, 16, -16, 24, -24, 32].map((shift) => py + 4 + shift).find(free) ?? (foreign(item) ? null : py + 4);
-      if (y0 === null) continue;
-      taken.push([x0, y0, width]);
-      group.append(draw("text", { class: "reference", x: left ? px - 12 : px + 12, y: y0,
+      const text = narrow ? name.slice("mobilenet_".length) : name.split(":").at(-1), width = ink.measureText(text).width;
+      const starts = [px + 12, px - 12 - width].filter((x) => x >= box.left && x + width <= box.right);
+      if (!starts.length) starts.push(px < (box.left + box.right) / 2 ? px + 12 : px - 12 - width);
+      const places = [0, 9, -9, 16, -16, 24, -24, 32].flatMap((shift) => starts.map((x) => [x, py + 4 + shift]));
+      const clear = (things) => ([x, y]) => things.every(([tx, ty, tw]) => Math.abs(ty - y) >= 13 || x > tx + tw || tx > x + width);
+      const place = places.find(clear([...taken, ...front])) ?? places.find(clear(taken)) ?? (foreign(item) ? null : places[0]);
+      if (!place) continue;
+      taken.push([...place, width]);
+      const left = place[0] < px;
+      group.append(draw("text", { class: "reference", x: left ? px - 12 : px + 12, y: place[1],
         "text-anchor": left ? "end" : "start" }, text));
     }
   }
