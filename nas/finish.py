@@ -26,6 +26,7 @@ from nas.page.report_data import Report
 from nas.quantities import latency_text
 from nas.saving import within
 from nas.settings import FinalRecipeSettings
+from nas.study.provenance import TrainedBest
 from nas.study.trial import record_scatter, scatter_of, train_to_the_end, trained
 from nas.training.final import Checkpoints, FinalProgress, FinalTraining
 from nas.training.inherit import inherit
@@ -134,7 +135,7 @@ def train_best(
     images: DatasetSettings,
     settings: FinalRecipeSettings,
     folder: Path,
-) -> dict[str, object]:
+) -> TrainedBest:
     """Train the best networks of a search and its references to the end, and write a bundle of each.
 
     What was trained is in the study; the same command trains no network again, and goes on with one that was
@@ -188,12 +189,7 @@ def train_best(
             made = {"judged_on": judged_on, "recipe": recipe, "trials": trials, "label": place}
             train_to_the_end(study, found.id, judged, made)
             checkpoint.unlink()
-    return {
-        "trials": trials,
-        "networks": len(wanted),
-        "judged_on": judged_on,
-        "recipe": recipe,
-    }
+    return TrainedBest(trials, len(wanted), judged_on, recipe)
 
 
 def _place(kept: Mapping[str, object], name: str) -> str:

@@ -16,7 +16,6 @@ from nas.console import console, print_report_summary, search_progress, warn
 from nas.finish import measure_seed_scatter, train_best
 from nas.page.files import write_report
 from nas.page.reading import report_of
-from nas.page.report_data import JOINT, TRAINED
 from nas.saving import write_atomically
 from nas.searching.confirmation import measure_front, record_foreign, shrink, time_best
 from nas.searching.preparation import Preparation, begin, prepare
@@ -95,21 +94,20 @@ def _confirm(request: SearchRequest, prepared: Preparation, study: optuna.Study)
     if prepared.published:
         publish_tables(study, prepared.published, table)
     known = prepared.provenance(request)
-    end_to_end = time_best(study, table, request)
-    if end_to_end:
-        known["end_to_end"] = end_to_end
-    study.set_user_attr("provenance", known)
+    known = replace(known, end_to_end=time_best(study, table, request))
+    known.keep(study)
     if settings.train_best:
-        known[TRAINED] = train_best(study, settings.train_best, request.images, config.train, request.folder)
-        study.set_user_attr("provenance", known)
+        best = train_best(study, settings.train_best, request.images, config.train, request.folder)
+        known = replace(known, trained=best)
+        known.keep(study)
     report = report_of(study, importances=False)
-    known = {**known, "layers": layers(report, table)}
+    known = replace(known, layers=layers(report, table))
     if report.front and report.front[0].architecture is not None:
-        known["macs"] = checked_macs(report.front[0].architecture)
+        known = replace(known, macs=checked_macs(report.front[0].architecture))
     if predictor := request.source.batch_predictor:
-        known[JOINT] = predictor.joint(report.compared).to_dict()
+        known = replace(known, joint=predictor.joint(report.compared))
     if request.is_shared:  # what others go by stays as it is
-        study.set_user_attr("provenance", known)
+        known.keep(study)
     else:
         refresh_study(study, request.setting(table), known)
 

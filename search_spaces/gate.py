@@ -17,11 +17,13 @@ import math
 import os
 import re
 import stat
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
+from functools import cache
+from inspect import Parameter, signature
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn, TypeAlias, TypeVar, cast
+from typing import Any, BinaryIO, NoReturn, TypeAlias, TypeVar, cast, get_args, get_origin
 
 import yaml
 from yaml.events import Event
@@ -112,6 +114,12 @@ def inside(folder: Path, name: str) -> Path:
 def made(cls: Callable[..., _T], fields: Mapping[str, object]) -> _T:
     """An object of a class that checks its own fields, of fields by name as a file has them."""
     return cls(**fields)
+
+
+@cache
+def _parameters_of(kind: Hashable) -> Mapping[str, Parameter]:
+    assert callable(kind)
+    return signature(kind, eval_str=True).parameters
 
 
 @dataclass(frozen=True, slots=True)
@@ -400,6 +408,42 @@ class Gate:
             if name not in required and name not in optional:
                 self.fail(f"{what}: unknown field {_shown(name)}")
         return found
+
+    def record(self, what: str, kind: type[_T], data: object) -> _T:
+        """A data class of plain values, of mappings and tuples of them, and of further data classes.
+
+        What is unknown is left out, as of a newer version; what is missing or null keeps its default.
+
+        Args:
+            what: what the value is, for the message.
+            kind: the data class; one with a ``from_dict`` reads itself.
+            data: as the file has it.
+        """
+        found = self.mapping(data, what)
+        values = {}
+        for name, each in _parameters_of(cast(Hashable, kind)).items():
+            if found.get(name) is not None:
+                values[name] = self._typed(name, each.annotation, found[name])
+            elif each.default is Parameter.empty:
+                self.fail(f"{what}: {name} is missing")
+        return kind(**values)
+
+    def _typed(self, what: str, hint: object, value: Json) -> object:
+        *inner, last = get_args(hint) or (hint,)
+        if last is type(None):
+            return self._typed(what, inner[0], value)
+        if get_origin(hint) is tuple:
+            return tuple(self._typed(what, inner[0], each) for each in self.sequence(value, what))
+        if inner:
+            return {name: self._typed(name, last, each) for name, each in self.mapping(value, what).items()}
+        if hint is object:
+            return value
+        if isinstance(hint, type) and is_dataclass(hint):
+            read: Callable[[object, Gate], object] | None = getattr(hint, "from_dict", None)
+            return read(value, self) if read else self.record(what, hint, value)
+        plain: dict[object, Callable[[str, object], object]]
+        plain = {str: self.string, int: self.integer, float: self.number}
+        return plain[hint](what, value)
 
 
 def _shown(value: object) -> str:

@@ -388,7 +388,7 @@ def test_every_sampler_begins_with_the_same_screened_networks(run: Run, tmp_path
         assert outcome.code == 0, outcome
         assert "screened 2,000 networks" in outcome.out
         report = report_of(read_study(tmp_path / "results" / name), importances=False)
-        assert report.provenance["sampler"] == name
+        assert report.provenance.sampler == name
         assert len({each.id for each in report.candidates}) == 8
         in_order = sorted(report.candidates, key=lambda each: each.trial)
         first[name] = [each.id for each in in_order[:4]]

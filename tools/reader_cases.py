@@ -51,6 +51,7 @@ from nas.saving import finish
 from nas.study.loop import Sampling, Stop, run_search
 from nas.study.objective import pareto
 from nas.study.problem import Problem
+from nas.study.provenance import LatencyOrigin, Provenance
 from nas.study.published import PUBLISHED, published_latencies_ms
 from nas.study.storage import StudySetting, close_storage, networks_of, open_storage, open_study, table_of
 from nas.study.trial import Trial, record_scatter, remeasure, train_to_the_end
@@ -259,7 +260,7 @@ def _study(folder: Path) -> bytes:
         storage,
         "small",
         StudySetting(pareto(), space, {"seed": 0}),
-        {"budget_ms": 9.0, "latency": {"title": "cpu"}},
+        Provenance(budget_ms=9.0, latency=LatencyOrigin(title="cpu")),
     )
     for number, (parameters, architecture) in zip(range(6), space.members(), strict=False):
         study.add_trial(
@@ -339,9 +340,8 @@ def whole_study(folder: Path) -> bytes:
     storage = open_storage(str(path))
     fingerprint = {"search.caution": 1.0, "search.limits.macs": 1e9, "seed": 0}
     records = networks_text([NetworkRecord(_NETWORK, 1.0, 1.0, 1.1, 1.2)])
-    study = open_study(
-        storage, "whole", StudySetting(pareto(), space, fingerprint, table(), records), provenance
-    )
+    study = open_study(storage, "whole", StudySetting(pareto(), space, fingerprint, table(), records))
+    study.set_user_attr("provenance", provenance)  # with all that studies of older versions hold
     for number, network in enumerate(networks):
         is_reference = network is _NETWORK
         record = Trial(

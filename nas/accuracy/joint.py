@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from search_spaces.gate import Gate
 
 _SAMPLES = 4000
+# Squared percentage points, more than any prediction has.
+_MOST_POINTS = 1e6
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,20 +106,24 @@ class JointPrediction:
         }
 
     @classmethod
-    def from_dict(cls, data: object) -> JointPrediction:
+    def from_dict(cls, data: object, gate: Gate) -> JointPrediction:
         """Read what :meth:`to_dict` wrote.
 
         Raises:
-            InputError: if a field is missing.
-            ValueError: if a value is no number.
+            InputError: of the gate's kind, if something is missing or does not fit.
         """
-        gate = Gate("the joint prediction")
-        data = gate.fields("it", data, ("recipe", "ids", "top1", "covariance", "noise"))
-        ids = tuple(gate.string("an id", each) for each in gate.sequence(data["ids"], "ids"))
-        return cls(
-            str(data["recipe"]),
-            ids,
-            np.array(data["top1"], np.float64),
-            np.array(data["covariance"], np.float64).reshape(len(ids), -1),
-            np.array(data["noise"], np.float64),
-        )
+        found = gate.fields("a joint prediction", data, ("recipe", "ids", "top1", "covariance", "noise"))
+        ids = tuple(gate.string("an id", each) for each in gate.sequence(found["ids"], "ids"))
+        count = len(ids)
+        arrays = {}
+        for name, shape in (("top1", (count,)), ("covariance", (count, count)), ("noise", (count,))):
+            with gate.reading():
+                arrays[name] = values = np.array(found[name], np.float64)
+            if (
+                values.size != math.prod(shape)
+                or not np.isfinite(values).all()
+                or np.abs(values).max(initial=0) > _MOST_POINTS
+            ):
+                gate.fail(f"holds a joint prediction of {count} networks whose {name} do not fit")
+            arrays[name] = values.reshape(shape)
+        return cls(gate.string("recipe", found["recipe"]), ids, **arrays)

@@ -15,8 +15,8 @@ layer by layer.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -116,21 +116,6 @@ class ErrorSummary:
             kendall_tau=float(np.nan_to_num(kendalltau(predicted_ms, measured_ms).statistic)),
             spearman_rho=float(np.nan_to_num(spearmanr(predicted_ms, measured_ms).statistic)),
         )
-
-    @classmethod
-    def from_dict(cls, data: object) -> ErrorSummary:
-        """Read what ``dataclasses.asdict`` made.
-
-        Raises:
-            ValueError: if a field is missing, unknown or no finite number.
-        """
-        names = [each.name for each in fields(cls)]
-        if not isinstance(data, Mapping) or set(data) != set(names):
-            raise ValueError(f"an error summary has the fields {', '.join(names)}")
-        for name in names:
-            if type(data[name]) not in (int, float) or not abs(data[name]) <= _LARGEST:
-                raise ValueError(f"{name} is no number")
-        return cls(networks=int(data["networks"]), **{name: float(data[name]) for name in names[1:]})
 
     def __str__(self) -> str:
         return (
@@ -238,6 +223,6 @@ class Calibration:
         features = gate.fields("features", data["features"], FEATURES)
         return cls(
             coefficients=tuple(gate.number(name, features[name], -_LARGEST, _LARGEST) for name in FEATURES),
-            left_out=ErrorSummary.from_dict(data["left_out"]),
-            uncorrected=ErrorSummary.from_dict(data["uncorrected"]),
+            left_out=gate.record("left_out", ErrorSummary, data["left_out"]),
+            uncorrected=gate.record("uncorrected", ErrorSummary, data["uncorrected"]),
         )

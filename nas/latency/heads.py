@@ -144,7 +144,7 @@ class HeadCost:
         return cls(
             Task(gate.string("task", task["name"]), gate.integer("classes", task["classes"])),
             tuple(gate.number(name, features[name], 0, _LARGEST) for name in HEAD_FEATURES),
-            ErrorSummary.from_dict(data["left_out"]),
+            gate.record("left_out", ErrorSummary, data["left_out"]),
         )
 
 

@@ -12,7 +12,7 @@ import io
 import json
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +28,7 @@ from nas.quantities import latency_text
 from nas.saving import markdown_text, spreadsheet_cell, write_together
 from search_spaces.architecture import Architecture
 from search_spaces.errors import printable
-from search_spaces.gate import Gate, made
+from search_spaces.gate import Gate
 from search_spaces.layers import layer_keys
 from search_spaces.references import published_top1
 from search_spaces.space import SearchSpace
@@ -249,17 +249,7 @@ def load_card(folder: Path) -> Card | None:
     content = gate.mapping(gate.json(gate.text(path)))
     if content.pop("schema_version", None) != CARD_SCHEMA:
         gate.fail("is damaged, or of another version of this program")
-    names = [each.name for each in fields(Card)]
-    gate.fields("the card", content, names)
-    for name in ("title", "created"):
-        gate.string(name, content[name], 300)
-    gate.number("drift", content["drift"], -1, 1_000)
-    gate.number("predicted_layers", content["predicted_layers"], 0, 1)
-    gate.mapping(content["conditions"], "conditions")
-    gate.mapping(content["state"], "state")
-    with gate.reading():
-        errors = {name: ErrorSummary.from_dict(content[name]) for name in ("calibrated", "uncorrected")}
-        return made(Card, {**content, **errors})
+    return gate.record("the card", Card, content)
 
 
 def card_problem(card: Card | None, table: LatencyTable) -> str:

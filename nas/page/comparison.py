@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from nas.page.network_result import NetworkResult
 from nas.page.recommendation import best_within
-from nas.page.report_data import Report, section
+from nas.page.report_data import Report
 from nas.page.sentences import gain, saving
 
 _CONDITIONS = ("device", "runtime", "runtime_version", "precision", "threads")
@@ -124,15 +124,14 @@ def _differences(first: Report, second: Report) -> Iterator[tuple[str, str, str]
 
 def _circumstances(report: Report) -> dict[str, object]:
     provenance = report.provenance
-    latency = section(provenance, "latency")
+    names = [name.replace("_", " ") for name in ("hardware", *_CONDITIONS)]
     return {
-        "hardware": provenance.get("hardware"),
-        **{name.replace("_", " "): latency.get(name) for name in _CONDITIONS},
-        "accuracy from": section(provenance, "accuracy").get("name"),
-        "dataset": provenance.get("dataset"),
+        **dict(zip(names, _conditions(report), strict=True)),
+        "accuracy from": provenance.accuracy.get("name"),
+        "dataset": provenance.dataset,
         "task": report.task or None,
-        "sampler": provenance.get("sampler"),
-        "seed": provenance.get("seed"),
+        "sampler": provenance.sampler,
+        "seed": provenance.seed,
         "budget in ms": report.budget_ms,
         "candidates": f"{len(report.candidates):,}",
         "on the front": len(report.front),
@@ -140,5 +139,5 @@ def _circumstances(report: Report) -> dict[str, object]:
 
 
 def _conditions(report: Report) -> tuple[object, ...]:
-    latency = section(report.provenance, "latency")
-    return (report.provenance.get("hardware"), *(latency.get(name) for name in _CONDITIONS))
+    latency = report.provenance.latency
+    return (report.provenance.hardware, *(getattr(latency, name) for name in _CONDITIONS))

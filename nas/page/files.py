@@ -74,8 +74,8 @@ def write_report(folder: Path, study: optuna.Study) -> ReportFiles:
     write_atomically(files.html, report_page(report))
     write_atomically(files.summary, summary(report))
     write_atomically(files.table, pareto_csv(report))
-    if report.classes:
-        write_atomically(folder / LABELS, labels(report.classes))
+    if report.provenance.classes:
+        write_atomically(folder / LABELS, labels(report.provenance.classes))
     _write_architectures(report, files.architectures)
     return files
 

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from nas.cost import layer_cost
-from nas.page.report_data import LayerLatency, Report
+from nas.page.report_data import Report
 from nas.page.sentences import WORDS, accuracy_label
+from nas.study.provenance import LayerLatency
 from search_spaces.architecture import PAPER_COLUMNS, Architecture
 from search_spaces.blocks import Head, Stem
 from search_spaces.layers import LayerKey, layer_keys
@@ -95,8 +96,8 @@ def _first_shown(report: Report, front: Sequence[int]) -> int | None:
     answers = {answer.reference.name: answer.as_fast for answer in report.answers if answer.as_fast}
     # A budget in milliseconds is where the front ends.
     usual = "mobilenet_v3_large" if report.bound_ms is None else None
-    for name in (report.provenance.get("budget_name"), usual):
-        if isinstance(name, str) and (network := answers.get(name)):
+    for name in (report.provenance.budget_name, usual):
+        if name is not None and (network := answers.get(name)):
             return report.positions[network.trial]
     found = [position for position in front if report.networks[position].kind != "reference"]
     return found[-1] if found else None
@@ -126,7 +127,7 @@ class _Layers:
         identity = rows if key is None else key
         if identity not in self._index:
             self._index[identity] = len(self.rows)
-            latency = LayerLatency(0.0, "measured") if key is None else self._latencies.get(str(key))
+            latency = LayerLatency("", 0.0, "measured") if key is None else self._latencies.get(str(key))
             macs = layer_cost(key).macs if key else 0
             self.rows.append(
                 {"rows": rows, "size": size, "stride": _stride(key), "macs": macs}

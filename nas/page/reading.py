@@ -14,21 +14,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypedDict
 
-import numpy as np
 import optuna
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from nas.accuracy.joint import JointPrediction
 from nas.accuracy.source import Judgement
 from nas.cost import BYTES_PER_VALUE
 from nas.latency.table import MAX_MS
 from nas.page.importances import parameter_importances
 from nas.page.network_result import Member, NetworkResult, losses
-from nas.page.report_data import JOINT, TRAINED, LayerLatency, Report, section
+from nas.page.report_data import TRAINED, Report
 from nas.study.journal import JournalReader, storage_of, without_collecting
 from nas.study.objective import THIRD_COSTS
 from nas.study.pareto import box_bounds, dominated_share_over_time, front
+from nas.study.provenance import Provenance
 from nas.study.published import PUBLISHED
 from nas.study.storage import open_storage
 from nas.study.trial import Trial, checked_resolution, checked_top1, remeasured, scatter_of, trained
@@ -41,8 +40,6 @@ from search_spaces.space import SearchSpace
 _log = logging.getLogger(__name__)
 STUDY_FILE = "study.journal"
 _SHOWN_FAILURES = 5
-# Squared percentage points, more than any prediction has.
-_MOST_POINTS = 1e6
 
 
 class ReportError(InputError):
@@ -124,19 +121,20 @@ def _report(gate: Gate, study: optuna.Study, attributes: Mapping[str, object], i
     objectives = study.metric_names or ["top1", "latency_ms"]
     third = gate.choice("a third objective", objectives[2], THIRD_COSTS) if len(objectives) > 2 else None
     caution = gate.mapping(attributes.get("fingerprint") or {}, "fingerprint").get("search.caution", 0.0)
-    provenance = gate.mapping(attributes.get("provenance") or {}, "provenance")
+    provenance = Provenance.of(attributes, gate)
     known = _Known(
         gate.number("search.caution", caution, 0, 1_000),
         better,
         # While networks are being trained, the report is that of the search.
-        trained(attributes) if section(provenance, TRAINED) else {},
+        trained(attributes) if provenance.trained else {},
         gate.number("seed_scatter", scatter_of(attributes).get("points", 0.0), 0, 100),
-        gate.mapping(section(provenance, "latency").get("error_percent") or {}, "error_percent"),
-        BYTES_PER_VALUE.get(str(section(provenance, "latency").get("precision")), 4),
+        provenance.latency.error_percent,
+        BYTES_PER_VALUE.get(provenance.latency.precision or "fp32", 4),
     )
     networks = tuple(_network(gate, trial, record, space, known) for trial, record in complete)
-    budget = provenance.get("budget_ms")
-    budget_ms = None if budget is None else gate.number("budget_ms", budget, 1e-9, MAX_MS)
+    budget_ms = provenance.budget_ms
+    if budget_ms is not None:
+        gate.number("budget_ms", budget_ms, 1e-9, MAX_MS)
     finished = tuple(_finished(gate, each, known) for each in networks)
     return Report(
         name=study.study_name,
@@ -148,29 +146,12 @@ def _report(gate: Gate, study: optuna.Study, attributes: Mapping[str, object], i
         budget_ms=budget_ms,
         hypervolume=hypervolume_over_trials(networks, budget_ms, third),
         importances=parameter_importances([trial for trial, _ in complete]) if importances else (),
-        layers=_layer_latencies(gate, section(provenance, "layers")),
         provenance=provenance,
         limits=_limits(gate, attributes.get("fingerprint") or {}),
         seed_scatter=known.scatter,
         caution=known.caution,
-        joint=_joint(gate, provenance[JOINT]) if provenance.get(JOINT) else None,
         third=third,
     )
-
-
-def _joint(gate: Gate, data: object) -> JointPrediction:
-    found = JointPrediction.from_dict(data)
-    count = len(found.ids)
-    shapes = {"top1": (count,), "covariance": (count, count), "noise": (count,)}
-    for name, shape in shapes.items():
-        values = getattr(found, name)
-        if (
-            values.shape != shape
-            or not np.isfinite(values).all()
-            or np.abs(values).max(initial=0) > _MOST_POINTS
-        ):
-            gate.fail(f"holds a joint prediction of {count} networks whose {name} do not fit")
-    return found
 
 
 def _limits(gate: Gate, fingerprint: object) -> dict[str, float]:
@@ -196,7 +177,7 @@ class _Known:
     remeasured: Mapping[str, object]
     trained: Mapping[str, object]
     scatter: float
-    error_percent: Mapping[str, object]
+    error_percent: Mapping[str, float]
     bytes_per_value: int
 
 
@@ -292,7 +273,7 @@ class _Percentiles(TypedDict):
 
 
 def _percentiles(
-    gate: Gate, latency: Mapping[str, object], error_percent: Mapping[str, object]
+    gate: Gate, latency: Mapping[str, object], error_percent: Mapping[str, float]
 ) -> _Percentiles:
     """Percentiles and error of a latency, as far as they are known."""
 
@@ -302,7 +283,6 @@ def _percentiles(
     error_ms = told("latency_error_ms")
     percent = error_percent.get(str(latency["latency_source"]))
     if percent is not None and error_ms is None:
-        percent = gate.number("error_percent", percent, 0, 1_000)
         error_ms = gate.number("latency_ms", latency["latency_ms"]) * percent / 100
     energy = latency.get("energy_mj")
     return {
@@ -362,17 +342,6 @@ def _published(gate: Gate, references: object, known: _Known) -> tuple[NetworkRe
             )
         )
     return tuple(_finished(gate, each, known) for each in found)
-
-
-def _layer_latencies(gate: Gate, networks: Mapping[str, object]) -> dict[str, LayerLatency]:
-    # A layer costs the same in every network, so what is known of one network helps to explain others.
-    rows = [
-        gate.mapping(row, "a layer") for each in networks.values() for row in gate.sequence(each, "layers")
-    ]
-    return {
-        str(row["key"]): LayerLatency(gate.number("latency_ms", row["latency_ms"]), str(row["source"]))
-        for row in rows
-    }
 
 
 def hypervolume_over_trials(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
 from functools import cache
 from importlib import resources
 
@@ -21,15 +22,16 @@ from nas.page import sentences
 from nas.page.comparison import compare, plain
 from nas.page.importances import MOST_TRIALS
 from nas.page.payload import payload
-from nas.page.report_data import JOINT, Report, section
+from nas.page.report_data import Report
 from nas.quantities import latency_text
 from nas.saving import markdown_text
 from nas.study.journal import without_collecting
+from nas.study.provenance import LatencyOrigin
 
 # Beside how many references the answers are shown at once.
 _SHOWN_ANSWERS = 6
 # Of the provenance: what is said elsewhere on the page, or is no words, as the covariance of predictions.
-_ELSEWHERE = ("layers", JOINT, "command", "versions", "classes", "budget_margin")
+_ELSEWHERE = ("layers", "joint", "command", "versions", "classes", "budget_margin")
 # What of the rest is shown at once.
 _FIRST = ("hardware", "dataset", "sampler", "seed", "created")
 _ELSEWHERE_OF_LATENCY = ("title", "counts", "calibration", "card", "warning", "error_percent")
@@ -50,7 +52,7 @@ def comparison_page(first: Report, second: Report) -> str:
 
 def summary(report: Report) -> str:
     """The answers and the front in Markdown, for READMEs and notes."""
-    command = _Verbatim(" ".join(str(report.provenance.get("command") or "").split()))
+    command = _Verbatim(" ".join((report.provenance.command or "").split()))
     return _templates().get_template("summary.md").render(report=report, command=command)
 
 
@@ -97,7 +99,6 @@ def _templates() -> Environment:
         "most_trials": MOST_TRIALS,
         "noted_facts": _noted_facts,
         "origin_facts": _origin_facts,
-        "section": section,
         "sentences": sentences,
         "shown_answers": _SHOWN_ANSWERS,
         "trust_facts": _trust_facts,
@@ -117,35 +118,32 @@ def _counts(report: Report, attribute: str) -> str:
     return ", ".join(f"{source} ({count:,})" for source, count in sorted(counts.items()))
 
 
-def _error_table(latency: Mapping[str, object]) -> tuple[list[str], list[tuple[str, ...]]]:
+def _error_table(latency: LatencyOrigin) -> tuple[list[str], list[tuple[str, ...]]]:
     """Errors of whole networks' latencies: heads and rows, empty where nobody knows."""
-    calibration, fresh = section(latency, "calibration"), section(latency, "card")
-    columns = {
-        "sums": section(calibration, "uncorrected"),
-        "calibrated": section(calibration, "left_out"),
-        **{f"fresh, {name}": section(fresh, name) for name in ("uncorrected", "calibrated")},
+    found = {
+        "sums": latency.calibration.uncorrected,
+        "calibrated": latency.calibration.left_out,
+        "fresh, uncorrected": latency.card.uncorrected,
+        "fresh, calibrated": latency.card.calibrated,
     }
-    columns = {name: column for name, column in columns.items() if column}
+    columns = {name: errors for name, errors in found.items() if errors}
     rows = [
-        (text, *(error_text(field, column.get(field)) for column in columns.values()))
-        for field, text in ERROR_ROWS.items()
+        (text, *(error_text(name, getattr(errors, name)) for errors in columns.values()))
+        for name, text in ERROR_ROWS.items()
     ]
     return (["", *columns], rows) if columns else ([], [])
 
 
-def _trust_facts(latency: Mapping[str, object]) -> dict[str, str]:
-    fresh, counts = section(latency, "card"), section(latency, "counts")
-    found = {
+def _trust_facts(latency: LatencyOrigin) -> dict[str, str]:
+    card, counts = latency.card, latency.counts
+    return {
         "layers of the table": ", ".join(f"{count:,} {name}" for name, count in counts.items() if count),
-        "validated": str(fresh.get("created", ""))[:10],
+        "validated": card.created[:10],
+        "drift since the table": "" if card.drift is None else error_text("bias", card.drift),
+        "predicted layers in them": ""
+        if card.predicted_layers is None
+        else error_text("worst", card.predicted_layers),
     }
-    for name, text, field in (
-        ("drift", "drift since the table", "bias"),
-        ("predicted_layers", "predicted layers in them", "worst"),
-    ):
-        if name in fresh:
-            found[text] = error_text(field, fresh[name])
-    return found
 
 
 def _origin_facts(report: Report) -> dict[str, str]:
@@ -154,24 +152,20 @@ def _origin_facts(report: Report) -> dict[str, str]:
     found |= {f"{count:,} failed": reason for reason, count in report.failures}
     if report.foreign:
         found["left out"] = f"{report.foreign:,} trials that this program did not make"
-    found |= dict(_flat({name: report.provenance.get(name) for name in _FIRST}))
-    if report.classes:
-        found["classes"] = ", ".join(report.classes)
-    versions = section(report.provenance, "versions")
-    found["versions"] = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
+    found |= dict(_flat({name: getattr(report.provenance, name) for name in _FIRST}))
+    if report.provenance.classes:
+        found["classes"] = ", ".join(report.provenance.classes)
+    versions = report.provenance.versions.items()
+    found["versions"] = ", ".join(f"{name} {version}" for name, version in versions if version)
     return found
 
 
 def _noted_facts(report: Report) -> dict[str, str]:
     """Everything else that was noted of a study, as it was noted."""
-    provenance = {
-        name: value for name, value in report.provenance.items() if name not in (*_ELSEWHERE, *_FIRST)
-    }
-    provenance["latency"] = {
-        name: value
-        for name, value in section(provenance, "latency").items()
-        if name not in _ELSEWHERE_OF_LATENCY
-    }
+    noted = asdict(replace(report.provenance, joint=None, layers={}))
+    provenance = {name: value for name, value in noted.items() if name not in (*_ELSEWHERE, *_FIRST)}
+    latency = noted["latency"].items()
+    provenance["latency"] = {name: value for name, value in latency if name not in _ELSEWHERE_OF_LATENCY}
     return dict(_flat(provenance))
 
 

@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from nas.accuracy.joint import JointPrediction
 from nas.page.network_result import NetworkResult
 from nas.page.recommendation import Answer, answer_beside, front_of, spread_out
 from nas.spread import evenly_spread
+from nas.study.provenance import LayerLatency, Provenance
 from search_spaces.architecture import Architecture
 from search_spaces.tasks import DEFAULT_CLASSES
 
@@ -26,11 +26,8 @@ if TYPE_CHECKING:
     import pandas
 
 _TEXTS = frozenset(("id", "name", "label", "kind", "accuracy_source", "latency_source"))
-# Key of the provenance: predictions of the front and the references with how their errors go together, see
-# nas.accuracy.joint.
-JOINT = "joint"
 _JOINT_NETWORKS = 100
-# The accuracy of a network that was trained by the final recipe, and the section of provenance about it.
+# The source of an accuracy by the final recipe.
 TRAINED = "trained"
 # Of :meth:`Report.frame`, besides whether a network is on the front.
 COLUMNS = (
@@ -54,14 +51,6 @@ COLUMNS = (
     "peak_memory_mb",
     "resolution",
 )
-
-
-@dataclass(frozen=True, slots=True)
-class LayerLatency:
-    """A layer's share of the latency of any network that contains it."""
-
-    latency_ms: float
-    source: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,9 +78,7 @@ class Report:
             that is dominated so far), one pair for each change and the last trial.
         importances: parameters by their importance for accuracy, most important first; empty where
             there are too few trials.
-        layers: latency of single layers, by layer key, as far as the study kept them.
-        provenance: what the search noted about its circumstances; any field may be missing.
-        joint: predictions of the front and the references together, None where there are none.
+        provenance: what the search noted about its circumstances.
         third: name of a third objective beside accuracy and latency, None without one.
         limits: on costs besides latency, by their names.
         seed_scatter: of trained accuracies, one standard deviation in points; 0 where it is not known.
@@ -107,9 +94,7 @@ class Report:
     budget_ms: float | None = None
     hypervolume: tuple[tuple[int, float], ...] = ()
     importances: tuple[Importance, ...] = ()
-    layers: Mapping[str, LayerLatency] = field(default_factory=dict)
-    provenance: Mapping[str, object] = field(default_factory=dict)
-    joint: JointPrediction | None = None
+    provenance: Provenance = field(default_factory=Provenance)
     third: str | None = None
     limits: Mapping[str, float] = field(default_factory=dict)
     seed_scatter: float = 0.0
@@ -176,9 +161,10 @@ class Report:
     def _recommendable(self) -> list[NetworkResult]:
         """The trials that were timed end to end and trained to the end; all while there are newer trials."""
         trials = found = [network for network in self.networks if network.trial >= 0]
-        if section(self.provenance, "end_to_end").get("trials") == len(trials):
+        end_to_end, finished = self.provenance.end_to_end, self.provenance.trained
+        if end_to_end and end_to_end.trials == len(trials):
             found = [network for network in found if network.latency_source == "measured"]
-        if section(self.provenance, TRAINED).get("trials") == len(trials):
+        if finished and finished.trials == len(trials):
             # Accuracies of brief trainings and predictions are not set against those of long ones.
             found = [network for network in found if network.accuracy_source == TRAINED]
         return found
@@ -186,23 +172,16 @@ class Report:
     @property
     def percentile(self) -> int:
         """Percentile of end-to-end latencies that the budget is about."""
-        found = section(self.provenance, "end_to_end").get("percentile")
-        return found if found in (50, 90, 99) else 50
+        return self.provenance.end_to_end.percentile if self.provenance.end_to_end else 50
 
     @cached_property
     def bound_ms(self) -> float | None:
         """The budget; where a reference gave it, as it was timed beside the others."""
-        name = self.provenance.get("budget_name")
+        name = self.provenance.budget_name
         for network in self.references:
             if network.name == name and network.latency_source == "measured" and network.is_ours:
                 return network.percentile_ms(self.percentile)
         return self.budget_ms
-
-    @property
-    def budget_margin(self) -> float:
-        """Share of the budget that was kept free."""
-        found = self.provenance.get("budget_margin")
-        return float(found) if isinstance(found, float | int) and 0 < found < 1 else 0.0
 
     def is_within_budget(self, network: NetworkResult) -> bool:
         """True if a network is as fast as it must be at the percentile that counts, and within all limits."""
@@ -215,14 +194,14 @@ class Report:
     @cached_property
     def answers(self) -> tuple[Answer, ...]:
         """The answer to each reference: first the one that gave the budget, then by latency."""
-        budget_name = self.provenance.get("budget_name")
+        budget_name = self.provenance.budget_name
         ordered = sorted(self.references, key=lambda reference: reference.name != budget_name)
         return tuple(self.answer_at(reference, reference.latency_ms) for reference in ordered)
 
     def answer_at(self, reference: NetworkResult, latency_ms: float) -> Answer:
         """The answer to a reference within a latency, be it the reference's own or another."""
         recommendable = {network.trial for network in self._recommendable}
-        known = (self.joint, self.caution, self.recipe)
+        known = (self.provenance.joint, self.caution, self.recipe)
         return answer_beside(reference, latency_ms, self.candidates, recommendable, *known)
 
     @cached_property
@@ -233,26 +212,23 @@ class Report:
     @property
     def recipe(self) -> str:
         """Name of the recipe of training that predicted accuracies are for, empty where there is none."""
-        return str(section(self.provenance, "accuracy").get("recipe") or "")
+        return str(self.provenance.accuracy.get("recipe") or "")
 
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Names of what trained networks tell apart, in the order of their outputs; empty where unknown."""
-        found = self.provenance.get("classes")
-        return tuple(map(str, found)) if isinstance(found, list) else ()
+    @cached_property
+    def layers(self) -> dict[str, LayerLatency]:
+        """Layers by key, as far as the study kept them: one costs the same in every network."""
+        return {each.key: each for layers in self.provenance.layers.values() for each in layers}
 
     @property
     def task(self) -> str:
         """The task of the networks if not classification, e.g. ``segmentation``; empty otherwise."""
-        name = section(self.provenance, "task").get("name")
-        return name if isinstance(name, str) and name in DEFAULT_CLASSES else ""
+        return self.provenance.task.name if self.provenance.task else ""
 
     @property
     def task_classes(self) -> int | None:
         """The number of classes of another task's networks, None where that is torchvision's number."""
-        classes = section(self.provenance, "task").get("classes")
-        usual = not self.task or classes == DEFAULT_CLASSES[self.task]
-        return classes if isinstance(classes, int) and not usual else None
+        task = self.provenance.task
+        return None if task is None or task.classes == DEFAULT_CLASSES[task.name] else task.classes
 
     @property
     def compared(self) -> dict[str, Architecture]:
@@ -269,7 +245,7 @@ class Report:
     @property
     def title(self) -> str:
         """One line: device, runtime, precision, threads, date; empty where unknown."""
-        return str(section(self.provenance, "latency").get("title") or self.provenance.get("hardware") or "")
+        return self.provenance.latency.title or self.provenance.hardware or ""
 
     def source_counts(self, attribute: str) -> dict[str, int]:
         """The number of networks by ``accuracy_source`` or ``latency_source``."""
@@ -286,9 +262,3 @@ class Report:
         bounds += [(self.budget_ms, True)] if self.budget_ms else []
         chosen = [*self.references, *spread_out(found, count, bounds)]
         return {each.id: each.architecture for each in chosen if each.architecture}
-
-
-def section(provenance: Mapping[str, object], name: str) -> Mapping[str, object]:
-    """A mapping inside the provenance, empty where it is missing."""
-    value = provenance.get(name)
-    return value if isinstance(value, Mapping) else {}

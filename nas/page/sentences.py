@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Sequence
 
 from nas.accuracy.recipes import DESCRIPTIONS
 from nas.latency.calibration import error_text
 from nas.page.network_result import NetworkResult
 from nas.page.recommendation import Answer, Gain
-from nas.page.report_data import TRAINED, Report, section
+from nas.page.report_data import TRAINED, Report
 from nas.quantities import latency_text, signed
+from nas.study.provenance import LatencyOrigin
 from search_spaces.errors import shorten
 
 MIXED_KINDS = (
@@ -117,20 +118,17 @@ def notes(report: Report) -> tuple[str, ...]:
 
 def task_note(report: Report) -> str:
     """A note on what latencies and accuracies are of, where the task is another than classification."""
-    if not report.task:
+    task = report.provenance.task
+    if task is None:
         return ""
-    found = section(report.provenance, "task")
-    numbers = [found.get(name) for name in ("classes", "models", "error_percent", "worst_percent")]
-    known = [float(each) for each in numbers if isinstance(each, int | float)]
-    if len(known) < len(numbers):
-        return f"Latencies are of whole models for {report.task}, accuracies of classification."
-    classes, models, error, worst = known
-    without = ", boxes neither decoded nor sorted out" if report.task == "detection" else ""
+    if None in (task.classes, task.models, task.error_percent, task.worst_percent):
+        return f"Latencies are of whole models for {task.name}, accuracies of classification."
+    without = ", boxes neither decoded nor sorted out" if task.name == "detection" else ""
     return (
-        f"Latencies are of whole models for {report.task} ({classes:,.0f} classes{without}); what the "
-        f"table says of them was {error:.1f} % off on average, {worst:.1f} % at worst, on {models:,.0f} "
-        "timed end to end. Accuracies, MACs and parameters are of classification: a proxy, without the "
-        "head."
+        f"Latencies are of whole models for {task.name} ({task.classes:,} classes{without}); what the "
+        f"table says of them was {task.error_percent:.1f} % off on average, {task.worst_percent:.1f} % at "
+        f"worst, on {task.models:,} timed end to end. Accuracies, MACs and parameters are of classification: "
+        "a proxy, without the head."
     )
 
 
@@ -152,7 +150,7 @@ def judgement_note(report: Report) -> str:
         return ""
     best = max(judged, key=lambda each: each.top1)
     note = (
-        f"Judged on {best.images:,} images of {_few(report.classes)}{best.majority:.1f} % of them "
+        f"Judged on {best.images:,} images of {_few(report.provenance.classes)}{best.majority:.1f} % of them "
         f"{best.majority_class}: always answering that is chance. The best network has {best.top1:.1f} ± "
         f"{best.deviation:.1f} %, {best.class_mean:.1f} % as the mean of the classes."
     )
@@ -166,9 +164,9 @@ def training_note(report: Report) -> str:
     count = report.source_counts("accuracy_source").get(TRAINED, 0)
     if not count:
         return ""
-    known = section(report.provenance, TRAINED)
-    epochs = section(known, "recipe").get("epochs")
-    images = known.get("judged_on") or "images that training never saw"
+    finished = report.provenance.trained
+    epochs = finished.recipe.get("epochs") if finished else None
+    images = (finished and finished.judged_on) or "images that training never saw"
     return (
         f"{count} networks were trained to the end{f', {epochs} epochs each' if epochs else ''}, and "
         f"judged on {images}: these accuracies are called {TRAINED}, and "
@@ -219,7 +217,7 @@ def published_wins(report: Report) -> str:
 
 def margin_note(report: Report) -> str:
     """A note on a budget of which a share is kept free; empty where none is."""
-    margin = report.budget_margin
+    margin = report.provenance.budget_margin
     if not margin or report.budget_ms is None:
         return ""
     return f"{latency_text(report.budget_ms / (1 - margin))} less {100 * margin:.3g} % kept free"
@@ -241,7 +239,7 @@ def extent(report: Report) -> str:
     """A line on how much was tried and what it was to keep to."""
     budget = "no latency budget"
     if report.bound_ms is not None:
-        margin = f" ({margin_note(report)})" if report.budget_margin else ""
+        margin = f" ({margin_note(report)})" if report.provenance.budget_margin else ""
         budget = f"budget {latency_text(report.bound_ms)}{margin}"
     networks = "1 network" if len(report.front) == 1 else f"{len(report.front):,} networks"
     return f"{len(report.candidates):,} candidates, {networks} on the front, {budget}."
@@ -282,19 +280,17 @@ def third_note(report: Report) -> str:
     )
 
 
-def verdict(latency: Mapping[str, object]) -> str:
+def verdict(latency: LatencyOrigin) -> str:
     """A sentence on the error of whole networks' latencies, from the provenance of a latency."""
-    fresh = section(section(latency, "card"), "calibrated")
-    left_out = section(section(latency, "calibration"), "left_out")
+    fresh, left_out = latency.card.calibrated, latency.calibration.left_out
     for errors, where in ((fresh, "networks it never saw"), (left_out, "networks left out one by one")):
-        if "mape" in errors:
+        if errors:
             return (
-                f"On {errors.get('networks', '')} {where}, the table is off by "
-                f"{error_text('mape', errors['mape'])} on average; "
-                f"{error_text('within_5_percent', errors.get('within_5_percent'))} of them are within 5 %."
+                f"On {errors.networks} {where}, the table is off by {error_text('mape', errors.mape)} on "
+                f"average; {error_text('within_5_percent', errors.within_5_percent)} of them are within 5 %."
             )
-    estimated = section(latency, "error_percent").get("estimated")
-    if isinstance(estimated, int | float):
+    estimated = latency.error_percent.get("estimated")
+    if estimated is not None:
         return (
             "Nothing was measured on this hardware: latencies are estimated from published ones. Their ± is "
             f"{estimated:.2g} %, by how much the estimate was off for published networks left out of its fit."

@@ -17,6 +17,7 @@ from nas.searching.request import SearchRequest
 from nas.searching.timing import FRONT_PASSES, carried_networks, foreign_journal, measured, time_foreign
 from nas.study.netadapt import refine
 from nas.study.problem import Problem
+from nas.study.provenance import EndToEnd
 from nas.study.published import publish
 from nas.study.trial import remeasure
 from search_spaces.architecture import Architecture
@@ -99,7 +100,7 @@ def record_foreign(study: optuna.Study, table: LatencyTable, request: SearchRequ
         warn(f"warning: {names} are not in the report: {error}")
 
 
-def time_best(study: optuna.Study, table: LatencyTable, request: SearchRequest) -> dict[str, object] | None:
+def time_best(study: optuna.Study, table: LatencyTable, request: SearchRequest) -> EndToEnd | None:
     """Time the networks that are going to be recommended, and the references, end to end.
 
     Args:
@@ -139,14 +140,15 @@ def time_best(study: optuna.Study, table: LatencyTable, request: SearchRequest) 
     )
     _leave_out(study, {name: f"the whole network: {reason}" for name, reason in timed.refused.items()})
     timed.journal.unlink(missing_ok=True)
-    return {
-        "trials": len(report.networks) - sum(each.trial < 0 for each in report.networks),
-        "networks": len(timed.networks),
-        "rounds": timed.conditions.get("rounds"),
-        "drift": timed.drift,
-        "energy": timed.conditions.get("energy"),
-        "percentile": settings.percentile,
-    }
+    rounds, energy = timed.conditions.get("rounds"), timed.conditions.get("energy")
+    return EndToEnd(
+        trials=sum(each.trial >= 0 for each in report.networks),
+        networks=len(timed.networks),
+        rounds=rounds if isinstance(rounds, int) else None,
+        drift=timed.drift,
+        energy=energy if isinstance(energy, str) else None,
+        percentile=settings.percentile,
+    )
 
 
 def _refused_networks(report: Report, table: LatencyTable) -> dict[str, LayerKey]:

@@ -28,6 +28,7 @@ from nas.searching.timing import FRONT_PASSES, carried_networks, foreign_journal
 from nas.spread import evenly_spread
 from nas.study.neighbourhood import BudgetError, Neighbourhood
 from nas.study.problem import Problem
+from nas.study.provenance import Provenance
 from nas.study.published import publish, published_latencies_ms
 from nas.study.scorer import BatchScorer, layer_latency
 from nas.study.screening import screen
@@ -78,7 +79,7 @@ class Preparation:
             request.limits,
         )
 
-    def provenance(self, request: SearchRequest) -> dict[str, object]:
+    def provenance(self, request: SearchRequest) -> Provenance:
         """See :func:`nas.searching.provenance.provenance`."""
         return provenance(
             request.config, self.table, self.card, request.budget, self.budget_ms, request.source

@@ -7,7 +7,9 @@ import datetime
 import hashlib
 import importlib.metadata
 import os
+from collections import Counter
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 
 from nas.assembly import AccuracySource
@@ -27,6 +29,14 @@ from nas.settings import (
     milliseconds,
 )
 from nas.shell import command_line
+from nas.study.provenance import (
+    CalibrationErrors,
+    CardErrors,
+    LatencyOrigin,
+    LayerLatency,
+    Provenance,
+    TaskOrigin,
+)
 from search_spaces.architecture import Architecture
 from search_spaces.blocks import Block, Head, Stem
 from search_spaces.layers import layer_keys, reachable_layer_keys
@@ -134,7 +144,7 @@ def provenance(
     budget: LatencyBudget,
     budget_ms: float | None,
     source: AccuracySource,
-) -> dict[str, object]:
+) -> Provenance:
     """The circumstances of a study that its report names.
 
     Args:
@@ -146,50 +156,51 @@ def provenance(
         source: where accuracies come from.
     """
     header = table.header
-    counts: dict[str, int] = {}
-    for entry in table.entries.values():
-        counts[entry.source] = counts.get(entry.source, 0) + 1
-    return {
-        "hardware": header.hardware,
-        "latency": {
-            "title": header.title,
-            "device": header.device,
-            "runtime": header.runtime,
-            "runtime_version": header.runtime_version,
-            "precision": header.precision,
-            "threads": header.threads,
-            "created": header.created,
-            "counts": counts,
-            "calibration": header.calibration.to_dict() if header.calibration else None,
-            "card": card.to_dict() if card and not table.changed_since(card.state) else None,
-            "warning": _warning(card, table),
-            "error_percent": _error_percent(card, table),
-        },
-        "accuracy": as_dict(accuracy_settings(config.accuracy)),
-        "dataset": config.dataset.name if source.uses_images else None,
-        "classes": list(source.classes),
-        "budget_ms": budget_ms,
-        "budget_name": budget.name,
-        "budget_margin": 0.0 if budget_ms is None else budget.margin_on(table),
-        "seed": config.search.seed,
-        "sampler": config.sampler.name,
-        "versions": {name: _version(name) for name in _VERSIONS_OF},
-        "command": command_line(),
-        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        **({"task": _task(header.head)} if header.head else {}),
-    }
+    fitted = header.calibration
+    valid = card if card and not table.changed_since(card.state) else None
+    return Provenance(
+        hardware=header.hardware,
+        latency=LatencyOrigin(
+            title=header.title,
+            device=header.device,
+            runtime=header.runtime,
+            runtime_version=header.runtime_version,
+            precision=header.precision,
+            threads=header.threads,
+            created=header.created,
+            counts=dict(Counter(each.source for each in table.entries.values())),
+            calibration=CalibrationErrors(fitted.left_out, fitted.uncorrected)
+            if fitted
+            else CalibrationErrors(),
+            card=CardErrors(**{each.name: getattr(valid, each.name) for each in fields(CardErrors) if valid}),
+            warning=_warning(card, table),
+            error_percent=_error_percent(valid, table),
+        ),
+        accuracy=as_dict(accuracy_settings(config.accuracy)),
+        dataset=config.dataset.name if source.uses_images else None,
+        classes=source.classes,
+        budget_ms=budget_ms,
+        budget_name=budget.name,
+        budget_margin=0.0 if budget_ms is None else budget.margin_on(table),
+        seed=config.search.seed,
+        sampler=config.sampler.name,
+        versions={name: _version(name) for name in _VERSIONS_OF},
+        command=command_line(),
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        task=_task(header.head) if header.head else None,
+    )
 
 
-def _task(head: HeadCost) -> dict[str, object]:
-    left_out = head.left_out
-    return {
-        "name": head.task.name,
-        "classes": head.task.classes,
-        "models": left_out.networks,
-        "error_percent": 100 * left_out.mape,
-        "worst_percent": 100 * left_out.worst,
-        "kendall_tau": left_out.kendall_tau,
-    }
+def _task(head: HeadCost) -> TaskOrigin:
+    errors = head.left_out
+    return TaskOrigin(
+        head.task.name,
+        head.task.classes,
+        errors.networks,
+        100 * errors.mape,
+        100 * errors.worst,
+        errors.kendall_tau,
+    )
 
 
 def _warning(card: Card | None, table: LatencyTable) -> str | None:
@@ -208,14 +219,13 @@ def _error_percent(card: Card | None, table: LatencyTable) -> dict[str, float]:
     header = table.header
     if table.estimate_error is not None:
         return {"estimated": 100 * table.estimate_error}
-    valid = card is not None and not table.changed_since(card.state)
     if header.head:
-        percent = 100 * _DEVIATION * header.head.left_out.mape
-        return {"table": percent, "predicted": percent}
-    errors = (
-        card.calibrated if card and valid else header.calibration.left_out if header.calibration else None
-    )
-    if errors is None:
+        errors = header.head.left_out
+    elif card:
+        errors = card.calibrated
+    elif header.calibration:
+        errors = header.calibration.left_out
+    else:
         return {}
     percent = 100 * _DEVIATION * errors.mape
     return {"table": percent, "predicted": percent}
@@ -228,16 +238,16 @@ def _version(package: str) -> str | None:
         return None
 
 
-def layers(report: Report, table: LatencyTable) -> dict[str, list[dict[str, object]]]:
+def layers(report: Report, table: LatencyTable) -> dict[str, tuple[LayerLatency, ...]]:
     """Where the time goes in the front and the references, layer by layer."""
     # A task's head takes the classifier's place, and depends on more than one layer.
     shown = (Stem, Block) if table.header.head else (Stem, Block, Head)
     result = {}
     for network in (*report.front, *report.references):
         if network.architecture is not None:
-            result[network.id] = [
-                {"key": str(key), "latency_ms": table.share_ms(key), "source": entry.source}
+            result[network.id] = tuple(
+                LayerLatency(str(key), table.share_ms(key), entry.source)
                 for key, entry in table.layer_latencies(network.architecture)
                 if isinstance(key.part, shown)
-            ]
+            )
     return result

@@ -1,7 +1,7 @@
 """Durable studies: one file without a server, or a database shared by many machines.
 
     storage = open_storage("results/digits/study.journal")     # or "postgresql://user@host/database"
-    study = open_study(storage, "digits", StudySetting(pareto(), space, fingerprint={...}), provenance={...})
+    study = open_study(storage, "digits", StudySetting(pareto(), space, fingerprint={...}))
 
 The file is an Optuna journal: `optuna-dashboard FILE`, `optuna.load_study` through
 `JournalStorage(JournalFileBackend(FILE))` and Optuna's visualisations open it, also while a search
@@ -32,6 +32,7 @@ from nas.saving import HeldError, SaveError, hold, saving
 from nas.study.database import PatientStorage, StorageError
 from nas.study.journal import Distributions, records, storage_of
 from nas.study.objective import Objective
+from nas.study.provenance import Provenance
 from nas.study.trial import SETTLED
 from search_spaces.errors import InputError, masked
 from search_spaces.gate import MAX_STREAM_BYTES, MEGABYTE, Gate
@@ -262,7 +263,7 @@ def open_study(
     storage: BaseStorage,
     name: str,
     setting: StudySetting,
-    provenance: Mapping[str, object] | None = None,
+    provenance: Provenance | None = None,
 ) -> optuna.Study:
     """Create a study, or continue it if it is the same.
 
@@ -302,7 +303,7 @@ def open_study(
     if setting.table is not None and _LAYERS not in study.user_attrs:
         study.set_user_attr(_LAYERS, setting.table.files())
     if provenance is not None:
-        study.set_user_attr("provenance", dict(provenance))
+        provenance.keep(study)
     return study
 
 
@@ -402,7 +403,7 @@ def networks_of(study: optuna.Study) -> str | None:
     return text if isinstance(text, str) else None
 
 
-def refresh_study(study: optuna.Study, setting: StudySetting, provenance: Mapping[str, object]) -> None:
+def refresh_study(study: optuna.Study, setting: StudySetting, provenance: Provenance) -> None:
     """Replace layers, fingerprint and provenance after the study's own run changed what they describe.
 
     Not for a study that others may be working on: see :func:`nas.study.trial.remeasure` for latencies.
@@ -415,7 +416,7 @@ def refresh_study(study: optuna.Study, setting: StudySetting, provenance: Mappin
     if setting.table is not None and study.user_attrs.get(_LAYERS) != setting.table.files():
         study.set_user_attr(_LAYERS, setting.table.files())
     study.set_user_attr("fingerprint", setting.wanted)
-    study.set_user_attr("provenance", dict(provenance))
+    provenance.keep(study)
 
 
 def _without_content(fingerprint: Mapping[str, object]) -> dict[str, object]:

@@ -306,7 +306,7 @@ def test_a_difference_is_known_better_than_its_ends(predictor: Predictor) -> Non
     alone = [predictor.predict(each)[1] for each in networks.values()]
     assert 0 < difference.deviation < np.hypot(*alone)
     assert joint.difference(first, first).points == 0
-    again = JointPrediction.from_dict(json.loads(json.dumps(joint.to_dict())))
+    again = JointPrediction.from_dict(json.loads(json.dumps(joint.to_dict())), Gate("joint"))
     assert again.difference(second, first).deviation == pytest.approx(difference.deviation, abs=1e-3)
 
 

@@ -12,7 +12,9 @@ from nas.page.report_data import Report
 from nas.study.loop import Sampling, SearchResult, Stop, architecture_of, run_search
 from nas.study.objective import Objective, pareto
 from nas.study.problem import Problem
+from nas.study.provenance import Provenance
 from nas.study.storage import StudySetting, close_storage, open_storage, open_study
+from search_spaces.gate import Gate
 from search_spaces.layers import layer_keys
 from search_spaces.references import reference
 from tests.cases import MadeUpAccuracy, MadeUpLatency, small_space
@@ -43,7 +45,9 @@ def network(top1: float, latency_ms: float, trial: int = 0, name: str | None = N
 
 
 def report(*networks: NetworkResult, **fields: Any) -> Report:
-    return Report("study", tuple(networks), **fields)
+    """A report of networks; its provenance is given as studies keep it."""
+    known = {"provenance": fields.pop("provenance", {})}
+    return Report("study", tuple(networks), provenance=Provenance.of(known, Gate("the study")), **fields)
 
 
 def provenance(study: optuna.Study) -> dict[str, Any]:
@@ -54,6 +58,7 @@ def provenance(study: optuna.Study) -> dict[str, Any]:
             {"key": str(key), "latency_ms": 0.1, "source": "measured"} for key in layer_keys(architecture)
         ]
     errors = {"networks": 50, "mape": 0.021, "bias": -0.01, "within_5_percent": 0.94}
+    errors |= {"within_10_percent": 1.0, "worst": 0.08, "kendall_tau": 0.97, "spearman_rho": 0.99}
     return {
         "hardware": "host",
         "latency": {

@@ -3,15 +3,18 @@ import hashlib
 import html
 import json
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
 from html.parser import HTMLParser
 from typing import Any
 
+import numpy as np
 import pytest
 
+from nas.accuracy.joint import JointPrediction
+from nas.latency.calibration import ErrorSummary
 from nas.page.comparison import equal_budgets
 from nas.page.rendering import comparison_page, report_page
-from nas.page.report_data import JOINT, Report
+from nas.page.report_data import Report
 from nas.page.sentences import MIXED_KINDS
 from search_spaces.references import reference
 from tests.page.report_cases import network, report
@@ -140,7 +143,7 @@ def test_sources_are_named_beside_numbers() -> None:
 
 
 def test_the_validation_card_begins_with_a_sentence() -> None:
-    errors = {"networks": 50, "mape": 0.021, "within_5_percent": 0.94}
+    errors = asdict(ErrorSummary(50, 0.021, 0.0, 0.94, 1.0, 0.05, 0.9, 0.9))
     for latency, sentence in (
         (
             {"card": {"calibrated": errors}},
@@ -194,8 +197,9 @@ def test_answers_beside_many_references_are_folded() -> None:
 
 
 def test_provenance_is_words_and_no_matrix() -> None:
-    joint = {"recipe": "scratch", "ids": ["0123456789"], "covariance": [[0.123456]]}
-    page = report_page(report(network(75.0, 10.0, 1), provenance={JOINT: joint, "sampler": "nsga2"}))
+    joint = JointPrediction("scratch", ("0123456789",), np.ones(1), np.full((1, 1), 0.123456), np.ones(1))
+    known = {"joint": joint.to_dict(), "sampler": "nsga2"}
+    page = report_page(report(network(75.0, 10.0, 1), provenance=known))
     text = re.sub(r"<[^>]+>", " ", page)
     assert re.search(r"sampler\s+nsga2", text)
     assert "0.123456" not in text

@@ -22,6 +22,7 @@ from nas.study.objective import Objective, budget, mnasnet, pareto
 from nas.study.pareto import hypervolume
 from nas.study.storage import StudySetting, close_storage, open_storage, open_study
 from nas.study.trial import record_scatter
+from search_spaces.errors import InputError
 from search_spaces.references import reference
 from tests.cases import small_space
 from tests.page.report_cases import BUDGET_MS, REFERENCES, made_up_study, network, report, writable
@@ -306,12 +307,8 @@ def test_networks_trained_to_the_end_are_recommended_alone() -> None:
     assert answer.gained is not None
     assert answer.gained.deviation == pytest.approx(0.5 * 2**0.5)
     # A trial later the front is that of the search again.
-    assert [
-        each.trial for each in report(brief, network(1, 9, 5), *trained, provenance=found.provenance).front
-    ] == [
-        3,
-        1,
-    ]
+    later = replace(found, networks=(*found.networks, network(1, 9, 5)))
+    assert [each.trial for each in later.front] == [3, 1]
 
 
 def test_the_scatter_of_seeds_widens_measured_accuracies_alone(tmp_path: Path) -> None:
@@ -342,9 +339,10 @@ def test_another_task_than_classification_is_named() -> None:
     assert "of classification: a proxy" in summary(timed)
     assert timed.task_classes is None
     assert report(network(70, 5), provenance={"task": {**found, "classes": 5}}).task_classes == 5
-    for damaged in ({"name": "telepathy"}, {"name": 3}, 7):
-        assert sentences.task_note(report(network(70, 5), provenance={"task": damaged})) == ""
-    short = report(network(70, 5), provenance={"task": {"name": "detection", "classes": "many"}})
+    for damaged in ({"name": "telepathy"}, {"name": 3}, 7, {"name": "detection", "classes": "many"}):
+        with pytest.raises(InputError, match="the study"):
+            report(network(70, 5), provenance={"task": damaged})
+    short = report(network(70, 5), provenance={"task": {"name": "detection"}})
     assert (
         sentences.task_note(short)
         == "Latencies are of whole models for detection, accuracies of classification."

@@ -13,6 +13,7 @@ from optuna.storages.journal import JournalFileBackend
 
 from nas.latency.table import Entry, LatencyTable, TableHeader
 from nas.study.objective import budget, pareto
+from nas.study.provenance import Provenance
 from nas.study.storage import (
     StorageError,
     StudyMismatchError,
@@ -36,7 +37,9 @@ def trial(number: int) -> optuna.trial.FrozenTrial:
 def test_a_study_survives_closing_and_plain_optuna_opens_it(tmp_path: Path) -> None:
     path = tmp_path / "new folder" / "study.journal"
     storage = open_storage(str(path))
-    study = open_study(storage, "s", StudySetting(pareto(), small_space(), {"seed": 1}), {"date": "today"})
+    study = open_study(
+        storage, "s", StudySetting(pareto(), small_space(), {"seed": 1}), Provenance(created="today")
+    )
     study.add_trial(trial(0))
     plain = optuna.load_study(study_name="s", storage=JournalStorage(JournalFileBackend(str(path))))
     assert plain.trials == study.trials
@@ -49,7 +52,7 @@ def test_a_study_survives_closing_and_plain_optuna_opens_it(tmp_path: Path) -> N
     again = open_study(open_storage(str(path)), "s", StudySetting(pareto(), small_space(), {"seed": 1}))
     assert [each.user_attrs["number"] for each in again.trials] == [0, 1]
     assert again.user_attrs["note"].startswith("written")
-    assert again.user_attrs["provenance"] == {"date": "today"}
+    assert again.user_attrs["provenance"]["created"] == "today"
 
 
 @pytest.mark.parametrize("torn", [b"{", b'{"op_code":4,"worker_id":"x"'])
@@ -223,7 +226,7 @@ def test_a_study_carries_its_layers(tmp_path: Path) -> None:
     other = {"latency table": {"device": "another cpu", "content": "abc"}}
     with pytest.raises(StudyMismatchError, match='device = "cpu", now it is "another cpu"'):
         open_study(storage, "s", StudySetting(pareto(), small_space(), other, table=table))
-    refresh_study(study, StudySetting(pareto(), small_space(), now, grown), {})
+    refresh_study(study, StudySetting(pareto(), small_space(), now, grown), Provenance())
     assert table_of(storage, "s").entries == grown.entries  # type: ignore[union-attr]
 
 
