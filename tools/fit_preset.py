@@ -9,7 +9,7 @@ instead, and ``device=``, ``board=``, ``source=`` say whose it is.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from scipy.optimize import least_squares, lsq_linear
 
 from nas.command import command
 from nas.console import console, print_summary
-from nas.latency.preset import EstimatedLayers, EstimateError
+from nas.latency.preset import EstimatedLayers, EstimateError, LeftOutErrors
 from search_spaces.layers import layer_keys
 from search_spaces.references import FAMILIES, reference
 from tools.preset_sources import Group, Timed, read_fbnet_blocks, read_networks, read_note10_blocks
@@ -30,7 +30,7 @@ from tools.preset_sources import Group, Timed, read_fbnet_blocks, read_networks,
 _START = (0.17, 0.67, 0.5, 0.27, 0.2, 0.004)
 _HELD = 0.02
 _OUTLIER = 0.1  # log error from which on a network counts for less
-RUNTIMES = ["ncnn", "Paddle-Lite", "XNNPACK", "TF-Lite", "litert"]
+RUNTIMES = ("ncnn", "Paddle-Lite", "XNNPACK", "TF-Lite", "litert")
 
 Rates = NDArray[np.float64]
 
@@ -121,16 +121,17 @@ def table_errors(rows: Sequence[Timed]) -> Rates:
     return errors
 
 
-def _described(errors: Rates) -> dict[str, float]:
+def _described(
+    errors: Rates, left_out: str = "", networks: int | None = None, blocks: int | None = None
+) -> LeftOutErrors:
     absolute = 100 * np.abs(errors)
-    return {
-        "mean_absolute_percent": round(float(absolute.mean()), 1),
-        "worst_percent": round(float(absolute.max()), 1),
-    }
-
-
-def _estimate(device: str, rates: Rates, details: Mapping[str, object]) -> EstimatedLayers:
-    return EstimatedLayers(device, tuple(map(float, rates)), {"threads": 1, "precision": "fp32", **details})
+    return LeftOutErrors(
+        left_out=left_out,
+        networks=networks,
+        blocks=blocks,
+        mean_absolute_percent=round(float(absolute.mean()), 1),
+        worst_percent=round(float(absolute.max()), 1),
+    )
 
 
 def table_estimate(
@@ -146,13 +147,16 @@ def table_estimate(
         licence: of the source.
         rows: blocks with their latencies.
     """
-    validation = {
-        "left_out": "every block of one shape at a time",
-        "blocks": len(rows),
-        **_described(table_errors(rows)),
-    }
-    details = {"board": board, "runtimes": runtimes, "source": source, "licence": licence}
-    return _estimate(device, fit_rates(rows), details | {"cross_validation": validation})
+    validation = _described(table_errors(rows), "every block of one shape at a time", blocks=len(rows))
+    return EstimatedLayers(
+        device=device,
+        coefficients=tuple(fit_rates(rows).tolist()),
+        board=board,
+        runtimes=tuple(runtimes),
+        source=source,
+        licence=licence,
+        cross_validation=validation,
+    )
 
 
 _LICENCE = "these coefficients are our own fit; sources MIT, BSD-3-Clause, Apache-2.0"
@@ -178,14 +182,20 @@ def board_estimate(name: str, tables: Sequence[Sequence[Timed]], groups: Sequenc
     (own,) = [group for group in groups if group.runtime == "ncnn" and group.device.startswith(start)]
     without = fit_shape(tables, [group for group in groups if group.runtime != own.runtime])
     shape = fit_shape(tables, groups)
-    validation = {
-        "left_out": "each network: level from the others on this board, shape from other runtimes",
-        "networks": len(own.rows),
-        **_described(left_out_errors(own.rows, without)),
-    }
-    source = f"{_SHAPE.format(groups=len(groups))}; level: {len(own.rows)} networks, ncnn, {own.device}"
-    details = {"board": board, "runtimes": RUNTIMES, "source": source, "licence": _LICENCE}
-    return _estimate(name, shape * level(own.rows, shape), details | {"cross_validation": validation})
+    validation = _described(
+        left_out_errors(own.rows, without),
+        "each network: level from the others on this board, shape from other runtimes",
+        networks=len(own.rows),
+    )
+    return EstimatedLayers(
+        device=name,
+        coefficients=tuple((shape * level(own.rows, shape)).tolist()),
+        board=board,
+        runtimes=RUNTIMES,
+        source=f"{_SHAPE.format(groups=len(groups))}; level: {len(own.rows)} networks, ncnn, {own.device}",
+        licence=_LICENCE,
+        cross_validation=validation,
+    )
 
 
 def pi5_estimate(tables: Sequence[Sequence[Timed]], groups: Sequence[Group]) -> EstimatedLayers:
@@ -207,21 +217,21 @@ def pi5_estimate(tables: Sequence[Sequence[Timed]], groups: Sequence[Group]) -> 
         scale = at_one_ghz(others, shape) / ghz
         errors += [scale * (each.work @ shape) / each.latency_ms - 1 for each in group.rows]
     shape = fit_shape(tables, groups)
-    validation = {
-        "left_out": "each phone: level from the others by clock, shape from a fit without its runtime; "
-        "nothing was measured on a Raspberry Pi 5",
-        "networks": len(errors),
-        **_described(np.array(errors)),
-    }
+    validation = _described(
+        np.array(errors),
+        "each phone: level from the others by clock, shape from a fit without its runtime; nothing was "
+        "measured on a Raspberry Pi 5",
+        networks=len(errors),
+    )
     names = ", ".join(sorted(group.device.split(",")[0] for group, _ in phones))
-    details = {
-        "board": "Raspberry Pi 5, Cortex-A76 at 2.4 GHz",
-        "runtimes": RUNTIMES,
-        "source": f"{_SHAPE.format(groups=len(groups))}; level: phones with its core, by clock ({names})",
-        "licence": _LICENCE,
-    }
-    return _estimate(
-        "rpi5", shape * at_one_ghz(phones, shape) / _PI5_GHZ, details | {"cross_validation": validation}
+    return EstimatedLayers(
+        device="rpi5",
+        coefficients=tuple((shape * at_one_ghz(phones, shape) / _PI5_GHZ).tolist()),
+        board="Raspberry Pi 5, Cortex-A76 at 2.4 GHz",
+        runtimes=RUNTIMES,
+        source=f"{_SHAPE.format(groups=len(groups))}; level: phones with its core, by clock ({names})",
+        licence=_LICENCE,
+        cross_validation=validation,
     )
 
 
@@ -242,8 +252,7 @@ def fit_all(folder: Path) -> tuple[list[EstimatedLayers], dict[str, str]]:
         )
         found = _described(errors)
         rows[f"{runtime} left out"] = (
-            f"{found['mean_absolute_percent']} % mean, {found['worst_percent']} % worst "
-            f"of {len(errors)} networks"
+            f"{found.mean_absolute_percent} % mean, {found.worst_percent} % worst of {len(errors)} networks"
         )
     estimates = [
         table_estimate(

@@ -225,12 +225,12 @@ def estimated_table(hardware: Hardware, keys: Sequence[LayerKey], runtime: Runti
             f"thread, not for {runtime.precision} and {runtime.threads}; measure instead: "
             f"{hardware.how_to_measure(runtime)}"
         )
-    error = estimate.error_percent
+    error = estimate.cross_validation.mean_absolute_percent
     header = TableHeader(
         hardware=hardware.name,
         device=(
-            f"{estimate.details['board']} (ESTIMATED, {error:.0f} % off, "
-            f"at worst {estimate.worst_percent:.0f} %)"
+            f"{estimate.board} (ESTIMATED, {error:.0f} % off, "
+            f"at worst {estimate.cross_validation.worst_percent:.0f} %)"
         ),
         runtime="/".join(estimate.runtimes),
         runtime_version="(published latencies)",

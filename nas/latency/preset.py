@@ -12,8 +12,7 @@ error and the runtimes it stands for; ``python -m tools.fit_preset`` makes them 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
@@ -22,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from search_spaces.errors import InputError
-from search_spaces.gate import Gate
+from search_spaces.gate import Gate, Json
 from search_spaces.layers import LayerKey, operators
 from search_spaces.ops import Pool, SqueezeExcitation, convolutions
 
@@ -78,54 +77,46 @@ def _work(key: LayerKey) -> tuple[float, ...]:
     return (pointwise / 1e6, depthwise / 1e6, *(each * _BYTES / 1e6 for each in values), float(count))
 
 
-_GATE = Gate("the estimate", EstimateError)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeftOutErrors:
+    """Errors of an estimate, in percent, on networks or blocks that were left out of its fit."""
+
+    left_out: str
+    networks: int | None = None
+    blocks: int | None = None
+    mean_absolute_percent: float
+    worst_percent: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EstimatedLayers:
     """Estimated latency of any layer on one board.
 
     Attributes:
         device: name of the board, as in ``hardware=``.
         coefficients: milliseconds per million (per operator for the last), in the order of TERMS.
-        details: threads, runtimes, source, licence and error, as the file has them.
+        threads: of the published latencies.
+        precision: of the published latencies.
+        board: for people.
+        runtimes: whose latencies it was fitted to or agrees with; no other is meant.
+        source: of the published latencies.
+        licence: of the source.
+        cross_validation: how far it was off.
     """
 
     device: str
     coefficients: tuple[float, ...]
-    details: Mapping[str, object]
+    threads: int = 1
+    precision: str = "fp32"
+    board: str
+    runtimes: tuple[str, ...]
+    source: str
+    licence: str
+    cross_validation: LeftOutErrors
 
     def layer_ms(self, key: LayerKey) -> float:
         """Latency of one layer in milliseconds."""
         return float(work(key) @ np.array(self.coefficients))
-
-    @property
-    def error_percent(self) -> float:
-        """Mean absolute error in percent on networks or blocks left out of the fit."""
-        return self._left_out("mean_absolute_percent")
-
-    @property
-    def worst_percent(self) -> float:
-        """The largest of those errors."""
-        return self._left_out("worst_percent")
-
-    @property
-    def runtimes(self) -> tuple[str, ...]:
-        """Runtimes whose latencies it was fitted to or agrees with; no other is meant."""
-        return tuple(str(each) for each in _GATE.sequence(self.details["runtimes"], "runtimes"))
-
-    @property
-    def precision(self) -> str:
-        """Precision of the published latencies."""
-        return _GATE.string("precision", self.details["precision"])
-
-    @property
-    def threads(self) -> int:
-        """Threads of the published latencies."""
-        return _GATE.integer("threads", self.details["threads"], 1)
-
-    def _left_out(self, name: str) -> float:
-        return _GATE.number(name, _GATE.mapping(self.details["cross_validation"], "cross_validation")[name])
 
     @classmethod
     def load(cls, device: str) -> EstimatedLayers:
@@ -145,26 +136,22 @@ class EstimatedLayers:
         Raises:
             EstimateError: naming what is wrong with it.
         """
-        try:
-            data = json.loads(text)
-            coefficients = data.pop("coefficients_ms")
-            if data.pop("schema") != SCHEMA:
-                raise EstimateError(
-                    f"the estimate is not of schema {SCHEMA}; install the version that wrote it"
-                )
-            values = tuple(float(coefficients[term]) for term in TERMS)
-            device = str(data.pop("device"))
-        except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
-            raise EstimateError(f"not an estimate: {error!r}") from None
-        if not all(np.isfinite(values)) or min(values) < 0:
-            raise EstimateError(f"the estimate of {device} has a negative or infinite coefficient")
-        return cls(device, values, data)
+        gate = Gate("the estimate", EstimateError)
+        data = gate.mapping(gate.json(text))
+        if data.get("schema") != SCHEMA:
+            gate.fail(f"is not of schema {SCHEMA}; install the version that wrote it")
+        rates = gate.mapping(data.get("coefficients_ms"), "coefficients_ms")
+        coefficients: list[Json] = [gate.number(term, rates.get(term), 0) for term in TERMS]
+        return gate.record("the estimate", cls, data | {"coefficients": coefficients})
 
     def to_json(self) -> str:
         """The file of this estimate."""
-        coefficients = dict(zip(TERMS, (round(value, 6) for value in self.coefficients), strict=True))
-        head = {"schema": SCHEMA, "device": self.device, "coefficients_ms": coefficients}
-        return json.dumps(head | dict(self.details), indent=2) + "\n"
+        rates = dict(zip(TERMS, (round(value, 6) for value in self.coefficients), strict=True))
+        found = asdict(self)
+        del found["coefficients"]
+        errors = {name: each for name, each in found["cross_validation"].items() if each is not None}
+        head = {"schema": SCHEMA, "device": self.device, "coefficients_ms": rates}
+        return json.dumps(head | found | {"cross_validation": errors}, indent=2) + "\n"
 
 
 def available() -> tuple[str, ...]:

@@ -138,7 +138,7 @@ def test_blocks_of_ones_own_are_labelled_as_told_and_written_only_where_told(
     monkeypatch.setattr(sys, "argv", [*sys.argv, f"output={tmp_path / 'made'}"])
     command("fit_preset", fit_preset.FitConfig, fit_preset.main)
     made = EstimatedLayers.from_json((tmp_path / "made" / "my_board.json").read_text())
-    assert (made.device, made.details["board"], made.details["source"]) == (
+    assert (made.device, made.board, made.source) == (
         "my_board",
         "Board of mine",
         "timed by me",
