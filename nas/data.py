@@ -458,7 +458,7 @@ def _imagenet(settings: DatasetSettings, resolution: int) -> Split:
             raise DatasetError(
                 f"there is no folder {folder}; ImageNet needs train/ and val/ with class folders"
             )
-    found = read_parts(root, "train", "val")
+    found = read_parts(root)
     if len(found.classes) != 1000:
         raise DatasetError(
             f"{root}/train has {len(found.classes)} class folders, ImageNet has 1000; see dataset=imagefolder"

@@ -40,7 +40,7 @@ from search_spaces.gate import Gate, is_plain_name
 from search_spaces.space import SearchSpace
 
 _TORCHVISION = "torchvision:"
-# Enough to tell a scatter from chance, when several networks have so many.
+# Each is trained with, the search's own included: enough when several networks have so many.
 _SEEDS = 3
 _JUDGED_AT_ONCE = 256
 
@@ -198,9 +198,7 @@ def _place(kept: Mapping[str, object], name: str) -> str:
     return label if isinstance(label, str) and is_plain_name(label) else name
 
 
-def measure_seed_scatter(
-    study: optuna.Study, accuracy: TrainedAccuracy, count: int, seeds: int = _SEEDS
-) -> None:
+def measure_seed_scatter(study: optuna.Study, accuracy: TrainedAccuracy, count: int) -> None:
     """Train a few networks of the front with other seeds, to know how much of an accuracy is chance.
 
     What is found goes into the study, and into the ± of its trained accuracies; it is not done twice.
@@ -209,7 +207,6 @@ def measure_seed_scatter(
         study: after its search.
         accuracy: that judged its networks.
         count: networks to train again; 0: none.
-        seeds: that each is trained with, the search's own included.
     """
     if not count or scatter_of(study.user_attrs):
         return
@@ -217,11 +214,11 @@ def measure_seed_scatter(
     chosen = front[:: max(1, math.ceil(len(front) / count))][:count]
     found: dict[str, list[float]] = {}
     with progress_bars() as bars:
-        task = bars.add_task("training again with other seeds", total=len(chosen) * (seeds - 1))
+        task = bars.add_task("training again with other seeds", total=len(chosen) * (_SEEDS - 1))
         for network in chosen:
             assert network.architecture is not None
             found[network.id] = [network.top1]
-            for seed in range(1, seeds):
+            for seed in range(1, _SEEDS):
                 recipe = replace(accuracy.recipe, seed=accuracy.recipe.seed + seed)
                 other = replace(accuracy, recipe=recipe, checkpoints=None)
                 found[network.id].append(other.accuracy(network.architecture).top1)

@@ -64,15 +64,15 @@ def is_plain_name(name: object) -> bool:
     return isinstance(name, str) and _NAME.fullmatch(name) is not None and ".." not in name
 
 
-def check_name(setting: str, name: str) -> None:
-    """Refuse a name that would be a path, an option or a piece of a command.
+def check_name(name: str) -> None:
+    """Refuse a name of hardware that would be a path, an option or a piece of a command.
 
     Raises:
         InputError: naming the setting.
     """
     if not is_plain_name(name):
         raise InputError(
-            f"{setting} must begin with a letter or digit and hold only letters, digits and . _ + -, "
+            f"hardware.name must begin with a letter or digit and hold only letters, digits and . _ + -, "
             f"at most 100, not {name!r}"
         )
 

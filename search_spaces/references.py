@@ -56,11 +56,9 @@ _UIB, _FUSED, _PAIR = "universal_inverted_bottleneck", "fused_inverted_bottlenec
 _V4_STEM = Stem(32, _RE)
 
 
-def _mbconv(
-    activation: Activation, in_channels: int, *stages: tuple[int, int, int, int, int, bool]
-) -> tuple[_Row, ...]:
-    """Rows of stages written as expansion ratio, width, layers, stride, kernel, SE."""
-    found = []
+def _mbconv(activation: Activation, *stages: tuple[int, int, int, int, int, bool]) -> tuple[_Row, ...]:
+    """Rows of stages written as expansion ratio, width, layers, stride, kernel, SE, after a stem of 32."""
+    found, in_channels = [], 32
     for ratio, width, layers, stride, kernel, se in stages:
         for layer in range(layers):
             step = 1 if layer else stride
@@ -150,7 +148,7 @@ _V3_SMALL = _rows(
 )
 
 _EFFICIENTNET_LITE0 = _mbconv(
-    _R6, 32,
+    _R6,
     (1,  16, 1, 1, 3, False),
     (6,  24, 2, 2, 3, False),
     (6,  40, 2, 2, 5, False),
@@ -163,7 +161,7 @@ _EFFICIENTNET_LITE0 = _mbconv(
 _EFFICIENTNET_B0 = tuple(replace(row, se=True, activation="swish") for row in _EFFICIENTNET_LITE0)
 
 _MNASNET_A1 = _mbconv(
-    _RE, 32,
+    _RE,
     (1,  16, 1, 1, 3, False),
     (6,  24, 2, 2, 3, False),
     (3,  40, 3, 2, 5, True),

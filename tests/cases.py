@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
+import optuna
+from optuna.trial import FrozenTrial
 from PIL import Image
 
 import nas
@@ -23,7 +25,9 @@ from nas.latency.table import Latency
 from nas.measuring.progress import ProfileProgress
 from nas.measuring.rounds import Journal, Round
 from nas.runtimes.subject import Subject
+from nas.study.trial import Trial
 from search_spaces.architecture import Architecture
+from search_spaces.gate import Gate
 from search_spaces.layers import LayerKey, layer_keys
 from search_spaces.space import SearchSpace
 
@@ -171,6 +175,14 @@ class FakeTarget:
             kept.append(Round([float(each) for each in noisy], [5.0 / self.speed] * 3, {"load": 0.1}))
             progress.measured(len(kept.rounds), rounds)
         return measurement(subjects, kept.rounds, kept.rounds, {"cpu": self.device})
+
+
+def architecture_of(study: optuna.Study, trial: FrozenTrial) -> Architecture:
+    """The network of a trial, rebuilt from the study alone."""
+    record = Trial.of(trial, Gate("the study"))
+    if record is not None and record.network is not None:
+        return record.network
+    return SearchSpace.from_dict(study.user_attrs["space"]).build(trial.params)
 
 
 # -- files ------------------------------------------------------------------------------------------

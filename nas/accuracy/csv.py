@@ -52,13 +52,8 @@ class Line(Place):
             raise self.fail(f"{column} must be positive whole numbers: {self.cells[column]!r}")
         return [int(word) for word in words]
 
-    def number_in(self, column: str, low: float, high: float) -> float:
-        """A number between two bounds.
-
-        Args:
-            column: its name.
-            low: least that is allowed.
-            high: most that is allowed.
+    def number_up_to(self, column: str, high: float) -> float:
+        """A number from 0 to a bound.
 
         Raises:
             AccuracyDataError: if it is none, or outside.
@@ -68,8 +63,8 @@ class Line(Place):
             value = float(text.removesuffix("%"))
         except ValueError:
             raise self.fail(f"{column} is no number: {text!r}") from None
-        if not (math.isfinite(value) and low <= value <= high):
-            raise self.fail(f"{column} must be between {low:g} and {high:g}, not {text}")
+        if not (math.isfinite(value) and 0 <= value <= high):
+            raise self.fail(f"{column} must be between 0 and {high:g}, not {text}")
         return value
 
     def top1(self) -> float:
@@ -78,7 +73,7 @@ class Line(Place):
         Raises:
             AccuracyDataError: if it is no number, outside, or a fraction.
         """
-        return self.percent(self.number_in("top1", 0, 100))
+        return self.percent(self.number_up_to("top1", 100))
 
 
 def read_lines(path: Path, required: Sequence[str], optional: Sequence[str] = ()) -> list[Line]:
@@ -249,7 +244,7 @@ def read_supernet(path: Path) -> list[TrainedNetwork]:
 
 
 def _supernet_architecture(line: Line) -> Architecture:
-    if line.number_in("width", 0, 9) != 1:
+    if line.number_up_to("width", 9) != 1:
         raise line.fail(f"width must be 1, not {line.cells['width']}")
     depths, kernels, expansions = (line.wholes(name) for name in ("depths", "kernels", "expansions"))
     if len(depths) != len(_OFA_STAGES):

@@ -14,7 +14,7 @@ from nas.accuracy.networks import REPEAT_TOLERANCE, AccuracyDataError
 from nas.accuracy.source import Accuracy, AccuracyError
 from search_spaces.architecture import Architecture
 from search_spaces.space import NotInSpaceError, SearchSpace
-from search_spaces.stage import Parameters, Value
+from search_spaces.stage import Value
 
 _ACCURACY = "accuracy"
 
@@ -39,7 +39,7 @@ class AccuracyTable:
         self._top1: dict[Architecture, float] = {}
         lines: dict[Architecture, Line] = {}
         for line in read_lines(path, [_ACCURACY], list(candidates)):
-            top1 = line.number_in(_ACCURACY, 0, 100)
+            top1 = line.number_up_to(_ACCURACY, 100)
             key = self._read(line, texts)
             first = lines.setdefault(key, line)
             if abs(self._top1.setdefault(key, top1) - top1) > REPEAT_TOLERANCE:
@@ -88,20 +88,6 @@ class AccuracyTable:
                 raise AccuracyError(str(error)) from None
             raise AccuracyError(f"{self._path} holds no accuracy of this architecture")
         return Accuracy(top1, "given")
-
-    def of_parameters(self, parameters: Parameters) -> Accuracy:
-        """The same, by the parameters of a study's trial; superfluous (inactive) ones are ignored.
-
-        Raises:
-            AccuracyError: if the table does not hold them.
-        """
-
-        def choose(name: str, choices: tuple[Value, ...]) -> Value:
-            if parameters.get(name) not in choices:
-                raise AccuracyError(f"{name}: {parameters.get(name)!r} is not among {list(choices)}")
-            return parameters[name]
-
-        return self.accuracy(self._space.compose(choose))
 
 
 def _texts(values: Sequence[Value]) -> dict[str, Value]:

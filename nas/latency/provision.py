@@ -39,7 +39,7 @@ def table_folder(root: Path, hardware: str, runtime: Runtime) -> Path:
     Raises:
         InputError: if the name of the hardware is no plain one.
     """
-    check_name("hardware.name", hardware)
+    check_name(hardware)
     return root / f"{hardware}-{runtime.name}-{runtime.precision}-{runtime.threads}t"
 
 
@@ -91,9 +91,7 @@ def load_table(
     return table
 
 
-def staleness(
-    table: LatencyTable, runtime: Runtime, device: str | None = None, version: str | None = None
-) -> list[str]:
+def staleness(table: LatencyTable, runtime: Runtime, device: str | None, version: str | None) -> list[str]:
     """Every respect in which a table does not fit, in words.
 
     Args:

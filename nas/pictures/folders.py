@@ -153,19 +153,14 @@ def read_folder(root: Path, skip_unreadable: bool = False) -> PictureFolder:
     return PictureFolder(names, train, copies=copies, ignored=scan.ignored, notes=(*scan.notes, *notes))
 
 
-def read_parts(root: Path, training: str, validation: str) -> PictureFolder:
-    """The pictures of two folders of class folders, as ImageNet's; copies are not looked for.
-
-    Args:
-        root: the folder of both.
-        training: name of the one to train on.
-        validation: name of the other.
+def read_parts(root: Path) -> PictureFolder:
+    """The pictures of class folders below ``train`` and ``val``, as ImageNet's; copies are not looked for.
 
     Raises:
         DatasetError: as :func:`read_folder`.
     """
     scan = _Scan(root)
-    names, parts = _parts(scan, [root / training, root / validation])
+    names, parts = _parts(scan, [root / "train", root / "val"])
     return PictureFolder(names, parts[0], parts[1], ignored=scan.ignored, notes=tuple(scan.notes))
 
 

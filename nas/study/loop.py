@@ -5,7 +5,7 @@
 
 The study is an ordinary Optuna study (see nas.study.storage). A complete trial has the parameters of the
 space that count for its network, the values of the objective, and what :class:`nas.study.trial.Trial` says
-of the network. `architecture_of(study, trial)` rebuilds it from the study alone. A network whose accuracy
+of the network, which the space that the study keeps builds again of the parameters. A network whose accuracy
 cannot be told is a failed trial; one whose training was stopped on its way is a pruned trial.
 """
 
@@ -39,7 +39,6 @@ from nas.study.workers import Workers
 from search_spaces.architecture import Architecture
 from search_spaces.errors import InputError
 from search_spaces.gate import Gate
-from search_spaces.space import SearchSpace
 from search_spaces.stage import Parameters
 
 _PROGRESS_INTERVAL_S = 0.25
@@ -205,36 +204,26 @@ def run_proposer(
     problem: Problem,
     proposer: Proposer,
     neighbourhood: Neighbourhood,
-    kind: TrialKind,
     workers: int = 1,
     progress: Callable[[Progress], None] | None = None,
 ) -> SearchResult:
-    """Evaluate what a proposer proposes until it has nothing more; trials of another kind than candidates.
+    """Evaluate what a proposer proposes until it has nothing more: trials called refinements.
 
     Args:
         study: takes the trials.
         problem: what the proposals are judged by; its references are not evaluated.
         proposer: what proposes.
         neighbourhood: the space as the proposer sees it.
-        kind: of the trials.
         workers: networks evaluated at once.
         progress: called a few times a second, and at the end.
 
     Raises:
         SearchError: if accuracy cannot be told for many networks in a row.
     """
-    alone = replace(problem, references={})
+    ledger, alone = SoleLedger(study), replace(problem, references={})
     with Workers[_Job](problem.accuracy, workers) as evaluators:
-        search = _Search(SoleLedger(study), proposer, evaluators, alone, neighbourhood, sys.maxsize, kind)
+        search = _Search(ledger, proposer, evaluators, alone, neighbourhood, sys.maxsize, "refinement")
         return search.run(None, progress)
-
-
-def architecture_of(study: optuna.Study, trial: FrozenTrial) -> Architecture:
-    """The network of a trial, rebuilt from the study alone."""
-    record = Trial.of(trial, Gate(f"the study {study.study_name!r}", SearchError))
-    if record is not None and record.network is not None:
-        return record.network
-    return SearchSpace.from_dict(study.user_attrs["space"]).build(trial.params)
 
 
 @dataclass(frozen=True, eq=False)

@@ -196,7 +196,7 @@ def refine(
     if first is None:
         raise RefinementError(f"NetAdapt: the network {start.id} is not in the space {problem.space.name!r}")
     walk = NetAdapt(neighbourhood, problem.objective, first, target_ms, share)
-    result = run_proposer(study, problem, walk, neighbourhood, "refinement", workers, progress)
+    result = run_proposer(study, problem, walk, neighbourhood, workers, progress)
     if not walk.path:
         raise RefinementError(f"NetAdapt: the accuracy of the network {start.id} cannot be told")
     return Refinement(tuple(walk.path), walk.reached, result)

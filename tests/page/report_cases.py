@@ -9,7 +9,7 @@ import optuna
 
 from nas.page.network_result import NetworkResult
 from nas.page.report_data import Report
-from nas.study.loop import Sampling, SearchResult, Stop, architecture_of, run_search
+from nas.study.loop import Sampling, SearchResult, Stop, run_search
 from nas.study.objective import Objective, pareto
 from nas.study.problem import Problem
 from nas.study.provenance import Provenance
@@ -17,7 +17,7 @@ from nas.study.storage import StudySetting, close_storage, open_storage, open_st
 from search_spaces.gate import Gate
 from search_spaces.layers import layer_keys
 from search_spaces.references import reference
-from tests.cases import MadeUpAccuracy, MadeUpLatency, small_space
+from tests.cases import MadeUpAccuracy, MadeUpLatency, architecture_of, small_space
 
 BUDGET_MS = 2.5
 REFERENCES = {

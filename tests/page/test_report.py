@@ -17,14 +17,14 @@ from nas.page.network_result import NetworkResult
 from nas.page.reading import ReportError, hypervolume_over_trials, read_study, report_of
 from nas.page.rendering import summary
 from nas.page.report_data import COLUMNS
-from nas.study.loop import Sampling, architecture_of
+from nas.study.loop import Sampling
 from nas.study.objective import Objective, budget, mnasnet, pareto
 from nas.study.pareto import hypervolume
 from nas.study.storage import StudySetting, close_storage, open_storage, open_study
 from nas.study.trial import record_scatter
 from search_spaces.errors import InputError
 from search_spaces.references import reference
-from tests.cases import small_space
+from tests.cases import architecture_of, small_space
 from tests.page.report_cases import BUDGET_MS, REFERENCES, made_up_study, network, report, writable
 
 

@@ -12,7 +12,6 @@ from nas.study.loop import (
     SearchError,
     SearchResult,
     Stop,
-    architecture_of,
     run_search,
 )
 from nas.study.neighbourhood import BudgetError, Neighbourhood
@@ -22,7 +21,7 @@ from nas.study.samplers import DEFAULT_SAMPLER, SAMPLERS, SamplerError
 from nas.study.storage import StudySetting, close_storage, open_storage, open_study
 from search_spaces.references import reference
 from search_spaces.space import SearchSpace
-from tests.cases import SMALL, MadeUpAccuracy, MadeUpLatency, small_space
+from tests.cases import SMALL, MadeUpAccuracy, MadeUpLatency, architecture_of, small_space
 
 OUTSIDE = {"mobilenet_v1": reference("mobilenet_v1", 32, 10)}
 Search = Callable[..., SearchResult]

@@ -6,13 +6,13 @@ import pytest
 from nas.accuracy.source import Accuracy
 from nas.cost import cost
 from nas.latency.table import Latency
-from nas.study.loop import architecture_of
 from nas.study.netadapt import RefinementError, refine
 from nas.study.objective import pareto
 from nas.study.problem import Problem
 from search_spaces.architecture import Architecture
 from search_spaces.references import reference
 from search_spaces.space import SearchSpace
+from tests.cases import architecture_of
 
 TARGET_MS = 22.0
 
