@@ -54,7 +54,7 @@ from nas.study.problem import Problem
 from nas.study.provenance import LatencyOrigin, Provenance
 from nas.study.published import PUBLISHED, published_latencies_ms
 from nas.study.storage import StudySetting, close_storage, networks_of, open_storage, open_study, table_of
-from nas.study.trial import Trial, record_scatter, remeasure, train_to_the_end
+from nas.study.trial import KnownLatency, Trial, record_scatter, remeasure, train_to_the_end
 from nas.tensors import read_tensors
 from nas.training import supernet_checkpoint
 from nas.training.final import Checkpoints, FinalTraining
@@ -364,8 +364,7 @@ def whole_study(folder: Path) -> bytes:
                 user_attrs=record.attributes(),
             )
         )
-    timed = {"latency_source": "measured", "latency_error_ms": 0.1, "p90_ms": 6.0, "p99_ms": 7.0}
-    remeasure(study, {name: {"latency_ms": 5.5, **timed, "energy_mj": 40.0} for name in ids})
+    remeasure(study, dict.fromkeys(ids, KnownLatency(5.5, "measured", 0.1, 6.0, 7.0, 40.0)))
     for name in ids:
         train_to_the_end(study, name, judgement, {"epochs": 3, "dataset": "synthetic"})
     record_scatter(study, 0.3, {ids[0]: [60.0, 60.5]})

@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypedDict
 
 import optuna
 from optuna.storages import BaseStorage
@@ -30,7 +29,15 @@ from nas.study.pareto import box_bounds, dominated_share_over_time, front
 from nas.study.provenance import Provenance
 from nas.study.published import PUBLISHED
 from nas.study.storage import open_storage
-from nas.study.trial import Trial, checked_resolution, checked_top1, remeasured, scatter_of, trained
+from nas.study.trial import (
+    KnownLatency,
+    Trial,
+    checked_resolution,
+    checked_top1,
+    remeasured,
+    scatter_of,
+    trained,
+)
 from search_spaces.architecture import Architecture
 from search_spaces.errors import InputError, shorten
 from search_spaces.gate import Gate
@@ -106,12 +113,13 @@ def _report(gate: Gate, study: optuna.Study, attributes: Mapping[str, object], i
     trials = study.get_trials(deepcopy=False)
     ended = [trial for trial in trials if trial.state == TrialState.COMPLETE]
     # Somebody may have added trials of their own with plain Optuna.
-    better = {name: gate.mapping(each, "a latency") for name, each in remeasured(attributes).items()}
+    better = remeasured(attributes, gate)
+    refused = {name for name, each in better.items() if each is None}
     # What the runtime turned out to refuse is no network to be recommended, nor to be compared with.
     complete = [
         (trial, record)
         for trial in ended
-        if (record := _told(trial, gate)) is not None and "refused" not in better.get(record.architecture, {})
+        if (record := _told(trial, gate)) is not None and record.architecture not in refused
     ]
     if not complete:
         raise ReportError(
@@ -166,7 +174,7 @@ class _Known:
 
     Attributes:
         caution: standard deviations taken off uncertain accuracies.
-        remeasured: latencies by architecture id, see :mod:`nas.study.trial`.
+        remeasured: latencies by architecture id, see :func:`nas.study.trial.remeasured`.
         trained: how well networks did that were trained to the end, by architecture id.
         scatter: of trained accuracies with the seed, one standard deviation in points.
         error_percent: standard deviation of latencies by source.
@@ -174,11 +182,18 @@ class _Known:
     """
 
     caution: float
-    remeasured: Mapping[str, object]
+    remeasured: Mapping[str, KnownLatency | None]
     trained: Mapping[str, object]
     scatter: float
     error_percent: Mapping[str, float]
     bytes_per_value: int
+
+    def error_ms(self, latency: KnownLatency) -> float | None:
+        """The standard deviation of a latency: its own, or that of its source."""
+        percent = self.error_percent.get(latency.latency_source)
+        if percent is None or latency.latency_error_ms is not None:
+            return latency.latency_error_ms
+        return latency.latency_ms * percent / 100
 
 
 def _told(trial: FrozenTrial, gate: Gate) -> Trial | None:
@@ -205,9 +220,7 @@ def _network(
     assert accuracy is not None
     # Of older studies: no trial knows more than what the table says.
     source = "table" if record.latency_source == "measured" else record.latency_source
-    latency: Mapping[str, object] = {"latency_ms": record.latency_ms, "latency_source": source}
-    if record.architecture in known.remeasured:
-        latency = gate.mapping(known.remeasured[record.architecture], "a latency")
+    latency = known.remeasured.get(record.architecture) or KnownLatency(record.latency_ms, source)
     deviation = accuracy.deviation
     if deviation is not None and accuracy.source == "measured":
         deviation = math.hypot(deviation, known.scatter)
@@ -232,8 +245,12 @@ def _network(
         network=network,
         published=_published_top1(record.name, known_by_name),
         judgement=accuracy.judgement,
-        **_latency(gate, latency),
-        **_percentiles(gate, latency, known.error_percent),
+        latency_ms=latency.latency_ms,
+        latency_source=latency.latency_source,
+        latency_error_ms=known.error_ms(latency),
+        p90_ms=latency.p90_ms,
+        p99_ms=latency.p99_ms,
+        energy_mj=latency.energy_mj,
     )
 
 
@@ -265,34 +282,6 @@ def _finished(gate: Gate, network: NetworkResult, known: _Known) -> NetworkResul
     )
 
 
-class _Percentiles(TypedDict):
-    latency_error_ms: float | None
-    p90_ms: float | None
-    p99_ms: float | None
-    energy_mj: float | None
-
-
-def _percentiles(
-    gate: Gate, latency: Mapping[str, object], error_percent: Mapping[str, float]
-) -> _Percentiles:
-    """Percentiles and error of a latency, as far as they are known."""
-
-    def told(name: str) -> float | None:
-        return None if latency.get(name) is None else gate.number(name, latency[name], 0, MAX_MS)
-
-    error_ms = told("latency_error_ms")
-    percent = error_percent.get(str(latency["latency_source"]))
-    if percent is not None and error_ms is None:
-        error_ms = gate.number("latency_ms", latency["latency_ms"]) * percent / 100
-    energy = latency.get("energy_mj")
-    return {
-        "latency_error_ms": error_ms,
-        "p90_ms": told("p90_ms"),
-        "p99_ms": told("p99_ms"),
-        "energy_mj": None if energy is None else gate.number("energy_mj", energy, 0),
-    }
-
-
 def _published_top1(name: str | None, architecture: Architecture | None) -> float | None:
     if name is None or architecture is None or architecture.classes != 1000:
         return None
@@ -300,18 +289,6 @@ def _published_top1(name: str | None, architecture: Architecture | None) -> floa
         return published_top1(name, architecture.resolution)
     except UnknownReferenceError:
         return None
-
-
-class _LatencyFields(TypedDict):
-    latency_ms: float
-    latency_source: str
-
-
-def _latency(gate: Gate, attributes: Mapping[str, object]) -> _LatencyFields:
-    return {
-        "latency_ms": gate.number("latency_ms", attributes["latency_ms"], 1e-9, MAX_MS),
-        "latency_source": gate.string("latency_source", attributes["latency_source"], 30),
-    }
 
 
 def _published(gate: Gate, references: object, known: _Known) -> tuple[NetworkResult, ...]:
@@ -322,7 +299,7 @@ def _published(gate: Gate, references: object, known: _Known) -> tuple[NetworkRe
         # Of block tables of ours, which are timed like any other.
         architecture = Architecture.from_dict(each["table"]) if each.get("table") else None
         identity = architecture.id if architecture else name
-        latency = gate.mapping(known.remeasured.get(identity) or each, "a latency")
+        latency = known.remeasured.get(identity) or gate.record("a latency", KnownLatency, each)
         found.append(
             NetworkResult(
                 trial=-number,
@@ -337,8 +314,12 @@ def _published(gate: Gate, references: object, known: _Known) -> tuple[NetworkRe
                 parameters=gate.integer("parameters", each["parameters"]),
                 resolution=checked_resolution(gate, each["resolution"]),
                 network=architecture,
-                **_latency(gate, latency),
-                **_percentiles(gate, latency, known.error_percent),
+                latency_ms=latency.latency_ms,
+                latency_source=latency.latency_source,
+                latency_error_ms=known.error_ms(latency),
+                p90_ms=latency.p90_ms,
+                p99_ms=latency.p99_ms,
+                energy_mj=latency.energy_mj,
             )
         )
     return tuple(_finished(gate, each, known) for each in found)

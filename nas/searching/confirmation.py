@@ -19,7 +19,7 @@ from nas.study.netadapt import refine
 from nas.study.problem import Problem
 from nas.study.provenance import EndToEnd
 from nas.study.published import publish
-from nas.study.trial import remeasure
+from nas.study.trial import KnownLatency, leave_out, remeasure
 from search_spaces.architecture import Architecture
 from search_spaces.errors import InputError
 from search_spaces.layers import LayerKey, layer_keys
@@ -74,13 +74,7 @@ def measure_front(study: optuna.Study, table: LatencyTable, request: SearchReque
         refused = _refused_networks(report, table)
         _leave_out(study, {name: f"layer {key}: {table.refusal(key)}" for name, key in refused.items()})
         found = {each.id: table.latency(each) for each in networks if each.id not in refused}
-        remeasure(
-            study,
-            {
-                name: {"latency_ms": each.latency_ms, "latency_source": each.source}
-                for name, each in found.items()
-            },
-        )
+        remeasure(study, {name: KnownLatency(each.latency_ms, each.source) for name, each in found.items()})
     return table
 
 
@@ -127,14 +121,14 @@ def time_best(study: optuna.Study, table: LatencyTable, request: SearchRequest) 
     remeasure(
         study,
         {
-            each.record.architecture.id: {
-                "latency_ms": each.record.p50_ms,
-                "latency_source": "measured",
-                "latency_error_ms": each.error_ms,
-                "p90_ms": each.record.p90_ms,
-                "p99_ms": each.record.p99_ms,
-                **({} if each.energy_mj is None else {"energy_mj": each.energy_mj}),
-            }
+            each.record.architecture.id: KnownLatency(
+                each.record.p50_ms,
+                "measured",
+                each.error_ms,
+                each.record.p90_ms,
+                each.record.p99_ms,
+                each.energy_mj,
+            )
             for each in timed.networks
         },
     )
@@ -166,4 +160,4 @@ def _leave_out(study: optuna.Study, refused: Mapping[str, str]) -> None:
         name, reason = next(iter(refused.items()))
         others = f" and {len(refused) - 1} others are" if len(refused) > 1 else " is"
         warn(f"{name}{others} left out: the runtime refuses {reason}")
-    remeasure(study, {name: {"refused": reason} for name, reason in refused.items()})
+    leave_out(study, refused)

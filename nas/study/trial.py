@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Literal, cast, get_args
 
 import optuna
@@ -190,22 +190,50 @@ _TRAINED = "trained:"
 _SCATTER = "seed_scatter"
 
 
-def remeasure(study: optuna.Study, latencies: Mapping[str, Mapping[str, object]]) -> None:
-    """Record better latencies of networks than their trials hold; reports put these in their place.
+@dataclass(frozen=True, slots=True)
+class KnownLatency:
+    """A network's latency as far as it is known.
 
-    Args:
-        study: the study.
-        latencies: by architecture id, ``latency_ms`` and ``latency_source``, and where a network was timed
-            end to end ``p90_ms``, ``p99_ms``, ``latency_error_ms`` and ``energy_mj``; or ``refused``,
-            the reason why the runtime does not take it: reports leave it out.
+    Attributes:
+        latency_ms: milliseconds for one image.
+        latency_source: of the latency.
+        latency_error_ms: one standard deviation.
+        p90_ms: 90th percentile, where it was timed end to end.
+        p99_ms: 99th percentile.
+        energy_mj: millijoules an inference.
     """
+
+    latency_ms: float
+    latency_source: str
+    latency_error_ms: float | None = None
+    p90_ms: float | None = None
+    p99_ms: float | None = None
+    energy_mj: float | None = None
+
+    def __post_init__(self) -> None:
+        others = (self.latency_error_ms, self.p90_ms, self.p99_ms, self.energy_mj)
+        if not 0 < self.latency_ms <= MAX_MS or not all(0 <= (each or 0) <= MAX_MS for each in others):
+            raise ValueError(f"{self.latency_ms:g} ms is no latency, or what is told of it is none")
+
+
+def remeasure(study: optuna.Study, latencies: Mapping[str, KnownLatency]) -> None:
+    """Record better latencies of networks than their trials hold, by id; reports put these in their place."""
     for name, each in latencies.items():
-        study.set_user_attr(_REMEASURED + name, dict(each))
+        study.set_user_attr(_REMEASURED + name, asdict(each))
 
 
-def remeasured(attributes: Mapping[str, object]) -> dict[str, object]:
-    """The latencies that :func:`remeasure` kept in a study, by architecture id."""
-    return _by_network(attributes, _REMEASURED)
+def leave_out(study: optuna.Study, refused: Mapping[str, str]) -> None:
+    """Record networks that the runtime does not take, by id with the reason: no report shows them."""
+    for name, reason in refused.items():
+        study.set_user_attr(_REMEASURED + name, {"refused": reason})
+
+
+def remeasured(attributes: Mapping[str, object], gate: Gate) -> dict[str, KnownLatency | None]:
+    """The latencies that :func:`remeasure` kept in a study, by id; None of networks that were left out."""
+    return {
+        name: None if "refused" in gate.mapping(each) else gate.record("a latency", KnownLatency, each)
+        for name, each in _by_network(attributes, _REMEASURED).items()
+    }
 
 
 def train_to_the_end(

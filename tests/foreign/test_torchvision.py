@@ -22,7 +22,7 @@ from nas.page.sentences import gain, saving
 from nas.runtimes.runtime import Runtime
 from nas.searching import timing
 from nas.study.published import publish, publish_tables
-from nas.study.trial import remeasure
+from nas.study.trial import KnownLatency, remeasure
 from search_spaces.layers import layer_keys
 from search_spaces.references import reference
 from tests.cases import MadeUpLatency
@@ -146,8 +146,7 @@ def test_tables_that_nothing_here_judges_stand_beside_the_front_and_are_timed(tm
     assert (ours.top1, ours.parameters, ours.architecture) == (73.8, 3_774_024, small)
     assert ours.latency_ms == MadeUpLatency().latency(small).latency_ms
     assert after.worth_timing(2)[small.id] == small
-    end_to_end = {"latency_ms": 4.5, "latency_source": "measured", "p90_ms": 5.0, "energy_mj": 61.25}
-    remeasure(study, {small.id: end_to_end})
+    remeasure(study, {small.id: KnownLatency(4.5, "measured", p90_ms=5.0, energy_mj=61.25)})
     measured = report_of(study)
     (timed,) = (each for each in measured.references if each.id == small.id)
     assert (timed.latency_ms, timed.latency_source, timed.p90_ms) == (4.5, "measured", 5.0)
