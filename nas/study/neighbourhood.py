@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import random
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -93,7 +94,8 @@ class Neighbourhood:
             value = full[name]
             if value not in choices:
                 raise NotInSpaceError(f"{name}: {value!r} is not among {list(choices)}")
-            parameters[name] = value
+            # The space makes each name anew; those of all candidates are kept once.
+            parameters[sys.intern(name)] = value
             return value
 
         architecture = self.space.compose(choose)

@@ -25,6 +25,8 @@ from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import ConstantKernel, DotProduct, Kernel, Matern, WhiteKernel
 
 Array = NDArray[np.float64]
+# Networks predicted at once: several matrices of them and all that are known are made meanwhile.
+_AT_ONCE = 500
 
 
 def start_kernel() -> Kernel:
@@ -76,7 +78,11 @@ class GaussianProcess:
         """Mean and standard deviation (each (networks,)) of what the noise-free target would be."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # a variance below zero is taken as none
-            mean, deviation = self._process.predict(features, return_std=True)
+            found = [
+                self._process.predict(features[first : first + _AT_ONCE], return_std=True)
+                for first in range(0, len(features), _AT_ONCE)
+            ]
+        mean, deviation = map(np.concatenate, zip(*found, strict=True))
         return mean, np.sqrt(np.maximum(deviation**2 - self._noise, 1e-12))
 
 

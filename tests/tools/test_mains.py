@@ -71,13 +71,15 @@ def test_readers_are_fed_damaged_files(
 
 @pytest.mark.slow
 def test_a_long_study_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(long_study_benchmark, "_STEP", 20)
+    monkeypatch.setattr(long_study_benchmark, "_SIZES", (1,))
+    monkeypatch.setattr(long_study_benchmark, "_MEMBERS", (300,))
     _arguments(monkeypatch, "--trials", "60", "--output", str(tmp_path / "long"))
     long_study_benchmark.main()
     found = json.loads((tmp_path / "long.json").read_text())
-    assert found["rows"][-1][0] >= 40
-    assert found["large_front"]["members"] == 2_000
-    assert all(each > 0 for each in found["report"].values())
+    assert found["trials"][-1]["trials"] > 50
+    assert found["tables"][0]["layers"] > 7_000
+    assert found["fronts"][0]["members"] == 300
+    assert all(each > 0 for rows in found.values() for row in rows for each in row.values())
     with Image.open(tmp_path / "long.png") as picture:
         assert min(picture.size) > 300
 
