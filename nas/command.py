@@ -144,7 +144,7 @@ def _compose_and_run(config_name: str, schema: type[_Settings], main: Callable[[
 
 
 def _one_line(error: BaseException) -> str:
-    return masked(" ".join(str(error).split()))
+    return shorten(str(error))  # what a board says is of any length and may hold escape sequences
 
 
 def _config_error(error: Exception) -> str:

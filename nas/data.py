@@ -367,11 +367,14 @@ def _cifar(settings: DatasetSettings, resolution: int) -> Split:
 
     root = _root(settings, must_exist=not settings.download)
     kind = {"cifar10": torchvision.datasets.CIFAR10, "cifar100": torchvision.datasets.CIFAR100}[settings.name]
+    for path in root.glob("cifar-*/*"):
+        if path.is_file() and path.stat().st_size > _MOST_CIFAR_BYTES:
+            raise DatasetError(f"{path} is no file of {settings.name}: it has {path.stat().st_size:,} bytes")
     parts = []
     for train in (True, False):
         try:
             parts.append(kind(str(root), train=train, download=settings.download))
-        except RuntimeError as error:
+        except (RuntimeError, OSError) as error:  # not there, another file, or no network
             raise DatasetError(
                 f"{settings.name} is not in {root} ({error}); set dataset.root to the folder that holds it, "
                 "or dataset.download=true"
@@ -395,7 +398,10 @@ _FASHION = (
     "bag",
     "ankle boot",
 )
-_MOST_IDX_BYTES = 256 * 2**20
+# Of 70,000 pictures the larger file has 47,040,016.
+_MOST_IDX_BYTES = 64 * 2**20
+# Of CIFAR's pickled files, which torchvision reads only if their digests are right, the largest has 155 MB.
+_MOST_CIFAR_BYTES = 400 * 2**20
 
 
 def _fashion_mnist(settings: DatasetSettings, resolution: int) -> Split:

@@ -30,7 +30,7 @@ from nas.study.provenance import TrainedBest
 from nas.study.trial import record_scatter, scatter_of, train_to_the_end, trained
 from nas.training.final import Checkpoints, FinalProgress, FinalTraining
 from nas.training.inherit import inherit
-from nas.training.pretrained import pretrained
+from nas.training.pretrained import pretrained, torchvision_weights
 from nas.training.processes import Processes, joined
 from nas.training.steps import TrainingError
 from nas.training_recipes import FinalRecipe
@@ -276,10 +276,8 @@ def _teacher(name: str, architecture: Architecture) -> nn.Module:
         model = name.removeprefix(_TORCHVISION)
         if model not in models.list_models(module=models):
             raise WeightsError(f"train.teacher={name}: torchvision has no classifier of this name")
-        try:
-            found: nn.Module = models.get_model(model, weights="DEFAULT")
-        except (OSError, RuntimeError) as error:
-            raise WeightsError(f"torchvision cannot fetch the weights of {model}: {error}") from None
+        torchvision_weights(model)  # looked at before torchvision unpickles them
+        found: nn.Module = models.get_model(model, weights="DEFAULT")
     else:
         found = pretrained(name)
     side = architecture.resolution

@@ -27,7 +27,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from nas.disk import cannot_write, remedy
-from search_spaces.errors import InputError, masked, printable
+from search_spaces.errors import InputError, masked, printable, shorten
 from search_spaces.gate import MEGABYTE, Gate, is_plain_name
 
 _COMMIT = ".commit.json"
@@ -319,8 +319,8 @@ def holder(descriptor: int) -> str:
     try:
         note = json.loads(os.pread(descriptor, 10_000, 0))
         since = str(note["since"])[:19].replace("T", " ")
-        return f"process {note['process']} on {note['host']} ({note['command']}, since {since})"
-    except (OSError, ValueError, LookupError, TypeError):
+        return shorten(f"process {note['process']} on {note['host']} ({note['command']}, since {since})")
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return "another process"
 
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import io
+import pickletools
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 import safetensors
 import safetensors.torch
@@ -13,6 +17,8 @@ from torch import Tensor
 from nas.saving import write_atomically
 from search_spaces.gate import MEGABYTE, Gate
 
+# Before the numbers in a file of an older torch: a magic number, versions, the machine, tensors, their order.
+_PICKLES_IN_A_ROW = 5
 _MOST_BYTES = 2_000 * MEGABYTE
 
 
@@ -49,6 +55,68 @@ def _read(path: Path, gate: Gate, notes_alone: bool = False) -> tuple[dict[str, 
         gate.unreadable(error.strerror or error)
     except (safetensors.SafetensorError, ValueError, TypeError, RuntimeError, MemoryError) as error:
         gate.fail(f"holds no tensors: {error}")
+
+
+def read_state_dict(path: Path, gate: Gate) -> dict[str, Tensor]:
+    """The tensors of a file that ``torch.save`` wrote, all of finite numbers, and nothing else of it.
+
+    Args:
+        path: the file.
+        gate: names it.
+
+    Raises:
+        InputError: of the gate's kind, if it cannot be read, is damaged, or holds anything but tensors.
+    """
+    with gate.opened(path, _MOST_BYTES) as file:
+        _check_pickles(file, gate)
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # an unpickler says whatever its opcodes lead to
+        gate.fail(f"holds no tensors: {type(error).__name__}")
+    if not isinstance(found, dict):
+        gate.fail("holds no tensors by name")
+    tensors: dict[str, Tensor] = {}
+    for name, each in found.items():
+        if not isinstance(name, str) or not _is_plain(each):
+            gate.fail(f"holds something else than tensors in {name!r}")
+        if each.is_floating_point() and not bool(torch.isfinite(each).all()):
+            gate.fail(f"holds NaN or infinity in {name!r}")
+        tensors[name] = each
+    return tensors
+
+
+def _check_pickles(file: BinaryIO, gate: Gate) -> None:
+    """Refuse an archive of kilobytes that unpacks to gigabytes, and words over which torch takes minutes.
+
+    In what it says of a global that it does not know, it looks for patterns in a time that grows with the
+    square of the global's name.
+    """
+    try:
+        if zipfile.is_zipfile(file):
+            with zipfile.ZipFile(file) as archive:
+                entries = archive.infolist()
+                if (size := sum(each.file_size for each in entries)) > _MOST_BYTES:
+                    gate.fail(f"is too large: {size / MEGABYTE:,.0f} MB unpacked")
+                pickles: list[BinaryIO] = [
+                    io.BytesIO(archive.read(each)) for each in entries if each.filename.endswith("data.pkl")
+                ]
+        else:
+            file.seek(0)
+            pickles = [file] * _PICKLES_IN_A_ROW
+        for pickled in pickles:
+            if any(isinstance(each, str) and len(each) > 300 for _, each, _ in pickletools.genops(pickled)):
+                gate.fail("holds a word of more than 300 characters")
+    except gate.error:
+        raise
+    except Exception as error:  # of a damaged archive: among others of its compression
+        gate.fail(f"holds no tensors: {type(error).__name__}")
+
+
+def _is_plain(value: object) -> bool:
+    """True of a tensor whose values are all there, each once."""
+    if not isinstance(value, Tensor) or value.layout != torch.strided or value.is_quantized:
+        return False
+    return value.numel() * value.element_size() <= value.untyped_storage().nbytes()
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], notes: Mapping[str, str] | None = None) -> None:

@@ -18,13 +18,15 @@ import yaml
 
 from search_spaces.blocks import BLOCKS, ArchitectureError, Block, Head, Stem, check_positive
 from search_spaces.gate import MAX_YAML_BYTES, Gate, made
-from search_spaces.ops import Conv, Linear, Pool, halve, side_after
+from search_spaces.ops import Conv, Linear, Pool, convolutions, halve, peak_values, side_after
 
 _Row = TypeVar("_Row")
 # Far beyond every network one deploys, and small enough that nothing here loops or allocates for long.
 MAX_CLASSES = 1_000_000
 MAX_RESOLUTION = 8_192
 MAX_ROWS = 500
+MAX_PARAMETERS = 500_000_000
+MAX_PEAK_VALUES = 1_000_000_000
 _LATER_FIELDS = frozenset({"se_channels", "start_kernel", "hidden_norm"})
 PAPER_COLUMNS = ("Input", "Operator", "exp size", "#out", "SE", "NL", "s")
 _PAPER_ACTIVATION = {"relu": "RE", "relu6": "R6", "hswish": "HS", "swish": "SW"}
@@ -106,7 +108,25 @@ class Architecture:
             except ArchitectureError as error:
                 raise ArchitectureError(f"row {number}: {error}") from None
         stem, head = _from_fields("stem", Stem, data["stem"]), _from_fields("head", Head, data["head"])
-        return made(cls, {**data, "stem": stem, "blocks": tuple(blocks), "head": head})
+        found = made(cls, {**data, "stem": stem, "blocks": tuple(blocks), "head": head})
+        found._check_extent()
+        return found
+
+    def _check_extent(self) -> None:
+        """Refuse a network that takes more memory than any mobile one, within the limits of its parts."""
+        parts = [self.stem.operators(self.resolution)]
+        parts += [row.operators(size) for row, size in zip(self.blocks, self.sizes(), strict=False)]
+        parts.append(self.head.operators(self.sizes()[-1], self.out_channels, self.classes))
+        counts = {
+            "parameters": (
+                sum(each.parameters for part in parts for each in convolutions(part)),
+                MAX_PARAMETERS,
+            ),
+            "values of feature maps at once": (max(map(peak_values, parts)), MAX_PEAK_VALUES),
+        }
+        for what, (count, most) in counts.items():
+            if count > most:
+                raise ArchitectureError(f"architecture: {count:,} {what}, at most {most:,}")
 
     def to_yaml(self) -> str:
         """A YAML document with one table row a line."""

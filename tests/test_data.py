@@ -1,10 +1,12 @@
 import gzip
 import hashlib
+import os
 import pickle
 import shutil
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from urllib.error import URLError
 
 import numpy as np
 import pytest
@@ -244,8 +246,21 @@ def test_fashion_mnist_in_torchvisions_folder_and_damaged(tmp_path: Path) -> Non
         load(settings, 28)
 
 
-def test_missing_cifar_is_said(tmp_path: Path) -> None:
+def test_cifar_that_cannot_be_had_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(DatasetError, match=r"cifar10 is not in .*dataset\.download=true"):
+        load(DatasetSettings("cifar10", tmp_path), 32)
+
+    def unreachable(self: object) -> None:
+        raise URLError("no network")
+
+    monkeypatch.setattr(torchvision.datasets.CIFAR10, "download", unreachable)
+    with pytest.raises(DatasetError, match=r"cifar10 is not in .*no network"):
+        load(DatasetSettings("cifar10", tmp_path, download=True), 32)
+    path = tmp_path / "cifar-10-batches-py" / "data_batch_1"
+    path.parent.mkdir()
+    path.touch()
+    os.truncate(path, 20_000_000_000)
+    with pytest.raises(DatasetError, match="data_batch_1 is no file of cifar10"):
         load(DatasetSettings("cifar10", tmp_path), 32)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from nas.devices.ssh import Board, RemoteError
 from nas.latency.table import Entry, LatencyTable, TableError
 from nas.measuring.rounds import MeasurementError
 from search_spaces.errors import InputError
@@ -35,6 +36,17 @@ def _value(old: str, new: str) -> Change:
 
 def _whole(content: bytes) -> Change:
     return lambda _: content
+
+
+def _note(old: str, new: str) -> Change:
+    """One value in what a file of tensors says of itself."""
+
+    def change(content: bytes) -> bytes:
+        size = int.from_bytes(content[:8], "little")
+        header = _value(old, new)(content[8 : 8 + size])
+        return len(header).to_bytes(8, "little") + header + content[8 + size :]
+
+    return change
 
 
 _SAMPLE = r"(?<=\"samples_ms\": \[)[\d.]+"
@@ -99,7 +111,25 @@ _CASES: list[tuple[str, Change]] = [
         for each in ('"noise":[', '"noise":[null,', '"noise":[[1],')
     ),
     ("whole_models", _value(r"\"resolution\": 64", '"resolution": 96')),
+    ("study", _value('"name":"mobilenet_v3_small"', '"name":"../../x"')),
     ("continued", _value(r"\"space\":", '"spaces":')),
+    ("ofa", _value("2 2 2 2 2", "9" * 5_000 + " 2 2 2 2")),
+    ("ofa", _value("224", "9" * 5_000)),
+    ("architecture", _value("classes: 10", "classes: 1000000")),  # a classifier of 4 GB
+    ("initial", _note(r'classes\\": 2', r"classes\": 1000000")),
+    ("initial", _note(r'conv_channels\\": 4', r"conv_channels\": 60000")),
+    *(
+        (name, _note(r'widths\\": \[4\]', r"widths\": [27000]"))
+        for name in ("begun_supernet", "judging_supernet")
+    ),
+    ("pth", _whole(b"cos\nsystem\n(S'touch PWNED'\ntR.")),
+    ("pth", lambda content: content[:100]),
+    ("pth", _whole(b"")),
+    ("fashion", _value(r"\x00\x00\x00\x14", "\0\0\0\x13")),
+    ("sqlite", lambda content: content[:5_000]),
+    ("database", _value("COMPLETE", "FINISHED")),
+    ("database", _value("CategoricalDistribution", "os.system")),
+    ("database", _value(r'"datetime_start": "[^"]*"', '"datetime_start": "x"')),
     *(
         ("training", _value(old, new))
         for old, new in ((r"exp_avg_sq", "exp_avg_sx"), (r"network/layers", "network/lasers"))
@@ -125,10 +155,11 @@ def test_a_hostile_file_ends_in_one_short_line(
     reader = by_name[name]
     folder = tmp_path / "folder"
     folder.mkdir()
-    start = time.monotonic()
+    content = change(reader.seeds[-1])
+    start = time.process_time()
     with pytest.raises((InputError, MeasurementError)) as caught:
-        reader.read(change(reader.seeds[-1]), folder)
-    assert time.monotonic() - start < 2
+        reader.read(content, folder)
+    assert time.process_time() - start < 2
     message = str(caught.value)
     assert "\n" not in message
     assert len(message.replace(str(folder), "")) <= 300
@@ -156,3 +187,17 @@ def test_a_table_with_a_latency_that_is_none_is_never_written(tmp_path: Path) ->
         with pytest.raises(TableError, match="is no latency"):
             good.with_entries({key: Entry(latency_ms, 0.1, 40, "measured")}).save(tmp_path)
         assert LatencyTable.load(tmp_path).entries == good.entries
+
+
+def test_a_board_that_says_too_much_is_not_listened_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Board, "_ssh", lambda self, command: ["sh", "-c", command])
+    board = Board("pi@board")
+    with pytest.raises(RemoteError, match="answers with more than 64 MB"):
+        board.run("exec cat /dev/zero")
+    with pytest.raises(RemoteError, match=r"pi@board: .*the end$"):
+        board.run("head -c 300000 /dev/zero >&2; echo; echo the end >&2; exit 3")
+    assert board.run("cat", b"x" * 300_000) == b"x" * 300_000
+    lines: list[str] = []
+    board.stream(r"printf '\033]0;x\007a\n'; head -c 50000 /dev/zero | tr '\0' x", lines.append)
+    assert lines[0] == r"\x1b]0;x\x07a"
+    assert all(len(line) <= 300 for line in lines)

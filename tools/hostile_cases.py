@@ -19,14 +19,16 @@ import resource
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from search_spaces.gate import MEGABYTE
+from search_spaces.space import SearchSpace
 from tools.crash_test import COMMANDS, SPACE, prepare, run
 from tools.mutate_readers import LONGEST_S, MOST_MEGABYTES
-from tools.reader_cases import readers
+from tools.reader_cases import Reader, other_idx_files, readers
 
 _SEARCH = ["nas.search", "accuracy=proxy", "search.trials=1", "search.screen=0", "search.references=[]"]
 _ESTIMATED = [*_SEARCH, "hardware=rpi4", "search_space=space.yaml"]
@@ -46,7 +48,21 @@ _TRAIN = [
 ]
 _SMALL = "train.architecture=mobilenet_v1_025"
 _SUPERNET = COMMANDS["supernet"][:-1]
-_FIT = ["nas.predictor", "fit", "data=.", "evaluate=false", "specialised=null"]
+_FIT = [
+    *("nas.predictor", "fit", "data=.", "evaluate=false", "specialised=null", "output=fitted.safetensors"),
+    *("steps=1", "inducing=2", "own_inducing=[2, 2]", "sample=2"),
+]
+# Files that stand beside the one that is tried, by the reader whose whole file they are.
+_DATA = {
+    "imagenet_networks.jsonl": "published",
+    "ofa_supernet.csv": "ofa",
+    "accel_nasbench_imagenet.csv": "accel",
+    "fashion/train-images-idx3-ubyte.gz": "fashion",
+}
+# In torch's cache, which is in the command's folder here (``TORCH_HOME``).
+_CACHED = "torch/hub/checkpoints/mobilenet_v3_small-047dcff4.pth"
+_FOUND = [*COMMANDS["search"], "study.name=found"]
+_FASHION = [*_TRAIN, _SMALL, "dataset=fashion_mnist", "dataset.root=fashion"]
 
 
 @dataclass(frozen=True)
@@ -89,11 +105,48 @@ PLACES = {
     ),
     "accel": Place("case.csv", [*_FIT, "accel=case.csv"], "accel"),
     "published": Place("case.jsonl", [*_FIT, "networks=case.jsonl"], "published"),
+    "ofa": Place("case.csv", [*_FIT, "supernet=case.csv"], "ofa"),
+    "fitted": Place("fitted.safetensors", _FIT, "predictor"),
     "checkpoint": Place("case.bin", [*_EXPORT, "export.weights=case.bin"], "noted"),
     "training": Place("case.bin", [*_TRAIN, _SMALL, "train.checkpoint=case.bin"], "training"),
-    "initial": Place("case.bin", [*_TRAIN, _SMALL, "train.init=case.bin"], "training"),
+    "initial": Place("case.safetensors", [*_TRAIN, _SMALL, "train.init=case.safetensors"], "initial"),
     "teacher": Place(
-        "case.bin", [*_TRAIN, _SMALL, "train.teacher=case.bin", "train.distillation=0.5"], "training"
+        "case.safetensors",
+        [*_TRAIN, _SMALL, "train.teacher=case.safetensors", "train.distillation=0.5"],
+        "initial",
+    ),
+    "cache": Place(_CACHED, [*_TRAIN, _SMALL, "train.init=mobilenet_v3_small"], "pth"),
+    "cifar": Place(
+        "cifar/cifar-10-batches-py/data_batch_1",
+        [*_TRAIN, _SMALL, "dataset=cifar10", "dataset.root=cifar"],
+        "pth",
+    ),
+    "fashion": Place("fashion/train-labels-idx1-ubyte", _FASHION, "idx"),
+    "reference": Place("case.yaml", [*_ESTIMATED, "search.references=[case.yaml]"], "architecture"),
+    "budget": Place("case.yaml", [*_ESTIMATED, "search.budget_ms=case.yaml"], "architecture"),
+    "database": Place(
+        "case.db", [*_ESTIMATED, "study.storage=sqlite:///case.db", "study.name=database"], "sqlite"
+    ),
+    "start": Place(
+        "case.safetensors",
+        [
+            *_SUPERNET,
+            "supernet.start_from=case.safetensors",
+            "supernet.architecture=tiny.yaml",
+            "supernet.checkpoint=new",
+        ],
+        "initial",
+    ),
+    "judging": Place(
+        "case.bin",
+        [
+            *_ESTIMATED,
+            "accuracy=supernet",
+            "accuracy.checkpoint=case.bin",
+            "dataset=synthetic",
+            "dataset.resolutions=[32]",
+        ],
+        "judging_supernet",
     ),
     "trained": Place("case.yaml", [*_TRAIN, "train.architecture=case.yaml"], "architecture"),
     "supernet": Place("case.bin", [*_SUPERNET, "supernet.checkpoint=case.bin"], "supernet"),
@@ -106,11 +159,16 @@ PLACES = {
     ),
     "report": Place("results/study/study.journal", ["nas.report", "study=results/study"], "report"),
     "study": Place("results/study/study.journal", _CONTINUED, "continued"),
+    "study_lock": Place("results/found/.study.journal.lock", _FOUND, "lock"),
+    "compared": Place(
+        "results/study/study.journal", ["nas.report", "results/found", "results/study"], "report"
+    ),
     "page": Place("results/found/report.html", ["nas.report", "study=results/found"], "commit"),
     "figure": Place("results/found/pareto.png", ["nas.report", "study=results/found"], "commit"),
     "found": Place("results/found/architectures", ["nas.report", "study=results/found"], "commit"),
     "config": Place("results/study/config.yaml", _CONTINUED, "commit"),
 }
+_SAME_AS_ANOTHER = "the same as another kind"
 _SAME = {"space_hydra": "space"}
 _LONGEST_LINE = 500
 # By the clock: somebody may stop all of this for minutes.
@@ -224,7 +282,11 @@ KINDS: dict[str, Callable[[bytes, Path], None]] = {
 
 
 def outcome_of(
-    place: Place, make: Callable[[Path], None], template: Path, folder: Path
+    place: Place,
+    make: Callable[[Path], None],
+    template: Path,
+    folder: Path,
+    is_new: Callable[[Path], bool] = lambda _: True,
 ) -> tuple[str, list[str]]:
     """The line in which a command ended over a file, and what is wrong with that.
 
@@ -233,6 +295,7 @@ def outcome_of(
         make: makes it.
         template: folder with what else the command needs.
         folder: for the command, with nothing but ``outside`` beside it.
+        is_new: whether a file is to be tried, once it is made.
     """
     shutil.copytree(template, folder, symlinks=True)
     path = folder / place.path
@@ -241,6 +304,9 @@ def outcome_of(
         shutil.rmtree(path)
     path.unlink(missing_ok=True)
     make(path)
+    if not is_new(path):
+        shutil.rmtree(folder)
+        return _SAME_AS_ANOTHER, []
     before = _beside(folder)
     code, printed, _ = run(place.words, folder, _LONGEST_S)
     errors = [line for line in printed.splitlines() if line.startswith("error:")]
@@ -266,6 +332,27 @@ def _beside(folder: Path) -> dict[str, bytes]:
     return {str(each): each.read_bytes() for each in others if not each.name.endswith(".printed")}
 
 
+class _Tried:
+    """Contents that were put in a place already: kinds that change nothing in a file make the same one."""
+
+    def __init__(self) -> None:
+        self._contents: set[tuple[str, bytes]] = set()
+
+    def is_new(self, path: Path) -> bool:
+        """True of what is no ordinary small file, and of the first with its content."""
+        if (
+            path.is_symlink()
+            or not path.is_file()
+            or path.stat().st_size > MEGABYTE
+            or not path.stat().st_mode & 0o400
+        ):
+            return True
+        key = (str(path), path.read_bytes())
+        found = key not in self._contents
+        self._contents.add(key)
+        return found
+
+
 def _kept(folder: Path) -> Iterator[tuple[str, Place, Callable[[Path], None]]]:
     """Name, place and maker of each file in a folder."""
     for case in sorted(folder.iterdir()):
@@ -276,27 +363,34 @@ def _kept(folder: Path) -> Iterator[tuple[str, Place, Callable[[Path], None]]]:
 
 
 def _invented(
-    temporary: Path, places: list[str], kinds: list[str]
+    known: Mapping[str, Reader], places: list[str], kinds: list[str]
 ) -> Iterator[tuple[str, Place, Callable[[Path], None]]]:
-    seeds = {each.name: each.seeds[-1] for each in readers(temporary)}
     for name, place in PLACES.items():
         for kind, make in KINDS.items():
             if (not places or name in places) and (not kinds or kind in kinds):
-                made = lambda path, make=make, place=place: make(seeds[place.seed], path)  # noqa: E731
+                made = lambda path, make=make, place=place: make(known[place.seed].seeds[-1], path)  # noqa: E731
                 yield f"{name} {kind}", place, made
 
 
-def _prepared(template: Path) -> None:
+def _prepared(template: Path, known: Mapping[str, Reader]) -> None:
     """Fill the folder that holds what the commands need besides."""
     template.mkdir()
     (template / "space.yaml").write_text(SPACE)
     for words in (
         _PROFILE,
-        [*COMMANDS["search"], "study.name=found"],
+        _FOUND,
         [*_TRAIN, "train.architecture=mobilenet_v3_small", "train.output=weights.safetensors"],
     ):
         code, printed, _ = run(words, template)
         assert code == 0, printed
+    (template / "tiny.yaml").write_text(
+        SearchSpace.from_yaml(template / "space.yaml").sample(random.Random(0)).to_yaml()
+    )
+    (template / "fashion").mkdir()
+    for name, content in other_idx_files().items():
+        (template / "fashion" / name).write_bytes(content)
+    for name, seed in _DATA.items():
+        (template / name).write_bytes(known[seed].seeds[0])
     for kind in ("cat", "dog"):
         (template / "photos" / kind).mkdir(parents=True)
         for number in range(20):
@@ -315,26 +409,33 @@ def main() -> None:
     places, kinds = (
         [each for each in text.split(",") if each] for text in (arguments.places, arguments.kinds)
     )
+    os.environ["TORCH_HOME"] = "torch"
     prepare(("nas.predictor",))
     tried = wrong = 0
-    with tempfile.TemporaryDirectory() as temporary:
+    tried_of: defaultdict[tuple[str, ...], _Tried] = defaultdict(_Tried)
+    # In memory where there is such a folder: on a disk most of the time goes into files.
+    memory = Path("/dev/shm")  # noqa: S108 - a folder of our own below it
+    with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as temporary:
         template, work = Path(temporary) / "template", Path(temporary) / "work"
-        _prepared(template)
+        known = {each.name: each for each in readers(Path(temporary))}
+        _prepared(template, known)
         (work / "outside").mkdir(parents=True)
         (work / "outside" / "mine").write_text('{"mine": 1}\n{"torn')
         cases = [*_kept(arguments.files)] if arguments.files else []
         if arguments.invented:
-            cases += _invented(Path(temporary), places, kinds)
+            cases += _invented(known, places, kinds)
         for name, place, make in cases:
             began = os.times()
-            said, problems = outcome_of(place, make, template, work / "case")
+            said, problems = outcome_of(
+                place, make, template, work / "case", tried_of[place.path, *place.words].is_new
+            )
             ended = os.times()
             seconds = (
                 ended.children_user + ended.children_system - began.children_user - began.children_system
             )
-            if said != "accepted" and seconds > LONGEST_S:
+            if said not in ("accepted", _SAME_AS_ANOTHER) and seconds > LONGEST_S:
                 problems.append(f"refused after {seconds:.1f} s")
-            tried += 1
+            tried += said != _SAME_AS_ANOTHER
             wrong += bool(problems)
             print(f"{name}: {seconds:.1f} s of processor, {said[:150]} {problems or ''}", flush=True)
     own_mb, peak_mb = (

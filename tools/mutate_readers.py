@@ -4,7 +4,8 @@
     python -m tools.mutate_readers --reader card,networks --inputs 2000
 
 Whole, small files of each kind are cut, spliced and changed: bytes, lines, and above all values, which become
-numbers out of any bound, values of another kind, deep nesting and texts of other encodings. What ends
+numbers out of any bound, values of another kind, deep nesting and texts of other encodings; in JSON also such
+as are valid and mean nonsense: references to what is not there, lists of 100,000, impossible dates. What ends
 otherwise than in acceptance or in the project's own error (a traceback, more than two seconds, more than
 500 MB, a long or broken message) is kept in ``--keep`` and counted.
 """
@@ -23,11 +24,13 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
+from typing import cast
 
+import optuna
 import torch
 
 from nas.measuring.rounds import MeasurementError
@@ -82,7 +85,27 @@ _VALUES = (
     b"a" * 20_000,
     b"&a [*a]",
     b"2026-01-01",
+    # The largest that are allowed somewhere, and one more.
+    b"31",
+    b"8192",
+    b"65536",
+    b"65537",
+    b"1000000",
+    b"10000000",
 )
+# What is valid JSON and means something else than what stands there.
+_MEANINGS: tuple[object, ...] = (
+    *(None, True, False, 0, -1, 1, 2, 0.5, 1e-12, 65_536, 1_000_000, 10**7, 2**31, 2**53, 1e12, -1e12, 1e300),
+    *("", "0", "0123456789", "proxy", "measured", "../../x", "a/b", ".", "x" * 300, "\x1b]0;x\x07", "=1+1"),
+    *(
+        "1970-01-01T00:00:00",
+        "9999-12-31T23:59:59.999999",
+        "0001-01-01T00:00:00+23:59",
+        "2026-13-45T99:00:00",
+    ),
+    *([], {}, [[]], [None], {"": None}),
+)
+_MOST_COPIES = 100_000
 _VALUE = re.compile(rb'-?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?|"[^"\n]*"|\b[A-Za-z_]\w*\b')
 
 
@@ -176,6 +199,58 @@ def _insert(content: bytes, generator: random.Random) -> bytes:
     return content[:at] + generator.choice(_VALUES) + content[at:]
 
 
+def _meaning(content: bytes, generator: random.Random) -> bytes:
+    """One value of a line of JSON replaced by one that means something else, or left out, or repeated."""
+    size = int.from_bytes(content[:8], "little")
+    if content[8:9] == b"{" and size <= len(content):  # what a file of tensors begins with
+        header = _meaning(content[8 : 8 + size], generator)
+        return len(header).to_bytes(8, "little") + header + content[8 + size :]
+    lines = content.split(b"\n")
+    number = generator.randrange(len(lines))
+    try:
+        data = json.loads(lines[number])
+    except (ValueError, RecursionError):
+        return _value(content, generator)
+    lines[number] = json.dumps(_other(data, generator)).encode()
+    return b"\n".join(lines)
+
+
+def _other(data: object, generator: random.Random) -> object:
+    """The same plain values but for one."""
+    places = list(_places(data))
+    if not places:
+        return generator.choice(_MEANINGS)
+    holder, key = generator.choice(places)
+    old = holder[key]
+    kind = generator.randrange(8)
+    if isinstance(old, str) and old[:1] in ("{", "[") and kind < 6:
+        with suppress(ValueError, RecursionError):  # texts of JSON within JSON, as distributions are
+            holder[key] = json.dumps(_other(json.loads(old), generator))
+            return data
+    if kind < 3:
+        holder[key] = generator.choice(_MEANINGS)
+    elif kind == 3:  # of another place of the same file: a reference to something else
+        other, its_key = generator.choice(places)
+        holder[key], other[its_key] = other[its_key], holder[key]
+    elif kind == 4 and isinstance(holder, dict):
+        holder[str(generator.choice(_MEANINGS))] = holder.pop(key)
+    elif kind == 5 and isinstance(old, list) and old:
+        holder[key] = old * generator.choice((2, 2, 10, _MOST_COPIES // len(old)))
+    elif isinstance(old, int | float) and abs(old) < 1e100:
+        holder[key] = generator.choice((old + 1, old - 1, -old, old * 10, old * 1e9, old / 3))
+    else:
+        del holder[key]
+    return data
+
+
+def _places(data: object) -> Iterator[tuple[dict[object, object], object]]:
+    """Each value within plain ones, as what holds it, a mapping or a list, and where."""
+    pairs = data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) else ()
+    for key, value in pairs:
+        yield cast("dict[object, object]", data), key
+        yield from _places(value)
+
+
 _MUTATIONS: tuple[Callable[[bytes, random.Random], bytes], ...] = (
     _cut,
     _flip,
@@ -185,6 +260,9 @@ _MUTATIONS: tuple[Callable[[bytes, random.Random], bytes], ...] = (
     _value,
     _value,
     _swap_values,
+    _meaning,
+    _meaning,
+    _meaning,
     _lines,
     _splice,
     _insert,
@@ -273,6 +351,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="JSON file of the counts")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
     wanted = [name for name in arguments.reader.split(",") if name]
     outcomes: dict[str, Outcome] = {}
     # In memory where there is such a folder: on a disk most of the time goes into files.

@@ -48,7 +48,7 @@ class Line(Place):
             AccuracyDataError: if a word is none.
         """
         words = self.cells[column].split()
-        if not all(word.isdecimal() and int(word) for word in words):
+        if not all(re.fullmatch(r"0*[1-9]\d{0,8}", word) for word in words):
             raise self.fail(f"{column} must be positive whole numbers: {self.cells[column]!r}")
         return [int(word) for word in words]
 

@@ -62,6 +62,10 @@ _MEETING = torch.tensor([-1.2, 0, 0, 0, 0, 0], dtype=torch.float64)
 EFFECTS = 1 + len(SLOPE_FEATURES)
 
 
+# Names of the inducing points of benchmarks in a file.
+_OWN = tuple(f"own.{name}" for name in BENCHMARKS)
+
+
 class ParametersError(InputError):
     """A parameters file that this version cannot use."""
 
@@ -398,9 +402,10 @@ class Posterior:
             basis = Basis(
                 Scales(**{each.name: tensors[f"scales.{each.name}"] for each in fields(Scales)}),
                 tensors["shared"],
-                tuple(tensors[f"own.{name}"] for name in BENCHMARKS),
+                tuple(tensors[name] for name in _OWN),
                 recipes,
             )
+            _check_sizes(gate, basis, tensors)
             covariance = torch.zeros(basis.size, basis.size, dtype=torch.float64)
             half = torch.tril_indices(basis.size, basis.size)
             covariance[half[0], half[1]] = tensors["covariance"].double()
@@ -412,6 +417,29 @@ class Posterior:
             raise ParametersError(f"{path} lacks {error}; {command}") from None
         except (RuntimeError, ValueError) as error:
             raise ParametersError(f"{path} is damaged: {str(error).splitlines()[0]}; {command}") from None
+
+
+def _check_sizes(gate: Gate, basis: Basis, tensors: Mapping[str, Tensor]) -> None:
+    """Refuse tensors of other sizes or kinds than a process has."""
+    count, kinds = len(FEATURES), len(KINDS)
+    shapes: dict[str, tuple[int, ...]] = {
+        **dict.fromkeys(("length", "slope", "own_length", "own_slope"), (count,)),
+        **dict.fromkeys(("amplitude", "size_amplitude"), (1,)),
+        "size_length": (len(_SIZE),),
+        "own_amplitude": (len(BENCHMARKS),),
+        "offset": (kinds,),
+        "recipe_slope": (kinds, len(SLOPE_FEATURES)),
+        "noise": (len(KINDS[:3]) + len(BENCHMARKS),),
+    }
+    shapes = {f"scales.{name}": each for name, each in shapes.items()}
+    for name, points in {"shared": basis.shared, **dict(zip(_OWN, basis.own, strict=True))}.items():
+        shapes[name] = (len(points), count)
+    shapes |= {"mean": (basis.size,), "calibration": (3,)}
+    for name, shape in shapes.items():
+        if tensors[name].shape != shape or tensors[name].dtype != torch.float64:
+            gate.fail(f"has {name} of {tuple(tensors[name].shape)} {tensors[name].dtype}, not of {shape}")
+    if len({each.name for each in basis.recipes}) < len(basis.recipes):
+        gate.fail("names a recipe twice")
 
 
 class Evaluator:

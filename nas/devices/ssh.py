@@ -17,11 +17,14 @@ import tempfile
 import threading
 import time
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
@@ -41,7 +44,8 @@ from nas.measuring.progress import ProfileProgress
 from nas.measuring.rounds import MeasurementError, Samples
 from nas.runtimes.subject import Subject
 from nas.saving import write_atomically
-from search_spaces.gate import Gate, is_host
+from search_spaces.errors import shorten
+from search_spaces.gate import MAX_FILE_BYTES, MEGABYTE, Gate, is_host
 
 # A board may vanish for a while (a reboot, a flaky network) before the run is given up.
 RECONNECT_WAITS_S = (1, 2, 5, 10, 30, 60, 120, 300)
@@ -70,7 +74,10 @@ _REFUSALS = (
         "it cannot be reached: is it switched on, in the network, and running an SSH server?",
     ),
 )
-_PROGRESS = re.compile(r"(\d+) of (\d+) rounds")
+# Of what a board says besides its answer: a line, and how much is kept of its errors.
+_LONGEST_LINE = 10_000
+_PIECE, _PIECES = 10_000, 10
+_PROGRESS = re.compile(r"\b(\d{1,9}) of (\d{1,9}) rounds")
 
 
 class RemoteError(MeasurementError):
@@ -101,9 +108,12 @@ class Board:
         Raises:
             RemoteError: if the board cannot be reached or the command fails.
         """
-        done = subprocess.run(self._ssh(command), input=stdin, capture_output=True, check=False)  # noqa: S603
-        self._check(done.returncode, done.stderr.decode(errors="replace"))
-        return done.stdout
+        with self._running(command, stdin) as (said, end):
+            found = said.read(MAX_FILE_BYTES + 1)
+            if len(found) > MAX_FILE_BYTES:
+                raise RemoteError(f"{self.host} answers with more than {MAX_FILE_BYTES / MEGABYTE:g} MB")
+            end()
+        return found
 
     def stream(self, command: str, on_line: Callable[[str], None]) -> None:
         """Run a command on the board and hand over its lines as they come.
@@ -111,20 +121,37 @@ class Board:
         Raises:
             RemoteError: as :meth:`run`.
         """
-        with tempfile.TemporaryFile("w+", errors="replace") as errors:
-            with subprocess.Popen(  # noqa: S603
-                self._ssh(command),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                text=True,
-                errors="replace",
-            ) as process:
+        with self._running(command) as (said, end):
+            while line := said.readline(_LONGEST_LINE):
+                on_line(shorten(line.decode(errors="replace")))
+            end()
+
+    @contextmanager
+    def _running(self, command: str, stdin: bytes = b"") -> Iterator[tuple[IO[bytes], Callable[[], None]]]:
+        """Output of a command on the board, and a function that waits for its end.
+
+        Raises:
+            RemoteError: as :meth:`run`, when its end is waited for.
+        """
+        with tempfile.TemporaryFile() as given, ThreadPoolExecutor(1) as pool:
+            given.write(stdin)
+            given.seek(0)
+            pipe = subprocess.PIPE
+            with subprocess.Popen(self._ssh(command), stdin=given, stdout=pipe, stderr=pipe) as process:  # noqa: S603
                 assert process.stdout
-                for line in process.stdout:
-                    on_line(line.rstrip("\n"))
-            errors.seek(0)
-            self._check(process.returncode, errors.read())
+                assert process.stderr
+                # A board may say anything, without end: the last of it tells why a command failed.
+                pieces = iter(partial(process.stderr.read, _PIECE), b"")
+                errors = pool.submit(lambda: deque(pieces, _PIECES))
+
+                def end() -> None:
+                    last = b"".join(errors.result()).decode(errors="replace")
+                    self._check(process.wait(), last)
+
+                try:
+                    yield process.stdout, end
+                finally:
+                    process.kill()
 
     def describe(self) -> Mapping[str, object]:
         """The board as it describes itself; checks that it can measure.

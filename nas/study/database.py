@@ -31,6 +31,12 @@ _POLL_S = 0.5
 _LONGEST_OPENING_S = 90.0
 # System attribute of a trial: tells one that was created from one whose creation was cut off.
 _TOKEN = "token"  # noqa: S105 - no secret
+# What Optuna ends in where a row of its tables is not what it wrote.
+_DAMAGED = (
+    *(StorageInternalError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError),
+    *(AssertionError, RecursionError),
+)
+_ASKS_BY_KEY = ("get_study_id_from_name", "get_study_name_from_id", "get_trial_id_from_study_id_trial_number")
 # What a server says when it refuses for good contains FATAL, but so does what it says of a passing state.
 _PASSING = ("starting up", "shutting down", "recovery", "too many", "remaining connection slots")
 
@@ -152,6 +158,11 @@ class PatientStorage(RDBStorage):
         remedy = "" if opening else "; the same command goes on when it does"
         return f"the study storage {self._name} does not answer{waited}: {reason}{remedy}"
 
+    def damaged(self, error: Exception) -> StorageError:
+        """An error that tells of rows that are none of a study's: others may write into a database."""
+        reason = f"{type(error).__name__}: {str(error) or 'no value'}"
+        return StorageError(f"the study storage {self._name} is damaged: {reason}")
+
     def _went_away(self, reason: str) -> None:
         with self._lock:
             if self._away_since is not None:
@@ -174,7 +185,16 @@ class PatientStorage(RDBStorage):
 def _patient(method: Callable[Concatenate[PatientStorage, _P], _T]) -> Callable[..., _T]:
     @functools.wraps(method)
     def waiting(self: PatientStorage, *args: _P.args, **kwargs: _P.kwargs) -> _T:
-        return self.until_it_answers(functools.partial(method, self, *args, **kwargs))
+        try:
+            return self.until_it_answers(functools.partial(method, self, *args, **kwargs))
+        except StorageError:
+            raise
+        except Exception as error:
+            if method.__name__ in _ASKS_BY_KEY and isinstance(error, KeyError):
+                raise  # Optuna's own way to say that there is no such study or trial
+            if isinstance(error, _DAMAGED) or type(error).__module__.startswith("sqlalchemy"):
+                raise self.damaged(error) from None
+            raise
 
     return waiting
 

@@ -454,7 +454,10 @@ class _Search:
         if record.kind == "reference" and record.name is not None and (complete or failed):
             self._wanted.pop(record.name, None)
         if complete and record.accuracy is not None:
-            found = tuple(trial.values)
+            values = trial.values or []
+            if len(values) != len(self._objective.directions):
+                self._gate.fail(f"holds a complete trial of {len(values)} values, trial {trial.number}")
+            found = tuple(self._gate.number("a value", each) for each in values)
             self._standings.add(record, record.accuracy, found)
             self._known[record.architecture] = (record, found)
         if trial.state in SETTLED:

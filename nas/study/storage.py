@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import optuna
-from optuna.exceptions import DuplicatedStudyError, ExperimentalWarning
+from optuna.exceptions import DuplicatedStudyError, ExperimentalWarning, StorageInternalError
 from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import BaseJournalBackend
 from optuna.trial import TrialState
@@ -241,12 +241,19 @@ def open_storage(
             ) from None
         except StorageError:
             raise
-        except (SQLAlchemyError, RuntimeError, ValueError) as error:
+        except (
+            SQLAlchemyError,
+            StorageInternalError,
+            RuntimeError,
+            ValueError,
+            LookupError,
+            TypeError,
+        ) as error:
             # Of machines that start together one creates the tables, the others have to look again.
             if attempt < _OPENINGS and isinstance(error, IntegrityError | ProgrammingError):
                 time.sleep(attempt)
                 continue
-            reason = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
+            reason = str(getattr(error, "orig", None) or error).strip().partition("\n")[0] or "no value"
             raise StorageError(f"the study storage {masked(location)} does not answer: {reason}") from None
     raise AssertionError("unreachable")
 

@@ -131,13 +131,21 @@ class Trial:
             latency_source=gate.string("latency_source", attributes["latency_source"], 30),
             macs=gate.integer("macs", attributes["macs"]),
             parameters=gate.integer("parameters", attributes["parameters"]),
-            name=None if name is None else gate.string("name", name, 100),
+            name=None if name is None else _name(gate, name),
             network=Architecture.from_dict(gate.plain(table)) if table else None,
             accuracy=_accuracy(attributes, gate, trial.state == TrialState.PRUNED),
             error=None if error is None else str(error),
             abandoned="abandoned" in attributes,
             resolution=checked_resolution(gate, attributes.get("resolution")),
         )
+
+
+def _name(gate: Gate, value: object) -> str:
+    """The name of a reference, which files of what is trained of it are called after."""
+    name = gate.string("name", value, 100)
+    if not name.isprintable() or "/" in name or name in ("", ".", ".."):
+        gate.fail(f"holds a reference {name!r}, which is no name")
+    return name
 
 
 def _accuracy(attributes: Mapping[str, object], gate: Gate, stopped: bool) -> Accuracy | None:

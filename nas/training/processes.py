@@ -9,6 +9,7 @@ through NCCL, without through gloo.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -68,8 +69,7 @@ def joined(device: str) -> Iterator[Processes]:
     cuda = torch.cuda.is_available() if device == "auto" else device.startswith("cuda")
     if cuda and not torch.cuda.is_available():
         raise InputError(f"device={device}, but torch sees no CUDA device: use cpu")
-    count = int(os.environ.get("WORLD_SIZE", "1"))
-    local = int(os.environ.get("LOCAL_RANK", "0"))
+    count, local = _told("WORLD_SIZE", 1), _told("LOCAL_RANK", 0)
     if count == 1:
         yield Processes(0, 1, torch.device("cuda" if cuda else "cpu"))
         return
@@ -80,10 +80,31 @@ def joined(device: str) -> Iterator[Processes]:
                 "start fewer with --nproc-per-node"
             )
         torch.cuda.set_device(local)
-    distributed.init_process_group("nccl" if cuda else "gloo")
+    try:
+        distributed.init_process_group("nccl" if cuda else "gloo")
+    except (ValueError, OSError, RuntimeError) as error:
+        raise InputError(
+            f"WORLD_SIZE={count}, but the processes do not find each other ({error}): start them with "
+            "torchrun, or unset WORLD_SIZE"
+        ) from None
     try:
         yield Processes(
             distributed.get_rank(), count, torch.device("cuda", local) if cuda else torch.device("cpu")
         )
     finally:
         distributed.destroy_process_group()
+
+
+def _told(name: str, default: int) -> int:
+    """A number that ``torchrun`` tells a process.
+
+    Raises:
+        InputError: if it is none.
+    """
+    text = os.environ.get(name, str(default))
+    if not re.fullmatch(r"\d{1,6}", text) or int(text) < default:
+        raise InputError(
+            f"the environment variable {name}={text!r} is not what torchrun sets: start with torchrun, or "
+            f"unset {name}"
+        )
+    return int(text)

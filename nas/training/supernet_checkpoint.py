@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from nas.tensors import read_tensors, write_tensors
@@ -129,7 +130,9 @@ def _losses(gate: Gate, data: object) -> tuple[float, ...]:
 
 
 def _check_shapes(gate: Gate, checkpoint: Checkpoint) -> None:
-    wanted = {name: each.shape for name, each in Supernet(checkpoint.space).shared.items()}
+    # Of no memory: a few bytes name a space whose supernet takes gigabytes.
+    with torch.device("meta"):
+        wanted = {name: each.shape for name, each in Supernet(checkpoint.space).shared.items()}
     for name, shape in wanted.items():
         if name not in checkpoint.weights:
             gate.fail(f"lacks {name}")

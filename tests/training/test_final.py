@@ -7,7 +7,7 @@ import torch
 from nas.data import DatasetSettings, Split, load
 from nas.network import Network
 from nas.training.final import Checkpoints, FinalProgress, FinalTraining
-from nas.training.processes import Processes
+from nas.training.processes import Processes, joined
 from nas.training.steps import TrainingError
 from nas.training_recipes import FinalRecipe
 from search_spaces.errors import InputError
@@ -125,3 +125,14 @@ def test_what_does_not_fit_is_refused(split: Split) -> None:
         FinalRecipe(optimizer="lion")
     with pytest.raises(InputError, match=r"train\.ema must be from 0 to below 1, not 1"):
         FinalRecipe(ema=1.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("WORLD_SIZE", "two"), ("WORLD_SIZE", "0"), ("LOCAL_RANK", "-1"), ("WORLD_SIZE", "2")]
+)
+def test_what_torchrun_did_not_set_is_one_line(
+    name: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match=f"{name}='?{value}'?.*unset {name}"), joined("cpu"):
+        pass

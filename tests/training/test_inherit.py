@@ -1,3 +1,5 @@
+import os
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -150,6 +152,31 @@ def test_files_of_ones_own_are_inherited_from(tmp_path: Path) -> None:
         pretrained(str(tmp_path / "other.safetensors"))
     with pytest.raises(WeightsError, match="no weights of 'resnet50': known are mobilenet_v2"):
         pretrained("resnet50")
+
+
+class _Payload:
+    """Runs a command where it is unpickled."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return os.mkdir, (str(self._folder),)
+
+
+def test_what_lies_in_the_cache_of_torchvision_is_not_unpickled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    path = tmp_path / "checkpoints" / "mobilenet_v3_small-047dcff4.pth"
+    path.parent.mkdir()
+    torch.save({"features.0.0.weight": _Payload(tmp_path / "run")}, path)
+    with pytest.raises(WeightsError, match=r"is not what torchvision publishes.*delete it to fetch it again"):
+        pretrained("mobilenet_v3_small")
+    monkeypatch.setattr("nas.training.pretrained._DIGEST", re.compile("-()"))  # any digest is right
+    with pytest.raises(WeightsError, match="holds no tensors"):
+        pretrained("mobilenet_v3_small")
+    assert not (tmp_path / "run").exists()
 
 
 def test_efficientnet_lite0_answers_as_timms_network_does_with_the_same_weights() -> None:
