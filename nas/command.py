@@ -96,7 +96,9 @@ def command(
             raise
         # Files of ours are named; what is left are the output, and files that libraries put aside.
         others = f"the standard output, or a temporary file in {os.environ.get('TMPDIR', '/tmp')}"  # noqa: S108
-        errors.print(f"error: {masked(cannot_write(error, others))}", style="red")
+        errors.print(
+            f"error: {masked(cannot_write(error, others, 'use' if error.filename else 'write'))}", style="red"
+        )
         sys.exit(2)
     except KeyboardInterrupt:
         errors.print(f"{ending.how}; the same command continues where this one stopped")

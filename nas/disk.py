@@ -26,16 +26,17 @@ _REMEDIES = {
 }
 
 
-def cannot_write(error: OSError, path: Path | str) -> str:
+def cannot_write(error: OSError, path: Path | str, doing: str = "write") -> str:
     """A line on a file that could not be written: why, and what to do.
 
     Args:
         error: of the system.
         path: what was being written, where the error does not say.
+        doing: what was tried, where it may have been something else.
     """
     # Of a file that is moved, the one in whose place it was to come.
     file = error.filename2 or error.filename or path
-    return f"cannot write {file}: {error.strerror or error}{remedy(error)}"
+    return f"cannot {doing} {file}: {error.strerror or error}{remedy(error)}"
 
 
 def remedy(error: OSError) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import shlex
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +23,7 @@ from nas.measuring.progress import ProfileProgress
 from nas.runtimes.runtime import Runtime
 from nas.saving import check_output, hold, write_atomically
 from nas.settings import Chosen, HardwareConfig, ProfileSettings, RuntimeConfig
+from nas.shell import file_word
 from search_spaces.errors import InputError
 from search_spaces.layers import layer_keys, reachable_layer_keys
 from search_spaces.space import SearchSpace
@@ -128,7 +128,7 @@ def _write_kit(path: Path, board: Hardware, runtime: Runtime, plan: Plan, settin
             board.name, runtime, profile__import=str(path.with_name(f"{path.stem}-result.jsonl"))
         ),
     }
-    print_summary("measuring kit", rows, f"python3 {shlex.quote(path.name)}    on the board")
+    print_summary("measuring kit", rows, f"python3 {file_word(path.name)}    on the board")
 
 
 def _export(path: Path, board: Hardware, runtime: Runtime, folder: Path) -> None:

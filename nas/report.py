@@ -10,6 +10,7 @@ from nas.console import print_report_summary, print_summary, warn
 from nas.page.files import comparison_rows, write_comparison, write_report
 from nas.page.reading import ReportError, read_study
 from nas.saving import check_output
+from nas.shell import file_word
 from search_spaces.gate import check_database
 
 # Folders that need not be called by their keys: STUDY [OTHER].
@@ -56,7 +57,7 @@ def main(config: ReportConfig) -> None:
         check_output(path, "output")
     first, second = write_comparison(path, study, read_study(other, settings.storage, warn))
     rows = comparison_rows(first, second) | {"page": str(path)}
-    print_summary(f"{first.name} and {second.name}", rows, f"open {path} in a browser")
+    print_summary(f"{first.name} and {second.name}", rows, f"open {file_word(path)} in a browser")
 
 
 if __name__ == "__main__":

@@ -132,7 +132,14 @@ class HardwareConfig:
             raise InputError(f"hardware.hosts={list(self.hosts)} names a board twice")
         if self.threads < 1:
             raise InputError(f"hardware.threads must be at least 1, not {self.threads}")
-        if self.python.startswith("-") or re.search(r"[\s;&|<>$`'\"()\\]", self.python):
+        if not 20 <= self.temperature_limit_c <= 150:  # below, it would wait for ever
+            raise InputError(
+                f"hardware.temperature_limit_c must be from 20 to 150, not {self.temperature_limit_c:g}"
+            )
+        if not 0 < self.tolerance <= 1:
+            raise InputError(f"hardware.tolerance must be a share above 0, up to 1, not {self.tolerance:g}")
+        plain = self.python.isprintable() and not re.search(r"[\s;&|<>$`'\"()\\]", self.python)
+        if not plain or self.python.startswith("-") or not self.python:
             raise InputError(f"hardware.python must be the path of an interpreter, not {self.python!r}")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
+from pathlib import Path
 
 from search_spaces.errors import masked
 
@@ -92,3 +93,12 @@ def shell_line(command: str, carry: bool = False, **settings: object) -> str:
         if equals and key.startswith(tuple(_CARRIED)) and not key.startswith("-"):
             words[key] = value
     return shlex.join(["python", "-m", command, *(f"{key}={value}" for key, value in words.items())])
+
+
+def file_word(path: Path | str) -> str:
+    """A file's name for a command to print, quoted for a shell; no program takes it for an option.
+
+    Args:
+        path: of the file.
+    """
+    return shlex.quote(f"./{path}" if str(path).startswith("-") else str(path))

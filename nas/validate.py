@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -42,6 +41,7 @@ from nas.settings import (
     at_least,
     at_most_one,
 )
+from nas.shell import file_word
 from search_spaces.architecture import Architecture
 from search_spaces.errors import InputError
 from search_spaces.layers import layer_keys
@@ -180,7 +180,7 @@ def _by_kit(
                 validate__seed=str(settings.seed),
             ),
         }
-        print_summary("validation kit", rows, f"python3 {shlex.quote(path.name)}    on the board")
+        print_summary("validation kit", rows, f"python3 {file_word(path.name)}    on the board")
         return
     result_of_board = read_result(Path(str(settings.import_file)), board.name, runtime)
     if result_of_board.device != table.header.device:

@@ -56,6 +56,8 @@ _DATABASE = re.compile(
     r"[A-Za-z][\w+.-]*://(?:[^\s:@/]*(?::[^\s@]*)?@)?(?:\[[\w:.%]*\]|[^\s:@/?\[\]]*)(?::\d{1,5})?(?:[/?]\S*)?"
 )
 _SQLITE = re.compile(r"sqlite(?:\+\w+)?:///[^?\n]+(?:\?\S*)?", re.IGNORECASE)
+# A name in the net has 253 at most; a user stands before it.
+_LONGEST_HOST = 300
 _LARGEST_INTEGER = 2**63
 
 
@@ -79,7 +81,8 @@ def check_name(name: str) -> None:
 
 def is_host(text: str) -> bool:
     """True if ssh takes a text for a host, and neither ssh nor a shell takes it for anything else."""
-    return bool(_HOST.fullmatch(text)) and not re.search(r"[@/]-", text)
+    plain = text.isprintable() and len(text) <= _LONGEST_HOST
+    return plain and bool(_HOST.fullmatch(text)) and not re.search(r"[@/]-", text)
 
 
 def check_database(setting: str, url: str) -> None:

@@ -18,6 +18,7 @@ from nas.saving import (
     within,
     write_atomically,
 )
+from nas.shell import file_word
 from nas.training.bundle import holds_bundle
 
 
@@ -105,3 +106,8 @@ def test_no_cell_is_a_formula(start: str) -> None:
 
 def test_markdown_moves_no_cursor() -> None:
     assert markdown_text("<b>\x1b[2J\u202e|") == r"\<b\>\\x1b\[2J\\u202e\|"
+
+
+@pytest.mark.parametrize(("name", "word"), [("-c.zip", "./-c.zip"), ("a; b", "'a; b'"), ("a/-b", "a/-b")])
+def test_no_program_takes_a_file_for_an_option(name: str, word: str) -> None:
+    assert file_word(name) == word

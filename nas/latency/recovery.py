@@ -11,6 +11,7 @@ samples, which hold everything that was measured.
 from __future__ import annotations
 
 import datetime
+import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -188,7 +189,7 @@ def _rebuilt(folder: Path, hardware: str, runtime: Runtime, networks: Networks) 
         version = identity.get("version") or (header.runtime_version if header else None)
         if device is None or version is None:
             return None
-        ended = datetime.datetime.fromtimestamp(path.stat().st_mtime, datetime.UTC)
+        ended = datetime.datetime.fromtimestamp(min(path.stat().st_mtime, time.time()), datetime.UTC)
         begun = session_header(hardware, runtime, str(device), str(version), ended)
         table, records = add_session(table, records, measured, begun)
         if path.name.startswith("partial-"):

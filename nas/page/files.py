@@ -13,7 +13,6 @@ architectures/<id>.yaml  each front member, for `python -m nas.export` and Archi
 
 from __future__ import annotations
 
-import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,7 +29,7 @@ from nas.page.sentences import MIXED_KINDS
 from nas.pictures.recognition import LABELS, labels
 from nas.quantities import signed
 from nas.saving import markdown_text, spreadsheet_cell, within, write_atomically
-from nas.shell import shell_line
+from nas.shell import file_word, shell_line
 from search_spaces.errors import printable
 
 
@@ -62,6 +61,8 @@ def write_report(folder: Path, study: optuna.Study) -> ReportFiles:
         ReportError: if no report can be made of the study.
     """
     report = report_of(study)
+    # Before anything is written: what cannot be shown leaves the older report as it was.
+    page, words, rows = report_page(report), summary(report), pareto_csv(report)
     folder.mkdir(parents=True, exist_ok=True)
     files = ReportFiles(
         report=report,
@@ -71,9 +72,9 @@ def write_report(folder: Path, study: optuna.Study) -> ReportFiles:
         table=folder / "pareto.csv",
         architectures=within(folder, "architectures"),
     )
-    write_atomically(files.html, report_page(report))
-    write_atomically(files.summary, summary(report))
-    write_atomically(files.table, pareto_csv(report))
+    write_atomically(files.html, page)
+    write_atomically(files.summary, words)
+    write_atomically(files.table, rows)
     if report.provenance.classes:
         write_atomically(folder / LABELS, labels(report.provenance.classes))
     _write_architectures(report, files.architectures)
@@ -137,7 +138,7 @@ def next_command(files: ReportFiles) -> str:
     """The command to type after a report: the export of the most accurate network of the front."""
     found = [each for each in files.report.front if each.kind != "reference" and each.architecture]
     if not found:
-        return f"open {shlex.quote(str(files.html))} in a browser"
+        return f"open {file_word(files.html)} in a browser"
     return shell_line(
         "nas.export",
         export__architecture=f"{files.architectures / found[-1].id}.yaml",

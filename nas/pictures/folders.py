@@ -53,6 +53,7 @@ _PART_NAME = re.compile(
 )
 _PART_WORD = re.compile(rf"(?:^|[^a-z])(?:{_PART})(?:$|[^a-z])", re.IGNORECASE)
 _MOST_NAMES = 6
+_MOST_DEPTH = 64
 
 
 class DatasetError(InputError):
@@ -215,7 +216,7 @@ class _Scan:
             path = folder / entry.name
             if self._leads_up(entry, path):
                 continue
-            if not entry.is_dir():
+            if not _is_folder(entry):
                 kind = path.suffix.lower()
                 self._leave_out("pictures outside the class folders" if kind in SUFFIXES else _kind(path))
             elif _is_output(path, self.is_nested(path)):
@@ -233,12 +234,13 @@ class _Scan:
     def holds_pictures(self, folder: Path) -> bool:
         """True if there are pictures in the folder itself."""
         return any(
-            Path(each.name).suffix.lower() in SUFFIXES and not each.is_dir() for each in self._entries(folder)
+            Path(each.name).suffix.lower() in SUFFIXES and not _is_folder(each)
+            for each in self._entries(folder)
         )
 
     def subfolders(self, folder: Path) -> list[str]:
         """Names of the folders in it."""
-        return [each.name for each in self._entries(folder) if each.is_dir()]
+        return [each.name for each in self._entries(folder) if _is_folder(each)]
 
     def classes(self, root: Path, folders: Sequence[Path]) -> dict[str, list[Path]]:
         """Pictures of each class, by its name; spellings that differ in their code points alone are one.
@@ -273,21 +275,24 @@ class _Scan:
         files = [(path, number) for number, name in enumerate(names) for path in classes[name]]
         return Pictures(tuple(path for path, _ in files), tuple(number for _, number in files))
 
-    def _below(self, folder: Path, seen: set[Path]) -> Iterator[Path]:
+    def _below(self, folder: Path, seen: set[Path], depth: int = 1) -> Iterator[Path]:
+        if depth > _MOST_DEPTH:
+            raise DatasetError(f"{folder} lies more than {_MOST_DEPTH} folders deep: {_WANTED}")
         for entry in self._entries(folder):
             path = folder / entry.name
-            if entry.is_dir():
+            if _is_folder(entry):
                 real = path.resolve()
                 if self._leads_up(entry, path):
                     continue
                 if real not in seen:
                     seen.add(real)
-                    yield from self._below(path, seen)
+                    yield from self._below(path, seen, depth + 1)
             elif path.suffix.lower() in SUFFIXES:
-                if not entry.is_file() and path.exists():  # a link to nothing is told where it is read
+                if not path.is_file() and path.exists():  # a link to nothing is told where it is read
                     self._leave_out("special files")
                     continue
-                if self._unreadable is not None and not _readable(path, path.stat().st_mtime_ns):
+                changed_ns = path.stat().st_mtime_ns if path.exists() else 0
+                if self._unreadable is not None and not _readable(path, changed_ns):
                     self._unreadable.append(str(path.relative_to(self._root)))
                     continue
                 yield path
@@ -312,7 +317,7 @@ class _Scan:
         return self._listings[folder]
 
     def _leads_up(self, entry: os.DirEntry[str], path: Path) -> bool:
-        if not entry.is_symlink() or not entry.is_dir():
+        if not entry.is_symlink() or not _is_folder(entry):
             return False
         real = path.resolve()
         if real not in path.absolute().parents and real not in path.parent.resolve().joinpath("-").parents:
@@ -322,6 +327,13 @@ class _Scan:
 
     def _leave_out(self, kind: str) -> None:
         self.ignored[kind] += 1
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself, or into a folder that may not be looked into
+        return False
 
 
 @cache

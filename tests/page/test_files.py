@@ -17,12 +17,12 @@ from nas.page.files import (
     summary_rows,
     write_report,
 )
-from nas.page.reading import read_study
+from nas.page.reading import ReportError, read_study
 from nas.page.rendering import summary
 from nas.page.sentences import MIXED_KINDS
 from search_spaces.architecture import Architecture
 from tests.cases import assert_drawn
-from tests.page.report_cases import REFERENCES, made_up_study, network, report
+from tests.page.report_cases import REFERENCES, made_up_study, network, report, writable
 
 SVG = "http://www.w3.org/2000/svg"
 
@@ -50,6 +50,28 @@ def test_csv_has_a_line_for_each_front_member_and_reference(files: ReportFiles) 
     assert float(row["top1"]) == pytest.approx(first.top1, rel=1e-5)
     assert (row["accuracy_source"], row["latency_source"]) == ("predicted", "estimated")
     assert (int(row["macs"]), int(row["resolution"])) == (first.macs, first.resolution)
+
+
+@pytest.mark.parametrize("count", ["forty", [40]])
+def test_words_of_a_study_that_no_page_can_repeat_are_one_line(count: object, tmp_path: Path) -> None:
+    made_up_study(tmp_path, trials=1)
+    study = writable(tmp_path)
+    study.set_user_attr("provenance", {"latency": {"counts": {"measured": count}}})
+    with pytest.raises(ReportError, match="measured must be a whole number"):
+        write_report(tmp_path, study)
+    assert [each.name for each in tmp_path.iterdir() if each.name[0] != "."] == ["study.journal"]
+
+
+def test_a_board_of_any_name_is_drawn(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    made_up_study(tmp_path, trials=1)
+    study = writable(tmp_path)
+    study.set_user_attr("provenance", {"latency": {"title": "a\x1b[2J\r\u202e\u4e2d b"}})
+    files = write_report(tmp_path, study)
+    for path in (*files.figures[1:], files.summary, *files.architectures.iterdir()):
+        assert not {*path.read_text(encoding="utf-8")} & {"\x1b", "\r", "\u202e"}
+    assert r"a\x1b[2J" in "".join(ElementTree.parse(files.figures[1]).getroot().itertext())
+    assert all(map(Architecture.from_file, files.architectures.iterdir()))
+    assert not recwarn.list  # matplotlib's would show the escape as it is
 
 
 def test_architectures_say_what_they_are_and_can_be_read(files: ReportFiles) -> None:

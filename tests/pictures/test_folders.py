@@ -172,6 +172,32 @@ def test_a_link_to_a_folder_above_is_named_and_not_followed(link: str, target: s
     assert f"{link} leads back to a folder above it" in found.summary()
 
 
+def test_links_that_lead_to_themselves_are_no_pictures(tmp_path: Path) -> None:
+    pictures = folder(tmp_path / "pictures")
+    for name in ("loop", "loop.png"):
+        (pictures / NAMES[0] / name).symlink_to(name)
+    (pictures / NAMES[0] / "gone.png").symlink_to("nothing")
+    found = read_folder(pictures, skip_unreadable=True)
+    assert (len(found.train), found.ignored) == (18, {"without ending": 1})
+    assert "gone.png" in found.summary()
+    with pytest.raises(PictureError, match="is a link to nothing"):
+        check_pictures(read_folder(pictures).files)
+
+
+def test_folders_in_folders_in_folders_end_in_a_line(tmp_path: Path) -> None:
+    pictures = folder(tmp_path / "pictures")
+    (pictures / NAMES[0] / Path(*["d"] * 100)).mkdir(parents=True)
+    with pytest.raises(DatasetError, match="more than 64 folders deep"):
+        read_folder(pictures)
+
+
+def test_a_class_whose_name_is_no_text_is_refused(tmp_path: Path) -> None:
+    pictures = folder(tmp_path / "pictures")
+    (pictures / NAMES[0]).rename(pictures / os.fsdecode(b"caf\xe9"))
+    with pytest.raises(DatasetError, match="is no text in UTF-8: rename it"):
+        read_folder(pictures)
+
+
 def test_a_folder_that_is_called_as_a_picture_is_a_folder(tmp_path: Path) -> None:
     root = folder(tmp_path / "pictures")
     shutil.move(root / "circle", root / "other")
