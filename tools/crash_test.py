@@ -4,7 +4,7 @@
     python -m tools.crash_test --folder /tmp/interrupts --signal INT   # Ctrl-C: one line, exit code 130
     python -m tools.crash_test --folder /tmp/terminated --signal TERM       # the same with 143
     python -m tools.crash_test --folder /tmp/two --together --moments 5     # each command twice at once
-    python -m tools.crash_test --folder /tmp/full --full-disk        # needs root: mounts small file systems
+    python -m tools.crash_test --folder /tmp/full --full-disk --moments 11   # needs root: mounts small disks
     python -m tools.crash_test --folder /tmp/other --full-temporary     # the disk of temporary files is full
 
 Each command first runs undisturbed. Then copies of it are killed, half of them at a random moment with
@@ -43,6 +43,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import numpy as np
 import optuna
 import safetensors.numpy
 from hydra import compose, initialize_config_dir
@@ -91,8 +92,8 @@ _TRIES = 5
 _MOST_OPERATIONS = 120
 # Stands for the URL of a database of its own.
 _DATABASE = "DATABASE"
-# Of what a command writes, that the disk has room for.
-_DISK_SHARES = (0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 0.97, 1.05)
+# Of what a command writes, that the disk has room for: from nothing to a little more than all.
+_DISK_SHARES = (0.0, 1.05)
 _PAGE = 4096
 # Where temporary files are put: no file can be made, one or two, or large ones cannot.
 _TEMPORARY = ("size=4k,nr_inodes=1", "size=4k,nr_inodes=2", "size=4k,nr_inodes=3", "size=8k", "size=64k")
@@ -625,13 +626,13 @@ def _other_files(undisturbed: dict[str, str], found: dict[str, str]) -> list[str
     return [f"other than undisturbed: {', '.join(names)}"] if names else []
 
 
-def fill(case: Case) -> Outcome:
-    """Run a command on disks that are too small, then again when there is room; what was wrong."""
+def fill(case: Case, disks: int) -> Outcome:
+    """Run a command on so many disks that are too small, then again when there is room; what was wrong."""
     outcome, name, template = Outcome(), case.name, case.template
     whole, made, _ = case.undisturbed()
     begun, needed = _kilobytes(template), _kilobytes(whole)
-    for share in _DISK_SHARES:
-        kilobytes = begun + round(share * (needed - begun))
+    for share in np.linspace(*_DISK_SHARES, disks):
+        kilobytes = begun + round(float(share) * (needed - begun))
         folder = case.work / f"{name}-{kilobytes}k"
         with _small_disk(folder, f"size={kilobytes}k"):
             shutil.copytree(template, folder, dirs_exist_ok=True)
@@ -673,9 +674,8 @@ def _kilobytes(folder: Path) -> int:
 
 def _said_once(code: int, printed: str) -> list[str]:
     """Faults in what a command said of a full disk: a line with the file, why, and what to do."""
-    right = len(
-        re.findall(r"(?m)^(?:error: )?cannot write /?\S.*: No space left on device; .*make room", printed)
-    )
+    said = r"cannot write \S.*: No space left on device; |\S+=\S+ needs about .*: "
+    right = len(re.findall(rf"(?m)^(?:error: )?(?:{said})make room there", printed))
     if "Traceback" in printed or "Exception ignored" in printed or right != (code != 0):
         return [f"exit code {code}: {printed.strip()[-600:]}"]
     return []
@@ -705,7 +705,7 @@ def main() -> None:
     """Crash all commands, print a line for each."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
     parser.add_argument("--folder", type=Path, required=True, help="a new folder to work in")
-    parser.add_argument("--moments", type=int, default=50, help="for each command")
+    parser.add_argument("--moments", type=int, default=50, help="for each command; or disks")
     parser.add_argument("--commands", default=",".join(COMMANDS))
     parser.add_argument("--kind", choices=("both", "random", "operations"), default="both", help="of moments")
     parser.add_argument("--signal", choices=("INT", "TERM"), help="instead of killing: Ctrl-C, or as systemd")
@@ -743,7 +743,7 @@ def main() -> None:
             if arguments.together:
                 outcome = together(case, arguments.moments)
             elif arguments.full_disk:
-                outcome = fill(case)
+                outcome = fill(case, arguments.moments)
             elif arguments.full_temporary:
                 outcome = fill_temporary(case)
             else:
