@@ -87,10 +87,11 @@ def write_together(
         commit = folder / f"{_COMMIT}.tmp"
         try:
             for name, content in contents.items():
-                _write(folder / f".{name}.new", content)
+                with saving(folder / name):
+                    _write(folder / f".{name}.new", content)
             _write(commit, json.dumps({"moved": moves | dict(moved or {}), "removed": list(removed)}))
             commit.replace(folder / _COMMIT)
-        except OSError:
+        except (OSError, SaveError):
             for name in (*moves, commit.name):
                 with suppress(OSError):
                     (folder / name).unlink(missing_ok=True)

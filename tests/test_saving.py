@@ -1,5 +1,6 @@
 """Places that are written to: one writer at a time, nothing replaced that is no file of ours."""
 
+import errno
 import os
 import threading
 import zipfile
@@ -17,6 +18,7 @@ from nas.saving import (
     spreadsheet_cell,
     within,
     write_atomically,
+    write_together,
 )
 from nas.shell import file_word
 from nas.training.bundle import holds_bundle
@@ -111,3 +113,17 @@ def test_markdown_moves_no_cursor() -> None:
 @pytest.mark.parametrize(("name", "word"), [("-c.zip", "./-c.zip"), ("a; b", "'a; b'"), ("a/-b", "a/-b")])
 def test_no_program_takes_a_file_for_an_option(name: str, word: str) -> None:
     assert file_word(name) == word
+
+
+def test_a_full_disk_names_the_file_and_changes_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_together(tmp_path, {"a": "old", "b": "old"})
+
+    def full(descriptor: int) -> None:
+        if len(list(tmp_path.glob(".*.new"))) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("nas.saving.os.fsync", full)
+        with pytest.raises(SaveError, match=rf"^cannot write {tmp_path}/b: .*; make room there, then"):
+            write_together(tmp_path, {"a": "new", "b": "new"})
+    assert {each.name: each.read_text() for each in tmp_path.iterdir()} == {"a": "old", "b": "old"}
