@@ -30,6 +30,7 @@ from search_spaces.architecture import Architecture
 from search_spaces.gate import Gate
 from search_spaces.layers import LayerKey, layer_keys
 from search_spaces.space import SearchSpace
+from search_spaces.tasks import TaskNetwork
 
 # -- spaces ------------------------------------------------------------------------------------------
 
@@ -133,8 +134,9 @@ def network_ms(subject: Subject) -> float:
     """Networks save part of what lone layers pay: an overhead each, and part of their input."""
     if isinstance(subject, LayerKey):
         return layer_ms(subject)
+    network = subject.architecture if isinstance(subject, TaskNetwork) else subject
     return sum(
-        0.9 * layer_ms(key) - 0.004 - 1e-8 * key.in_channels * key.size**2 for key in layer_keys(subject)
+        0.9 * layer_ms(key) - 0.004 - 1e-8 * key.in_channels * key.size**2 for key in layer_keys(network)
     )
 
 

@@ -99,7 +99,7 @@ def test_a_search_says_the_margin_it_keeps(run: Run, tmp_path: Path) -> None:
     assert outcome.code == 0, outcome
     assert "% of it kept free for the error of the estimate (search.budget_margin)" in outcome.out
     report = report_of(read_study(tmp_path / "results" / "a"))
-    assert report.budget_ms == pytest.approx(20 * (1 - report.budget_margin))
+    assert report.budget_ms == pytest.approx(20 * (1 - report.provenance.budget_margin))
     assert "20.0 ms less 5." in (tmp_path / "results" / "a" / "summary.md").read_text()
     refused(run("search", *asked, "search.budget_ms=20", "search.budget_margin=1"), "search.budget_margin")
     timed = ["search.budget_ms=torchvision:resnet18", "study.name=b"]

@@ -502,9 +502,9 @@ def test_the_best_of_a_search_are_trained_to_the_end_and_bundled(run: Run, tmp_p
     again = run("search", *wanted)
     assert again.code == 0, again
     assert before == {path: path.stat().st_mtime_ns for path in (folder / "bundles").rglob("*")}
-    names = ("id", "top1", "accuracy_source")
-    later = {tuple(row[name] for name in names) for row in csv.DictReader((folder / "pareto.csv").open())}
-    assert later & {tuple(row[name] for name in names) for row in rows}
+    told = ("id", "top1", "accuracy_source")
+    later = {tuple(row[name] for name in told) for row in csv.DictReader((folder / "pareto.csv").open())}
+    assert later & {tuple(row[name] for name in told) for row in rows}
 
 
 def test_networks_of_other_classes_are_not_trained_to_the_end(run: Run) -> None:

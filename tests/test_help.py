@@ -62,9 +62,11 @@ def _leaves(node: yaml.Node) -> Iterator[tuple[str, int, int]]:
 def test_every_key_has_a_comment(path: Path) -> None:
     text = (CONFIG_FOLDER / path).read_text()
     lines = text.splitlines()
+    node = yaml.compose(text, Loader=yaml.SafeLoader)
+    assert node is not None
     bare = [
         name
-        for name, first, last in _leaves(yaml.compose(text, Loader=yaml.SafeLoader))
+        for name, first, last in _leaves(node)
         if not any("# " in line for line in lines[first : last + 1])
         and not lines[first - 1].lstrip().startswith("#")
     ]
@@ -225,7 +227,7 @@ def test_help_names_every_choice_and_key(name: str) -> None:
     own = {key: value for key, value in whole.items() if key not in groups_of(name) or key in shared}
     for key, value in own.items():
         for field in set(value) if isinstance(value, dict) else {key}:
-            assert f"{field}:" in text
+            assert f"{field!s}:" in text
 
 
 def test_texts_name_keys_and_commands_that_exist() -> None:

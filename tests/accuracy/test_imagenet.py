@@ -1,5 +1,6 @@
 import csv
 import json
+import math
 import random
 import re
 from collections.abc import Callable
@@ -25,6 +26,7 @@ from search_spaces.gate import Gate
 from search_spaces.layers import layer_keys
 from search_spaces.references import reference
 from search_spaces.space import SearchSpace
+from search_spaces.stage import Stage
 
 # Written by the loop in test_predicts_the_golden_numbers after a new fit.
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "predictions.json").read_text())
@@ -304,7 +306,7 @@ def test_a_difference_is_known_better_than_its_ends(predictor: Predictor) -> Non
     difference = joint.difference(second, first)
     assert difference.points == pytest.approx(joint.top1[1] - joint.top1[0])
     alone = [predictor.predict(each)[1] for each in networks.values()]
-    assert 0 < difference.deviation < np.hypot(*alone)
+    assert 0 < difference.deviation < math.hypot(*alone)
     assert joint.difference(first, first).points == 0
     again = JointPrediction.from_dict(json.loads(json.dumps(joint.to_dict())), Gate("joint"))
     assert again.difference(second, first).deviation == pytest.approx(difference.deviation, abs=1e-3)
@@ -430,6 +432,7 @@ def test_choices_that_cannot_be_judged_are_named_before_the_search(
 ) -> None:
     assert uncovered_choices(mobilenet_space) == []
     stages = list(mobilenet_space.stages)
+    assert isinstance(stages[1], Stage)
     stages[1] = replace(stages[1], kernels=(3, 9))
     some = replace(mobilenet_space, stages=tuple(stages), resolutions=(8, 224, 384))
     assert uncovered_choices(some) == ["resolutions 8, 384", "stage 2 kernels 9"]
@@ -442,6 +445,7 @@ def test_choices_that_cannot_be_judged_are_named_before_the_search(
     ):
         uncovered_choices(mobilenetv4_space)
     first, second, third, *others = mobilenet_space.stages
+    assert isinstance(third, Stage)
     mixed = replace(third, kinds=("inverted_residual", "fused_inverted_bottleneck"))
     some = replace(mobilenet_space, stages=(first, second, mixed, *others))
     assert uncovered_choices(some) == ["stage 3 kinds fused_inverted_bottleneck"]

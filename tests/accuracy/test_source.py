@@ -10,6 +10,8 @@ V2, V3 = reference("mobilenet_v2"), reference("mobilenet_v3_large")
 
 
 class Guess:
+    expensive = False
+
     def accuracy(self, architecture: Architecture) -> Accuracy:
         if architecture.resolution != 224:
             raise AccuracyError("at 224 only")

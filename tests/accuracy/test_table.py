@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from nas.accuracy.csv import AccuracyDataError
+from nas.accuracy.networks import AccuracyDataError
 from nas.accuracy.source import Accuracy, AccuracyError
 from nas.accuracy.table import AccuracyTable
 from search_spaces.references import reference

@@ -148,7 +148,9 @@ def test_two_boards_share_the_layers(server: Server, tmp_path: Path, monkeypatch
     assert measured.subjects == tuple(SUBJECTS)
     assert measured.samples_ms.shape == (3, len(SUBJECTS))
     assert (measured.samples_ms > 0).all()
-    counts = [record["subjects"] for record in measured.record["boards"]]
+    boards = measured.record["boards"]
+    assert isinstance(boards, list)
+    counts = [record["subjects"] for record in boards]
     assert sum(counts) == len(SUBJECTS) + 3
     assert abs(counts[0] - counts[1]) <= 1
     assert server.left_over("board-a") == server.left_over("board-b") == []

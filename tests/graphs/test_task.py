@@ -8,6 +8,7 @@ import torch
 
 from nas.backbones import raw_outputs, task_model
 from nas.graphs.task import OUTPUTS, task_graph
+from nas.measuring.models import OnnxRunner
 from nas.network import Network, folded_weights
 from nas.runtimes.runtime import Runtime, RuntimeName
 from nas.runtimes.subject import RuntimeUnavailableError
@@ -48,6 +49,7 @@ def test_the_whole_is_run_like_a_network(task: str, channels: int, shape: tuple[
     assert network.taps[0].channels == channels
     run = Runtime().runner(network)
     run()
+    assert isinstance(run, OnnxRunner)
     assert run.output().shape == shape
 
 

@@ -17,6 +17,7 @@ from search_spaces.layers import layer_keys, operators, reachable_layer_keys
 from search_spaces.ops import Pool, convolutions
 from search_spaces.references import reference
 from search_spaces.space import SearchSpace
+from search_spaces.stage import Stage
 from search_spaces.tasks import Task, TaskError, TaskNetwork, check_space, strided_keys
 
 TASKS = [Task("segmentation", 21), Task("detection", 91)]
@@ -140,6 +141,7 @@ def test_spaces_that_do_not_suit_are_refused() -> None:
     stages = SPACE.stages
     with pytest.raises(TaskError, match="end at 16: it needs four stages of stride 2"):
         check_space(task, replace(SPACE, stages=stages[:-1]))
+    assert isinstance(stages[-1], Stage)
     skipped = (*stages[:-1], replace(stages[-1], depths=(0, 1)))
     with pytest.raises(TaskError, match="stage 5 may be left out"):
         check_space(task, replace(SPACE, stages=skipped))

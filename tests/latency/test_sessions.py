@@ -190,7 +190,7 @@ def test_an_interrupted_profile_measures_only_the_missing_rounds(
 ) -> None:
     plan = plan_of(small_space, 50, 4)
     appended = Journal.append
-    rounds = []
+    rounds = list[object]()
 
     def append(journal: Journal, measured: object) -> None:
         if len(rounds) == 3:

@@ -2,6 +2,7 @@ import errno
 import itertools
 import json
 import os
+import time
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ def _steady_round(samples: int = 3, anchor_ms: float = 5.0) -> Round:
 def clock(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
     """A clock that only runners advance."""
     now = {"s": 0.0}
-    monkeypatch.setattr(rounds.time, "perf_counter", lambda: now["s"])
+    monkeypatch.setattr(time, "perf_counter", lambda: now["s"])
     return now
 
 
@@ -257,7 +258,7 @@ def test_a_full_disk_is_said_and_leaves_the_rounds_before(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(rounds.os, "fsync", full)
+        patch.setattr(os, "fsync", full)
         with pytest.raises(MeasurementError, match="No space left on device; make room there, then type"):
             journal.append(_steady_round())
     assert path.read_bytes() == before

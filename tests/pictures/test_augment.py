@@ -7,8 +7,9 @@ import torch
 import yaml
 from PIL import Image
 
-from nas.data import DATASETS, DatasetError, DatasetSettings, load
+from nas.data import DATASETS, DatasetSettings, load
 from nas.pictures.augment import Augment
+from nas.pictures.folders import DatasetError
 from nas.pictures.preprocessing import Preprocessing
 from search_spaces.errors import InputError
 from tests.conftest import CONF

@@ -146,7 +146,8 @@ def test_the_script_sees_what_the_decoder_sees(
         "turned.jpg": image,
     }
     for name, each in made.items():
-        each.save(name, **({"exif": exif} if name == "turned.jpg" else {}))
+        given = {"exif": exif} if name == "turned.jpg" else {}
+        each.save(name, None, **given)
     folder(tmp_path / "pictures", count=2)
     preprocessing = load(DatasetSettings("imagefolder", tmp_path / "pictures", workers=0), 32).preprocessing
     expected = [preprocessing(read_picture(Path(name))) for name in made]

@@ -26,6 +26,7 @@ from nas.measuring.models import (
     NcnnRunner,
     OnnxRunner,
     OpenVinoRunner,
+    WeightShape,
     litert_content,
     random_weights,
     runner_of,
@@ -130,7 +131,7 @@ def run_onnx(model: onnx.ModelProto, image: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("name", every_runtime("fp32"))
 def test_layers_and_networks_run_again_and_again(name: RuntimeName) -> None:
-    subjects = (LAYERS[2], NETWORK) if name in TAKES_LONG else (*LAYERS, NETWORK)
+    subjects: tuple[Subject, ...] = (LAYERS[2], NETWORK) if name in TAKES_LONG else (*LAYERS, NETWORK)
     for subject in subjects:
         runner = Runtime(name).runner(subject)
         first, second = output_of(runner).copy(), output_of(runner)
@@ -143,7 +144,8 @@ def test_layers_and_networks_run_again_and_again(name: RuntimeName) -> None:
 
 @pytest.mark.parametrize("name", every_runtime("int8"))
 def test_int8_layers_have_the_ends_they_have_in_a_network(name: RuntimeName) -> None:
-    for subject in (*LAYERS, NETWORK):
+    subjects: list[Subject] = [*LAYERS, NETWORK]
+    for subject in subjects:
         found = output_of(Runtime(name, "int8").runner(subject))
         ends = borders(subject)
         assert (found.dtype != np.float32) == ends.output
@@ -301,7 +303,7 @@ def every_board_runtime() -> list[ParameterSet]:
 def test_what_a_board_is_sent_runs_with_weights_made_there(name: RuntimeName, precision: Precision) -> None:
     for subject in (LAYERS[2], NETWORK):
         model = Runtime(name, precision).model(subject)
-        described = [
+        described: list[WeightShape] = [
             {"name": each, "shape": list(values.shape), "type": str(values.dtype)}
             for each, values in model.weights.items()
         ]

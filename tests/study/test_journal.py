@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
@@ -34,7 +35,7 @@ def _read(*lines: bytes) -> list[object]:
     return [_as_written(record) for record in records(Gate("f"), lines)]
 
 
-def _as_written(record: dict[str, object]) -> dict[str, object]:
+def _as_written(record: dict[str, Any]) -> dict[str, Any]:
     """A record with the numbers of choices, which those that share their distributions have exchanged."""
     made = getattr(record.get("distributions"), "made", None)
     if made is None:

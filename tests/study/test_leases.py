@@ -257,7 +257,7 @@ def test_processes_that_begin_a_study_together_agree_on_its_latencies(url: str) 
 def test_a_study_whose_creator_died_is_begun_by_the_next(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nas.study.storage, "_BEGINNING_S", 1.0)
     storage = open_storage(url)
-    directions = ["maximize", "minimize"]
+    directions = pareto().directions
     optuna.create_study(storage=storage, study_name="s", directions=directions).set_user_attr("space", {})
     study = open_study(storage, "s", StudySetting(pareto(), small_space(), {"seed": 1}))
     assert study.user_attrs["fingerprint"]["seed"] == 1

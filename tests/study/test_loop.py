@@ -28,7 +28,7 @@ Search = Callable[..., SearchResult]
 
 
 def search(study: optuna.Study, accuracy: MadeUpAccuracy, **options: Any) -> SearchResult:
-    def given(section: type) -> dict[str, Any]:
+    def given(section: type[Problem | Stop | Sampling]) -> dict[str, Any]:
         return {name: value for name, value in options.items() if name in section.__dataclass_fields__}
 
     parts: dict[str, Any] = {"space": small_space(), "objective": pareto(), "references": OUTSIDE}
@@ -43,7 +43,7 @@ def candidates(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
 
 
 def memory_study(values: int = 2) -> optuna.Study:
-    study = optuna.create_study(directions=["maximize", "minimize", "minimize"][:values])
+    study = optuna.create_study(directions=pareto("macs").directions[:values])
     study.set_user_attr("space", small_space().to_dict())
     return study
 

@@ -12,10 +12,10 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
 from nas.latency.table import Entry, LatencyTable, TableHeader
+from nas.study.database import StorageError
 from nas.study.objective import budget, pareto
 from nas.study.provenance import Provenance
 from nas.study.storage import (
-    StorageError,
     StudyMismatchError,
     StudySetting,
     close_storage,

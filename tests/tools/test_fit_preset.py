@@ -12,6 +12,7 @@ from nas.command import command
 from nas.latency.preset import EstimatedLayers, EstimateError, work
 from search_spaces.blocks import Block
 from search_spaces.layers import LayerKey, layer_keys
+from search_spaces.ops import Activation
 from search_spaces.references import reference
 from tools import fit_preset
 from tools.fit_preset import fit_rates, fit_shape, left_out_errors, level, table_errors
@@ -35,7 +36,8 @@ def blocks(rates: np.ndarray) -> list[Timed]:
     for size, channels in ((56, 24), (32, 16), (16, 32), (8, 64), (8, 112), (4, 184)):
         for kernel in (3, 5):
             for expansion in (1, 3, 6):
-                for activation, se in (("relu", False), ("hswish", True)):
+                activations: tuple[Activation, ...] = ("relu", "hswish")
+                for activation in activations:
                     block = Block(
                         "inverted_residual",
                         kernel,
@@ -44,7 +46,7 @@ def blocks(rates: np.ndarray) -> list[Timed]:
                         channels,
                         1,
                         activation,
-                        se,
+                        activation == "hswish",
                     )
                     done = work(LayerKey(size, channels, block))
                     found.append(Timed(f"{size},{channels}", done, float(done @ rates)))

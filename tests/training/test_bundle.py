@@ -17,6 +17,7 @@ from nas.pictures.preprocessing import Preprocessing
 from nas.pictures.recognition import Recognition
 from nas.training import bundle
 from nas.training.bundle import BundleError, named_weights, write_bundle
+from nas.training.network_code import NETWORK_CODE
 from search_spaces.references import reference
 
 NAMES = ("Ärger", "Zebra", "apple 10", "pear")
@@ -119,7 +120,7 @@ def test_the_keys_of_the_weights_are_torchvisions(name: str) -> None:
 def test_a_file_that_computes_something_else_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wrong = bundle.NETWORK_CODE.replace("features + self.block(features)", "self.block(features)")
+    wrong = NETWORK_CODE.replace("features + self.block(features)", "self.block(features)")
     monkeypatch.setattr(bundle, "NETWORK_CODE", wrong)
     with pytest.raises(BundleError, match=r"network\.py with network\.safetensors does not compute what"):
         write_bundle(tmp_path / "bundle", _trained("mobilenet_v3_small"), RECOGNITION, _images(), {})

@@ -118,6 +118,7 @@ def test_a_classifier_of_other_features_is_not_taken() -> None:
 def test_the_most_important_channels_stay() -> None:
     source = _trained("mobilenet_v2_050")
     layer = source.layers[3].body
+    assert isinstance(layer, nn.Sequential)
     norm = next(each for each in layer if isinstance(each, nn.BatchNorm2d))
     with torch.no_grad():
         norm.weight.fill_(0.1)
