@@ -18,7 +18,7 @@ import yaml
 from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException
 from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from nas.console import PrintableConsole, print_in_any_locale
 from nas.disk import DISK_ERRORS, cannot_write
@@ -150,6 +150,8 @@ def _one_line(error: BaseException) -> str:
 
 
 def _config_error(error: Exception) -> str:
+    if isinstance(error, MissingMandatoryValue) and error.full_key:
+        return f"{error.full_key} is not set: type {error.full_key}=VALUE; --help explains it"
     # Hydra's messages are clear but long: keep what was wrong and what there is instead.
     cause = error.__cause__ or error.__context__
     text = str(error)

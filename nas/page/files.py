@@ -8,7 +8,7 @@ summary.md               the same in a few lines
 pareto.png, pareto.svg   for papers
 pareto.csv               front members and references
 labels.txt               names of the classes, where networks were trained
-architectures/<id>.yaml  each front member, for `python -m nas.export` and Architecture.from_yaml
+architectures/<id>.yaml  front members and what is named beside references, for `python -m nas.export`
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class ReportFiles:
         summary: Markdown.
         figures: png and svg.
         table: csv of front members and references.
-        architectures: folder with a YAML file for each front member.
+        architectures: folder with a YAML file for each front member and network named beside a reference.
     """
 
     report: Report
@@ -126,11 +126,15 @@ def answer_rows(report: Report) -> list[tuple[str, str, str, str]]:
     """For each reference: its name, its latency, and what was found at its latency and at its accuracy."""
     rows = []
     for answer in report.answers:
-        reference = answer.reference
-        gain = sentences.gain(answer)
-        if answer.as_fast:
-            gain += f": {sentences.evidence(answer, answer.as_fast)}"
-        rows.append((reference.label, _latency(reference), gain, sentences.saving(answer)))
+        reference, fast, accurate = answer.reference, answer.as_fast, answer.as_accurate
+        gain, saving = sentences.gain(answer), sentences.saving(answer)
+        if fast and answer.differs(fast):
+            gain += f": {sentences.evidence(answer, fast)}"
+        elif fast:
+            gain += f": {fast.id}, {_accuracy(fast)}"
+        if accurate:
+            saving += f": {accurate.id}"
+        rows.append((reference.label, _latency(reference), gain, saving))
     return rows
 
 
@@ -168,7 +172,8 @@ def pareto_csv(report: Report) -> str:
 
 
 def _write_architectures(report: Report, folder: Path) -> None:
-    wanted = {network.id: network for network in report.front if network.architecture is not None}
+    named = [each for answer in report.answers for each in (answer.as_fast, answer.as_accurate) if each]
+    wanted = {each.id: each for each in (*report.front, *named) if each.architecture is not None}
     # Of an older front; other files stay.
     for path in folder.glob("[0-9a-f]" * 10 + ".yaml"):
         if path.stem not in wanted:

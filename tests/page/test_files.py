@@ -76,7 +76,8 @@ def test_a_board_of_any_name_is_drawn(tmp_path: Path, recwarn: pytest.WarningsRe
 
 def test_architectures_say_what_they_are_and_can_be_read(files: ReportFiles) -> None:
     kept = {path.stem for path in files.architectures.glob("*.yaml")}
-    assert kept == {each.id for each in files.report.front} | {"mine"}
+    found = [each for answer in files.report.answers for each in (answer.as_fast, answer.as_accurate)]
+    assert kept == {each.id for each in (*files.report.front, *found) if each} | {"mine"}
     for member in files.report.front:
         text = (files.architectures / f"{member.id}.yaml").read_text(encoding="utf-8")
         assert Architecture.from_yaml(text) == member.architecture
@@ -91,9 +92,14 @@ def test_summary_and_console_give_the_answers(files: ReportFiles) -> None:
     for answer in files.report.answers:
         assert f"At its latency: {sentences.gain(answer)}" in text
         assert f"At its accuracy: {sentences.saving(answer)}" in text
-        gain, saving = beside[answer.reference.label]
-        assert gain.startswith(sentences.gain(answer))
-        assert saving == sentences.saving(answer)
+        # Which networks these are, too: each has a file.
+        for row, said, found in zip(
+            beside[answer.reference.label],
+            (sentences.gain(answer), sentences.saving(answer)),
+            (answer.as_fast, answer.as_accurate),
+            strict=True,
+        ):
+            assert row.startswith(f"{said}: {found.id}" if found else said)
     assert summary_rows(files)["page"] == str(files.html)
     assert next_command(files).endswith(f"{files.report.front[-1].id}.yaml")
 
