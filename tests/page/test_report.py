@@ -268,9 +268,9 @@ def test_the_hypervolume_over_trials_is_that_of_the_fronts() -> None:
 
 def test_a_front_of_thousands_takes_no_time() -> None:
     networks = [_made_up(number, 0.001 + number / 100, 1.0 + number) for number in range(5_000)]
-    start = time.monotonic()
+    start = time.process_time()
     assert len(hypervolume_over_trials(networks, None, None)) == 5_000
-    assert time.monotonic() - start < 1
+    assert time.process_time() - start < 1
 
 
 def _made_up(trial: int, top1: float, latency_ms: float) -> NetworkResult:

@@ -45,10 +45,10 @@ ALIASES = "a: &a [x,x,x,x,x,x,x,x,x,x]\n" + "".join(
     ],
 )
 def test_yaml_that_is_none_or_too_much_ends_in_one_short_line(text: str, reason: str) -> None:
-    start = time.monotonic()
+    start = time.process_time()
     with pytest.raises(OwnError, match=reason) as caught:
         GATE.yaml(text)
-    assert time.monotonic() - start < 2
+    assert time.process_time() - start < 2
     message = str(caught.value)
     assert message.startswith("own.file ")
     assert message.endswith("; write it anew")

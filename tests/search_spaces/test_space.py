@@ -243,10 +243,10 @@ def test_a_space_that_nobody_can_walk_is_refused_at_once(changes: dict[str, Any]
         "stages": [stage, stage],
         "heads": [{"conv_channels": 128}],
     }
-    start = time.monotonic()
+    start = time.process_time()
     with pytest.raises(SpaceError, match=reason):
         SearchSpace.from_dict(description)
-    assert time.monotonic() - start < 2
+    assert time.process_time() - start < 2
 
 
 def test_candidate_layers_are_bounded() -> None:
