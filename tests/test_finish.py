@@ -1,8 +1,17 @@
 """Which networks of a search are trained to the end."""
 
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
-from nas.finish import finalists
+import pytest
+
+from nas import finish
+from nas.data import DatasetSettings
+from nas.finish import finalists, train_best
+from nas.saving import SaveError
+from nas.settings import FinalRecipeSettings
 from search_spaces.references import reference
 from tests.page.report_cases import network, report
 
@@ -28,3 +37,27 @@ def test_the_front_is_covered_evenly_and_never_twice() -> None:
     assert len(finalists(report(*front), 100)) == 9
     known = finalists(report(*front), 2, {front[6].id})
     assert [each.trial for each in known.values()] == [6, 8]
+
+
+def test_names_of_a_study_from_elsewhere_are_no_paths(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    front = _front(1)[0]
+    named = [
+        replace(network(50, 5, 90 + number, name), network=TABLE)
+        for number, name in enumerate(("../x", "own"))
+    ]
+    monkeypatch.setattr(finish, "report_of", lambda *_, **__: report(front, *named))
+    trained_in: list[Path] = []
+
+    def training(*given: Any) -> None:
+        trained_in.append(given[3])
+
+    monkeypatch.setattr(finish, "finish", training)
+    study: Any = SimpleNamespace(study_name="s", user_attrs={})
+    train_best(study, 1, DatasetSettings("synthetic"), FinalRecipeSettings(device="cpu"), tmp_path)
+    places = [tmp_path / "training" / f"{name}.safetensors" for name in (front.id, named[0].id, "own")]
+    assert trained_in == places
+    (tmp_path / "bundles").symlink_to(tmp_path.parent)
+    with pytest.raises(SaveError, match="leads out of"):
+        train_best(study, 1, DatasetSettings("synthetic"), FinalRecipeSettings(device="cpu"), tmp_path)

@@ -28,9 +28,13 @@ from nas.page.report_data import Report
 from nas.page.sentences import MIXED_KINDS
 from nas.pictures.recognition import LABELS, labels
 from nas.quantities import signed
-from nas.saving import markdown_text, spreadsheet_cell, within, write_atomically
+from nas.saving import SaveError, check_output, markdown_text, spreadsheet_cell, within, write_atomically
 from nas.shell import file_word, shell_line
 from search_spaces.errors import printable
+
+_FILES = ("report.html", "summary.md", "pareto.csv", "pareto.png", "pareto.svg")
+# ... and what a search puts beside it.
+_FOLDERS = ("architectures", "bundles", "training", "candidates")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +58,31 @@ class ReportFiles:
     architectures: Path
 
 
+def check_report(folder: Path, setting: str) -> None:
+    """Refuse a place for a report before the hours that its study takes.
+
+    Args:
+        folder: that its files go to.
+        setting: that names it, for the message.
+
+    Raises:
+        SaveError: if one of them cannot be written, or would lie elsewhere.
+    """
+    for path in (folder / name for name in (*_FILES, LABELS)):
+        if path.is_dir():
+            raise SaveError(f"{path} is a folder, where a report has a file: move it away")
+        check_output(path, setting, overwrite=True)
+    for name in _FOLDERS:
+        within(folder, name)
+
+
 def write_report(folder: Path, study: optuna.Study) -> ReportFiles:
     """Write all files of a study's report; older ones are replaced.
 
     Raises:
         ReportError: if no report can be made of the study.
     """
+    check_report(folder, "study")
     report = report_of(study)
     # Before anything is written: what cannot be shown leaves the older report as it was.
     page, words, rows = report_page(report), summary(report), pareto_csv(report)

@@ -27,6 +27,7 @@ from nas.quantities import latency_text
 from nas.saving import markdown_text
 from nas.study.journal import without_collecting
 from nas.study.provenance import LatencyOrigin
+from search_spaces.errors import printable
 
 # Beside how many references the answers are shown at once.
 _SHOWN_ANSWERS = 6
@@ -52,7 +53,7 @@ def comparison_page(first: Report, second: Report) -> str:
 
 def summary(report: Report) -> str:
     """The answers and the front in Markdown, for READMEs and notes."""
-    command = _Verbatim(" ".join((report.provenance.command or "").split()))
+    command = _Verbatim(printable(" ".join((report.provenance.command or "").split())))
     return _templates().get_template("summary.md").render(report=report, command=command)
 
 

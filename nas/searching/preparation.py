@@ -165,6 +165,8 @@ def begin(
         foreign_journal(request.folder).unlink(missing_ok=True)
     if request.is_shared:
         _check_agreement(study, prepared.table, request)
+    else:
+        carried_networks(study)  # damaged ones are refused now, not after the trials
     return study, prepared
 
 

@@ -29,8 +29,8 @@ from nas.latency.plan import TableEffort
 from nas.latency.provision import reference_architectures, table_folder
 from nas.latency.source import LatencySource, check_timed_from_here, keys_of
 from nas.latency.table import LatencyTable
+from nas.page.files import check_report
 from nas.runtimes.runtime import Runtime
-from nas.saving import check_output
 from nas.searching.budget import LatencyBudget
 from nas.searching.provenance import fingerprint
 from nas.settings import SearchConfig, SearchSettings
@@ -131,7 +131,7 @@ class SearchRequest:
             start,
             images,
         )
-        check_output(request.folder / "report.html", "study.folder", overwrite=True)
+        check_report(request.folder, "study.folder")
         return request
 
     @property

@@ -20,6 +20,7 @@ from nas.page.files import (
 from nas.page.reading import ReportError, read_study
 from nas.page.rendering import summary
 from nas.page.sentences import MIXED_KINDS
+from nas.saving import SaveError
 from search_spaces.architecture import Architecture
 from tests.cases import assert_drawn
 from tests.page.report_cases import REFERENCES, made_up_study, network, report, writable
@@ -62,10 +63,25 @@ def test_words_of_a_study_that_no_page_can_repeat_are_one_line(count: object, tm
     assert [each.name for each in tmp_path.iterdir() if each.name[0] != "."] == ["study.journal"]
 
 
+@pytest.mark.parametrize("name", ["report.html", "pareto.png", "labels.txt", "bundles"])
+def test_what_a_report_cannot_replace_is_said_first(name: str, tmp_path: Path) -> None:
+    folder = tmp_path / "study"
+    made_up_study(folder, trials=1)
+    if name == "bundles":
+        (folder / name).symlink_to(tmp_path)
+    else:
+        (folder / name).mkdir()
+    with pytest.raises(SaveError, match=rf"{name} (is a folder, where|leads out of)"):
+        write_report(folder, read_study(folder))
+    assert {each.name for each in folder.iterdir() if each.name[0] != "."} == {"study.journal", name}
+
+
 def test_a_board_of_any_name_is_drawn(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
     made_up_study(tmp_path, trials=1)
     study = writable(tmp_path)
-    study.set_user_attr("provenance", {"latency": {"title": "a\x1b[2J\r\u202e\u4e2d b"}})
+    study.set_user_attr(
+        "provenance", {"command": "a\x1b[2J", "latency": {"title": "a\x1b[2J\r\u202e\u4e2d b"}}
+    )
     files = write_report(tmp_path, study)
     for path in (*files.figures[1:], files.summary, *files.architectures.iterdir()):
         assert not {*path.read_text(encoding="utf-8")} & {"\x1b", "\r", "\u202e"}
