@@ -429,7 +429,8 @@ class Gate:
                 values[name] = self._typed(name, each.annotation, found[name])
             elif each.default is Parameter.empty:
                 self.fail(f"{what}: {name} is missing")
-        return kind(**values)
+        with self.reading():
+            return kind(**values)
 
     def _typed(self, what: str, hint: object, value: Json) -> object:
         *inner, last = get_args(hint) or (hint,)

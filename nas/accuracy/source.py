@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from search_spaces.architecture import Architecture
 from search_spaces.errors import InputError
-from search_spaces.gate import Gate
 
 # Of one network, or of many at once.
 Values = TypeVar("Values", float, NDArray[np.floating])
@@ -50,6 +49,11 @@ class Judgement:
     majority: float
     majority_class: str
     images: int
+
+    def __post_init__(self) -> None:
+        shares = (self.top1, self.class_mean, self.majority)
+        if self.images < 1 or not all(0 <= each <= 100 for each in shares):
+            raise ValueError(f"top1, class_mean, majority are no shares: {shares} % of {self.images} images")
 
     @classmethod
     def of(cls, answers: Sequence[int], labels: Sequence[int], names: Sequence[str]) -> Judgement:
@@ -88,23 +92,6 @@ class Judgement:
     def to_dict(self) -> dict[str, object]:
         """Plain values."""
         return asdict(self)
-
-    @classmethod
-    def from_dict(cls, data: object, gate: Gate) -> Judgement:
-        """An object made again of what :meth:`to_dict` gave.
-
-        Raises:
-            InputError: of the gate's kind, if it is something else.
-        """
-        fields = gate.fields("judgement", data, [*cls.__dataclass_fields__])
-        shares = {
-            name: gate.number(name, fields[name], 0, 100) for name in ("top1", "class_mean", "majority")
-        }
-        return cls(
-            **shares,
-            majority_class=gate.string("majority_class", fields["majority_class"]),
-            images=gate.integer("images", fields["images"], 1),
-        )
 
 
 @dataclass(frozen=True, slots=True)

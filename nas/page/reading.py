@@ -272,7 +272,7 @@ def _finished(gate: Gate, network: NetworkResult, known: _Known) -> NetworkResul
     """The network with the accuracy of its final training, where it had one."""
     if network.id not in known.trained:
         return network
-    judgement = Judgement.from_dict(gate.mapping(known.trained[network.id])["judgement"], gate)
+    judgement = gate.record("judgement", Judgement, gate.mapping(known.trained[network.id])["judgement"])
     return replace(
         network,
         top1=judgement.top1,

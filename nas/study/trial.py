@@ -158,7 +158,7 @@ def _accuracy(attributes: Mapping[str, object], gate: Gate, stopped: bool) -> Ac
         top1=checked_top1(gate, attributes["top1"], source),
         source=cast(AccuracySource, source),
         deviation=None if deviation is None else gate.number("deviation", deviation, 0, 1_000),
-        judgement=None if judgement is None else Judgement.from_dict(judgement, gate),
+        judgement=None if judgement is None else gate.record("judgement", Judgement, judgement),
         curve=tuple(
             (gate.integer("epochs", epochs), checked_top1(gate, top1, source))
             for epochs, top1 in (gate.sequence(each, "a rung") for each in curve)

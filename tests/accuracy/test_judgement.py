@@ -35,6 +35,6 @@ def test_the_deviation_is_binomial() -> None:
 
 def test_it_is_written_and_read() -> None:
     found = Judgement.of([0] * 88, LABELS, NAMES)
-    assert Judgement.from_dict(found.to_dict(), Gate("study")) == found
+    assert Gate("study").record("judgement", Judgement, found.to_dict()) == found
     with pytest.raises(InputError, match="top1"):
-        Judgement.from_dict({**found.to_dict(), "top1": 120}, Gate("study"))
+        Gate("study").record("judgement", Judgement, {**found.to_dict(), "top1": 120})
