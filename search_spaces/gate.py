@@ -59,6 +59,8 @@ _SQLITE = re.compile(r"sqlite(?:\+\w+)?:///[^?\n]+(?:\?\S*)?", re.IGNORECASE)
 # A name in the net has 253 at most; a user stands before it.
 _LONGEST_HOST = 300
 _LARGEST_INTEGER = 2**63
+# More than anything that records hold, few enough digits to be printed.
+_LARGEST_QUANTITY = 1e12
 
 
 def is_plain_name(name: object) -> bool:
@@ -445,9 +447,9 @@ class Gate:
         if isinstance(hint, type) and is_dataclass(hint):
             read: Callable[[object, Gate], object] | None = getattr(hint, "from_dict", None)
             return read(value, self) if read else self.record(what, hint, value)
-        plain: dict[object, Callable[[str, object], object]]
-        plain = {str: self.string, int: self.integer, float: self.number}
-        return plain[hint](what, value)
+        if hint is float:
+            return self.number(what, value, -_LARGEST_QUANTITY, _LARGEST_QUANTITY)
+        return self.string(what, value) if hint is str else self.integer(what, value)
 
 
 def _shown(value: object) -> str:

@@ -1,6 +1,8 @@
 import os
 import time
+from collections.abc import Mapping
 from contextlib import nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,48 @@ class OwnError(InputError):
 
 
 GATE = Gate("own.file", OwnError, "write it anew")
+
+
+@dataclass(frozen=True)
+class Inner:
+    size: int
+
+    def __post_init__(self) -> None:
+        if not self.size:
+            raise ValueError("nothing")
+
+
+@dataclass(frozen=True)
+class Outer:
+    name: str
+    share: float | None = None
+    parts: tuple[Inner, ...] = ()
+    counts: Mapping[str, int] = field(default_factory=dict)
+    inner: Inner | None = None
+
+
+def test_a_record_is_read_by_its_fields() -> None:
+    data = {"name": "a", "share": 1, "parts": [{"size": 2}], "counts": {"b": 3}, "inner": None, "newer": 4}
+    assert GATE.record("it", Outer, data) == Outer("a", 1.0, (Inner(2),), {"b": 3})
+    assert GATE.record("it", Outer, {"name": "a", "inner": {"size": 5}}) == Outer("a", inner=Inner(5))
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"name": None}, "it: name is missing"),
+        ({"share": "1"}, "share must be a number"),
+        ({"share": 1e13}, "share must be a number from -1e\\+12"),
+        ({"parts": {}}, "parts: expected a list"),
+        ({"parts": [{"size": 0}]}, "is damaged: ValueError: nothing"),
+        ({"counts": {"b": 1.5}}, "b must be a whole number"),
+        ({"inner": {}}, "inner: size is missing"),
+    ],
+)
+def test_a_record_of_other_values_is_refused(change: dict[str, object], reason: str) -> None:
+    with pytest.raises(OwnError, match=f"own.file .*{reason}"):
+        GATE.record("it", Outer, {"name": "a", **change})
+
 
 ALIASES = "a: &a [x,x,x,x,x,x,x,x,x,x]\n" + "".join(
     f"{name}: &{name} [{','.join([f'*{before}'] * 10)}]\n"
