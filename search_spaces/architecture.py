@@ -227,7 +227,10 @@ def _plain(part: Stem | Block | Head) -> dict[str, object]:
 
 
 def _flow(part: Stem | Block | Head) -> str:
-    return yaml.safe_dump(_plain(part), default_flow_style=True, sort_keys=False, width=10_000).strip()
+    # A front of hundreds has thousands of rows: in Python they take seconds.
+    dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+    text: str = yaml.dump(_plain(part), Dumper=dumper, default_flow_style=True, sort_keys=False, width=10_000)
+    return text.strip()
 
 
 def _from_fields(where: str, cls: type[_Row], data: object) -> _Row:

@@ -52,8 +52,8 @@ from search_spaces.space import SearchSpace
 
 _ROWS = 20
 # Sides of images in pixels: with each the default space has some 7,200 layers more.
-_SIDES = (224, 192, 160, 128, 96, 256, 288)
-_SIZES = (1, 3, 5, 7)
+_SIDES = (224, 192, 160, 128, 96, 256, 288, 240)
+_SIZES = (1, 3, 5, 8)
 _MEMBERS = (250, 500, 1_000, 2_000)
 _LOOK_UPS = 500
 _SCORED = 20_000
@@ -250,8 +250,10 @@ def _plot(found: Mapping[str, Sequence[Row]], path: Path) -> None:
         axes.set(xlabel=by, ylabel=label, xlim=(0, None), ylim=(0, None))
         axes.legend(loc="lower right", fontsize=7, frameon=False)
         memory = axes.twinx()
-        memory.plot(sizes, [row["peak_mb"] for row in rows], color="#d55e00", linewidth=0.8)
-        memory.set(ylabel="peak memory, MB", ylim=(0, None))
+        peaks = [row["peak_mb"] for row in rows]
+        memory.plot(sizes, peaks, color="#d55e00", linewidth=0.8)
+        memory.set_ylabel("peak memory, MB", color="#d55e00")
+        memory.set_ylim(0, 1.1 * max(peaks))
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
 

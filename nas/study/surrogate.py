@@ -25,8 +25,8 @@ from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import ConstantKernel, DotProduct, Kernel, Matern, WhiteKernel
 
 Array = NDArray[np.float64]
-# Networks predicted at once: several matrices of them and all that are known are made meanwhile.
-_AT_ONCE = 500
+# Networks looked at together: several matrices of them and all that are known are made meanwhile.
+_AT_ONCE = 200
 
 
 def start_kernel() -> Kernel:
@@ -112,9 +112,13 @@ def expected_improvement(
     low = np.array(list(product(*(each[:-1] for each in edges)))).reshape(count, len(edges))
     high = np.array(list(product(*(each[1:] for each in edges)))).reshape(count, len(edges))
     reaches = np.all(front_costs[None] <= low[:, None], axis=2)
-    levels = np.where(reaches, front_utilities, front_utilities.min()).max(axis=1)
-    sizes = np.prod(np.clip(high - np.maximum(costs[:, None], low), 0.0, None), axis=2)
-    z = (mean[:, None] - levels) / deviation[:, None]
-    density = np.exp(-0.5 * z**2) / np.sqrt(2 * np.pi)
-    gains: Array = np.sum(sizes * (z * ndtr(z) + density), axis=1) * deviation
+    utilities = np.broadcast_to(front_utilities, reaches.shape)
+    levels = np.max(utilities, axis=1, where=reaches, initial=front_utilities.min())
+    gains = np.empty(len(mean))
+    for first in range(0, len(mean), _AT_ONCE):
+        some = slice(first, first + _AT_ONCE)
+        sizes = np.prod(np.clip(high - np.maximum(costs[some, None], low), 0.0, None), axis=2)
+        z = (mean[some, None] - levels) / deviation[some, None]
+        density = np.exp(-0.5 * z**2) / np.sqrt(2 * np.pi)
+        gains[some] = np.sum(sizes * (z * ndtr(z) + density), axis=1) * deviation[some]
     return gains
