@@ -79,7 +79,8 @@ def command(
         if sys.stdout is not None:
             sys.stdout.flush()  # not at the interpreter's end, where nobody would be told in a line
     except (InputError, MeasurementError) as error:
-        errors.print(f"error: {_one_line(error)}", style="red")
+        # What a board says is of any length and may hold escape sequences.
+        errors.print(f"error: {shorten(str(error))}", style="red")
         sys.exit(2)
     except BrokenPipeError:
         # Who reads has gone, or has enough, as `head` has; the interpreter would complain at its end, too.
@@ -143,10 +144,6 @@ def _compose_and_run(config_name: str, schema: type[_Settings], main: Callable[[
     hydra.main(version_base="1.3", config_path=str(CONFIG_FOLDER), config_name=config_name)(guarded)()
     if failures:
         raise failures[0]
-
-
-def _one_line(error: BaseException) -> str:
-    return shorten(str(error))  # what a board says is of any length and may hold escape sequences
 
 
 def _config_error(error: Exception) -> str:

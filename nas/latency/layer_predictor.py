@@ -45,6 +45,8 @@ _OWN_PROCESS = 60
 # Length scales are fitted on this many layers (cost grows with the cube), the process on all of them.
 _ROWS_FOR_LENGTH_SCALES = 350
 _FOLDS = 5
+# Of the folds, and of the layers that length scales are fitted to.
+_SEED = 0
 _LARGEST_SURPRISE = 5.0
 # Channels that a depthwise int8 kernel takes at once.
 _VECTOR = 16
@@ -77,12 +79,11 @@ class LayerPredictor:
         factor: how many times slower the device is than the board whose rates the fit began with.
     """
 
-    def __init__(self, measured_ms: Mapping[LayerKey, float], seed: int = 0) -> None:
+    def __init__(self, measured_ms: Mapping[LayerKey, float]) -> None:
         """Fit to measured layers.
 
         Args:
             measured_ms: latencies in milliseconds.
-            seed: of the folds, and of the layers that length scales are fitted to.
 
         Raises:
             GapFillingError: if there are too few, or a latency is none.
@@ -105,12 +106,12 @@ class LayerPredictor:
             features = np.array([_features(key) for key in keys])
             kinds = _rows_by_kind(keys)
             self._own = {
-                kind: _Process(features[rows], residuals[rows], _own_kernel(features.shape[1]), seed)
+                kind: _Process(features[rows], residuals[rows], _own_kernel(features.shape[1]))
                 for kind, rows in kinds.items()
                 if len(rows) >= _OWN_PROCESS
             }
-            self._shared = _Process(features, residuals, _shared_kernel(), seed)
-            errors, deviations = self._cross_validated(keys, log_ms, seed)
+            self._shared = _Process(features, residuals, _shared_kernel())
+            errors, deviations = self._cross_validated(keys, log_ms)
         self.error = float(np.abs(np.expm1(errors)).mean())
         # Few layers make a process too sure of itself; what it missed them by is known.
         surprise = np.minimum(np.abs(errors) / deviations, _LARGEST_SURPRISE)
@@ -130,12 +131,12 @@ class LayerPredictor:
                 found[key] = Prediction(latency_ms, latency_ms * float(log_deviation) * self._inflation)
         return found
 
-    def _cross_validated(self, keys: Sequence[LayerKey], log_ms: Vector, seed: int) -> tuple[Vector, Vector]:
+    def _cross_validated(self, keys: Sequence[LayerKey], log_ms: Vector) -> tuple[Vector, Vector]:
         """Errors of the logarithm and their stated deviations, each layer unseen: (keys,) each."""
         errors, deviations = np.empty(len(keys)), np.empty(len(keys))
         features = np.array([_features(key) for key in keys])
         kinds = _rows_by_kind(keys)
-        for train, test in KFold(min(_FOLDS, len(keys)), shuffle=True, random_state=seed).split(log_ms):
+        for train, test in KFold(min(_FOLDS, len(keys)), shuffle=True, random_state=_SEED).split(log_ms):
             physics = _Physics.fit([keys[row] for row in train], log_ms[train])
             predicted = physics.log_ms(keys)
             residuals = log_ms - predicted
@@ -198,15 +199,15 @@ def _shared_kernel() -> Kernel:
 class _Process:
     """One Gaussian process over standardised features."""
 
-    def __init__(self, features: Matrix, residuals: Vector, kernel: Kernel, seed: int) -> None:
+    def __init__(self, features: Matrix, residuals: Vector, kernel: Kernel) -> None:
         self._centre = features.mean(axis=0)
         self._scale = features.std(axis=0)
         self._scale[self._scale == 0] = 1
-        chosen = np.random.default_rng(seed).permutation(len(residuals))[:_ROWS_FOR_LENGTH_SCALES]
+        chosen = np.random.default_rng(_SEED).permutation(len(residuals))[:_ROWS_FOR_LENGTH_SCALES]
         with warnings.catch_warnings():
             # A length scale at its bound only means that the feature does not matter.
             warnings.simplefilter("ignore", ConvergenceWarning)
-            process = GaussianProcessRegressor(kernel, normalize_y=True, random_state=seed)
+            process = GaussianProcessRegressor(kernel, normalize_y=True, random_state=_SEED)
             process.fit(self._standardise(features[chosen]), residuals[chosen])
         self._process = self._fit(process.kernel_, features, residuals)
 
