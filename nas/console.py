@@ -144,7 +144,8 @@ def search_progress(trials: int) -> Iterator[Callable[[SearchProgress], None]]:
             parts = [f"{progress.done:,}/{progress.total:,}"]
             if best is not None:
                 unit = "" if best.source == "proxy" else " %"
-                parts.append(f"best {best.top1:.2f}{unit} at {latency_text(best.latency_ms)}")
+                spread = f" ± {best.deviation:.2f}" if best.deviation else ""
+                parts.append(f"best {best.top1:.2f}{spread}{unit} at {latency_text(best.latency_ms)}")
             if progress.seconds_left is not None:
                 parts.append(f"{progress.seconds_left:.0f} s left")
             parts += [

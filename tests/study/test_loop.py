@@ -136,12 +136,15 @@ def test_a_reference_known_under_another_name_is_not_evaluated_again() -> None:
 def test_progress_tells_the_best_within_the_budget() -> None:
     seen: list[Progress] = []
     study = memory_study()
-    result = search(study, MadeUpAccuracy(), trials=25, budget_ms=2.0, progress=seen.append)
+    told: dict[str, Any] = {"objective": pareto(caution=2.0), "progress": seen.append}
+    result = search(study, MadeUpAccuracy(), trials=25, budget_ms=2.0, **told)
     last = seen[-1]
     assert last == result.progress
     feasible = [trial for trial in study.trials if trial.user_attrs["latency_ms"] <= 2.0]
     assert last.best is not None
+    # As reports state it: caution is for choosing.
     assert last.best.top1 == max(trial.user_attrs["top1"] for trial in feasible)
+    assert last.best.deviation == 0.5
     assert (last.done, last.total) == (25, 25)
     assert 0 < last.hypervolume < 1
 
