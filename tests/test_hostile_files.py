@@ -113,6 +113,9 @@ _CASES: list[tuple[str, Change]] = [
     ("whole_models", _value(r"\"resolution\": 64", '"resolution": 96')),
     ("study", _value('"name":"mobilenet_v3_small"', '"name":"../../x"')),
     ("continued", _value(r"\"space\":", '"spaces":')),
+    ("continued", _value('"fingerprint":', '"fingerprint":7,"f":')),
+    ("database_continued", _value('"direction": "MINIMIZE"', '"direction": "MAXIMIZE"')),
+    ("database_continued", _value(r'\["trial_values", [^\n]*\n', "")),
     ("ofa", _value("2 2 2 2 2", "9" * 5_000 + " 2 2 2 2")),
     ("ofa", _value("224", "9" * 5_000)),
     ("architecture", _value("classes: 10", "classes: 1000000")),  # a classifier of 4 GB

@@ -299,6 +299,7 @@ def open_study(
     except DuplicatedStudyError:
         study = optuna.load_study(study_name=name, storage=storage)
         try:
+            _check_directions(study, setting)
             if not _is_begun(study):
                 _describe(study, setting)
             _agree(study, setting)
@@ -359,21 +360,29 @@ def _is_begun(study: optuna.Study) -> bool:
         time.sleep(0.2)
 
 
+def _check_directions(study: optuna.Study, setting: StudySetting) -> None:
+    """Check that a study has the objectives wanted, before anything is written into it.
+
+    Raises:
+        StudyMismatchError: if it has others.
+    """
+    existing = tuple(direction.name.lower() for direction in study.directions)
+    if existing != setting.objective.directions:
+        raise StudyMismatchError(
+            f"study {study.study_name!r} has the directions {', '.join(existing)}, not "
+            f"{', '.join(setting.objective.directions)}: give the new study another name"
+        )
+
+
 def _agree(study: optuna.Study, setting: StudySetting) -> None:
     """Check that a study is the one wanted.
 
     Raises:
         StudyMismatchError: naming the first difference.
     """
-    name = study.study_name
-    existing = tuple(direction.name.lower() for direction in study.directions)
-    if existing != setting.objective.directions:
-        raise StudyMismatchError(
-            f"study {name!r} has the directions {', '.join(existing)}, not "
-            f"{', '.join(setting.objective.directions)}: give the new study another name"
-        )
-    attributes = study.user_attrs
-    kept, wanted = attributes["fingerprint"], setting.wanted
+    name, attributes = study.study_name, study.user_attrs
+    gate = Gate(f"the study {name!r}", StudyMismatchError, "give the new study another name")
+    kept, wanted = gate.mapping(attributes["fingerprint"], "fingerprint"), setting.wanted
     if _LAYERS in attributes:
         # What the shared table holds by now is nothing to a study that carries its own layers.
         kept, wanted = _without_content(kept), _without_content(wanted)
