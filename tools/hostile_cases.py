@@ -171,6 +171,8 @@ PLACES = {
 _SAME_AS_ANOTHER = "the same as another kind"
 _SAME = {"space_hydra": "space"}
 _LONGEST_LINE = 500
+# Where files want something written; of this process alone.
+_PLANTED = b"/tmp/PWNED-%d" % os.getpid()
 # By the clock: somebody may stop all of this for minutes.
 _LONGEST_S = 900
 
@@ -249,12 +251,12 @@ KINDS: dict[str, Callable[[bytes, Path], None]] = {
     "zip": _text(lambda seed, _: b"PK\x03\x04" + seed),
     "tag": _other(_STRING, b'!!python/object/apply:os.system ["touch PWNED"]'),
     "directive": _text(lambda seed, _: b"%YAML 9.9\n%TAG ! tag:x,2000:\n---\n" + seed),
-    "package": _text(lambda seed, _: b"# @package _global_\nhydra: {run: {dir: /tmp/PWNED}}\n" + seed),
+    "package": _text(lambda seed, _: b"# @package _global_\nhydra: {run: {dir: %s}}\n%s" % (_PLANTED, seed)),
     "target": _text(lambda seed, _: seed + b"\n_target_: os.system\n_args_: [touch PWNED]\n"),
     "aliases": _text(lambda seed, _: b"a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b, *c]\n" + seed),
     "interpolation": _other(_STRING, b"${oc.env:HOME}"),
     "parent": _other(_STRING, b"../../outside/new"),
-    "absolute": _other(_STRING, b"/tmp/PWNED"),
+    "absolute": _other(_STRING, _PLANTED),
     "script": _other(_STRING, b"<script>alert(1)</script>"),
     "quotes": _other(_STRING, b"' onload=x &amp;"),
     "markup": _other(_STRING, b"[bold red]x[/] [link=file:///x]y[/nothing]"),
@@ -321,7 +323,7 @@ def outcome_of(
         problems.append("an escape sequence reached the terminal")
     if before != _beside(folder):
         problems.append("wrote outside its folder")
-    if Path("/tmp/PWNED").exists() or list(folder.rglob("PWNED*")):  # noqa: S108
+    if Path(os.fsdecode(_PLANTED)).exists() or list(folder.rglob("PWNED*")):
         problems.append("ran what the file said")
     shutil.rmtree(folder)
     return (errors[0] if errors else "accepted"), problems
