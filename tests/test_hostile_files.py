@@ -114,6 +114,7 @@ _CASES: list[tuple[str, Change]] = [
     ("study", _value('"name":"mobilenet_v3_small"', '"name":"../../x"')),
     ("continued", _value(r"\"space\":", '"spaces":')),
     ("continued", _value('"fingerprint":', '"fingerprint":7,"f":')),
+    ("database", _value(r'budget_margin\\": 0\.05', r"budget_margin\": NaN")),
     ("database_continued", _value('"direction": "MINIMIZE"', '"direction": "MAXIMIZE"')),
     ("database_continued", _value(r'\["trial_values", [^\n]*\n', "")),
     ("ofa", _value("2 2 2 2 2", "9" * 5_000 + " 2 2 2 2")),

@@ -18,6 +18,7 @@ from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from search_spaces.errors import InputError, masked
+from search_spaces.gate import MEGABYTE, Gate
 
 if TYPE_CHECKING:
     from optuna.storages._rdb.models import TrialModel
@@ -27,6 +28,8 @@ _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
 _POLL_S = 0.5
+# Of an attribute: tables of latencies are texts in it.
+_LONGEST_TEXT = 16 * MEGABYTE
 # A mistyped address is told from a server that restarts by nothing but time.
 _LONGEST_OPENING_S = 90.0
 # System attribute of a trial: tells one that was created from one whose creation was cut off.
@@ -186,7 +189,10 @@ def _patient(method: Callable[Concatenate[PatientStorage, _P], _T]) -> Callable[
     @functools.wraps(method)
     def waiting(self: PatientStorage, *args: _P.args, **kwargs: _P.kwargs) -> _T:
         try:
-            return self.until_it_answers(functools.partial(method, self, *args, **kwargs))
+            found = self.until_it_answers(functools.partial(method, self, *args, **kwargs))
+            if method.__name__ == "get_study_user_attrs":  # as of a study file, whose records are looked at
+                Gate(f"the study storage {self._name}", StorageError).plain(found, longest_text=_LONGEST_TEXT)
+            return found
         except StorageError:
             raise
         except Exception as error:

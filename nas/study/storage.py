@@ -382,7 +382,8 @@ def _agree(study: optuna.Study, setting: StudySetting) -> None:
     """
     name, attributes = study.study_name, study.user_attrs
     gate = Gate(f"the study {name!r}", StudyMismatchError, "give the new study another name")
-    kept, wanted = gate.mapping(attributes["fingerprint"], "fingerprint"), setting.wanted
+    kept: dict[str, object] = {**gate.mapping(attributes["fingerprint"], "fingerprint")}
+    wanted = setting.wanted
     if _LAYERS in attributes:
         # What the shared table holds by now is nothing to a study that carries its own layers.
         kept, wanted = _without_content(kept), _without_content(wanted)
