@@ -177,8 +177,7 @@ def records(
         record = _check(where, values)
         # Of a new trial what is checked by then is most of it: parameters and their distributions.
         rest = [record.get(name) for name in _ATTRIBUTES] if record["op_code"] == 4 else [record]
-        # Of what is written \ud800, half a character may be all there is.
-        if b"\\ud" in line or b"\\uD" in line or not all(map(_is_flat, rest)):
+        if not all(map(_is_flat, rest)):
             where.plain(rest, longest_text=MAX_LINE)
         yield record
 
@@ -225,6 +224,9 @@ def _plain_json(line: bytes, gate: Gate) -> object:
         found, end = _DECODER.raw_decode(text)
         if end < len(text) and not text[end:].isspace():
             raise ValueError("more than one value")
+        # Of what is written \ud800, half a character may be all there is.
+        if b"\\ud" in line or b"\\uD" in line:
+            gate.plain(found, longest_text=MAX_LINE)
     except _NoNumberError as error:
         gate.no_number(str(error))
     return found
