@@ -8,17 +8,19 @@ from types import TracebackType
 # need takes seconds.
 if sys.argv and sys.argv[0].rpartition("/")[2] in ("-m", "mobilenet-nas"):
 
-    def _say_interrupted(
-        kind: type[BaseException], error: BaseException, trace: TracebackType | None
-    ) -> None:
-        """Say Ctrl-C in a line, also before a command has begun."""
-        if not issubclass(kind, KeyboardInterrupt):
-            sys.__excepthook__(kind, error, trace)
-            return
-        print("interrupted", file=sys.stderr)
-        os._exit(130)
+    def _say_in_a_line(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        """Say in a line what ends a command before it has begun: Ctrl-C, no place for temporary files."""
+        from nas.disk import NO_TEMPORARY, cannot_write
 
-    sys.excepthook = _say_interrupted
+        if isinstance(error, KeyboardInterrupt):
+            print("interrupted", file=sys.stderr)
+            os._exit(130)
+        if isinstance(error, OSError) and NO_TEMPORARY in str(error):
+            print(f"error: {cannot_write(error, 'a temporary file')}", file=sys.stderr)
+            os._exit(2)
+        sys.__excepthook__(kind, error, trace)
+
+    sys.excepthook = _say_in_a_line
 
 import importlib.metadata
 

@@ -21,7 +21,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from nas.console import PrintableConsole, print_in_any_locale
-from nas.disk import DISK_ERRORS, cannot_write
+from nas.disk import DISK_ERRORS, NO_TEMPORARY, cannot_write
 from nas.ending import Ending
 from nas.help import CONFIG_FOLDER, help_text
 from nas.measuring.rounds import MeasurementError
@@ -93,7 +93,7 @@ def command(
         errors.print(f"error: {_config_error(error)}", style="red")
         sys.exit(2)
     except OSError as error:
-        if error.errno not in DISK_ERRORS and not error.filename and "temporary directory" not in str(error):
+        if error.errno not in DISK_ERRORS and not error.filename and NO_TEMPORARY not in str(error):
             raise
         # Files of ours are named; what is left are the output, and files that libraries put aside.
         others = f"the standard output, or a temporary file in {os.environ.get('TMPDIR', '/tmp')}"  # noqa: S108

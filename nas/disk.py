@@ -18,6 +18,8 @@ DISK_ERRORS = {
     errno.EIO: "look after the disk",
     errno.EFBIG: "name a place on another file system",
 }
+# Python says so where no file can be made in any place for temporary ones.
+NO_TEMPORARY = "No usable temporary directory"
 _REMEDIES = {
     **DISK_ERRORS,
     errno.EISDIR: "move the folder away",
@@ -42,4 +44,6 @@ def cannot_write(error: OSError, path: Path | str, doing: str = "write") -> str:
 def remedy(error: OSError) -> str:
     """Advice to be put behind what was refused; empty where nothing is known."""
     what_to_do = _REMEDIES.get(error.errno or 0)
+    if NO_TEMPORARY in str(error):
+        what_to_do = "make room there, or set TMPDIR to another place"
     return f"; {what_to_do}, then type the same command again" if what_to_do else ""
