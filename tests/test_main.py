@@ -38,3 +38,24 @@ def test_a_command_explains_itself() -> None:
 def test_the_version(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     _main(monkeypatch, "--version")
     assert capsys.readouterr().out == f"mobilenet-nas {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "said"),
+    [
+        ("KeyboardInterrupt", 130, "interrupted\n"),
+        (
+            "FileNotFoundError(2, 'No usable temporary directory found in [...]')",
+            2,
+            "error: cannot write a temporary file: No usable temporary directory found in [...]; make room "
+            "there, or set TMPDIR to another place, then type the same command again\n",
+        ),
+    ],
+)
+@pytest.mark.parametrize("program", ["-m", "/usr/bin/mobilenet-nas"])
+def test_what_ends_a_command_before_it_has_begun_is_a_line(
+    program: str, raised: str, code: int, said: str
+) -> None:
+    loading = f"import sys; sys.argv[:1] = [{program!r}]; import nas; raise {raised}"
+    done = subprocess.run([sys.executable, "-c", loading], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (code, said)
