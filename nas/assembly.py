@@ -188,6 +188,7 @@ def accuracy_of(config: SearchConfig, space: SearchSpace) -> AccuracySource:
 
 
 def _imagenet(chosen: ImagenetConfig, config: SearchConfig, space: SearchSpace) -> AccuracySource:
+    unknown = uncovered_choices(space)
     path = Path(chosen.parameters) if chosen.parameters else SHIPPED_PARAMETERS
     predictor = Predictor.load(path, chosen.recipe)
     digests = {"parameters": _digest(path.read_bytes())}
@@ -196,7 +197,7 @@ def _imagenet(chosen: ImagenetConfig, config: SearchConfig, space: SearchSpace) 
         predictor = predictor.with_networks(networks)
         # The networks themselves: the CSV may only name their files.
         digests["extra"] = _digest(repr(networks).encode())
-    if unknown := uncovered_choices(space):
+    if unknown:
         warn(f"the ImageNet predictor cannot judge {'; '.join(unknown)}: networks with these are left out")
     penalty = dataclasses.asdict(chosen.int8_penalty)
     _check_penalty(penalty)

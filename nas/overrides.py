@@ -319,7 +319,7 @@ def _is_there(path: str) -> bool:
 def _parses(key: str, value: str) -> bool:
     try:
         OverridesParser.create().parse_override(f"{key}={value}")
-    except OverrideParseException:
+    except (OverrideParseException, ValueError):  # of a number of five thousand digits
         return False
     return True
 

@@ -449,7 +449,7 @@ class Gate:
             return read(value, self) if read else self.record(what, hint, value)
         if hint is float:
             return self.number(what, value, -_LARGEST_QUANTITY, _LARGEST_QUANTITY)
-        return self.string(what, value) if hint is str else self.integer(what, value)
+        return self.string(what, value, MAX_TEXT) if hint is str else self.integer(what, value)
 
 
 def _shown(value: object) -> str:

@@ -52,6 +52,10 @@ from tests.cases import QUICK, TINY_SPACE, Run, assert_drawn, refused
             ["cannot read the predictor no.safetensors"],
         ),
         (["hardware=rpi4", "search.trials=0"], ["search.trials must be at least 1"]),
+        (
+            ["hardware=rpi4", f"search.seed={'9' * 5_000}"],
+            ["search.seed", "could not be converted to Integer"],
+        ),
         (["hardware=rpi4", "search.minutes=0"], ["search.minutes must be positive"]),
         (["hardware=rpi4", "search.workers=0"], ["search.workers must be at least 1"]),
         (["hardware=rpi4", "search.caution=-1"], ["search.caution must be at least 0"]),

@@ -13,7 +13,7 @@ from nas.page.report_data import Report
 from nas.page.sentences import accuracy_label
 from nas.quantities import latency_text
 from nas.saving import write_atomically
-from search_spaces.errors import printable
+from search_spaces.errors import printable, shorten
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -138,7 +138,7 @@ def _draw(axes: Axes, report: Report) -> None:
             ha="center",
             fontsize=7,
         )
-    title = textwrap.fill(printable(" ".join(report.title.split())), _LABEL_CHARACTERS)
+    title = textwrap.fill(shorten(report.title), _LABEL_CHARACTERS)
     sources = {
         each: printable(", ".join(frame[f"{each}_source"].unique())) for each in ("latency", "accuracy")
     }

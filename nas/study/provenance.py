@@ -7,13 +7,13 @@ some of it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 import optuna
 
 from nas.accuracy.joint import JointPrediction
 from nas.latency.calibration import ErrorSummary
-from search_spaces.gate import Gate
+from search_spaces.gate import MEGABYTE, Gate
 from search_spaces.tasks import DEFAULT_CLASSES
 
 _ATTRIBUTE = "provenance"
@@ -168,7 +168,10 @@ class Provenance:
             InputError: of the gate's kind, if something in it is no such thing.
         """
         with gate.reading():
-            return gate.record(_ATTRIBUTE, cls, attributes.get(_ATTRIBUTE) or {})
+            found = gate.mapping(attributes.get(_ATTRIBUTE) or {}, _ATTRIBUTE)
+            # As long as a shell takes it: a list of many networks.
+            command = gate.string("command", found.get("command") or "", MEGABYTE)
+            return replace(gate.record(_ATTRIBUTE, cls, {**found, "command": None}), command=command or None)
 
     def keep(self, study: optuna.Study) -> None:
         """Put it into a study, in the place of an earlier one."""

@@ -396,6 +396,14 @@ def test_bad_lines_of_own_networks_are_named(
         read_extra(_extra(tmp_path, **change), predictor.recipe_names, "scratch")
 
 
+def test_more_networks_than_can_be_learnt_from_are_refused(tmp_path: Path) -> None:
+    # A file of 40 kilobytes took 27 s and 700 MB, one of 8 MB would have taken terabytes.
+    path = tmp_path / "extra.csv"
+    path.write_text("architecture,top1\n" + "mobilenet_v2,70\n" * 1_001)
+    with pytest.raises(AccuracyDataError, match="holds 1,001 networks, at most 1,000 can be learnt from"):
+        read_extra(path, None, "scratch")
+
+
 PUBLISHED = {
     "stem": {"channels": 16, "activation": "hswish", "kernel": 3},
     "blocks": [["inverted_residual", 3, 16, 64, 24, 2, "relu", False, True, 0]] * 1

@@ -63,6 +63,14 @@ def test_words_of_a_study_that_no_page_can_repeat_are_one_line(count: object, tm
     assert [each.name for each in tmp_path.iterdir() if each.name[0] != "."] == ["study.journal"]
 
 
+def test_a_command_of_any_length_is_shown(tmp_path: Path) -> None:
+    made_up_study(tmp_path, trials=1)
+    study = writable(tmp_path)
+    command = f"python -m nas.search search.references=[{','.join(f'{n}.yaml' for n in range(3_000))}]"
+    study.set_user_attr("provenance", {"command": command, "latency": {"title": "board " * 1_500}})
+    assert command in write_report(tmp_path, study).html.read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("name", ["report.html", "pareto.png", "labels.txt", "bundles"])
 def test_what_a_report_cannot_replace_is_said_first(name: str, tmp_path: Path) -> None:
     folder = tmp_path / "study"
