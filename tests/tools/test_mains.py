@@ -73,6 +73,9 @@ def test_readers_are_fed_damaged_files(
 def test_a_long_study_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(long_study_benchmark, "_SIZES", (1,))
     monkeypatch.setattr(long_study_benchmark, "_MEMBERS", (300,))
+    monkeypatch.setattr(long_study_benchmark, "_SEARCHED", 20)
+    # In this process: each of its own takes seconds to import what it needs.
+    monkeypatch.setattr(long_study_benchmark, "alone", lambda function, *arguments: function(*arguments))
     _arguments(monkeypatch, "--trials", "60", "--output", str(tmp_path / "long"))
     long_study_benchmark.main()
     found = json.loads((tmp_path / "long.json").read_text())
