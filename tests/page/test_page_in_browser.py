@@ -219,7 +219,7 @@ def test_two_studies_share_a_page(browser: Browser, page: Path, tmp_path: Path, 
     assert browser.evaluate(f"{tables}.map(t => t.scrollWidth <= t.clientWidth)") == [True] * 4
     # References that lie in one place are named once.
     assert sorted(each.text for each in browser.all("#pareto text.reference")) == sorted(
-        name.removeprefix("mobilenet_") if width == 390 else name for name in REFERENCES
+        name.removeprefix("mobilenet_") for name in REFERENCES
     )
     assert len(browser.all(".frontline.two")) == 2
     one, other = (each.text for each in browser.all("#pair h3"))

@@ -205,19 +205,19 @@
   }
 
   // Names beside their diamonds, at the other side or moved until they cover no other name and, if it can be, no
-  // point of the front; without their common beginning where there is little room. Networks of other libraries come last, and go unnamed where there is none.
+  // point of the front; without the beginning that all have. Networks of other libraries come last, and go unnamed where there is none.
   function labelReferences(group, items, front, box) {
     const ink = document.createElement("canvas").getContext("2d");
     ink.font = `600 12px ${getComputedStyle(document.body).fontFamily}`;
     const taken = items.map(([px, py]) => [px - 7, py + 4, 14]);
-    const narrow = box.right < 560 && items.every((item) => item[2].startsWith("mobilenet_"));
+    const alike = items.every((item) => item[2].startsWith("mobilenet_"));
     const named = []; // in a comparison the same reference may lie in one place twice
     const foreign = (item) => item[2].includes(":");
     for (const item of items.sort((a, b) => foreign(a) - foreign(b) || a[1] - b[1])) {
       const [px, py, name] = item;
       if (named.some(([x, y, other]) => other === name && Math.hypot(x - px, y - py) < 8)) continue;
       named.push([px, py, name]);
-      const text = narrow ? name.slice("mobilenet_".length) : name.split(":").at(-1), width = ink.measureText(text).width;
+      const text = alike ? name.slice("mobilenet_".length) : name.split(":").at(-1), width = ink.measureText(text).width;
       const starts = [px + 12, px - 12 - width].filter((x) => x >= box.left && x + width <= box.right);
       if (!starts.length) starts.push(px < (box.left + box.right) / 2 ? px + 12 : px - 12 - width);
       const places = [0, 9, -9, 16, -16, 24, -24, 32].flatMap((shift) => starts.map((x) => [x, py + 4 + shift]));
