@@ -32,6 +32,7 @@ from nas.latency.validation import (
 )
 from nas.measuring.conditions import PACKAGES
 from nas.runtimes.runtime import Runtime
+from nas.saving import check_folder
 from nas.settings import (
     ROUNDS,
     Chosen,
@@ -96,6 +97,8 @@ def main(config: ValidateConfig) -> None:
     if settings.kit:
         check_kit(Path(settings.kit), "validate.kit")
         runtime.check_board()
+    else:  # the card goes there, after minutes of measuring
+        check_folder(folder, "profile.folder", overwrite=True)
     if settings.kit or settings.import_file:
         _by_kit(settings, board, runtime, space, references, folder, profiling.seed)
         return

@@ -97,6 +97,7 @@ def test_bad_input_is_one_clear_line(
         ("profile", "profile.kit=folder", "profile.kit=folder is a folder"),
         ("profile", "profile.kit=file", "file exists already: give another profile.kit, or move it away"),
         ("validate", "validate.kit=file/kit.zip", "is no folder that can be written to"),
+        ("validate", "profile.folder=file", "is no folder that can be written to"),
         ("search", "study.folder=file", "is no folder that can be written to"),
         ("compare", "compare.output=file", "compare.output=file is a file"),
         ("compare", "compare.output=/proc/new", "compare.output=/proc/new cannot be written"),
