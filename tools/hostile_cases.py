@@ -385,6 +385,8 @@ def _prepared(template: Path, known: Mapping[str, Reader]) -> None:
     ):
         code, printed, _ = run(words, template)
         assert code == 0, printed
+    # It would keep every other training from beginning.
+    (template / "training.safetensors").unlink(missing_ok=True)
     (template / "tiny.yaml").write_text(
         SearchSpace.from_yaml(template / "space.yaml").sample(random.Random(0)).to_yaml()
     )
@@ -407,6 +409,7 @@ def main() -> None:
     parser.add_argument("--invented", action="store_true", help="each place with each kind")
     parser.add_argument("--places", default="", help="names, with commas between; all by default")
     parser.add_argument("--kinds", default="", help="names, with commas between; all by default")
+    parser.add_argument("--shuffled", action="store_true", help="in random order, to be stopped at any time")
     arguments = parser.parse_args()
     places, kinds = (
         [each for each in text.split(",") if each] for text in (arguments.places, arguments.kinds)
@@ -426,6 +429,8 @@ def main() -> None:
         cases = [*_kept(arguments.files)] if arguments.files else []
         if arguments.invented:
             cases += _invented(known, places, kinds)
+        if arguments.shuffled:
+            random.Random(0).shuffle(cases)
         for name, place, make in cases:
             began = os.times()
             said, problems = outcome_of(

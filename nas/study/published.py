@@ -47,7 +47,8 @@ def publish_tables(
         references: by name, each with a published accuracy at its resolution.
         latency: of the study.
     """
-    found: dict[str, object] = dict(study.user_attrs.get(PUBLISHED) or {})
+    kept = study.user_attrs.get(PUBLISHED)
+    found: dict[str, object] = {**kept} if isinstance(kept, dict) else {}
     for name, architecture in references.items():
         counted, known = cost(architecture), latency.latency(architecture)
         found[name] = {

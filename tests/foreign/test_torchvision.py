@@ -21,7 +21,7 @@ from nas.page.reading import report_of
 from nas.page.sentences import gain, saving
 from nas.runtimes.runtime import Runtime
 from nas.searching import timing
-from nas.study.published import publish, publish_tables
+from nas.study.published import PUBLISHED, publish, publish_tables
 from nas.study.trial import KnownLatency, remeasure
 from search_spaces.layers import layer_keys
 from search_spaces.references import reference
@@ -153,6 +153,9 @@ def test_tables_that_nothing_here_judges_stand_beside_the_front_and_are_timed(tm
     frame = measured.frame()
     assert frame.energy_mj.dropna().tolist() == [61.25]
     assert f'"energies_mj":{{"{measured.positions[timed.trial]}":61.25}}' in payload([measured])
+    study.set_user_attr(PUBLISHED, [1])  # of a study that somebody made up
+    publish_tables(study, {"mobilenetv4_conv_small": small}, MadeUpLatency())
+    assert [*study.user_attrs[PUBLISHED]] == ["mobilenetv4_conv_small"]
 
 
 def test_a_search_times_them_in_as_many_rounds_as_its_layers(
