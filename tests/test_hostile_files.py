@@ -129,6 +129,8 @@ _CASES: list[tuple[str, Change]] = [
     ("pth", _whole(b"cos\nsystem\n(S'touch PWNED'\ntR.")),
     ("pth", lambda content: content[:100]),
     ("pth", _whole(b"")),
+    ("pth", lambda content: content.replace(b"torch._utils", b"torch." + b"a" * 20_000)),
+    ("predictor", _note(r'(?<="scales\.length":\{"dtype":"F64","shape":\[)64', "8,8")),
     ("fashion", _value(r"\x00\x00\x00\x14", "\0\0\0\x13")),
     ("sqlite", lambda content: content[:5_000]),
     ("database", _value("COMPLETE", "FINISHED")),
@@ -191,6 +193,10 @@ def test_a_table_with_a_latency_that_is_none_is_never_written(tmp_path: Path) ->
         with pytest.raises(TableError, match="is no latency"):
             good.with_entries({key: Entry(latency_ms, 0.1, 40, "measured")}).save(tmp_path)
         assert LatencyTable.load(tmp_path).entries == good.entries
+
+
+def test_a_lock_that_nests_without_end_names_nobody(by_name: dict[str, Reader], tmp_path: Path) -> None:
+    assert by_name["lock"].read(b"[" * 9_000, tmp_path) == "another process"
 
 
 def test_a_board_that_says_too_much_is_not_listened_to(monkeypatch: pytest.MonkeyPatch) -> None:
