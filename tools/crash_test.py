@@ -674,7 +674,7 @@ def _kilobytes(folder: Path) -> int:
 
 def _said_once(code: int, printed: str) -> list[str]:
     """Faults in what a command said of a full disk: a line with the file, why, and what to do."""
-    said = r"cannot write \S.*: No space left on device; |\S+=\S+ needs about .*: "
+    said = r"cannot (?:write|use) \S.*: No space left on device; |\S+=\S+ needs about .*: "
     right = len(re.findall(rf"(?m)^(?:error: )?(?:{said})make room there", printed))
     if "Traceback" in printed or "Exception ignored" in printed or right != (code != 0):
         return [f"exit code {code}: {printed.strip()[-600:]}"]
