@@ -13,8 +13,8 @@ DISK_ERRORS = {
     errno.ENOSPC: "make room there",
     errno.EDQUOT: "make room there, or have the quota raised",
     errno.EROFS: "name a place that can be written to",
-    errno.EACCES: "name a place that can be written to, or change its permissions",
-    errno.EPERM: "name a place that can be written to, or change its permissions",
+    errno.EACCES: "change its permissions, or name another place",
+    errno.EPERM: "change its permissions, or name another place",
     errno.EIO: "look after the disk",
     errno.EFBIG: "name a place on another file system",
 }

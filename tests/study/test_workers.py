@@ -98,7 +98,6 @@ def test_workers_end_with_the_process_that_started_them(by: signal.Signals, tmp_
     started = subprocess.Popen(
         [sys.executable, "-c", code + "search(pathlib.Path(sys.argv[1]))", str(tmp_path)],
         cwd=Path(__file__).parents[2],
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         stderr=subprocess.PIPE,
         text=True,
     )
