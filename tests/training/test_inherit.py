@@ -1,17 +1,20 @@
 import os
 import re
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import timm
 import torch
+import torchvision
 from torch import nn
 
 from nas.network import Network, WeightsError
-from nas.tensors import write_tensors
+from nas.tensors import _MOST_BYTES, read_state_dict, write_tensors
 from nas.training.inherit import inherit
-from nas.training.pretrained import pretrained, table_note
+from nas.training.pretrained import _DIGEST, pretrained, table_note
+from search_spaces.gate import Gate
 from search_spaces.references import reference
 
 SMALL = reference("mobilenet_v3_small_050", 64, 10)
@@ -178,6 +181,22 @@ def test_what_lies_in_the_cache_of_torchvision_is_not_unpickled(
     with pytest.raises(WeightsError, match="holds no tensors"):
         pretrained("mobilenet_v3_small")
     assert not (tmp_path / "run").exists()
+
+
+def test_weights_of_each_classifier_of_torchvision_can_be_a_teacher() -> None:
+    for name in torchvision.models.list_models(module=torchvision.models):
+        weights = torchvision.models.get_model_weights(name).DEFAULT
+        assert len(_DIGEST.findall(Path(weights.url).name)) == 1, name
+        assert weights.meta.get("_file_size", 0) * 2**20 < _MOST_BYTES, name
+
+
+def test_words_over_which_torch_takes_minutes_are_refused_before_an_archive_too(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pth"
+    torch.save({"x" * 301: torch.ones(2)}, path, _use_new_zipfile_serialization=False)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("a", "")
+    with pytest.raises(WeightsError, match="holds a word of more than 300 characters"):
+        read_state_dict(path, Gate(str(path), WeightsError))
 
 
 def test_efficientnet_lite0_answers_as_timms_network_does_with_the_same_weights() -> None:
