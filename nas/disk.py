@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 from pathlib import Path
 
-# What a disk says, and what to do then: anything else that the system refuses is a fault of ours.
+# What a disk says, and what to do then; without the name of a file anything else is a fault of ours.
 DISK_ERRORS = {
     errno.ENOSPC: "make room there",
     errno.EDQUOT: "make room there, or have the quota raised",

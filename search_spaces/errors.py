@@ -44,10 +44,10 @@ def _without_secret(found: re.Match[str]) -> str:
     return f"{name}=***" if _SECRET.search(unquote(name)) else found[0]
 
 
-def is_text(name: str) -> bool:
-    """False of a file's or folder's name with bytes that are no text, which no page can hold, nor a note."""
+def is_text(text: str) -> bool:
+    """False of what holds half characters, as names of files with bytes that are no text: no page can."""
     try:
-        name.encode()
+        text.encode()
     except UnicodeEncodeError:
         return False
     return True
