@@ -68,6 +68,11 @@ def is_plain_name(name: object) -> bool:
     return isinstance(name, str) and _NAME.fullmatch(name) is not None and ".." not in name
 
 
+def is_label(text: str) -> bool:
+    """True if a text can name a network and its files: printable, without slashes, 100 characters at most."""
+    return text.isprintable() and "/" not in text and text not in ("", ".", "..") and len(text) <= 100
+
+
 def check_name(name: str) -> None:
     """Refuse a name of hardware that would be a path, an option or a piece of a command.
 

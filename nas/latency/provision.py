@@ -18,7 +18,7 @@ from nas.saving import HeldError, hold
 from nas.shell import measuring_line
 from search_spaces.architecture import Architecture
 from search_spaces.blocks import ArchitectureError
-from search_spaces.gate import check_name
+from search_spaces.gate import check_name, is_label
 from search_spaces.layers import layer_keys, reachable_layer_keys
 from search_spaces.references import FAMILIES, canonical_name, is_reference, reference
 from search_spaces.space import SearchSpace
@@ -127,7 +127,7 @@ def reference_architectures(
 
     Raises:
         UnknownReferenceError: if a name is not of the family.
-        ArchitectureError: if a table of one's own cannot be read or has other classes.
+        ArchitectureError: if a table of one's own cannot be read, or has other classes or no usable name.
     """
     side = resolution or (224 if 224 in space.resolutions else max(space.resolutions))
     found: dict[str, Architecture] = {}
@@ -135,9 +135,12 @@ def reference_architectures(
         if name.endswith((".yaml", ".yml")):
             path = Path(name).expanduser()
             # Beside V2 itself, a file called mobilenet_v2.yaml is somebody's own.
-            found[f"own_{path.stem}" if is_reference(path.stem) else path.stem] = _own_network(
-                path, space.classes
-            )
+            label = f"own_{path.stem}" if is_reference(path.stem) else path.stem
+            if not is_label(label):
+                raise ArchitectureError(
+                    f"the name of {name} holds what does not show, or more than 100 characters: rename it"
+                )
+            found[label] = _own_network(path, space.classes)
         else:
             found[canonical_name(name)] = reference(name, side, space.classes)
     return found

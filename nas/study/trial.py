@@ -27,7 +27,7 @@ from optuna.trial import FrozenTrial, TrialState
 from nas.accuracy.source import Accuracy, AccuracySource, Judgement
 from nas.latency.table import MAX_MS
 from search_spaces.architecture import MAX_RESOLUTION, Architecture
-from search_spaces.gate import Gate
+from search_spaces.gate import Gate, is_label
 
 TrialKind = Literal["candidate", "reference", "refinement"]
 _KINDS: tuple[TrialKind, ...] = get_args(TrialKind)
@@ -143,7 +143,7 @@ class Trial:
 def _name(gate: Gate, value: object) -> str:
     """The name of a reference, which files of what is trained of it are called after."""
     name = gate.string("name", value, 100)
-    if not name.isprintable() or "/" in name or name in ("", ".", ".."):
+    if not is_label(name):
         gate.fail(f"holds a reference {name!r}, which is no name")
     return name
 

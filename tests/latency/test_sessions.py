@@ -20,6 +20,7 @@ from nas.measuring.progress import ProfileProgress
 from nas.measuring.rounds import Journal, Runner
 from nas.runtimes.runtime import ENGINES, Runtime, RuntimeName
 from nas.runtimes.subject import Precision, Subject
+from search_spaces.blocks import ArchitectureError
 from search_spaces.errors import InputError
 from search_spaces.layers import layer_keys, reachable_layer_keys
 from search_spaces.references import reference
@@ -38,6 +39,14 @@ def small_space(mobilenet_space: SearchSpace) -> SearchSpace:
 def plan_of(space: SearchSpace, max_keys: int | None, networks: int) -> Plan:
     """The plan that many tests measure."""
     return make_plan(space, [], TableEffort(max_keys, networks))
+
+
+@pytest.mark.parametrize("stem", ["my\u00a0net", "a" * 101])
+def test_a_network_whose_name_no_study_takes_is_refused(small_space: SearchSpace, stem: str) -> None:
+    with pytest.raises(
+        ArchitectureError, match=r"^the name of .+ holds what does not show, or .+: rename it$"
+    ):
+        reference_architectures(small_space, [f"{stem}.yaml"])
 
 
 def test_a_plan_without_limit_measures_every_reachable_layer(small_space: SearchSpace) -> None:
