@@ -21,6 +21,8 @@ from search_spaces.gate import MEGABYTE, Gate
 _PICKLES_IN_A_ROW = 5
 # The largest classifier that torchvision has weights of, a teacher, takes 2,600 MB.
 _MOST_BYTES = 3_000 * MEGABYTE
+# No weight has more, and torch takes seconds to refuse many.
+_MOST_DIMENSIONS = 8
 # By which torch tells an archive, whatever lies behind.
 _ARCHIVE = b"PK\x03\x04"
 
@@ -52,8 +54,13 @@ def _read(path: Path, gate: Gate, notes_alone: bool = False) -> tuple[dict[str, 
         pass
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            wanted = [] if notes_alone else file.keys()
+            wanted = [] if notes_alone else list(file.keys())
+            for name in wanted:
+                if (count := len(file.get_slice(name).get_shape())) > _MOST_DIMENSIONS:
+                    gate.fail(f"holds a tensor of {count} dimensions in {name!r}")
             return {name: file.get_tensor(name) for name in wanted}, file.metadata() or {}
+    except gate.error:
+        raise
     except OSError as error:
         gate.unreadable(error.strerror or error)
     except (safetensors.SafetensorError, ValueError, TypeError, RuntimeError, MemoryError) as error:
